@@ -1,0 +1,70 @@
+"""The whole contract between a method and everything that runs, measures or places it.
+
+A method describes one training step as a sequence of programs. The training loop runs them in order, `memory` lowers
+them for any target and `parallel` places them on devices; none of the three knows a method by name.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+StatePart = Any
+"""A pytree that one program owns: parameters, statistics and optimizer state."""
+
+State = dict[str, StatePart]
+"""Everything that training changes, by the name of the program that owns it: what a checkpoint holds."""
+
+Metrics = dict[str, Float[Array, ""]]
+"""Means over the batch, by name. Every program gives at least `loss`."""
+
+Function = Callable[
+    [StatePart, tuple[StatePart, ...], tuple[jax.Array, ...], PRNGKeyArray],
+    tuple[StatePart, tuple[jax.Array, ...], Metrics],
+]
+"""`(own part, frozen parts, tensors read, rng) -> (own part, tensors written, metrics)`, pure."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One compiled piece of a training step; of ContSup one a module, of most methods one in all.
+
+    Attributes:
+        name: such as `module03`; also the part of the state that the program owns and updates.
+        key: programs with equal keys compute the same function and share one executable.
+        function: see `Function`. Tensors are read and written in the order of `reads` and `writes`.
+        reads: names of tensors handed on; `images` and `labels` come from the batch. The batch is every such tensor's
+            leading dimension.
+        writes: names of tensors handed on to later programs.
+        frozen: parts of the state that are only read (a teacher).
+    """
+
+    name: str
+    key: Hashable
+    function: Function
+    reads: tuple[str, ...]
+    writes: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What every way to train gives: end to end, ContSup, and whatever comes."""
+
+    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"]) -> State:
+        """A fresh state; of `images` only shape and dtype count."""
+        ...
+
+    def programs(self) -> tuple[Program, ...]:
+        """One training step, in the order in which its programs run on one device."""
+        ...
+
+    def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch k"]:
+        """What is deployed, in evaluation mode: no local heads, connectors or teachers."""
+        ...
+
+    def deployed(self, state: State) -> Mapping[str, Any]:
+        """The parameters that `logits` uses."""
+        ...

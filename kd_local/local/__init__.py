@@ -1,0 +1,23 @@
+"""Cut: gradient-isolated local learning, and end-to-end training beside it."""
+
+from kd_local.local.contexts import Context
+from kd_local.local.contsup import ContSup
+from kd_local.local.cut import CutNetwork, LocalModule, LocalOutputs, cut
+from kd_local.local.end_to_end import EndToEnd
+from kd_local.local.heads import HEADS
+from kd_local.local.losses import LOSSES
+from kd_local.local.partition import check_boundaries, equal_layers
+
+__all__ = [
+    "HEADS",
+    "LOSSES",
+    "ContSup",
+    "Context",
+    "CutNetwork",
+    "EndToEnd",
+    "LocalModule",
+    "LocalOutputs",
+    "check_boundaries",
+    "cut",
+    "equal_layers",
+]

@@ -1,0 +1,126 @@
+"""Context supply: what a module gets besides its input, and the small networks that bring it into shape.
+
+    h^c_{l-1} = h_{l-1} + sum over the contexts c of module l of M(c)
+
+Reference: Yu et al., "Go beyond End-to-End Training: Boosting Greedy Local Learning with Context Supply" (arXiv
+2312.07636). Not optimal yet: the image's encoder convolves at full resolution at every boundary, as the authors' does.
+"""
+
+import re
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kd_local.models.layers import ConvNorm, DType
+
+IMAGES = "images"
+
+
+def supplied(module: int) -> str:
+    """The name of the tensor h^c: the input of that module, its contexts added."""
+    return f"supplied{module}"
+
+
+def features(module: int) -> str:
+    """The name of the tensor h: the output of that module."""
+    return f"features{module}"
+
+
+@dataclass(frozen=True)
+class Context:
+    """Which contexts a module gets: the n most recent inputs of finished modules (Rn), the image (E), or both."""
+
+    recent: int
+    image: bool
+
+    @classmethod
+    def parse(cls, name: str) -> "Context":
+        """From the paper's names: R0, E, R1, R1E, or Rn / RnE with n >= 1.
+
+        Raises:
+            ValueError: any other name.
+        """
+        match = re.fullmatch(r"E|R(0|[1-9][0-9]*)(E?)", name)
+        if match is None or name == "R0E":
+            raise ValueError(f"unknown context {name!r}: use R0, E, R1, R1E, or Rn / RnE with n >= 1")
+        return cls(recent=int(match[1] or 0), image=name.endswith("E"))
+
+    def sources(self, module: int) -> tuple[str, ...]:
+        """Names of the tensors that are the context of a module, counted from 0, the image first, then the most
+        recent. With the image supplied anyway, the first module's input (the image) is not supplied again."""
+        if module == 0:
+            return ()
+        sources = [IMAGES] if self.image else []
+        for previous in range(module - 1, max(module - 1 - self.recent, -1), -1):
+            if previous > 0:
+                sources.append(supplied(previous))
+            elif not self.image:
+                sources.append(IMAGES)
+        return tuple(sources)
+
+    def networks(self, module: int, *, dtype: DType = None) -> tuple[nn.Module, ...]:
+        """The context networks of a module, one for each of its sources."""
+        sources = self.sources(module)
+        return tuple(
+            ImageEncoder(dtype=dtype) if self.image and i == 0 else FeatureEncoder(dtype=dtype)
+            for i in range(len(sources))
+        )
+
+
+class ImageEncoder(nn.Module):
+    """M of the mode E: two 3x3 convolutions (3->width->C), each with bias, batch normalisation and ReLU, at the
+    image's full resolution, then average pooling to the boundary's size."""
+
+    width: int = 12
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(
+        self, context: Float[Array, "batch hc wc cc"], like: Float[Array, "batch h w c"], *, train: bool
+    ) -> Float[Array, "batch h w c"]:
+        x = ConvNorm(self.width, use_bias=True, dtype=self.dtype, name="conv1")(context, train=train)
+        x = ConvNorm(like.shape[-1], use_bias=True, dtype=self.dtype, name="conv2")(x, train=train)
+        return average_pool_to(x, like.shape[1:3])
+
+
+class FeatureEncoder(nn.Module):
+    """M of the modes Rn: a 1x1 convolution with bias, batch normalisation and ReLU at the source's resolution, then
+    average pooling to the boundary's size."""
+
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(
+        self, context: Float[Array, "batch hc wc cc"], like: Float[Array, "batch h w c"], *, train: bool
+    ) -> Float[Array, "batch h w c"]:
+        x = ConvNorm(like.shape[-1], kernel_size=1, use_bias=True, dtype=self.dtype, name="conv")(
+            context, train=train
+        )
+        return average_pool_to(x, like.shape[1:3])
+
+
+def average_pool_to(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> Float[Array, "batch h w c"]:
+    """Average pooling to a smaller or equal size, each output the mean of the inputs that it overlaps.
+
+    Reference: PyTorch's `adaptive_avg_pool2d`; where the sizes divide, plain average pooling.
+    """
+    batch, height, width, channels = x.shape
+    if (height, width) == size:
+        return x
+    if height % size[0] == 0 and width % size[1] == 0:
+        factors = height // size[0], width // size[1]
+        return x.reshape(batch, size[0], factors[0], size[1], factors[1], channels).mean(axis=(2, 4))
+    rows = jnp.asarray(_averaging(height, size[0]), x.dtype)
+    columns = jnp.asarray(_averaging(width, size[1]), x.dtype)
+    return jnp.einsum("oh,nhwc,pw->nopc", rows, x, columns)
+
+
+def _averaging(inputs: int, outputs: int) -> np.ndarray:
+    matrix = np.zeros((outputs, inputs))
+    for i in range(outputs):
+        start, end = i * inputs // outputs, -(-(i + 1) * inputs // outputs)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix

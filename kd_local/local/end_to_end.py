@@ -1,0 +1,73 @@
+"""End-to-end training by back-propagation: what local learning is compared with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_local.contract import Metrics, Program, State
+from kd_local.local.losses import softmax
+from kd_local.networks import Network
+from kd_local.state import Part, new_part, update_part
+
+NAME = "network"
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Trains a network as a whole by the cross entropy of its logits.
+
+    With `remat`, only the blocks' outputs are kept for the backward pass and each block is computed again there:
+    less memory for more time (gradient checkpointing; Chen et al., arXiv 1604.06174).
+    """
+
+    network: Network
+    optimizer: optax.GradientTransformation
+    remat: bool = False
+
+    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"]) -> State:
+        """A fresh state of one part; of `images` only shape and dtype count."""
+        return {NAME: new_part(self.network.init(rng, images), self.optimizer)}
+
+    def programs(self) -> tuple[Program, ...]:
+        """One program for the whole step."""
+        return (
+            Program(
+                name=NAME,
+                key=self,
+                function=partial(_train_network, self),
+                reads=("images", "labels"),
+            ),
+        )
+
+    def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+        """The network's logits in evaluation mode."""
+        variables = {"params": state[NAME]["params"], "batch_stats": state[NAME]["batch_stats"]}
+        return self.network.apply(variables, images, train=False)[0]
+
+    def deployed(self, state: State) -> Mapping[str, Any]:
+        """All parameters."""
+        return state[NAME]["params"]
+
+
+def _train_network(
+    method: EndToEnd,
+    part: Part,
+    frozen: tuple[()],
+    tensors: tuple[jax.Array, ...],
+    rng: PRNGKeyArray,
+) -> tuple[Part, tuple[()], Metrics]:
+    images, labels = tensors
+
+    def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
+        variables = {"params": params, "batch_stats": part["batch_stats"]}
+        logits, statistics = method.network.apply(variables, images, train=True, remat=method.remat)
+        metrics = softmax(logits, labels)
+        return metrics["loss"], (statistics, metrics)
+
+    part, _, metrics = update_part(part, method.optimizer, objective)
+    return part, (), metrics

@@ -1,0 +1,90 @@
+"""Where a network is cut.
+
+Reference: the boundaries that the ContSup authors chose for ResNet-32 and ResNet-110 ("equal layers"; Yu et al., arXiv
+2312.07636, after InfoPro, Wang et al., ICLR 2021). For any other network and number of modules the cut closest to
+equal numbers of layers.
+"""
+
+from collections.abc import Sequence
+
+from kd_local.errors import unknown
+from kd_local.networks import Network
+
+RULES: tuple[str, ...] = ("equal",)
+
+
+def _blocks(text: str) -> tuple[str, ...]:
+    """`[1,4][2,4]`-like notation, "1.4 2.4": stage and block; stage 0 is the stem."""
+    pairs = [item.split(".") for item in text.split()]
+    return tuple("stem" if stage == "0" else f"stage{stage}/{block}" for stage, block in pairs)
+
+
+# By the number of blocks a stage: ResNet-32 has 5, ResNet-110 has 18.
+_EQUAL_LAYERS: dict[int, dict[int, tuple[str, ...]]] = {
+    5: {
+        2: _blocks("2.1"),
+        3: _blocks("1.4 2.4"),
+        4: _blocks("1.2 2.1 3.0"),
+        8: _blocks("1.0 1.2 1.4 2.1 2.3 3.0 3.2"),
+        16: _blocks("0.0 1.0 1.1 1.2 1.3 1.4 2.0 2.1 2.2 2.3 2.4 3.0 3.1 3.2 3.3"),
+    },
+    18: {
+        2: _blocks("2.8"),
+        3: _blocks("1.17 2.17"),
+        4: _blocks("1.11 2.7 3.3"),
+        8: _blocks("1.4 1.11 2.0 2.7 2.14 3.3 3.10"),
+        16: _blocks("1.1 1.4 1.7 1.10 1.13 1.16 2.1 2.4 2.7 2.11 2.15 3.1 3.5 3.9 3.13"),
+    },
+}
+
+
+def _is_cifar_resnet(network: Network, blocks: int) -> bool:
+    stages = [f"stage{stage}/{block}" for stage in (1, 2, 3) for block in range(blocks)]
+    return network.names == ("stem", *stages, "head")
+
+
+def equal_layers(network: Network, modules: int) -> tuple[str, ...]:
+    """The boundaries that cut a network into so many modules of about equally many layers.
+
+    Layers are counted by each block's `layers` (1 where it does not say): weight layers, shortcuts not counted.
+
+    Raises:
+        ValueError: fewer than one module, or more than the network has blocks.
+    """
+    if not 1 <= modules <= len(network):
+        raise ValueError(
+            f"{modules} modules for a network of {len(network)} blocks: use 1 to {len(network)}"
+        )
+    for blocks, table in _EQUAL_LAYERS.items():
+        if modules in table and _is_cifar_resnet(network, blocks):
+            return table[modules]
+    ends = []
+    total = 0
+    for _, block in network:
+        total += getattr(block, "layers", 1)
+        ends.append(total)
+    boundaries: list[int] = []
+    for number in range(1, modules):
+        first = boundaries[-1] + 1 if boundaries else 0
+        last = len(network) - 1 - (modules - number)
+        wanted = number * total / modules
+        boundaries.append(min(range(first, last + 1), key=lambda i: abs(ends[i] - wanted)))
+    return tuple(network.names[i] for i in boundaries)
+
+
+def check_boundaries(network: Network, boundaries: Sequence[str]) -> tuple[str, ...]:
+    """Boundaries named by hand, in the order of the network.
+
+    Raises:
+        ValueError: an unknown block, the network's last, or a wrong order.
+    """
+    for name in boundaries:
+        if name not in network.names[:-1]:
+            raise unknown("boundary", name, network.names[:-1])
+    positions = [network.position(name) for name in boundaries]
+    if positions != sorted(set(positions)):
+        raise ValueError(
+            f"boundaries {', '.join(boundaries)} are not in the order of the network, each once: expected "
+            f"{', '.join(network.names[i] for i in sorted(set(positions)))}"
+        )
+    return tuple(boundaries)

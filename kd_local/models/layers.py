@@ -1,0 +1,70 @@
+"""The layers that all networks, heads and contexts share, with the initialisation of the reference code."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_local.models.convolution import Conv
+
+DType = Any
+
+
+def uniform_by_fan_in(fan_in: int) -> jax.nn.initializers.Initializer:
+    """Uniform in +-1/sqrt(fan_in): the start of linear layers and of all biases."""
+    bound = fan_in**-0.5
+
+    def initialise(rng: PRNGKeyArray, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        return jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+    return initialise
+
+
+class Linear(nn.Module):
+    """A fully connected layer, weights and bias uniform in +-1/sqrt(fan_in)."""
+
+    features: int
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
+        initialiser = uniform_by_fan_in(x.shape[-1])
+        return nn.Dense(
+            self.features, dtype=self.dtype, kernel_init=initialiser, bias_init=initialiser, name="dense"
+        )(x)
+
+
+class ConvNorm(nn.Module):
+    """Convolution and batch normalisation (eps 1e-5, momentum 0.9), with ReLU unless told otherwise.
+
+    Statistics are taken and kept in float32 at least, whatever the compute dtype.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = False
+    relu: bool = True
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 k"]:
+        x = Conv(
+            self.features,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        x = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm"
+        )(x)
+        return nn.relu(x) if self.relu else x
+
+
+def global_average_pool(x: Float[Array, "batch h w c"]) -> Float[Array, "batch c"]:
+    """The mean over height and width."""
+    return x.mean(axis=(1, 2))

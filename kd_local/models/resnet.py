@@ -1,0 +1,114 @@
+"""CIFAR ResNets: 3x3 stem, three stages of post-activation basic blocks, pooling and a linear head.
+
+Reference: He et al., "Deep residual learning for image recognition" (arXiv 1512.03385), section 4.2; the projection
+shortcuts and the initialisation are those of papers that build on it (Yu et al., arXiv 2312.07636).
+"""
+
+from typing import ClassVar, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kd_local.models.layers import ConvNorm, DType, Linear, global_average_pool
+from kd_local.networks import Network
+
+Shortcut = Literal["projection", "padding"]
+SHORTCUTS: tuple[str, ...] = ("projection", "padding")
+
+
+class Stem(nn.Module):
+    """3x3 convolution, batch normalisation, ReLU."""
+
+    features: int
+    dtype: DType = None
+    layers: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w k"]:
+        return ConvNorm(self.features, dtype=self.dtype, name="conv")(x, train=train)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; where the shape changes it projects (1x1 convolution and batch
+    normalisation), or subsamples and pads the channels with zeros, half on each side (He et al.'s option A)."""
+
+    features: int
+    stride: int = 1
+    shortcut: Shortcut = "projection"
+    dtype: DType = None
+    layers: ClassVar[int] = 2
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 k"]:
+        residual = ConvNorm(self.features, stride=self.stride, dtype=self.dtype, name="conv1")(x, train=train)
+        residual = ConvNorm(self.features, relu=False, dtype=self.dtype, name="conv2")(residual, train=train)
+        missing = self.features - x.shape[-1]
+        if self.stride == 1 and missing == 0:
+            shortcut = x.astype(residual.dtype)
+        elif self.shortcut == "padding":
+            x = x[:, :: self.stride, :: self.stride].astype(residual.dtype)
+            shortcut = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+        else:
+            shortcut = ConvNorm(
+                self.features,
+                kernel_size=1,
+                stride=self.stride,
+                relu=False,
+                dtype=self.dtype,
+                name="projection",
+            )(x, train=train)
+        return nn.relu(residual + shortcut)
+
+
+class Classifier(nn.Module):
+    """Global average pooling and a linear layer; gives the logits."""
+
+    classes: int
+    dtype: DType = None
+    layers: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
+        return Linear(self.classes, dtype=self.dtype, name="linear")(global_average_pool(x))
+
+
+def resnet(
+    depth: int,
+    *,
+    classes: int,
+    widths: tuple[int, int, int, int] = (16, 16, 32, 64),
+    shortcut: Shortcut = "projection",
+    dtype: DType = None,
+) -> Network:
+    """The CIFAR ResNet of that depth, for images of 8x8 to 96x96 and beyond.
+
+    Args:
+        depth: 6n+2 with n >= 1 blocks a stage: 8, 14, 20, 32, 44, 56, 110, 1202, ...
+        classes: number of logits, at least 1.
+        widths: channels of the stem and of the three stages.
+        shortcut: `projection` or `padding`, see `BasicBlock`.
+        dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
+
+    Raises:
+        ValueError: any of these is out of range.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        lower = max(8, (depth - 2) // 6 * 6 + 2)
+        raise ValueError(
+            f"no CIFAR ResNet of depth {depth}: the depth is 6n+2 (8, 14, 20, 32, 44, 56, 110, ...); near are "
+            f"{lower} and {lower + 6}"
+        )
+    if classes < 1:
+        raise ValueError(f"classes is {classes}: a network needs at least 1")
+    if len(widths) != 4 or min(widths) < 1:
+        raise ValueError(f"widths is {widths}: use four positive numbers, of the stem and the three stages")
+    if shortcut not in SHORTCUTS:
+        raise ValueError(f"unknown shortcut {shortcut!r}: use projection or padding")
+    blocks: dict[str, nn.Module] = {"stem": Stem(widths[0], dtype=dtype)}
+    for stage, features in enumerate(widths[1:], start=1):
+        for index in range((depth - 2) // 6):
+            stride = 2 if stage > 1 and index == 0 else 1
+            blocks[f"stage{stage}/{index}"] = BasicBlock(features, stride, shortcut, dtype)
+    blocks["head"] = Classifier(classes, dtype=dtype)
+    return Network.of(blocks)

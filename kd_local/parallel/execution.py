@@ -1,0 +1,135 @@
+"""Compilation of programs, and a training step that runs them in order.
+
+This is the one place where programs of any method are compiled. Each owns a part of the state, which is donated, as is
+every tensor handed on at its last reader. Programs that compute the same function on the same shapes share one
+executable.
+"""
+
+import warnings
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from kd_local.contract import Method, Metrics, Program, State
+from kd_local.parallel.mesh import data_mesh, on_every_device, over_the_batch
+
+Tensors = dict[str, Any]
+
+
+class Step:
+    """A method's training step on a mesh (one device, unless told otherwise), compiled when a batch size first comes.
+
+    Calling it gives the state after the step and each program's metrics. The state handed in, and the batch, are
+    donated: they may not be used afterwards.
+    """
+
+    def __init__(self, method: Method, mesh: Mesh | None = None) -> None:
+        self.mesh = data_mesh() if mesh is None else mesh
+        self.programs = method.programs()
+        self._last_reads = _last_reads(self.programs)
+        self._compiled: dict[int, list[Any]] = {}
+
+    def __call__(
+        self,
+        state: State,
+        images: Float[Array, "batch h w c"],
+        labels: Int[Array, " batch"],
+        rng: PRNGKeyArray,
+    ) -> tuple[State, dict[str, Metrics]]:
+        compiled = self._compiled.get(len(images))
+        if compiled is None:
+            compiled = self.compile(state, images, labels, rng)
+        state = dict(state)
+        tensors: Tensors = {"images": images, "labels": labels}
+        metrics = {}
+        for program, last_reads, executable in zip(self.programs, self._last_reads, compiled, strict=True):
+            arguments = _arguments(program, last_reads, state, tensors, rng)
+            state[program.name], written, metrics[program.name] = executable(*arguments)
+            tensors.update(zip(program.writes, written, strict=True))
+        return state, metrics
+
+    def compile(self, state: State, images: Any, labels: Any, rng: Any) -> list[Any]:
+        """The executable of every program, in order, for these shapes (arrays or `jax.ShapeDtypeStruct`).
+
+        Returns:
+            `jax.stages.Compiled` objects; programs alike have the same one.
+        """
+        lowered, index = self._lower(state, images, labels, rng)
+        # The compiler leaves Python alone, so that two executables can be made at once.
+        with ThreadPoolExecutor() as pool:
+            executables = list(pool.map(lambda one: one.compile(), lowered))
+        self._compiled[len(images)] = [executables[i] for i in index]
+        return self._compiled[len(images)]
+
+    def lower(self, state: State, images: Any, labels: Any, rng: Any) -> dict[str, Any]:
+        """Every distinct program lowered for these shapes and nothing run: to see what it needs on any target.
+
+        Returns:
+            A `jax.stages.Lowered` for each executable, under the name of the first program that it serves.
+        """
+        lowered, index = self._lower(state, images, labels, rng)
+        return {self.programs[index.index(i)].name: one for i, one in enumerate(lowered)}
+
+    def _lower(self, state: State, images: Any, labels: Any, rng: Any) -> tuple[list[Any], list[int]]:
+        replicated = on_every_device(self.mesh)
+        batched = over_the_batch(self.mesh, len(images))
+        tensors: Tensors = {"images": images, "labels": labels}
+        lowered: list[Any] = []
+        index: list[int] = []
+        found: dict[Hashable, tuple[int, Any]] = {}
+        for program, last_reads in zip(self.programs, self._last_reads, strict=True):
+            arguments = _arguments(program, last_reads, state, tensors, rng)
+            signature = (program.key, last_reads, _shapes(arguments))
+            if signature not in found:
+                jitted = jax.jit(
+                    partial(_run, program, last_reads),
+                    in_shardings=(replicated, replicated, batched, batched, replicated),
+                    out_shardings=(replicated, batched, replicated),
+                    donate_argnums=(0, 2),
+                )
+                with warnings.catch_warnings():
+                    # A tensor at its last reader is of no use where nothing of its shape is written.
+                    warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+                    one = jitted.lower(*arguments)
+                found[signature] = (len(lowered), one.out_info[1])
+                lowered.append(one)
+            position, written = found[signature]
+            index.append(position)
+            tensors.update(zip(program.writes, written, strict=True))
+        return lowered, index
+
+
+def _last_reads(programs: Sequence[Program]) -> list[tuple[bool, ...]]:
+    """For each program and each tensor that it reads, whether no later program reads it."""
+    later: set[str] = set()
+    result = []
+    for program in reversed(programs):
+        result.append(tuple(name not in later for name in program.reads))
+        later.update(program.reads)
+    return result[::-1]
+
+
+def _arguments(
+    program: Program, last_reads: tuple[bool, ...], state: State, tensors: Tensors, rng: Any
+) -> tuple[Any, ...]:
+    read = [tensors[name] for name in program.reads]
+    donated = tuple(tensor for tensor, last in zip(read, last_reads, strict=True) if last)
+    kept = tuple(tensor for tensor, last in zip(read, last_reads, strict=True) if not last)
+    return state[program.name], tuple(state[name] for name in program.frozen), donated, kept, rng
+
+
+def _run(
+    program: Program, last_reads: tuple[bool, ...], part: Any, frozen: Any, donated: Any, kept: Any, rng: Any
+) -> tuple[Any, tuple[Any, ...], Metrics]:
+    sources = {True: iter(donated), False: iter(kept)}
+    return program.function(part, frozen, tuple(next(sources[last]) for last in last_reads), rng)
+
+
+def _shapes(arguments: Any) -> Hashable:
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

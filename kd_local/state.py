@@ -1,0 +1,43 @@
+"""The part of the state that one program owns, and one gradient step on it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import optax
+from jaxtyping import Array, Float
+
+Part = dict[str, Any]
+"""`{"params": ..., "batch_stats": ..., "opt_state": ...}`."""
+
+Extra = TypeVar("Extra")
+
+
+def new_part(variables: Mapping[str, Any], optimizer: optax.GradientTransformation) -> Part:
+    """A part from fresh variables, with the optimizer's first state."""
+    return {
+        "params": variables["params"],
+        "batch_stats": variables["batch_stats"],
+        "opt_state": optimizer.init(variables["params"]),
+    }
+
+
+def update_part(
+    part: Part,
+    optimizer: optax.GradientTransformation,
+    objective: Callable[[Any], tuple[Float[Array, ""], tuple[Any, Extra]]],
+) -> tuple[Part, Float[Array, ""], Extra]:
+    """One step of the optimizer down the gradient of an objective of the part's parameters.
+
+    Args:
+        part: the part before the step.
+        optimizer: the one that made the part.
+        objective: maps parameters to `(loss, (batch_stats, extra))`.
+
+    Returns:
+        The part after the step, the loss and the extra, both at the parameters before the step.
+    """
+    (loss, (batch_stats, extra)), gradients = jax.value_and_grad(objective, has_aux=True)(part["params"])
+    updates, opt_state = optimizer.update(gradients, part["opt_state"], part["params"])
+    params = optax.apply_updates(part["params"], updates)
+    return {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}, loss, extra
