@@ -105,7 +105,9 @@ class Network:
             for collection, entries in variables.items()
         }
 
-    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch *shape"]) -> Variables:
+    def init(
+        self, rng: PRNGKeyArray, images: Float[Array, "batch *shape"] | jax.ShapeDtypeStruct
+    ) -> Variables:
         """Fresh variables; of `images` (an array or a `jax.ShapeDtypeStruct`) only shape and dtype count.
 
         Blocks alike share one compiled initialisation, so that a network of a thousand blocks starts in seconds.

@@ -25,7 +25,9 @@ class ContSup:
     cut: CutNetwork
     optimizer: optax.GradientTransformation
 
-    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"]) -> State:
+    def init(
+        self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct
+    ) -> State:
         """A fresh state, a part for each module; of `images` only shape and dtype count."""
         return {
             name: new_part(variables, self.optimizer)

@@ -135,7 +135,9 @@ class CutNetwork:
     boundaries: tuple[str, ...]
     modules: tuple[LocalModule, ...]
 
-    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"]) -> dict[str, Variables]:
+    def init(
+        self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct
+    ) -> dict[str, Variables]:
         """Fresh variables of every module; of `images` only shape and dtype count."""
         tensors: dict[str, Any] = {IMAGES: jax.ShapeDtypeStruct(images.shape, images.dtype)}
         variables = {}
@@ -233,6 +235,7 @@ def cut(
     needed = {source for module in range(count) for source in supply.sources(module)}
     local = local_head(head, outputs=classes, dtype=dtype)
     ends = [network.position(name) + 1 for name in boundaries]
+    digits = max(2, len(str(count - 1)))
     pieces = []
     for i, (start, end) in enumerate(zip([0, *ends], [*ends, len(network)], strict=True)):
         last = i == count - 1
@@ -244,7 +247,7 @@ def cut(
                 head=None if last else local,
                 loss=local_loss("softmax") if last else local_loss(loss),
                 supplies=supplies,
-                name=f"module{i:02d}",
+                name=f"module{i:0{digits}d}",
                 names=network.names[start:end],
                 reads=(features(i - 1) if i else IMAGES, *supply.sources(i)),
                 writes=() if last else (features(i), supplied(i)) if supplies else (features(i),),

@@ -26,11 +26,17 @@ class Step:
 
     Calling it gives the state after the step and each program's metrics. The state handed in, and the batch, are
     donated: they may not be used afterwards.
+
+    Attributes:
+        mesh: the devices.
+        programs: the method's, in order.
+        metrics: once compiled, the names of all metrics by program, sorted, such as `("module03", "loss")`.
     """
 
     def __init__(self, method: Method, mesh: Mesh | None = None) -> None:
         self.mesh = data_mesh() if mesh is None else mesh
         self.programs = method.programs()
+        self.metrics: tuple[tuple[str, str], ...] = ()
         self._last_reads = _last_reads(self.programs)
         self._compiled: dict[int, list[Any]] = {}
 
@@ -41,7 +47,7 @@ class Step:
         labels: Int[Array, " batch"],
         rng: PRNGKeyArray,
     ) -> tuple[State, dict[str, Metrics]]:
-        compiled = self._compiled.get(len(images))
+        compiled = self._compiled.get(images.shape[0])
         if compiled is None:
             compiled = self.compile(state, images, labels, rng)
         state = dict(state)
@@ -63,8 +69,15 @@ class Step:
         # The compiler leaves Python alone, so that two executables can be made at once.
         with ThreadPoolExecutor() as pool:
             executables = list(pool.map(lambda one: one.compile(), lowered))
-        self._compiled[len(images)] = [executables[i] for i in index]
-        return self._compiled[len(images)]
+        self.metrics = tuple(
+            sorted(
+                (program.name, metric)
+                for program, i in zip(self.programs, index, strict=True)
+                for metric in lowered[i].out_info[2]
+            )
+        )
+        self._compiled[images.shape[0]] = [executables[i] for i in index]
+        return self._compiled[images.shape[0]]
 
     def lower(self, state: State, images: Any, labels: Any, rng: Any) -> dict[str, Any]:
         """Every distinct program lowered for these shapes and nothing run: to see what it needs on any target.
@@ -77,7 +90,7 @@ class Step:
 
     def _lower(self, state: State, images: Any, labels: Any, rng: Any) -> tuple[list[Any], list[int]]:
         replicated = on_every_device(self.mesh)
-        batched = over_the_batch(self.mesh, len(images))
+        batched = over_the_batch(self.mesh, images.shape[0])
         tensors: Tensors = {"images": images, "labels": labels}
         lowered: list[Any] = []
         index: list[int] = []

@@ -1,0 +1,27 @@
+"""ContSup on CIFAR-10 with ResNet-32, the setting of the paper's tables 1 and 2 (K modules, context, softmax loss).
+
+Command: python -m experiments.train --config=experiments/configs/cifar10_contsup.py --config.data.data_dir=DIR
+Options: k (1 to 17), context; as in cifar10_contsup.py:k=8,context=R0
+Published hyper-parameters: 160 epochs, batch 1024, learning rate 0.8.
+
+Reference: Yu et al., arXiv 2312.07636.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import default
+from experiments.options import parse_options
+
+
+def get_config(options: str = "") -> ConfigDict:
+    choice = parse_options(options, k=16, context="R1E")
+    config = default.get_config()
+    config.epochs = 160
+    config.batch_size = 1024
+    config.network.name = "resnet32"
+    config.data.name = "cifar10"
+    config.local.modules = choice["k"]
+    config.local.context = choice["context"]
+    config.optimizer.learning_rate = 0.8
+    config.optimizer.warmup_epochs = 10
+    return config

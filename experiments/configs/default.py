@@ -1,0 +1,61 @@
+"""The default run: ContSup on digits, and every key there is with what it means.
+
+Command: python -m experiments.train
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(options: str = "") -> ConfigDict:
+    if options:
+        raise ValueError(f"the default config takes no options, but got {options!r}: leave out the part after ':'")
+    return ConfigDict(
+        {
+            "method": "contsup",  # or end_to_end
+            "seed": 0,  # of initialisation, order and augmentation
+            "epochs": 60,
+            "batch_size": 64,  # over all devices
+            "steps": placeholder(int),  # a limit on the steps, if any
+            "network": {
+                "name": "resnet8",  # resnet8, 14, 20, 32, 44, 56, 110, 1202, resnet8x4, resnet32x4
+                "dtype": "float32",  # of the computation, or bfloat16; parameters stay float32
+                "shortcut": "projection",  # or padding (He et al.'s option A)
+            },
+            "data": {
+                "name": "digits",  # or cifar10, cifar100, svhn_cropped, stl10
+                "data_dir": placeholder(str),  # where tensorflow-datasets keeps them; its own default if none
+                "train_examples": placeholder(int),  # a limit on the training images, if any
+                "validation_examples": 0,  # held out from the training images
+            },
+            "local": {
+                "modules": 4,
+                "context": "R1E",  # R0, E, R1, R1E, or Rn / RnE
+                "loss": "softmax",
+                "head": "1c2f",  # 0c1f, 0c2f, 1c1f, 1c2f, 1c3f, 2c2f
+                "boundaries": "equal",  # or the blocks to cut behind: stem,stage1/0,stage2/0
+            },
+            "end_to_end": {
+                "remat": False,  # keep the blocks' outputs only, and compute the inside again
+            },
+            "optimizer": {
+                "name": "sgd",  # or adam, adamw, lamb, lion
+                "learning_rate": 0.1,
+                "momentum": 0.9,
+                "nesterov": True,
+                "weight_decay": 1e-4,
+                "schedule": "contsup",  # or cosine, constant, linear, piecewise
+                "warmup_epochs": 5,
+                "warmup_rate": 0.01,  # where the warm-up starts
+                "milestones": (),  # of piecewise, in epochs
+                "decay": 0.1,  # of piecewise, at each milestone
+            },
+            "mesh": {
+                "data": 1,  # devices among which a batch is divided
+            },
+            "checkpoint": {
+                "keep": 3,
+                "seconds": 10.0,  # at least so long between two
+            },
+        }
+    )

@@ -1,0 +1,140 @@
+"""From a config to what it describes: the border that no ConfigDict crosses. Everything is checked here, before data
+are read or anything is compiled."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from kd_local.contract import Method
+from kd_local.data import Data, describe, load
+from kd_local.errors import unknown
+from kd_local.local import ContSup, EndToEnd, cut
+from kd_local.models import create
+from kd_local.networks import Network
+from kd_local.parallel import data_mesh
+from kd_local.training.loop import plan
+from kd_local.training.optimizers import make_optimizer
+from kd_local.training.schedules import make_schedule
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config in the package's own terms.
+
+    Attributes:
+        modules: of the cut network; 1 end to end.
+        context: of ContSup; None end to end.
+        boundaries: the blocks behind which the network is cut.
+        read: reads the data.
+    """
+
+    method: Method
+    network: Network
+    modules: int
+    context: str | None
+    boundaries: tuple[str, ...]
+    schedule: optax.Schedule
+    mesh: Mesh
+    read: Callable[[], Data]
+
+
+def build(config: ConfigDict) -> Experiment:
+    """What a config describes.
+
+    Raises:
+        ValueError: a value that is unknown or out of range.
+    """
+    data = describe(
+        config.data.name,
+        train_examples=config.data.train_examples,
+        validation_examples=config.data.validation_examples,
+    )
+    mesh = data_mesh(config.mesh.data)
+    course = plan(
+        data.train, epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=mesh
+    )
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed is {config.seed}: use 0 to {2**32 - 1}")
+    if config.checkpoint.keep < 1:
+        raise ValueError(f"checkpoint.keep is {config.checkpoint.keep}: use 1 or more")
+    if not 0 <= config.checkpoint.seconds < math.inf:
+        raise ValueError(f"checkpoint.seconds is {config.checkpoint.seconds}: use 0 (after every step) or more")
+    if config.network.dtype not in DTYPES:
+        raise unknown("dtype", config.network.dtype, DTYPES)
+    dtype = DTYPES[config.network.dtype]
+    network = create(
+        config.network.name, classes=data.classes, shortcut=config.network.shortcut, dtype=dtype
+    )
+    options = config.optimizer.to_dict()
+    schedule = make_schedule(
+        options["schedule"],
+        options["learning_rate"],
+        epochs=config.epochs,
+        steps_per_epoch=course.steps_per_epoch,
+        warmup_epochs=options["warmup_epochs"],
+        warmup_rate=options["warmup_rate"],
+        milestones=options["milestones"],
+        decay=options["decay"],
+    )
+    optimizer = make_optimizer(
+        options["name"],
+        schedule,
+        momentum=options["momentum"],
+        nesterov=options["nesterov"],
+        weight_decay=options["weight_decay"],
+    )
+    # Cut whatever the method is: a mistake in `local` is one even where it is not used.
+    boundaries = config.local.boundaries
+    pieces = cut(
+        network,
+        config.local.modules,
+        classes=data.classes,
+        boundaries="equal" if boundaries == "equal" else _names(boundaries),
+        context=config.local.context,
+        head=config.local.head,
+        loss=config.local.loss,
+        dtype=dtype,
+    )
+    methods: dict[str, Callable[[], Method]] = {
+        "contsup": lambda: ContSup(pieces, optimizer),
+        "end_to_end": lambda: EndToEnd(network, optimizer, config.end_to_end.remat),
+    }
+    if config.method not in methods:
+        raise unknown("method", config.method, methods)
+    local = config.method == "contsup"
+    return Experiment(
+        method=methods[config.method](),
+        network=network,
+        modules=len(pieces.modules) if local else 1,
+        context=config.local.context if local else None,
+        boundaries=pieces.boundaries if local else (),
+        schedule=schedule,
+        mesh=mesh,
+        read=lambda: load(
+            config.data.name,
+            data_dir=None if config.data.data_dir is None else Path(config.data.data_dir),
+            train_examples=config.data.train_examples,
+            validation_examples=config.data.validation_examples,
+        ),
+    )
+
+
+def _names(boundaries: str) -> tuple[str, ...] | str:
+    """`stem,stage1/0` as names; a single word that is no block's name is left to `cut`, as a rule."""
+    names = tuple(name.strip() for name in boundaries.split(","))
+    return names if len(names) > 1 or "/" in boundaries or boundaries == "stem" else boundaries
+
+
+def count_parameters(tree: Any) -> int:
+    """The number of scalars in a pytree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

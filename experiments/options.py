@@ -1,0 +1,26 @@
+"""Options of a config file, behind the colon: `cifar10_contsup.py:k=8,context=R0`."""
+
+from typing import Any
+
+from kd_local.errors import unknown
+
+
+def parse_options(text: str, **defaults: Any) -> dict[str, Any]:
+    """The defaults, replaced where the text says otherwise; each keeps the type of its default.
+
+    Raises:
+        ValueError: an unknown option, or a value of another type.
+    """
+    options = dict(defaults)
+    for item in filter(None, text.split(",")):
+        name, separator, value = item.partition("=")
+        if name not in defaults:
+            raise unknown("option", name, defaults)
+        kind = type(defaults[name])
+        try:
+            options[name] = kind(value)
+        except ValueError:
+            separator = ""
+        if not separator:
+            raise ValueError(f"option {item!r}: expected {name}={kind.__name__}, such as {name}={defaults[name]}")
+    return options

@@ -1,0 +1,145 @@
+"""Train a network: python -m experiments.train [--config=FILE.py[:OPTIONS]] [--config.KEY=VALUE ...] [--workdir=DIR]
+
+The same command goes on where it stopped. What is left in the folder: metrics.jsonl, tensorboard/, summary.json,
+curves.png, checkpoints/ and the config.
+"""
+
+# ruff: noqa: E402
+from kd_local.allocator import keep_freed_memory
+
+keep_freed_memory()  # Before anything else allocates.
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import workdirs
+from experiments.command_line import USAGE_STATUS, fail, parse
+from experiments.factory import Experiment, build, count_parameters
+from kd_local.training.checkpoints import CheckpointError, Checkpoints
+from kd_local.training.interruption import Interrupted, Interruption
+from kd_local.training.logging import METRICS, Log, read_records, replace_text
+from kd_local.training.loop import NotFiniteError, Result, train
+from kd_local.training.plots import CURVES, plot_curves
+from kd_local.training.progress import ProgressBar
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(Path(__file__).parent / "configs" / "default.py"), lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; runs/NAME-OF-THE-CONFIG if none.")
+
+
+def main(_: list[str]) -> None:
+    config = _CONFIG.value
+    try:
+        experiment = build(config)
+        data = experiment.read()
+        workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
+        workdirs.claim(workdir, config)
+    except (ValueError, FileNotFoundError) as error:
+        fail(error, USAGE_STATUS)
+
+    console = Console(stderr=False)
+    _describe(console, experiment, config, workdir)
+    log = Log(workdir)
+    try:
+        with (
+            Interruption() as interruption,
+            Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, report=_report) as checkpoints,
+            ProgressBar(console) as bar,
+        ):
+            result = train(
+                experiment.method,
+                data,
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                steps=config.steps,
+                mesh=experiment.mesh,
+                schedule=experiment.schedule,
+                checkpoints=checkpoints,
+                checkpoint_seconds=config.checkpoint.seconds,
+                observers=(bar, log),
+                interruption=interruption,
+            )
+        _conclude(console, experiment, config, result, workdir)
+    except Interrupted as stopped:
+        fail(f"{stopped}; saved in {workdir}: the same command goes on from there", 128 + stopped.signal)
+    except NotFiniteError as error:
+        good = checkpoints.last_good()
+        kept = f"checkpoint {good} in {workdir} is the last good one" if good else "no checkpoint was saved before"
+        fail(f"{error}; {kept}; a lower --config.optimizer.learning_rate may help", 1)
+    except CheckpointError as error:
+        fail(error, 1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        fail(f"the disk that holds {workdir} is full; the same command goes on once there is room", 1)
+    finally:
+        log.close()
+
+
+def _describe(console: Console, experiment: Experiment, config: ConfigDict, workdir: Path) -> None:
+    cuts = f", cut behind {', '.join(experiment.boundaries)}" if experiment.boundaries else ""
+    console.print(
+        f"{_title(experiment, config)}{cuts}\n{experiment.mesh.size} x {jax.devices()[0].device_kind}, "
+        f"workdir: {workdir}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _title(experiment: Experiment, config: ConfigDict) -> str:
+    how = f"K={experiment.modules} {experiment.context}" if experiment.context else "end to end"
+    return f"{config.method} {config.network.name} on {config.data.name}, {how}, seed {config.seed}"
+
+
+def _conclude(
+    console: Console, experiment: Experiment, config: ConfigDict, result: Result, workdir: Path
+) -> None:
+    records = read_records(workdir / METRICS)
+    last = records[-1]
+    seconds = sum(record["seconds"] for record in records)
+    images = sum(record["seconds"] * record["images_per_second"] for record in records)
+    summary: dict[str, Any] = {
+        "method": config.method,
+        "network": config.network.name,
+        "dataset": config.data.name,
+        "modules": experiment.modules,
+        "context": experiment.context,
+        "boundaries": experiment.boundaries,
+        "seed": config.seed,
+        "epochs": last["epoch"],
+        "steps": result.step,
+        **{name.replace("/", "_"): last[name] for name in last if name.startswith(("validation/", "test/"))},
+        "train_seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 1),
+        "parameters_trained": count_parameters([part["params"] for part in result.state.values()]),
+        "parameters_deployed": count_parameters(experiment.method.deployed(result.state)),
+        "jax": jax.__version__,
+        "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
+    }
+    replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    plot_curves(records, workdir / CURVES, title=_title(experiment, config))
+    table = Table(show_header=False, title="result")
+    for name, value in summary.items():
+        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+        table.add_row(name, shown)
+    console.print(table)
+    console.print(f"curves: {workdir / CURVES}", soft_wrap=True, highlight=False)
+
+
+def _report(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

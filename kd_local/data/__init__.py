@@ -1,0 +1,27 @@
+"""Sources of labelled images, their augmentation, and the order in which they come."""
+
+from kd_local.data.augmentation import Augmentation, augment, normalise
+from kd_local.data.batches import (
+    batch_at,
+    batches,
+    epoch_order,
+    evaluation_batches,
+    steps_per_epoch,
+)
+from kd_local.data.sources import from_arrays, load
+from kd_local.data.splits import Data, Split
+
+__all__ = [
+    "Augmentation",
+    "Data",
+    "Split",
+    "augment",
+    "batch_at",
+    "batches",
+    "epoch_order",
+    "evaluation_batches",
+    "from_arrays",
+    "load",
+    "normalise",
+    "steps_per_epoch",
+]

@@ -1,0 +1,143 @@
+"""Random crops, flips and normalisation: from the uint8 images of a batch to what a network sees.
+
+Everything runs on the device, inside a compiled step. Each pixel of a crop is looked up in the
+image by its index, so that neither a padded copy nor a flipped one is made.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+from kd_local.errors import unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How the images of a data set are varied in training, and normalised always.
+
+    Attributes:
+        padding: what surrounds the raw image before the crop: `zero` is black, `reflect` mirrors
+            the image without repeating its edge.
+        pad: pixels on each side, from 0 (no crop).
+        flip: whether half of the images are mirrored left to right.
+        mean, std: of each channel, on the scale 0 to 255.
+
+    Raises:
+        ValueError: an unknown padding, a negative pad, or `mean` and `std` that are not one finite
+            number a channel (`std` above 0).
+    """
+
+    padding: Literal["reflect", "zero"] = "zero"
+    pad: int = 0
+    flip: bool = False
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.padding not in ("reflect", "zero"):
+            raise unknown("padding", self.padding, ("reflect", "zero"))
+        if self.pad < 0:
+            raise ValueError(f"pad is {self.pad} pixels: use 0 (no crop) or more")
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean {self.mean} and std {self.std}: give both with one number for each channel"
+            )
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean {self.mean}: use finite numbers, on the scale 0 to 255")
+        if not all(math.isfinite(std) and std > 0 for std in self.std):
+            raise ValueError(f"std {self.std}: use finite numbers above 0, on the scale 0 to 255")
+
+
+def check_shape(augmentation: Augmentation, shape: tuple[int, ...]) -> None:
+    """Whether images of shape `[..., h, w, c]` can be augmented.
+
+    Raises:
+        ValueError: another number of channels than `mean` has, or images too small to be mirrored.
+    """
+    height, width, channels = shape[-3:]
+    if channels != len(augmentation.mean):
+        raise ValueError(
+            f"images of {channels} channels, but the augmentation has the mean of "
+            f"{len(augmentation.mean)}: give mean and std with one number for each channel"
+        )
+    if augmentation.padding == "reflect" and augmentation.pad >= min(height, width):
+        raise ValueError(
+            f"reflect padding of {augmentation.pad} pixels needs images larger than that, got "
+            f"{height}x{width}: use a smaller pad or zero padding"
+        )
+
+
+def normalise(
+    augmentation: Augmentation, images: UInt8[Array, "n h w c"], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "n h w c"]:
+    """`(images - mean) / std` in `dtype`, computed in float32 or wider.
+
+    Raises:
+        ValueError: see `check_shape`.
+    """
+    check_shape(augmentation, images.shape)
+    wide = dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
+    mean = jnp.asarray(augmentation.mean, wide).reshape(1, 1, 1, -1)
+    std = jnp.asarray(augmentation.std, wide).reshape(1, 1, 1, -1)
+    return ((images.astype(wide) - mean) / std).astype(dtype)
+
+
+def _look_up(
+    padding: str, index: Int[Array, "n size"]
+) -> tuple[Int[Array, "n size"], Bool[Array, "n size"]]:
+    # From a position, -pad to size - 1 + pad, to the pixel found there, and whether it is inside.
+    last = index.shape[1] - 1
+    if padding == "reflect":
+        index = last - jnp.abs(last - jnp.abs(index))
+    return jnp.clip(index, 0, last), (index >= 0) & (index <= last)
+
+
+def augment(
+    augmentation: Augmentation,
+    images: UInt8[Array, "n h w c"],
+    rng: PRNGKeyArray,
+    *,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "n h w c"]:
+    """Crops of the padded images at their original size, flipped or not, normalised.
+
+    Every image has its own offset and flip. They depend on `rng` and the number of images, not on
+    how the images are spread over devices.
+
+    Raises:
+        ValueError: see `check_shape`.
+    """
+    check_shape(augmentation, images.shape)
+    n, height, width, _ = images.shape
+    crop_rng, flip_rng = jax.random.split(rng)
+    pad = augmentation.pad
+    if pad:
+        offsets = jax.random.randint(crop_rng, (n, 2), -pad, pad + 1, jnp.int32)
+    else:
+        offsets = jnp.zeros((n, 2), jnp.int32)
+    rows = offsets[:, :1] + jnp.arange(height, dtype=jnp.int32).reshape(1, -1)
+    columns = offsets[:, 1:] + jnp.arange(width, dtype=jnp.int32).reshape(1, -1)
+    if augmentation.flip:
+        flip = jax.random.bernoulli(flip_rng, jnp.float32(0.5), (n, 1))
+        columns = jnp.where(flip, columns[:, ::-1], columns)
+    rows, row_inside = _look_up(augmentation.padding, rows)
+    columns, column_inside = _look_up(augmentation.padding, columns)
+
+    # One gather of whole pixels is the fastest form on a CPU: two to three times as fast as a slice
+    # of each image, four to fifteen times as fast as products with one-hot matrices. Batched by
+    # vmap, it also stays on the device that holds the image.
+    def pick(
+        image: UInt8[Array, "h w c"], row: Int[Array, " h"], column: Int[Array, " w"]
+    ) -> UInt8[Array, "h w c"]:
+        return image.at[row.reshape(-1, 1), column.reshape(1, -1)].get(mode="clip")
+
+    crops = jax.vmap(pick)(images, rows, columns)
+    if augmentation.padding == "zero" and pad:
+        inside = row_inside[:, :, None, None] & column_inside[:, None, :, None]
+        crops = jnp.where(inside, crops, jnp.zeros_like(crops))
+    return normalise(augmentation, crops, dtype)

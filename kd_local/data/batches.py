@@ -1,0 +1,123 @@
+"""Batches whose order and content depend on seed and step alone.
+
+So training can go on from any step, without a state of its own to keep.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64, UInt8
+
+from kd_local.data.splits import Split
+
+Batch = tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
+"""Images and labels."""
+
+NumberedBatch = tuple[int, UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
+"""The step, images and labels."""
+
+PaddedBatch = tuple[
+    UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"], Bool[np.ndarray, " batch"]
+]
+"""Images, labels, and which of them are examples."""
+
+_SEEDS = 2**64
+
+
+def _check_batch_size(examples: int, batch_size: int) -> None:
+    if not 1 <= batch_size <= examples:
+        raise ValueError(f"batch_size {batch_size} for {examples} examples: use 1 to {examples}")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < _SEEDS:
+        raise ValueError(f"seed {seed}: use a whole number from 0 to 2**64 - 1")
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """How many batches hold all examples once; the last may be smaller.
+
+    Raises:
+        ValueError: a batch size below 1 or above the number of examples.
+    """
+    _check_batch_size(examples, batch_size)
+    return -(-examples // batch_size)
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> Int64[np.ndarray, " examples"]:
+    """The order in which an epoch visits the examples: a permutation of their indices.
+
+    It is the order of the first 64-bit outputs of Philox 4x64 with the key (seed, epoch). Those
+    numpy keeps the same over its versions, what its own shuffling makes of them it does not.
+
+    Raises:
+        ValueError: a seed outside 0 to 2**64 - 1, or a negative epoch.
+
+    Reference:
+        Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+    """
+    _check_seed(seed)
+    if epoch < 0:
+        raise ValueError(f"epoch {epoch}: epochs count from 0")
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(examples)
+    return np.argsort(bits, kind="stable").astype(np.int64)
+
+
+def batch_at(split: Split, *, seed: int, step: int, batch_size: int) -> Batch:
+    """Images and labels of a training step, counted from 0 over all epochs.
+
+    Raises:
+        ValueError: see `steps_per_epoch` and `epoch_order`; a negative step.
+    """
+    _, images, labels = next(batches(split, seed=seed, batch_size=batch_size, start_step=step))
+    return images, labels
+
+
+def batches(
+    split: Split, *, seed: int, batch_size: int, start_step: int = 0
+) -> Iterator[NumberedBatch]:
+    """Endless steps from `start_step` on, each with its images and labels: what `batch_at` gives.
+
+    Raises:
+        ValueError: see `batch_at`; at once, not with the first batch.
+    """
+    _check_seed(seed)
+    if start_step < 0:
+        raise ValueError(f"step {start_step}: steps count from 0")
+    epoch, position = divmod(start_step, steps_per_epoch(len(split), batch_size))
+    return _batches(split, seed, batch_size, start_step, epoch, position)
+
+
+def _batches(
+    split: Split, seed: int, batch_size: int, step: int, epoch: int, position: int
+) -> Iterator[NumberedBatch]:
+    while True:
+        order = epoch_order(seed, epoch, len(split))
+        for start in range(position * batch_size, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            yield step, split.images[chosen], split.labels[chosen]
+            step += 1
+        epoch, position = epoch + 1, 0
+
+
+def evaluation_batches(split: Split, batch_size: int) -> Iterator[PaddedBatch]:
+    """All examples once, in order, as images, labels and which of them are examples.
+
+    All batches are of one size: the last is filled up with black images of label 0, marked False.
+
+    Raises:
+        ValueError: see `steps_per_epoch`; at once, not with the first batch.
+    """
+    _check_batch_size(len(split), batch_size)
+    return _evaluation_batches(split, batch_size)
+
+
+def _evaluation_batches(split: Split, batch_size: int) -> Iterator[PaddedBatch]:
+    for start in range(0, len(split), batch_size):
+        images = split.images[start : start + batch_size]
+        labels = split.labels[start : start + batch_size]
+        missing = batch_size - len(labels)
+        if missing:
+            images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            labels = np.pad(labels, (0, missing))
+        yield images, labels, np.arange(batch_size) < batch_size - missing

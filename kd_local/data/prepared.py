@@ -1,0 +1,216 @@
+"""Data sets prepared by tensorflow-datasets, read into memory without tensorflow.
+
+Only what is already on a local disk, in the array_record format, is read: nothing is downloaded or
+converted here.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Integer, UInt8
+
+_CHUNK = 1000
+_FORMAT = "array_record"
+_PACKAGES = {"tensorflow_datasets": "tensorflow-datasets", "array_record": "array_record"}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # The library's logger recommends OpenCV for decoding, but Pillow, which it finds, is enough.
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _tfds() -> Any:
+    missing = [package for module, package in _PACKAGES.items() if not _installed(module)]
+    if missing:
+        raise ModuleNotFoundError(
+            f"prepared data is read with {' and '.join(missing)} (not tensorflow): "
+            f"pip install {' '.join(missing)}"
+        )
+    return importlib.import_module("tensorflow_datasets")
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _how_to_prepare(name: str, data_dir: Path) -> str:
+    # Preparing, unlike reading, needs tensorflow, and what tensorflow-datasets forgets to require.
+    return (
+        "prepare it once, on any machine with a network and pip install tensorflow "
+        "tensorflow-datasets array_record importlib_resources scipy: "
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{data_dir}', file_format='{_FORMAT}')"
+        '.download_and_prepare()"'
+    )
+
+
+def find(name: str, data_dir: str | Path | None = None) -> Path:
+    """The folder of the newest prepared version of a data set, such as `data_dir/cifar10/3.0.2`.
+
+    Without `data_dir`, the default of tensorflow-datasets: `$TFDS_DATA_DIR` or
+    `~/tensorflow_datasets`.
+
+    Raises:
+        FileNotFoundError: nothing is prepared there.
+        ValueError: it is prepared in a format without random access.
+        ModuleNotFoundError: tensorflow-datasets or array_record is not installed.
+    """
+    tfds = _tfds()
+    root = Path(tfds.core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
+    versions = [
+        path.parent
+        for path in (root / name).glob("*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+    ]
+    if not versions:
+        raise FileNotFoundError(
+            f"no prepared {name} in {root / name}: give the data_dir that holds {name}/, or "
+            + _how_to_prepare(name, root)
+        )
+    folder = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        formats = [info["fileFormat"], *info.get("alternativeFileFormats", [])]
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{folder / 'dataset_info.json'} cannot be read ({error!r}): remove {folder} and "
+            + _how_to_prepare(name, root)
+        ) from error
+    if _FORMAT not in formats:
+        raise ValueError(
+            f"{folder} is prepared as {formats[0]}, which cannot be read in any order without "
+            f"tensorflow: use another data_dir, or remove {folder} and "
+            + _how_to_prepare(name, root)
+        )
+    return folder
+
+
+class PreparedSplit:
+    """One split of a prepared data set, of which any examples can be read.
+
+    Args:
+        folder: as `find` gives it.
+        split: such as `train`.
+
+    Attributes:
+        shape: height, width and channels of its images.
+        classes: labels are from 0 to `classes - 1`.
+
+    Raises:
+        FileNotFoundError: a file of the split is missing.
+        ValueError: the folder has no such split, or its descriptions cannot be read.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+
+    def __init__(self, folder: Path, split: str) -> None:
+        tfds = _tfds()
+        try:
+            builder = tfds.builder_from_directory(folder, file_format=_FORMAT)
+            self._image = builder.info.features["image"]
+            self.shape = tuple(self._image.shape)
+            self.classes = builder.info.features["label"].num_classes
+            splits = builder.info.splits
+        except Exception as error:
+            raise ValueError(
+                f"{folder} is not a prepared set of labelled images ({error!r}): remove it and "
+                "prepare it again"
+            ) from error
+        if split not in splits:
+            raise ValueError(f"{folder} has no split {split!r}, only {', '.join(splits)}")
+        self._files = [Path(path) for path in splits[split].filepaths]
+        self._ends = np.cumsum(splits[split].shard_lengths)
+        for file in self._files:
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} is missing: copy it there, or remove {folder} and prepare it again"
+                )
+        self._records = builder.as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}, file_format=_FORMAT
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """All labels, without decoding an image.
+
+        Raises:
+            ValueError: a record that cannot be read, naming it.
+        """
+        labels = np.empty(len(self), np.int32)
+        for index, record in self._read(range(len(self))):
+            labels[index] = self._label(index, record)
+        return labels
+
+    def examples(
+        self, indices: Integer[np.ndarray, " n"] | None = None
+    ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
+        """Images and labels of these examples, by default of all, in this order.
+
+        Raises:
+            ValueError: a record that cannot be read or decoded, naming it.
+        """
+        wanted = list(range(len(self))) if indices is None else indices.tolist()
+        images = np.empty((len(wanted), *self.shape), np.uint8)
+        labels = np.empty(len(wanted), np.int32)
+        with _quiet():
+            for place, (index, record) in enumerate(self._read(wanted)):
+                labels[place] = self._label(index, record)
+                images[place] = self._decode(index, record)
+        return images, labels
+
+    def _label(self, index: int, record: Any) -> int:
+        label = int(record["label"])
+        if not 0 <= label < self.classes:
+            raise self._damaged(index, f"its label is {label}, not 0 to {self.classes - 1}")
+        return label
+
+    def _decode(self, index: int, record: Any) -> np.ndarray:
+        try:
+            image: np.ndarray = self._image.decode_example_np(record["image"])
+        except Exception as error:
+            raise self._damaged(index, f"its image does not decode: {error}") from error
+        if image.shape != self.shape:
+            raise self._damaged(index, f"its image is {image.shape}, not {self.shape}")
+        return image
+
+    def _read(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        for start in range(0, len(indices), _CHUNK):
+            chunk = list(indices[start : start + _CHUNK])
+            try:
+                records = self._records.__getitems__(chunk)
+            except Exception:
+                # Which one of the chunk it was shows only one by one.
+                records = [self._read_one(index) for index in chunk]
+            yield from zip(chunk, records, strict=True)
+
+    def _read_one(self, index: int) -> Any:
+        try:
+            return self._records[index]
+        except Exception as error:
+            raise self._damaged(index, f"it cannot be read: {error}") from error
+
+    def _damaged(self, index: int, reason: str) -> ValueError:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        record = index - (int(self._ends[shard - 1]) if shard else 0)
+        return ValueError(
+            f"record {record} of {self._files[shard]}: {reason}. Copy that file anew, or remove "
+            "its folder and prepare it again"
+        )

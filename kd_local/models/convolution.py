@@ -1,0 +1,175 @@
+"""Two-dimensional convolutions whose gradients are fast on the CPU too.
+
+XLA writes the gradient of a filter as one convolution whose window is the whole image and whose channels
+are the batch: a matrix product with a very long inner dimension, which the CPU backend runs slowly.
+Here, on the CPU only, it is a sum over pieces of the batch, exact up to rounding. Other platforms keep
+XLA's own gradient.
+
+Not optimal yet: the filter gradient of 16 channels at 32x32 still takes twice its forward convolution;
+forward-mode differentiation (jax.jvp) is not defined.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import dtypes
+from jax import lax
+from jaxtyping import Array, Float
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_PIECES = 16
+
+
+def conv2d(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c features"],
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+) -> Float[Array, "n h_out w_out features"]:
+    """Convolution of a batch of images, padded with the same number of zeros on every side, as in PyTorch.
+
+    Takes images and filters of one floating dtype, and gives that dtype. `padding` None means half of
+    the filter's size, rounded down. Height out is (h + 2 * padding - kh) // stride + 1, width likewise.
+
+    Raises ValueError for wrong ranks, different dtypes or channels, and an impossible stride or padding.
+    """
+    if x.ndim != 4 or kernel.ndim != 4:
+        raise ValueError(
+            f"images of shape {x.shape} and filters of shape {kernel.shape}: expected four axes each, "
+            "(n, h, w, c) and (kh, kw, c, features); give a single image as x[None]"
+        )
+    if x.shape[3] != kernel.shape[2]:
+        raise ValueError(
+            f"images have {x.shape[3]} channels, filters expect {kernel.shape[2]}: the last axis of x "
+            f"{x.shape} must equal the third of kernel {kernel.shape}; are the images channels-first?"
+        )
+    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"images are {x.dtype}, filters {kernel.dtype}: expected one floating dtype; cast with astype"
+        )
+    if stride < 1:
+        raise ValueError(f"stride {stride}: expected an integer >= 1; 1 keeps the resolution")
+    if padding is not None and padding < 0:
+        raise ValueError(
+            f"padding {padding}: expected an integer >= 0, or None for half of the filter"
+        )
+    kh, kw = kernel.shape[:2]
+    pads = (kh // 2, kw // 2) if padding is None else (padding, padding)
+    if x.shape[1] + 2 * pads[0] < kh or x.shape[2] + 2 * pads[1] < kw:
+        raise ValueError(
+            f"images of {x.shape[1]}x{x.shape[2]} with padding {pads} are smaller than a {kh}x{kw} "
+            "filter: use larger images, a smaller filter or more padding"
+        )
+    return _conv(stride, pads, x, kernel)
+
+
+def _plain(stride, pads, x, kernel):
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(p, p) for p in pads], dimension_numbers=_DIMENSIONS
+    )
+
+
+_conv = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
+
+
+def _conv_forward(stride, pads, x, kernel):
+    return _plain(stride, pads, x, kernel), (x, kernel)
+
+
+def _conv_backward(stride, pads, residuals, g):
+    x, kernel = residuals
+    (x_gradient,) = jax.linear_transpose(lambda x: _plain(stride, pads, x, kernel), x)(g)
+    kernel_gradient = lax.platform_dependent(
+        x,
+        g,
+        cpu=functools.partial(_kernel_gradient_in_pieces, stride, pads, kernel.shape),
+        default=functools.partial(_kernel_gradient, stride, pads, kernel.shape),
+    )
+    return x_gradient, kernel_gradient
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _kernel_gradient(stride, pads, shape, x, g):
+    kernel = jax.ShapeDtypeStruct(shape, x.dtype)
+    return jax.linear_transpose(lambda kernel: _plain(stride, pads, x, kernel), kernel)(g)[0]
+
+
+def _kernel_gradient_in_pieces(stride, pads, shape, x, g):
+    kh, kw, c, features = shape
+    batch = x.shape[0]
+    pieces = min(_PIECES, batch)
+    if batch % pieces:
+        missing = [(0, -batch % pieces), (0, 0), (0, 0), (0, 0)]
+        x, g = jnp.pad(x, missing), jnp.pad(g, missing)
+    # Piece i holds every 16th image, so that with a batch sharded over devices each keeps its own images.
+    x = x.reshape(-1, pieces, *x.shape[1:])
+    g = g.reshape(-1, pieces, *g.shape[1:])
+    window = [
+        (p, size + stride * (out - 1) - image - p)
+        for p, size, out, image in zip(pads, (kh, kw), g.shape[2:4], x.shape[2:4], strict=True)
+    ]
+    accumulator = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+    def add_piece(total, i):
+        # Inside a scan XLA no longer brings a convolution into the layout that its fast CPU routine wants
+        # (and is 50 times slower without), so it is written in that layout here: batch as channels.
+        x_piece = lax.dynamic_index_in_dim(x, i, 1, keepdims=False).transpose(3, 1, 2, 0)
+        g_piece = lax.dynamic_index_in_dim(g, i, 1, keepdims=False).transpose(1, 2, 0, 3)
+        piece = lax.conv_general_dilated(
+            x_piece.astype(accumulator),
+            g_piece.astype(accumulator),
+            (1, 1),
+            window,
+            rhs_dilation=(stride, stride),
+            dimension_numbers=_DIMENSIONS,
+        )
+        return total + piece, None
+
+    total = jnp.zeros((c, kh, kw, features), accumulator)
+    total, _ = lax.scan(add_piece, total, jnp.arange(pieces))
+    return total.transpose(1, 2, 0, 3).astype(x.dtype)
+
+
+class Conv(nn.Module):
+    """A convolution with parameters "kernel" (kernel_size, kernel_size, c, features) and "bias" (features,).
+
+    Maps (n, h, w, c) to (n, h_out, w_out, features) with padding of half the filter, see `conv2d`.
+    `dtype` is the dtype of the computation; None: that to which input and parameters promote.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = False
+    dtype: jnp.dtype | None = None
+    param_dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(
+        2.0, "fan_out", "normal"
+    )
+    bias_init: nn.initializers.Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h_out w_out features"]:
+        fan_in = self.kernel_size**2 * x.shape[-1]
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            bias_init = self.bias_init or _uniform(1 / math.sqrt(fan_in))
+            bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
+        x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv2d(x, kernel, stride=self.stride)
+        return y if bias is None else y + bias.reshape(1, 1, 1, -1)
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+    return init

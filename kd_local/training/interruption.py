@@ -1,0 +1,43 @@
+"""SIGTERM and Ctrl-C as a wish that the loop grants at the end of a step."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has stopped with its state saved where it saves any.
+
+    Attributes:
+        signal: the signal's number; the conventional exit status is 128 more.
+        step: the steps done.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name} after step {step}")
+        self.signal = number
+        self.step = step
+
+
+class Interruption:
+    """While entered, holds the first SIGTERM or Ctrl-C in `received`; a second Ctrl-C acts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number

@@ -1,0 +1,308 @@
+"""The training loop: any method, any data, with or without files.
+
+It runs a method's programs batch after batch and knows nothing of modules or teachers. Order and augmentation are a
+function of seed and step alone, and what a checkpoint holds is all that a step depends on: a resumed run is the run
+that was never stopped.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+from kd_local.contract import Method, Metrics, State
+from kd_local.data import Augmentation, Data
+from kd_local.data import augment, batches, evaluation_batches, normalise, steps_per_epoch
+from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
+from kd_local.training.checkpoints import Checkpoints
+from kd_local.training.interruption import Interrupted, Interruption
+
+Record = dict[str, float]
+"""What is known at the end of an epoch: `epoch`, `step`, means over the epoch's training images (`train/...`, by
+program and metric), `test/...` and, with a held-out split, `validation/...`, `images_per_second`, `seconds`."""
+
+
+class NotFiniteError(Exception):
+    """A loss became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run has before it, for those who watch it."""
+
+    first_step: int
+    last_step: int
+    steps_per_epoch: int
+    batch_size: int
+
+
+class Observer(Protocol):
+    """Something that watches a run: a progress bar, a log."""
+
+    def on_start(self, course: Course) -> None: ...
+    def on_step(self, step: int, metrics: dict[str, float]) -> None:
+        """The metrics of the batch of one step, a step late: the next has been dispatched already."""
+        ...
+
+    def on_epoch(self, record: Record) -> None: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that has ended.
+
+    Attributes:
+        state: the method's state after the last step.
+        step: the steps done, by earlier starts of the same run too.
+        records: of the epochs that this start has ended, the last one possibly cut short.
+        seconds: of training in this start, without compilation and evaluation.
+        images: trained on in these seconds.
+    """
+
+    state: State
+    step: int
+    records: list[Record]
+    seconds: float
+    images: int
+
+
+def plan(examples: int, *, epochs: int, batch_size: int, steps: int | None, mesh: Mesh) -> Course:
+    """The course of a run that starts at the beginning.
+
+    Raises:
+        ValueError: a number out of range, or a batch that the mesh does not divide.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}: use 1 or more")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps is {steps}: use 1 or more, or None for no limit")
+    each = steps_per_epoch(examples, batch_size)
+    if batch_size % mesh.size:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be divided among {mesh.size} devices: use a multiple of {mesh.size}, "
+            f"such as {-(-batch_size // mesh.size) * mesh.size}"
+        )
+    return Course(0, min(epochs * each, steps or epochs * each), each, batch_size)
+
+
+def train(
+    method: Method,
+    data: Data,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int = 0,
+    steps: int | None = None,
+    mesh: Mesh | None = None,
+    schedule: optax.Schedule | None = None,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_seconds: float = 10.0,
+    observers: Sequence[Observer] = (),
+    interruption: Interruption | None = None,
+) -> Result:
+    """Train a method on data, from the newest checkpoint if there is one.
+
+    Args:
+        method: what to train.
+        data: what to train it on.
+        epochs: passes through the training images.
+        batch_size: over all devices; the last, smaller batch of an epoch is kept.
+        seed: of initialisation, order and augmentation.
+        steps: a limit on the steps, if any.
+        mesh: of devices to divide each batch among; one device if None.
+        schedule: the learning rate that the method's optimizer was given, to be recorded.
+        checkpoints: where to save; nowhere if None.
+        checkpoint_seconds: at least so long between two checkpoints; the end of a run is always saved.
+        observers: are told of each step and epoch.
+        interruption: looked at after every step.
+
+    Raises:
+        ValueError: see `plan`.
+        NotFiniteError: a loss is not finite; the state behind it was not saved.
+        Interrupted: as the interruption asked; the state was saved.
+    """
+    mesh = data_mesh() if mesh is None else mesh
+    course = plan(len(data.train), epochs=epochs, batch_size=batch_size, steps=steps, mesh=mesh)
+    last_step, each = course.last_step, course.steps_per_epoch
+    replicated = on_every_device(mesh)
+    rng, init_rng = jax.random.split(jax.random.key(seed))
+    shape = data.train.images.shape[1:]
+    state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    state, rng = jax.device_put((state, rng), replicated)
+    sizes = {batch_size, len(data.train) - (each - 1) * batch_size} if last_step >= each else {batch_size}
+    step_once = Step(method, mesh)
+    for size in sizes:
+        images = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
+        step_once.compile(state, images, jax.ShapeDtypeStruct((size,), jnp.int32), rng)
+
+    metrics = _Metrics(step_once.metrics, replicated, observers)
+    first_step = 0
+    if checkpoints is not None:
+        restored = checkpoints.restore_latest({"state": state, "sums": metrics.sums})
+        if restored is not None:
+            first_step, tree = restored
+            state, metrics.sums = tree["state"], tree["sums"]
+    for observer in observers:
+        observer.on_start(replace(course, first_step=first_step))
+
+    result = Result(state, max(first_step, last_step), [], 0.0, 0)
+    last_saved = started = time.monotonic()
+    count = 0
+    stop: int | None = None
+    with jax.transfer_guard("disallow"):
+        stream = batches(data.train, seed=seed, batch_size=batch_size, start_step=first_step)
+        for step, images, labels in islice(stream, last_step - first_step):
+            batched = over_the_batch(mesh, len(images))
+            raw, labels = jax.device_put((images, labels), batched)
+            number, size = jax.device_put((np.uint32(step), np.float32(len(images))), replicated)
+            inputs, step_rng = _prepare(data.augmentation, batched, raw, rng, number)
+            state, step_metrics = step_once(state, inputs, labels, step_rng)
+            metrics.add(step + 1, step_metrics, size)
+            count += len(images)
+
+            last, ended = step + 1 == last_step, (step + 1) % each == 0
+            if ended or last:
+                metrics.settle()
+                seconds = time.monotonic() - started
+                record = {
+                    "epoch": (step + 1) / each,
+                    "step": step + 1,
+                    **metrics.means(),
+                    **evaluate(method, state, data, batch_size=batch_size, mesh=mesh),
+                    "seconds": seconds,
+                    "images_per_second": count / seconds,
+                }
+                if schedule is not None:
+                    with jax.transfer_guard("allow"):
+                        record["learning_rate"] = float(schedule(step))
+                result = replace(
+                    result,
+                    records=[*result.records, record],
+                    seconds=result.seconds + seconds,
+                    images=result.images + count,
+                )
+                for observer in observers:
+                    observer.on_epoch(record)
+                if ended:
+                    metrics.reset()
+                started, count = time.monotonic(), 0
+
+            stop = interruption.received if interruption is not None else None
+            due = time.monotonic() - last_saved >= checkpoint_seconds
+            if checkpoints is not None and (due or last or stop is not None):
+                metrics.settle()
+                with jax.transfer_guard("allow"):
+                    checkpoints.save(step + 1, {"state": state, "sums": metrics.sums})
+                last_saved = time.monotonic()
+            if stop is not None:
+                break
+    if checkpoints is not None:
+        checkpoints.wait()
+    if stop is not None:
+        raise Interrupted(stop, step + 1)
+    return replace(result, state=state)
+
+
+def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> dict[str, float]:
+    """Loss and accuracy of the deployed network on the test split and, where there is one, the validation split."""
+    results = {}
+    for name, split in (("validation", data.validation), ("test", data.test)):
+        if split is None:
+            continue
+        totals = np.zeros(2)
+        for batch in evaluation_batches(split, batch_size):
+            placed = jax.device_put(batch, over_the_batch(mesh, len(batch[0])))
+            totals += jax.device_get(_evaluate_batch(method, data.augmentation, state, *placed))
+        results[f"{name}/loss"], results[f"{name}/accuracy"] = (totals / len(split)).tolist()
+    return results
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _evaluate_batch(
+    method: Method,
+    augmentation: Augmentation,
+    state: State,
+    images: UInt8[Array, "batch h w c"],
+    labels: Int[Array, " batch"],
+    valid: Bool[Array, " batch"],
+) -> Float[Array, "2"]:
+    logits = method.logits(state, normalise(augmentation, images)).astype(jnp.float32)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+    return jnp.stack([jnp.where(valid, losses, 0).sum(), (valid & correct).sum().astype(jnp.float32)])
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _prepare(
+    augmentation: Augmentation,
+    batched: NamedSharding,
+    images: UInt8[Array, "batch h w c"],
+    rng: PRNGKeyArray,
+    step: Array,
+) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
+    """The batch as the network sees it, and the key of the step."""
+    rng, augment_rng = jax.random.split(jax.random.fold_in(rng, step))
+    return jax.lax.with_sharding_constraint(augment(augmentation, images, augment_rng), batched), rng
+
+
+@partial(jax.jit, donate_argnums=0)
+def _accumulate(
+    sums: Float[Array, " metrics_and_count"], metrics: dict[str, Metrics], size: Float[Array, ""]
+) -> tuple[Float[Array, " metrics_and_count"], Float[Array, " metrics"]]:
+    values = jnp.stack([value.astype(jnp.float32) for of in metrics.values() for value in of.values()])
+    return sums + size * jnp.append(values, jnp.float32(1)), values
+
+
+class _Metrics:
+    """Metrics of the step before the last, read without waiting for the last, and sums over the epoch."""
+
+    def __init__(
+        self, names: Sequence[tuple[str, str]], replicated: NamedSharding, observers: Sequence[Observer]
+    ) -> None:
+        self.names = names
+        self.observers = observers
+        self.replicated = replicated
+        self.unread: tuple[int, Array] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums = jax.device_put(np.zeros(len(self.names) + 1, np.float32), self.replicated)
+
+    def add(self, step: int, metrics: dict[str, Metrics], size: Array) -> None:
+        previous = self.unread
+        self.sums, values = _accumulate(self.sums, metrics, size)
+        self._read(previous)
+        self.unread = (step, values)
+
+    def settle(self) -> None:
+        """Wait for the last step and read it too."""
+        self._read(self.unread)
+        self.unread = None
+
+    def means(self) -> dict[str, float]:
+        *sums, count = jax.device_get(self.sums).tolist()
+        return {
+            f"train/{program}/{metric}": total / count
+            for (program, metric), total in zip(self.names, sums, strict=True)
+        }
+
+    def _read(self, unread: tuple[int, Array] | None) -> None:
+        if unread is None:
+            return
+        step, values = unread
+        metrics = dict(zip(self.names, jax.device_get(values).tolist(), strict=True))
+        for (program, metric), value in metrics.items():
+            if not math.isfinite(value):
+                raise NotFiniteError(f"the {metric} of {program} is {value} at step {step}")
+        for observer in self.observers:
+            observer.on_step(step, {f"{program}/{metric}": value for (program, metric), value in metrics.items()})

@@ -1,0 +1,41 @@
+"""Curves of a run as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from kd_local.training.loop import Record
+
+CURVES = "curves.png"
+
+
+def plot_curves(records: Sequence[Record], path: Path, *, title: str) -> None:
+    """A panel for each module's training loss over epochs, and one for accuracy, as a PNG."""
+    losses = [name for name in records[-1] if name.startswith("train/") and name.endswith("/loss")]
+    accuracies = [name for name in records[-1] if name.endswith("/accuracy") and not name.startswith("train/")]
+    accuracies += [losses[-1].removesuffix("/loss") + "/accuracy"]
+    columns = min(4, len(losses) + 1)
+    rows = -(-(len(losses) + 1) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    epochs = [record["epoch"] for record in records]
+    marker = "o" if len(epochs) == 1 else None
+    for panel, name in zip(panels, losses, strict=False):
+        panel.plot(epochs, [record[name] for record in records], marker=marker)
+        panel.set_title(name.split("/")[1], fontsize="medium")
+        panel.set_ylabel("training loss")
+    last = panels[len(losses)]
+    for name in accuracies:
+        if name in records[-1]:
+            last.plot(epochs, [record[name] for record in records], marker=marker, label=name.split("/")[0])
+    last.set_title("accuracy", fontsize="medium")
+    last.legend()
+    for panel in panels[len(losses) + 1 :]:
+        panel.set_axis_off()
+    for panel in panels[max(0, len(losses) + 1 - columns) : len(losses) + 1]:
+        panel.set_xlabel("epoch")
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,114 @@
+"""Learning rates as functions of the step.
+
+Reference: `contsup` is the schedule of the ContSup authors' code (Yu et al., arXiv 2312.07636); the others are optax's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from kd_local.errors import unknown
+
+SCHEDULES: tuple[str, ...] = ("contsup", "cosine", "constant", "linear", "piecewise")
+
+
+def contsup(
+    rate: float, *, epochs: int, steps_per_epoch: int, warmup_epochs: int = 10, warmup_rate: float = 0.01
+) -> optax.Schedule:
+    """Cosine decay to zero with a linear warm-up mixed in, constant within an epoch.
+
+    In epoch e = 1..epochs the rate is base = rate/2 (1 + cos(pi e / epochs)); in the first w warm-up epochs it is
+    base (e-1)/w + warmup_rate (w+1-e)/w. After the last epoch it stays at zero.
+
+    >>> schedule = contsup(0.8, epochs=160, steps_per_epoch=49)
+    >>> [round(float(schedule(49 * (e - 1))), 5) for e in (1, 5, 11, 80, 160)]
+    [0.01, 0.32523, 0.79071, 0.4, 0.0]
+    """
+
+    def schedule(step: Any) -> Any:
+        epoch = jnp.minimum(jnp.asarray(step, jnp.int32) // steps_per_epoch + 1, epochs).astype(jnp.float32)
+        base = 0.5 * rate * (1 + jnp.cos(jnp.pi * epoch / epochs))
+        if warmup_epochs == 0:
+            return base
+        warm = (base * (epoch - 1) + warmup_rate * (warmup_epochs + 1 - epoch)) / warmup_epochs
+        return jnp.where(epoch <= warmup_epochs, warm, base)
+
+    return schedule
+
+
+def make_schedule(
+    name: str,
+    rate: float,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: int = 0,
+    warmup_rate: float = 0.01,
+    milestones: Sequence[int] = (),
+    decay: float = 0.1,
+) -> optax.Schedule:
+    """The schedule of that name.
+
+    Args:
+        name: `contsup`; `cosine` (by step, to zero), `constant`, `linear` (by step, to zero), `piecewise` (times `decay`
+            at each of `milestones`), each after a linear warm-up from `warmup_rate`.
+        rate: the peak.
+        epochs: of the whole run.
+        steps_per_epoch: optimizer steps in each.
+        warmup_epochs: 0 for none, fewer than `epochs`.
+        warmup_rate: where the warm-up starts.
+        milestones: epochs, increasing.
+        decay: in (0, 1].
+
+    Raises:
+        ValueError: any of these is unknown or out of range.
+    """
+    if name not in SCHEDULES:
+        raise unknown("schedule", name, SCHEDULES)
+    if not rate > 0:
+        raise ValueError(f"the learning rate is {rate}: use a positive number, such as 0.1")
+    if warmup_rate < 0:
+        raise ValueError(f"warmup_rate is {warmup_rate}: use 0 or a positive number, such as 0.01")
+    if not 0 <= warmup_epochs < epochs:
+        raise ValueError(
+            f"{warmup_epochs} warm-up epochs in a run of {epochs}: use 0 (none) to {max(epochs - 1, 0)}"
+        )
+    if name == "contsup":
+        return contsup(
+            rate,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            warmup_epochs=warmup_epochs,
+            warmup_rate=warmup_rate,
+        )
+    warmup_steps = warmup_epochs * steps_per_epoch
+    rest = epochs * steps_per_epoch - warmup_steps
+    if name == "cosine":
+        after = optax.cosine_decay_schedule(rate, rest)
+    elif name == "linear":
+        after = optax.linear_schedule(rate, 0.0, rest)
+    elif name == "piecewise":
+        after = _piecewise(rate, milestones, decay, warmup_epochs, epochs, steps_per_epoch)
+    else:
+        after = optax.constant_schedule(rate)
+    if warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(warmup_rate, rate, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def _piecewise(
+    rate: float, milestones: Sequence[int], decay: float, first: int, epochs: int, steps_per_epoch: int
+) -> Callable[[Any], Any]:
+    if not milestones or list(milestones) != sorted(set(milestones)) or not first < milestones[0]:
+        raise ValueError(
+            f"milestones are {tuple(milestones)}: a piecewise schedule needs increasing epochs after the warm-up "
+            f"({first} epochs), such as {(epochs // 2, epochs * 3 // 4)}"
+        )
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay is {decay}: use a number in (0, 1], such as 0.1")
+    return optax.piecewise_constant_schedule(
+        rate, {(epoch - first) * steps_per_epoch: decay for epoch in milestones}
+    )

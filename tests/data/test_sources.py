@@ -1,0 +1,214 @@
+"""Data sets by name and from arrays."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kd_local.data.augmentation import Augmentation
+from kd_local.data.sources import from_arrays, load
+
+TFDS = Path(os.environ.get("KD_LOCAL_TFDS", Path(__file__).parents[2].parent / "shared" / "tfds"))
+
+
+def test_digits() -> None:
+    data = load("digits")
+    assert (data.name, data.classes, data.validation) == ("digits", 10, None)
+    assert data.train.images.shape == (1437, 8, 8, 1) and len(data.test) == 360
+    assert data.train.images.max() == 255
+    # The augmentation states the mean and standard deviation of what is trained on.
+    assert data.augmentation.mean == pytest.approx([data.train.images.mean()], abs=0.01)
+    assert data.augmentation.std == pytest.approx([data.train.images.std()], abs=0.01)
+
+
+def test_limits_hold_the_classes_in_proportion_and_leave_the_test_split() -> None:
+    whole, data = load("digits"), load("digits", train_examples=500, validation_examples=200)
+    assert data.validation is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (500, 200, 360)
+    for split, size in ((data.train, 50), (data.validation, 20)):
+        assert (np.abs(np.bincount(split.labels) - size) <= 2).all()
+    again = load("digits", train_examples=500, validation_examples=200)
+    assert np.array_equal(again.train.images, data.train.images)
+    parts = [
+        {image.tobytes() for image in split.images}
+        for split in (data.train, data.validation, whole.train)
+    ]
+    assert not parts[0] & parts[1] and parts[0] | parts[1] < parts[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "splits"),
+    [
+        ("cifar100", (32, 32, 3), 100, ()),
+        ("svhn_cropped", (32, 32, 3), 10, ("extra",)),
+        ("stl10", (96, 96, 3), 10, ("unlabelled",)),
+    ],
+)
+def test_prepared(
+    name: str, shape: Any, classes: int, splits: tuple[str, ...], prepare: Any, examples: Any
+) -> None:
+    written = {"train": examples(40, shape, classes), "test": examples(20, shape, classes)}
+    unlabelled = [(image, -1) for image, _ in examples(3, shape, classes)]
+    data_dir = prepare(name, **written, **dict.fromkeys(splits, unlabelled))
+    for file in data_dir.glob(f"{name}/*/*-extra*"):
+        file.unlink()
+    data = load(name, data_dir=data_dir, train_examples=20, validation_examples=10)
+    assert (data.name, data.classes) == (name, classes)
+    assert data.validation is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 10, 20)
+    assert len(load(name, data_dir=data_dir).train) == 40
+    seen = []
+    for split, origin in (
+        (data.train, "train"),
+        (data.validation, "train"),
+        (data.test, "test"),
+    ):
+        for image, label in zip(split.images, split.labels, strict=True):
+            index = int(image[0, 0, 0])
+            assert np.array_equal(image, written[origin][index][0])
+            assert label == index % classes
+            seen.append((origin, index))
+    assert len(set(seen)) == 50
+
+
+def test_real_cifar10() -> None:
+    tfds = pytest.importorskip("tensorflow_datasets")
+    if not (TFDS / "cifar10").is_dir():
+        pytest.skip(f"no CIFAR-10 in {TFDS}")
+    data = load("cifar10", data_dir=TFDS, train_examples=100, validation_examples=50)
+    assert data.validation is not None
+    assert np.bincount(data.train.labels).tolist() == [10] * 10
+    assert np.bincount(data.validation.labels).tolist() == [5] * 10
+    assert np.bincount(data.test.labels).tolist() == [1000] * 10
+    source = tfds.data_source("cifar10", split="test", data_dir=TFDS, download=False)
+    for index in (0, 1, 9999):
+        assert np.array_equal(data.test.images[index], source[index]["image"])
+        assert data.test.labels[index] == source[index]["label"]
+
+
+PUBLISHED = {
+    "cifar10": ("reflect", 4, True, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+    "cifar100": ("zero", 4, True, (129.3105, 124.1085, 112.404), (68.2125, 65.4075, 70.4055)),
+    "stl10": ("zero", 4, True, (127.5,) * 3, (127.5,) * 3),
+    "svhn_cropped": ("zero", 2, False, (127.5,) * 3, (127.5,) * 3),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_augmentation_is_that_of_the_papers(
+    name: str, prepare: Any, examples: Any, tmp_path: Path
+) -> None:
+    padding, pad, flip, mean, std = PUBLISHED[name]
+    shape = (96, 96, 3) if name == "stl10" else (32, 32, 3)
+    prepare(name, train=examples(2, shape, 2), test=examples(1, shape, 1))
+    augmentation = load(name, data_dir=tmp_path).augmentation
+    assert (augmentation.padding, augmentation.pad, augmentation.flip) == (padding, pad, flip)
+    assert augmentation.mean == pytest.approx(mean) and augmentation.std == pytest.approx(std)
+
+
+def test_other_data_under_a_known_name(prepare: Any, examples: Any, tmp_path: Path) -> None:
+    prepare("cifar100", train=examples(2, (32, 32, 3), 100), test=examples(2, (32, 32, 3), 100))
+    (tmp_path / "cifar100").rename(tmp_path / "cifar10")
+    with pytest.raises(ValueError, match=r"100 classes, but cifar10 has \(32, 32, 3\) and 10: use"):
+        load("cifar10", data_dir=tmp_path)
+
+
+def test_limits_are_checked_against_what_is_there(
+    prepare: Any, examples: Any, tmp_path: Path
+) -> None:
+    prepare("cifar100", train=examples(5, (32, 32, 3), 100), test=examples(2, (32, 32, 3), 100))
+    with pytest.raises(ValueError, match="train_examples 6 of 5 training examples"):
+        load("cifar100", data_dir=tmp_path, train_examples=6)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text"),
+    [
+        ("cifr10", {}, r"unknown dataset 'cifr10': use cifar10, cifar100, digits, stl10 or svhn"),
+        ("digits", {"data_dir": "/data"}, "data_dir '/data': digits comes with the package"),
+        ("digits", {"train_examples": 0}, "train_examples 0 of 1437 training examples"),
+        ("cifar100", {"train_examples": 50_001}, "train_examples 50001 of 50000 training"),
+        ("svhn_cropped", {"validation_examples": 73_257}, "validation_examples 73257 of 73257"),
+        ("stl10", {"validation_examples": -1}, "validation_examples -1 of 5000 training"),
+    ],
+)
+def test_bad_arguments_are_found_before_any_data_is(
+    name: str, arguments: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        load(name, **{"data_dir": None if name == "digits" else "/nowhere", **arguments})
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no prepared cifar100 in .*download_and_prepare"):
+        load("cifar100", data_dir=tmp_path)
+
+
+def _arrays(n: int = 6, classes: int = 3, shape: Any = (4, 5, 2)) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(n)
+    return rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % classes
+
+
+def test_from_arrays() -> None:
+    train, test = _arrays(30), _arrays(4)
+    data = from_arrays(train, test)
+    assert (data.name, data.classes, data.validation) == ("arrays", 3, None)
+    assert data.train.images is train[0] and data.train.labels.dtype == np.int32
+    assert np.array_equal(data.test.labels, test[1])
+    augmentation = data.augmentation
+    assert (augmentation.pad, augmentation.flip) == (0, False)
+    assert augmentation.mean == pytest.approx(train[0].mean(axis=(0, 1, 2)))
+    assert augmentation.std == pytest.approx(train[0].std(axis=(0, 1, 2)))
+
+
+def test_from_arrays_measures_what_is_trained_on_and_keeps_what_is_given() -> None:
+    data = from_arrays(_arrays(30), _arrays(4), train_examples=9, validation_examples=6, classes=7)
+    assert data.validation is not None and data.classes == 7
+    assert np.bincount(data.train.labels).tolist() == [3, 3, 3]
+    assert np.bincount(data.validation.labels).tolist() == [2, 2, 2]
+    assert data.augmentation.mean == pytest.approx(data.train.images.mean(axis=(0, 1, 2)))
+    given = Augmentation(pad=1, mean=(1.0, 2.0), std=(3.0, 4.0))
+    named = from_arrays(_arrays(), _arrays(), augmentation=given, name="mine")
+    assert named.augmentation is given and named.name == "mine"
+
+
+def test_channel_of_one_value_is_not_scaled() -> None:
+    images, labels = _arrays()
+    images[..., 1] = 200
+    augmentation = from_arrays((images, labels), _arrays()).augmentation
+    assert augmentation.mean[1] == 200.0 and augmentation.std[1] == 1.0
+
+
+IMAGES, LABELS = _arrays()
+
+
+@pytest.mark.parametrize(
+    ("train", "arguments", "text"),
+    [
+        ((IMAGES[..., 0], LABELS), {}, r"train images have shape \(6, 4, 5\): use \[n, h, w, c\]"),
+        ((IMAGES / 255, LABELS), {}, "train images are float64: use uint8 from 0 to 255"),
+        (
+            (IMAGES, LABELS[:, None]),
+            {},
+            r"train labels have shape \(6, 1\): use \[n\], for one-hot",
+        ),
+        ((IMAGES, LABELS * 1.0), {}, "train labels are float64: use whole numbers"),
+        ((IMAGES, LABELS[:5]), {}, "6 train images, but 5 labels: give as many"),
+        ((IMAGES[:0], LABELS[:0]), {}, r"shape \(0, 4, 5, 2\): give at least one example"),
+        ((IMAGES, LABELS - 1), {}, "train labels are from -1 to 1: use 0 to classes - 1"),
+        ((IMAGES, LABELS), {"classes": 2}, "label 2 with 2 classes: .* give classes=3 or more"),
+        ((IMAGES[:, :3], LABELS), {}, r"train images are \(3, 5, 2\), but test images \(4, 5, 2\)"),
+        ((IMAGES, LABELS), {"train_examples": 7}, "train_examples 7 of 6 training examples"),
+        ((IMAGES, LABELS), {"validation_examples": 6}, "validation_examples 6 of 6 training"),
+        (
+            (IMAGES, LABELS),
+            {"augmentation": Augmentation(mean=(1.0,), std=(1.0,))},
+            "images of 2 channels, .* the mean of 1",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit(train: Any, arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        from_arrays(train, (IMAGES, LABELS), **arguments)

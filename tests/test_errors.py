@@ -1,0 +1,32 @@
+"""The texts of errors about unknown values."""
+
+import pytest
+
+from kd_local.errors import unknown
+
+DATASETS = ("cifar10", "cifar100", "digits")
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "text"),
+    [
+        (
+            "cifr10",
+            DATASETS,
+            "unknown dataset 'cifr10': use cifar10, cifar100 or digits (nearest: cifar10)",
+        ),
+        (
+            "Digit",
+            DATASETS,
+            "unknown dataset 'Digit': use cifar10, cifar100 or digits (nearest: digits)",
+        ),
+        ("mnist", ("R0", "E"), "unknown dataset 'mnist': use R0 or E"),
+        (7, ("R1E",), "unknown dataset 7: use R1E"),
+        ("r1e", ("R0", "R1E"), "unknown dataset 'r1e': use R0 or R1E (nearest: R1E)"),
+    ],
+)
+def test_names_value_choices_and_the_nearest(
+    value: object, choices: tuple[str, ...], text: str
+) -> None:
+    error = unknown("dataset", value, iter(choices))
+    assert isinstance(error, ValueError) and str(error) == text
