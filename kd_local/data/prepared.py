@@ -54,7 +54,7 @@ def _how_to_prepare(name: str, data_dir: Path) -> str:
         "prepare it once, on any machine with a network and pip install tensorflow "
         "tensorflow-datasets array_record importlib_resources scipy: "
         'python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', data_dir='{data_dir}', file_format='{_FORMAT}')"
+        f"tfds.builder({name!r}, data_dir={str(data_dir)!r}, file_format='{_FORMAT}')"
         '.download_and_prepare()"'
     )
 

@@ -73,7 +73,7 @@ class LocalModule:
         self,
         variables: Mapping[str, Mapping[str, Any]],
         x: Float[Array, "batch *shape"],
-        contexts: Sequence[Float[Array, "batch *context"]],
+        contexts: Sequence[Float[Array, "batch ..."]],
         *,
         train: bool,
     ) -> tuple[Array, Array, Collection]:
@@ -105,7 +105,7 @@ class LocalModule:
             outputs = _apply(self.head, variables, "head", statistics, (output,), train)
         return self.loss(outputs, labels), self.hand_on(supply, output), output, statistics
 
-    def hand_on(self, supply: Array, output: Array) -> tuple[Array, ...]:
+    def hand_on(self, supply: Any, output: Any) -> tuple[Any, ...]:
         """The tensors of `writes`."""
         return (output, supply)[: len(self.writes)]
 

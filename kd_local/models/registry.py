@@ -5,7 +5,7 @@ from functools import partial
 
 from kd_local.errors import unknown
 from kd_local.models.layers import DType
-from kd_local.models.resnet import Shortcut, resnet
+from kd_local.models.resnet import resnet
 from kd_local.networks import Network
 
 _WIDE = (32, 64, 128, 256)
@@ -20,7 +20,7 @@ NAMES = tuple(_NETWORKS)
 
 
 def create(
-    name: str, *, classes: int, shortcut: Shortcut = "projection", dtype: DType = None
+    name: str, *, classes: int, shortcut: str = "projection", dtype: DType = None
 ) -> Network:
     """The network of that name.
 

@@ -4,16 +4,16 @@ Reference: He et al., "Deep residual learning for image recognition" (arXiv 1512
 shortcuts and the initialisation are those of papers that build on it (Yu et al., arXiv 2312.07636).
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kd_local.errors import unknown
 from kd_local.models.layers import ConvNorm, DType, Linear, global_average_pool
 from kd_local.networks import Network
 
-Shortcut = Literal["projection", "padding"]
 SHORTCUTS: tuple[str, ...] = ("projection", "padding")
 
 
@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int = 1
-    shortcut: Shortcut = "projection"
+    shortcut: str = "projection"
     dtype: DType = None
     layers: ClassVar[int] = 2
 
@@ -78,7 +78,7 @@ def resnet(
     *,
     classes: int,
     widths: tuple[int, int, int, int] = (16, 16, 32, 64),
-    shortcut: Shortcut = "projection",
+    shortcut: str = "projection",
     dtype: DType = None,
 ) -> Network:
     """The CIFAR ResNet of that depth, for images of 8x8 to 96x96 and beyond.
@@ -104,7 +104,7 @@ def resnet(
     if len(widths) != 4 or min(widths) < 1:
         raise ValueError(f"widths is {widths}: use four positive numbers, of the stem and the three stages")
     if shortcut not in SHORTCUTS:
-        raise ValueError(f"unknown shortcut {shortcut!r}: use projection or padding")
+        raise unknown("shortcut", shortcut, SHORTCUTS)
     blocks: dict[str, nn.Module] = {"stem": Stem(widths[0], dtype=dtype)}
     for stage, features in enumerate(widths[1:], start=1):
         for index in range((depth - 2) // 6):

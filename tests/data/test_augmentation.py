@@ -66,16 +66,20 @@ def test_each_image_becomes_one_of_its_crops(
 
 
 def test_offsets_and_flips_are_uniform() -> None:
-    found = np.array(_found(ZERO, _images(1, 8, 8).repeat(1000, axis=0), seed=1), np.int64)
+    found = np.array(_found(ZERO, _images(1, 4, 4).repeat(500, axis=0), seed=1), np.int64)
     for draws, values in ((found[:, 0], 5), (found[:, 1], 5), (found[:, 2], 2)):
         counts = np.bincount(draws, minlength=values)
         # Five standard deviations.
-        assert (np.abs(counts - 1000 / values) < 5 * np.sqrt(1000 / values)).all()
+        assert (np.abs(counts - 500 / values) < 5 * np.sqrt(500 / values)).all()
 
 
-def test_another_key_gives_other_crops_and_the_same_key_the_same() -> None:
+@pytest.mark.parametrize(("pad", "flip"), [(2, False), (0, True)])
+def test_another_key_gives_others_and_the_same_key_the_same(pad: int, flip: bool) -> None:
+    augmentation = Augmentation(pad=pad, flip=flip, mean=MEAN, std=STD)
     images = jnp.asarray(_images(16))
-    first, again, other = (augment(ZERO, images, jax.random.key(seed)) for seed in (0, 0, 1))
+    first, again, other = (
+        augment(augmentation, images, jax.random.key(seed)) for seed in (0, 0, 1)
+    )
     assert jnp.array_equal(first, again)
     assert not jnp.array_equal(first, other)
 
@@ -135,7 +139,7 @@ def test_sharded_over_devices_the_same_without_moving_images(augmentation: Augme
     sharded = compiled(augmentation, sharded_images, sharded_rng)
     assert sharded.sharding.spec == PartitionSpec("data")
     assert np.array_equal(sharded, single)
-    text = compiled.lower(augmentation, sharded_images, sharded_rng).compile().as_text()
+    text = compiled.lower(augmentation, sharded_images, sharded_rng).compile().as_text() or ""
     assert re.search(r"u8\[4,8,8,3\]", text), "each device should hold 4 of the 32 images"
     assert not re.findall(r"all-gather|all-to-all|all-reduce|collective-permute", text)
 

@@ -1,0 +1,151 @@
+"""The reference form of local learning against each module's own loss, taken by itself."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_local.local import cut
+from kd_local.models import resnet
+
+NETWORK = resnet(8, classes=10)
+IMAGES = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+LABELS = jnp.arange(8, dtype=jnp.int32)
+CONTEXTS = ["R0", "E", "R1", "R1E", "R3", "R2E"]
+
+
+def make(context: str, modules: int = 4, **arguments):
+    pieces = cut(NETWORK, modules, classes=10, context=context, **arguments)
+    return pieces, pieces.init(jax.random.key(0), IMAGES)
+
+
+def with_params(variables, params):
+    return {name: {**part, "params": params[name]} for name, part in variables.items()}
+
+
+def losses(pieces, variables, params):
+    return pieces.losses(with_params(variables, params), IMAGES, LABELS).losses
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_each_modules_gradient_is_that_of_its_own_loss_alone_and_zero_for_every_other(context):
+    pieces, variables = make(context)
+    params = {name: part["params"] for name, part in variables.items()}
+
+    @jax.jit
+    def gradients(params):
+        values, pull_back = jax.vjp(partial(losses, pieces, variables), params)
+        one, zero = jnp.float32(1), jnp.float32(0)
+        alone = {name: pull_back({other: one if other == name else zero for other in values})[0] for name in values}
+        return alone, pull_back(dict.fromkeys(values, one))[0]
+
+    # Row i: the gradient of loss i alone. The sum's gradient must be the diagonal.
+    jacobian, total = gradients(params)
+    for loss, rows in jacobian.items():
+        for module, gradient in rows.items():
+            norm = float(optax.tree.norm(gradient))
+            if loss != module:
+                assert norm == 0.0, f"the loss of {loss} reaches the parameters of {module}"
+            else:
+                jax.tree.map(
+                    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * norm), gradient, total[module]
+                )
+                for path, leaf in jax.tree.leaves_with_path(gradient):
+                    # A bias before batch normalisation has no effect: its gradient is rounding noise.
+                    if "bias" not in jax.tree_util.keystr(path):
+                        assert jnp.abs(leaf).max() > 0, (module, path)
+
+
+@pytest.mark.parametrize("context", ["R0", "R1E"])
+def test_a_modules_gradient_computed_from_its_inputs_by_themselves(context):
+    """The inputs of module 2 as constants: nothing of the modules before can matter."""
+    pieces, variables = make(context)
+    module = pieces.modules[2]
+    tensors = {"images": IMAGES}
+    for before in pieces.modules[:2]:
+        x, *contexts = (tensors[name] for name in before.reads)
+        supply, output, _ = before.apply(variables[before.name], x, contexts, train=True)
+        tensors |= dict(zip(before.writes, before.hand_on(supply, output), strict=True))
+
+    def own_loss(params):
+        own = {**variables[module.name], "params": params}
+        read = [tensors[name] for name in module.reads]
+        return module.evaluate(own, read, LABELS, train=True)[0]["loss"]
+
+    params = {name: part["params"] for name, part in variables.items()}
+    gradient = jax.jit(jax.grad(own_loss))(params[module.name])
+    whole = jax.jit(jax.grad(lambda p: losses(pieces, variables, p)[module.name]))(params)[module.name]
+    scale = float(optax.tree.norm(whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), gradient, whole)
+
+
+def test_without_cuts_gradients_would_flow():
+    """The isolation test can fail: the same network end to end has gradients in every block."""
+    pieces, variables = make("R0", modules=1)
+    gradient = jax.grad(lambda p: losses(pieces, variables, {"module00": p})["module00"])(
+        variables["module00"]["params"]
+    )
+    assert all(optax.tree.norm(block) > 0 for block in gradient["blocks"].values())
+
+
+def test_one_module_is_the_network_itself():
+    pieces, variables = make("R1E", modules=1)
+    outputs = pieces.losses(variables, IMAGES, LABELS)
+    own = {
+        collection: {
+            name: entries["blocks"][str(i)]
+            for i, name in enumerate(NETWORK.names)
+            if str(i) in entries["blocks"]
+        }
+        for collection, entries in variables["module00"].items()
+    }
+    logits, _ = NETWORK.apply(own, IMAGES, train=True)
+    np.testing.assert_array_equal(outputs.logits, logits)
+    expected = optax.losses.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
+    assert outputs.losses["module00"] == expected
+
+
+def test_with_two_modules_r1e_is_exactly_e():
+    first, second = make("E", modules=2)[0], make("R1E", modules=2)[0]
+    assert first.modules == second.modules
+    assert [m.reads for m in first.modules] == [m.reads for m in second.modules]
+
+
+def test_the_context_is_added_to_the_input():
+    """h^c = h + M(c), by hand for module 1 of R1, whose context is the image."""
+    pieces, variables = make("R1")
+    module = pieces.modules[1]
+    assert module.reads == ("features0", "images")
+    h = jax.random.normal(jax.random.key(3), (8, 8, 8, 16))
+    supply, _, _ = module.apply(variables[module.name], h, [IMAGES], train=False)
+    own = {collection: entries["context0"] for collection, entries in variables[module.name].items()}
+    np.testing.assert_allclose(supply, h + module.contexts[0].apply(own, IMAGES, h, train=False), rtol=1e-6)
+
+
+def test_deployed_logits_follow_the_training_statistics():
+    pieces, variables = make("R2E")
+    outputs = pieces.losses(variables, IMAGES, LABELS, train=False)
+    np.testing.assert_array_equal(outputs.logits, pieces.logits(variables, IMAGES))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        outputs.batch_stats,
+        {name: part["batch_stats"] for name, part in variables.items()},
+    )
+
+
+def test_named_boundaries():
+    pieces, _ = make("R0", modules=None, boundaries=("stem", "stage2/0"))
+    assert [module.names for module in pieces.modules] == [
+        ("stem",),
+        ("stage1/0", "stage2/0"),
+        ("stage3/0", "head"),
+    ]
+    with pytest.raises(ValueError, match=r"4 modules, but 2 boundaries \(stem, stage2/0\), which make 3"):
+        cut(NETWORK, 4, classes=10, boundaries=("stem", "stage2/0"))
+    with pytest.raises(ValueError, match="unknown rule for boundaries 'balance': use equal"):
+        cut(NETWORK, 4, classes=10, boundaries="balance")
+    with pytest.raises(ValueError, match="the number of modules is missing"):
+        cut(NETWORK, classes=10)

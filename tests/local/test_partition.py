@@ -1,0 +1,76 @@
+import flax.linen as nn
+import pytest
+
+from kd_local.local import check_boundaries, equal_layers
+from kd_local.models import create
+from kd_local.networks import Network
+
+RESNET32 = create("resnet32", classes=10)
+RESNET110 = create("resnet110", classes=10)
+
+
+@pytest.mark.parametrize(
+    ("network", "modules", "boundaries"),
+    [
+        (RESNET32, 1, ""),
+        (RESNET32, 2, "stage2/1"),
+        (RESNET32, 3, "stage1/4 stage2/4"),
+        (RESNET32, 4, "stage1/2 stage2/1 stage3/0"),
+        (RESNET32, 8, "stage1/0 stage1/2 stage1/4 stage2/1 stage2/3 stage3/0 stage3/2"),
+        (RESNET110, 2, "stage2/8"),
+        (RESNET110, 3, "stage1/17 stage2/17"),
+        (RESNET110, 4, "stage1/11 stage2/7 stage3/3"),
+        (RESNET110, 8, "stage1/4 stage1/11 stage2/0 stage2/7 stage2/14 stage3/3 stage3/10"),
+        (
+            RESNET110,
+            16,
+            "stage1/1 stage1/4 stage1/7 stage1/10 stage1/13 stage1/16 stage2/1 stage2/4 stage2/7 stage2/11 "
+            "stage2/15 stage3/1 stage3/5 stage3/9 stage3/13",
+        ),
+    ],
+)
+def test_the_authors_tables(network, modules, boundaries):
+    assert equal_layers(network, modules) == tuple(boundaries.split())
+
+
+def test_resnet32_in_sixteen_is_every_block_with_the_last_joined():
+    assert equal_layers(RESNET32, 16) == RESNET32.names[:-2]
+
+
+def test_other_networks_by_the_nearest_number_of_layers():
+    # ResNet-20: stem 1, nine blocks of 2, head 1: 20 layers; after block i of stage s, 1 + 2 * (3 (s-1) + i + 1).
+    network = create("resnet20", classes=10)
+    assert equal_layers(network, 2) == ("stage2/0",)  # 9 of 10 wanted, stage2/1 would be 11: the earlier of the two
+    assert equal_layers(network, 4) == ("stage1/1", "stage2/0", "stage3/0")  # 5 of 5, 9 of 10, 15 of 15
+    # The same length as ResNet-32, wider: the table was made for its layers, not its width.
+    assert equal_layers(create("resnet32x4", classes=10), 4) == equal_layers(RESNET32, 4)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet14", "resnet32", "resnet56", "resnet110"])
+def test_every_number_of_modules_up_to_the_blocks(name):
+    network = create(name, classes=10)
+    for modules in range(1, len(network) + 1):
+        boundaries = equal_layers(network, modules)
+        assert len(boundaries) == modules - 1
+        assert check_boundaries(network, boundaries) == boundaries
+    assert equal_layers(network, len(network)) == network.names[:-1]
+
+
+def test_blocks_that_do_not_count_their_layers_count_as_one():
+    network = Network.of({name: nn.Dense(3) for name in "abcdef"})
+    assert equal_layers(network, 3) == ("b", "d")
+
+
+@pytest.mark.parametrize("modules", [0, -1, 18])
+def test_too_few_or_many_modules(modules):
+    with pytest.raises(ValueError, match=f"^{modules} modules for a network of 17 blocks: use 1 to 17$"):
+        equal_layers(RESNET32, modules)
+
+
+def test_bad_boundaries():
+    with pytest.raises(ValueError, match=r"unknown boundary 'stage1/5': use stem, .*\(nearest: stage1/4\)"):
+        check_boundaries(RESNET32, ["stem", "stage1/5"])
+    with pytest.raises(ValueError, match="unknown boundary 'head'"):
+        check_boundaries(RESNET32, ["head"])
+    with pytest.raises(ValueError, match="not in the order of the network, each once: expected stem, stage2/0"):
+        check_boundaries(RESNET32, ["stage2/0", "stem", "stem"])
