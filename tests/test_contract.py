@@ -1,133 +1,155 @@
 """Every method, context, head and loss through the same checks of the contract."""
 
-import importlib.util
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kd_local.contract import Method
+from kd_local.local import HEADS, LOSSES, ContSup, EndToEnd, cut
+from kd_local.models import resnet
 from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
 
-_spec = importlib.util.spec_from_file_location("methods", Path(__file__).parent / "methods.py")
-methods = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(methods)
-
+OPTIMIZER = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9, nesterov=True))
+NETWORK = resnet(8, classes=10)
 KEY = jax.random.key(5)
+SIZES = (16, 16, 5)  # two whole batches and an epoch's last one
 
 
-def batch(size: int = 8, seed: int = 0):
-    images = jax.random.normal(jax.random.key(seed), (size, 8, 8, 3))
-    return images, jnp.arange(size, dtype=jnp.int32) % 10
+def contsup(context: str, modules: int = 4, **arguments: str) -> ContSup:
+    return ContSup(cut(NETWORK, modules, classes=10, context=context, **arguments), OPTIMIZER)
 
 
-def run(method: Method, devices: int = 1, steps: int = 2, size: int = 8, last: int | None = None):
+METHODS: dict[str, Method] = {
+    "end_to_end": EndToEnd(NETWORK, OPTIMIZER),
+    "end_to_end remat": EndToEnd(NETWORK, OPTIMIZER, remat=True),
+    **{f"contsup {context}": contsup(context) for context in ("R0", "E", "R1", "R1E", "R3", "R2E")},
+    **{f"contsup R0 {head}": contsup("R0", 2, head=head) for head in HEADS},
+    **{f"contsup E {loss}": contsup("E", 2, loss=loss) for loss in LOSSES},
+    "contsup K=1": contsup("R1E", 1),
+    "contsup K=blocks": contsup("R1", len(NETWORK)),
+}
+
+
+def batch(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return random.standard_normal((size, 8, 8, 3), np.float32), np.arange(size, dtype=np.int32) % 10
+
+
+@dataclass
+class Run:
+    """Three steps of a method on so many devices, and what was seen meanwhile."""
+
+    method: Method
+    before: Any
+    after: Any
+    metrics: list[Any]
+    compilations: list[list[str]]
+    donated: bool
+
+
+def run(method: Method, devices: int, sizes: tuple[int, ...]) -> Run:
     mesh = data_mesh(devices)
-    state = jax.device_put(method.init(jax.random.key(0), batch()[0]), on_every_device(mesh))
+    everywhere = on_every_device(mesh)
+    state, key = jax.device_put(
+        (method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)), KEY), everywhere
+    )
+    # A copy: a view of a buffer would keep it from being donated.
+    before = jax.tree.map(np.array, state)
     step = Step(method, mesh)
-    for i in range(steps):
-        images, labels = batch(last if last and i == steps - 1 else size, seed=i)
-        placed = jax.device_put((images, labels), over_the_batch(mesh, len(images)))
-        state, metrics = step(state, *placed, jax.device_put(KEY, on_every_device(mesh)))
-    return state, metrics, step
+    metrics, compilations, donated = [], [], True
+    for i, size in enumerate(sizes):
+        placed = jax.device_put(batch(size, i), over_the_batch(mesh, size))
+        seen: list[str] = []
+        listen = lambda event, seconds, seen=seen, **_: seen.append(event) if "backend_compile" in event else None
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        old = state
+        state, values = step(state, *placed, key)
+        jax.monitoring.unregister_event_duration_listener(listen)
+        donated &= all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+        metrics.append(jax.device_get(values))
+        compilations.append(seen)
+    return Run(method, before, jax.device_get(state), metrics, compilations, donated)
 
 
-@pytest.fixture(params=methods.METHODS, scope="module")
-def method(request) -> Method:
-    return methods.METHODS[request.param]
+@pytest.fixture(params=METHODS, scope="module")
+def one(request) -> Run:
+    return run(METHODS[request.param], 1, SIZES)
 
 
-def test_it_is_a_method(method):
-    assert isinstance(method, Method)
-
-
-def test_programs_hand_on_what_they_read_and_own_the_state(method):
-    state = method.init(jax.random.key(0), batch()[0])
-    programs = method.programs()
-    assert [program.name for program in programs] == list(state)
+def test_programs_read_what_is_there_and_own_the_state(one):
+    assert isinstance(one.method, Method)
+    programs = one.method.programs()
+    assert [program.name for program in programs] == list(one.before)
     there = {"images", "labels"}
     for program in programs:
         assert set(program.reads) <= there
-        assert set(program.frozen) <= state.keys()
+        assert set(program.frozen) <= one.before.keys()
         there.update(program.writes)
-    read = {name for program in programs for name in program.reads}
-    written = {name for program in programs for name in program.writes}
-    assert written <= read, "a tensor is handed on that nobody reads"
+    assert there == {"images", "labels"} | {name for program in programs for name in program.reads}
 
 
-def test_every_part_learns_and_metrics_are_finite(method):
-    state = method.init(jax.random.key(0), batch()[0])
-    before = jax.tree.map(np.array, state)
-    after, metrics, _ = run(method, steps=1)
-    assert metrics.keys() == state.keys()
-    for name, part in after.items():
-        moved = jax.tree.map(lambda a, b: bool((a != b).any()), before[name]["params"], part["params"])
-        assert all(jax.tree.leaves(moved)), f"parameters of {name} stand still"
-        assert np.isfinite(metrics[name]["loss"])
+def test_every_parameter_learns_and_every_loss_is_finite(one):
+    for name, part in one.after.items():
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), one.before[name]["params"], part["params"])
+        assert all(jax.tree.leaves(moved)), f"parameters of {name} stand still: {moved}"
+        assert all(np.isfinite(metrics[name]["loss"]) for metrics in one.metrics)
 
 
-def test_nothing_is_compiled_on_the_second_step(method):
-    mesh = data_mesh()
-    step = Step(method, mesh)
-    state, _ = step(method.init(jax.random.key(0), batch()[0]), *batch(), KEY)
-    second = batch(seed=1)
-    with jax.log_compiles(False), _no_compilation():
-        step(state, *second, KEY)
+def test_a_shape_is_compiled_once(one):
+    first, second, last_batch = one.compilations
+    assert first
+    assert not second
+    assert len(last_batch) <= len(first)
 
 
-class _no_compilation:
-    def __enter__(self):
-        self.active = True
-        jax.monitoring.register_event_duration_secs_listener(self._on_event)
-
-    def __exit__(self, *_):
-        self.active = False
-
-    def _on_event(self, event: str, duration: float, **_):
-        if self.active:
-            assert "compile" not in event, event
+def test_the_state_is_donated(one):
+    assert one.donated
 
 
-def test_the_last_small_batch_is_accepted(method):
-    state, metrics, _ = run(method, steps=2, last=3)
-    assert all(np.isfinite(m["loss"]) for m in metrics.values())
+def test_what_is_deployed_is_what_the_logits_depend_on(one):
+    images, _ = batch(4, 9)
+    logits = jax.jit(one.method.logits)
+    expected = logits(one.after, images)
+    assert expected.shape == (4, 10)
+    deployed = {id(leaf) for leaf in jax.tree.leaves(one.method.deployed(one.after))}
+    for name, part in one.after.items():
+        for path, leaf in jax.tree.leaves_with_path(part["params"]):
+            changed = jax.tree.map(lambda x, leaf=leaf: x * 1.5 + 0.5 if x is leaf else x, one.after)
+            same = bool((logits(changed, images) == expected).all())
+            assert same == (id(leaf) not in deployed), (name, jax.tree_util.keystr(path))
 
 
-def test_the_state_and_what_is_handed_on_are_donated(method):
-    step = Step(method)
-    state = method.init(jax.random.key(0), batch()[0])
-    sizes = {name: sum(x.nbytes for x in jax.tree.leaves(part)) for name, part in state.items()}
-    for name, lowered in step.lower(state, *batch(), KEY).items():
-        assert lowered.compile().memory_analysis().alias_size_in_bytes >= sizes[name], name
-    new, _ = step(state, *batch(), KEY)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
-
-
-def test_logits_are_of_the_deployed_parameters_alone(method):
-    state, _, _ = run(method)
-    images, _ = batch()
-    logits = method.logits(state, images)
-    assert logits.shape == (8, 10)
-    deployed = {id(leaf) for leaf in jax.tree.leaves(method.deployed(state))}
-    rest_silent = {
-        name: {**part, "params": jax.tree.map(lambda x: x if id(x) in deployed else jnp.zeros_like(x), part["params"])}
-        for name, part in state.items()
-    }
-    np.testing.assert_array_equal(logits, method.logits(rest_silent, images))
-    gradient = jax.grad(lambda s: method.logits(s, images)[:, 0].sum(), allow_int=True)(state)
-    used = [jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(method.deployed(gradient))]
-    assert all(used), "a deployed parameter has no influence on the logits"
-
-
-def test_eight_devices_give_what_one_gives(method):
-    one, one_metrics, _ = run(method, devices=1, size=16)
-    eight, eight_metrics, _ = run(method, devices=8, size=16)
-    for a, b in zip(jax.tree.leaves(one_metrics), jax.tree.leaves(eight_metrics), strict=True):
+@pytest.mark.parametrize("name", ["end_to_end", "contsup R0", "contsup E", "contsup R1", "contsup R1E"])
+def test_eight_devices_give_what_one_gives(name):
+    one, eight = (run(METHODS[name], devices, (16, 5)) for devices in (1, 8))
+    for a, b in zip(jax.tree.leaves(one.metrics), jax.tree.leaves(eight.metrics), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    for path, a in jax.tree.leaves_with_path(one):
-        b = dict(jax.tree.leaves_with_path(eight))[path]
-        scale = float(jnp.abs(a).max()) if a.size else 0.0
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * scale + 1e-6, err_msg=jax.tree_util.keystr(path))
+    for (path, a), b in zip(jax.tree.leaves_with_path(one.after), jax.tree.leaves(eight.after), strict=True):
+        np.testing.assert_allclose(
+            a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max(initial=0) + 1e-6, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def test_one_module_is_end_to_end():
+    """K=1 against end to end: one step from the same start."""
+    local, whole = METHODS["contsup K=1"], METHODS["end_to_end"]
+    images, labels = map(jnp.asarray, batch(16, 0))
+    state = local.init(jax.random.key(0), images)
+    blocks = {
+        collection: {name: state["module00"][collection]["blocks"][str(i)] for i, name in enumerate(NETWORK.names)
+                     if str(i) in state["module00"][collection]["blocks"]}
+        for collection in ("params", "batch_stats")
+    }
+    start = {"network": {**blocks, "opt_state": OPTIMIZER.init(blocks["params"])}}
+    start = jax.tree.map(jnp.array, start)
+    after_local, local_metrics = Step(local)(state, jnp.array(images), jnp.array(labels), KEY)
+    after_whole, whole_metrics = Step(whole)(start, images, labels, KEY)
+    assert local_metrics["module00"]["loss"] == whole_metrics["network"]["loss"]
+    ours, theirs = after_local["module00"]["params"]["blocks"], after_whole["network"]["params"]
+    for i, name in enumerate(NETWORK.names):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ours[str(i)], theirs[name])

@@ -8,16 +8,18 @@ from kd_local.data.batches import (
     evaluation_batches,
     steps_per_epoch,
 )
-from kd_local.data.sources import from_arrays, load
+from kd_local.data.sources import Description, describe, from_arrays, load
 from kd_local.data.splits import Data, Split
 
 __all__ = [
     "Augmentation",
     "Data",
+    "Description",
     "Split",
     "augment",
     "batch_at",
     "batches",
+    "describe",
     "epoch_order",
     "evaluation_batches",
     "from_arrays",

@@ -106,9 +106,10 @@ def evaluation_batches(split: Split, batch_size: int) -> Iterator[PaddedBatch]:
     All batches are of one size: the last is filled up with black images of label 0, marked False.
 
     Raises:
-        ValueError: see `steps_per_epoch`; at once, not with the first batch.
+        ValueError: a batch size below 1; at once, not with the first batch.
     """
-    _check_batch_size(len(split), batch_size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: use 1 or more")
     return _evaluation_batches(split, batch_size)
 
 

@@ -79,6 +79,37 @@ _KNOWN = {
 }
 
 
+@dataclass(frozen=True)
+class Description:
+    """What is known of a data set before it is read.
+
+    Attributes:
+        shape: height, width and channels of its images.
+        classes: of its labels.
+        train: how many examples are trained on.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    train: int
+
+
+def describe(
+    name: str, *, train_examples: int | None = None, validation_examples: int = 0
+) -> Description:
+    """What `load` would give for these arguments, without reading anything.
+
+    Raises:
+        ValueError: see `load`.
+    """
+    if name not in _KNOWN:
+        raise unknown("dataset", name, _KNOWN)
+    known = _KNOWN[name]
+    check_limits(known.train, train_examples, validation_examples)
+    train = known.train - validation_examples if train_examples is None else train_examples
+    return Description(known.shape, known.classes, train)
+
+
 def load(
     name: str,
     *,
@@ -107,10 +138,8 @@ def load(
         Augmentation of CIFAR-10, STL-10 and SVHN: ContSup (arXiv 2312.07636), the authors' code;
         of CIFAR-100: mdistiller, the code of DKD (arXiv 2203.08679).
     """
-    if name not in _KNOWN:
-        raise unknown("dataset", name, _KNOWN)
+    describe(name, train_examples=train_examples, validation_examples=validation_examples)
     known = _KNOWN[name]
-    check_limits(known.train, train_examples, validation_examples)
     if name == "digits":
         if data_dir is not None:
             raise ValueError(
