@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
@@ -38,6 +38,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; runs/NAME-O
 
 
 def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     try:
         experiment = build(config)
@@ -131,10 +132,17 @@ def _conclude(
     plot_curves(records, workdir / CURVES, title=_title(experiment, config))
     table = Table(show_header=False, title="result")
     for name, value in summary.items():
-        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        table.add_row(name, shown)
+        table.add_row(name, _shown(value))
     console.print(table)
     console.print(f"curves: {workdir / CURVES}", soft_wrap=True, highlight=False)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4f}".rstrip("0").rstrip(".")
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _report(message: str) -> None:

@@ -2,7 +2,6 @@
 
 import signal
 from types import FrameType, TracebackType
-from typing import Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,7 +26,7 @@ class Interruption:
     def __init__(self) -> None:
         self.received: int | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Interruption":
         self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 

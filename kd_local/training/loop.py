@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class Course:
     batch_size: int
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Something that watches a run: a progress bar, a log."""
 

@@ -1,5 +1,7 @@
 """Optimizers by name, all of them optax's."""
 
+import math
+
 import optax
 
 from kd_local.errors import unknown
@@ -32,7 +34,7 @@ def make_optimizer(
         raise unknown("optimizer", name, OPTIMIZERS)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}: use a number in [0, 1), such as 0.9")
-    if weight_decay < 0:
+    if not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay is {weight_decay}: use 0 (none) or a positive number, such as 1e-4")
     if name in ("adamw", "lamb", "lion"):
         return getattr(optax, name)(schedule, weight_decay=weight_decay)

@@ -2,7 +2,6 @@
 
 import time
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -28,7 +27,7 @@ class ProgressBar:
         self._metrics = Text(no_wrap=False)
         self._live = Live(Group(self._bar, self._metrics), console=console, refresh_per_second=4)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressBar":
         if self.console.is_terminal:
             self._live.start()
         return self

@@ -3,6 +3,7 @@
 Reference: `contsup` is the schedule of the ContSup authors' code (Yu et al., arXiv 2312.07636); the others are optax's.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,9 +68,9 @@ def make_schedule(
     """
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
-    if not rate > 0:
+    if not 0 < rate < math.inf:
         raise ValueError(f"the learning rate is {rate}: use a positive number, such as 0.1")
-    if warmup_rate < 0:
+    if not 0 <= warmup_rate < math.inf:
         raise ValueError(f"warmup_rate is {warmup_rate}: use 0 or a positive number, such as 0.01")
     if not 0 <= warmup_epochs < epochs:
         raise ValueError(

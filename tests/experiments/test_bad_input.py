@@ -1,0 +1,163 @@
+"""What a user can get wrong on the command line: each refused at once, in one message, with the way out."""
+
+import contextlib
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import train as program
+
+CONFIGS = Path(program.__file__).parent / "configs"
+CIFAR = str(CONFIGS / "cifar10_contsup.py")
+
+BAD_INPUT: list[tuple[list[str], str]] = [
+    (["--config.data.name=cifr10"], r"unknown dataset 'cifr10': use .*cifar10.* \(nearest: cifar10\)"),
+    (["--config.data.name=imagenet"], "unknown dataset 'imagenet': use cifar10, cifar100, digits"),
+    (["--config.data.name="], "unknown dataset ''"),
+    (["--config.data.name=cifar10", "--config.data.data_dir=/nowhere"], r"/nowhere/cifar10.*download_and_prepare"),
+    (["--config.data.data_dir=/nowhere"], "data_dir '/nowhere': digits comes with the package"),
+    (["--config.data.train_examples=0"], "train_examples 0 of 1437 training examples .*: use 1 to 1437"),
+    (["--config.data.train_examples=1438"], "train_examples 1438 of 1437 training examples"),
+    (["--config.data.train_examples=half"], r"config\.data\.train_examples=half: invalid literal for int"),
+    (["--config.data.validation_examples=-1"], "validation_examples -1 of 1437 .*: use 0 .* to 1436"),
+    (["--config.data.validation_examples=1437"], "validation_examples 1437 of 1437"),
+    (["--config.network.name=resnet31"], r"unknown network 'resnet31': use resnet8, .* \(nearest: resnet32"),
+    (["--config.network.name=vit"], "unknown network 'vit': use resnet8, resnet14"),
+    (["--config.network.dtype=float16"], r"unknown dtype 'float16': use float32 or bfloat16 \(nearest: \w*float"),
+    (["--config.network.shortcut=identity"], "unknown shortcut 'identity': use projection or padding"),
+    (["--config.method=contsupp"], r"unknown method 'contsupp': use contsup or end_to_end \(nearest: contsup\)"),
+    (["--config.local.context=R-1"], "unknown context 'R-1': use R0, E, R1, R1E, or Rn / RnE with n >= 1"),
+    (["--config.local.context=r1e"], "unknown context 'r1e': use R0, E, R1, R1E"),
+    (["--config.local.context=R0E"], "unknown context 'R0E'"),
+    (["--config.local.head=3c1f"], r"unknown head '3c1f': use 0c1f, .* or 2c2f \(nearest: "),
+    (["--config.local.loss=contrst"], "unknown local loss 'contrst': use softmax"),
+    (["--config.local.modules=0"], "0 modules for a network of 5 blocks: use 1 to 5"),
+    (["--config.local.modules=6"], "6 modules for a network of 5 blocks: use 1 to 5"),
+    (["--config.local.modules=-4"], "-4 modules for a network of 5 blocks"),
+    (["--config.local.modules=four"], r"config\.local\.modules=four: invalid literal for int"),
+    (["--config.local.boundaries=balance"], "unknown rule for boundaries 'balance': use equal"),
+    (["--config.local.boundaries=stem,stage1/1,stage2/0"], r"unknown boundary 'stage1/1': .*\(nearest: stage1/0\)"),
+    (["--config.local.boundaries=stem,stage1/0"], "4 modules, but 2 boundaries .*, which make 3"),
+    (["--config.local.boundaries=stage1/0,stem,stage2/0"], "not in the order of the network.*: expected stem, stage1/0"),
+    (["--config.batch_size=0"], "batch_size 0 for 1437 examples: use 1 to 1437"),
+    (["--config.batch_size=-64"], "batch_size -64 for 1437 examples"),
+    (["--config.batch_size=2000"], "batch_size 2000 for 1437 examples: use 1 to 1437"),
+    (["--config.batch_size=2.5"], r"config\.batch_size=2\.5: invalid literal for int"),
+    (["--config.data.train_examples=32"], "batch_size 64 for 32 examples: use 1 to 32"),
+    (["--config.mesh.data=3"], "a batch of 64 cannot be divided among 3 devices: use a multiple of 3, such as 66"),
+    (["--config.mesh.data=9"], r"a mesh of 9 devices .* there are 8 .*XLA_FLAGS=--xla_force_host_platform"),
+    (["--config.mesh.data=0"], "a mesh of 0 devices"),
+    (["--config.epochs=0"], "epochs is 0: use 1 or more"),
+    (["--config.epochs=5"], "5 warm-up epochs in a run of 5: use 0 .* to 4"),
+    (["--config.steps=0"], "steps is 0: use 1 or more, or None"),
+    (["--config.seed=-1"], "seed is -1: use 0 to 4294967295"),
+    (["--config.optimizer.learning_rate=-0.1"], "the learning rate is -0.1: use a positive number, such as 0.1"),
+    (["--config.optimizer.learning_rate=nan"], "the learning rate is nan"),
+    (["--config.optimizer.learning_rate=inf"], "the learning rate is inf"),
+    (["--config.optimizer.momentum=1"], r"momentum is 1.0: use a number in \[0, 1\)"),
+    (["--config.optimizer.weight_decay=-1"], "weight_decay is -1.0: use 0"),
+    (["--config.optimizer.weight_decay=nan"], "weight_decay is nan: use 0"),
+    (["--config.optimizer.name=sdg"], r"unknown optimizer 'sdg': use sgd, .* \(nearest: sgd\)"),
+    (["--config.optimizer.schedule=cosin"], r"unknown schedule 'cosin': .*\(nearest: cosine\)"),
+    (["--config.optimizer.warmup_epochs=-1"], "-1 warm-up epochs in a run of"),
+    (["--config.optimizer.warmup_rate=-1"], "warmup_rate is -1.0: use 0 or a positive number"),
+    (["--config.optimizer.schedule=piecewise"], r"milestones are \(\): .* increasing epochs"),
+    (
+        ["--config.optimizer.schedule=piecewise", "--config.optimizer.milestones=(20,10)"],
+        r"milestones are \(20, 10\): .* increasing epochs",
+    ),
+    (
+        ["--config.optimizer.schedule=piecewise", "--config.optimizer.milestones=(20,)", "--config.optimizer.decay=2"],
+        r"decay is 2.0: use a number in \(0, 1\]",
+    ),
+    (["--config.checkpoint.keep=0"], "checkpoint.keep is 0: use 1 or more"),
+    (["--config.checkpoint.seconds=-1"], "checkpoint.seconds is -1.0: use 0"),
+    (["--config.batchsize=64"], r"unknown config key 'batchsize': use .*\(nearest: batch_size\)"),
+    (["--config.optimizer.lr=1"], "unknown config key 'optimizer.lr': use .*optimizer.learning_rate"),
+    (["--config.local=3"], "config key 'local' is a group: set one of local.boundaries, local.context"),
+    (["--config=nothing.py"], "no config file 'nothing.py'"),
+    (["--config=" + CIFAR + ":modules=8"], "unknown option 'modules': use k or context"),
+    (["--config=" + CIFAR + ":k=many"], "option 'k=many': expected k=int, such as k=16"),
+    (["--confg=default.py"], r"Unknown command line flag 'confg'.*config"),
+    (["digits"], "unexpected argument 'digits': everything is given by flags"),
+    (["--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*; use another --workdir"),
+]
+
+
+def start(arguments: list[str], workdir: Path) -> tuple[int, str, str]:
+    """The program's exit status, standard output and standard error, up to where it would train."""
+    # The default config was read when the flag was defined; to be read anew it is named.
+    named = any(argument.startswith("--config=") for argument in arguments)
+    config = [] if named else [f"--config={CONFIGS / 'default.py'}"]
+    argv = ["train", f"--workdir={workdir}", *config, *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    # Overrides of a config are found in sys.argv.
+    with mock.patch.object(sys, "argv", argv), flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        flags.FLAGS.unparse_flags()
+        try:
+            program.main(program.parse(argv))
+        except SystemExit as stopped:
+            return int(stopped.code or 0), out.getvalue(), err.getvalue()
+        except Trains:
+            return 0, out.getvalue(), err.getvalue()
+    raise AssertionError("neither refused nor trained")
+
+
+class Trains(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def no_training(monkeypatch):
+    def stop(*_, **__):
+        raise Trains
+
+    monkeypatch.setattr(program, "train", stop)
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_refused(arguments, message, tmp_path):
+    status, out, err = start(arguments, tmp_path / "run")
+    assert status == 2
+    assert "Traceback" not in out + err
+    assert err.startswith("error: ")
+    assert err.count("error:") == 1
+    assert re.search(message, err, re.DOTALL), err
+    assert not (tmp_path / "run").exists()
+
+
+def test_there_are_forty_and_more():
+    assert len(BAD_INPUT) >= 40
+
+
+def test_the_defaults_are_accepted(tmp_path):
+    assert start([], tmp_path / "run")[0] == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["local"]["modules"] == 4
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path):
+    assert start(["--config.seed=1"], tmp_path)[0] == 0
+    status, _, err = start(["--config.seed=2", "--config.local.context=R0"], tmp_path)
+    assert status == 2
+    assert '  local.context: "R1E" there, "R0" now\n  seed: 1 there, 2 now\n' in err
+    assert "use another --workdir" in err
+    assert start(["--config.seed=1"], tmp_path)[0] == 0
+
+
+def test_what_does_not_change_a_step_may_change(tmp_path):
+    assert start([], tmp_path)[0] == 0
+    assert start(["--config.mesh.data=2", "--config.steps=3", "--config.checkpoint.keep=1"], tmp_path)[0] == 0
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    status, _, err = start([], tmp_path)
+    assert status == 2
+    assert "config.json' is damaged" in err
