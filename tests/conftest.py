@@ -10,7 +10,7 @@ CACHE = Path(tempfile.gettempdir()) / f"kd_local-jax-cache-{getpass.getuser()}"
 # Programs that tests start inherit these; JAX reads them when it is first imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 _DEVICES = "--xla_force_host_platform_device_count"
 # Tests compile much and compute little.
 _OPTIMIZATION = "--xla_backend_optimization_level"
@@ -19,13 +19,7 @@ for _flag, _value in ((_DEVICES, 8), (_OPTIMIZATION, 0)):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 
 import jax  # noqa: E402
-import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-
-@pytest.fixture(scope="session")
-def compiled_cache() -> Path:
-    """Where compiled code is kept between runs; never in the repository."""
-    return CACHE

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -72,6 +74,7 @@ def check_shape(augmentation: Augmentation, shape: tuple[int, ...]) -> None:
         )
 
 
+@partial(jax.jit, static_argnums=(0, 2))
 def normalise(
     augmentation: Augmentation, images: UInt8[Array, "n h w c"], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "n h w c"]:
@@ -97,6 +100,7 @@ def _look_up(
     return jnp.clip(index, 0, last), (index >= 0) & (index <= last)
 
 
+@partial(jax.jit, static_argnums=0, static_argnames="dtype")
 def augment(
     augmentation: Augmentation,
     images: UInt8[Array, "n h w c"],

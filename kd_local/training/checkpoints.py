@@ -94,8 +94,7 @@ class Checkpoints:
             )
         with self._saving(step):
             args = ocp.args.StandardSave(jax.tree.map(_copied_if_on_host, tree))
-            # Without force a policy of orbax's may skip a save, and says so only by a flag.
-            self._manager.save(step, args=args, force=True)
+            self._manager.save(step, args=args)
             self._pending = (step, self._executor.submit(self._seal, step))
 
     def wait(self) -> None:
@@ -131,7 +130,8 @@ class Checkpoints:
             for step, damage in damaged.items():
                 self._report(f"checkpoint {step} is {damage}: {used}")
                 os.replace(self.directory / str(step), self.directory / f"{step}{_ASIDE}")
-            self._manager.reload()
+            if damaged:
+                self._reopen()
             if good is None:
                 return None
             misfit = _misfit(self._manager.item_metadata(good).tree, like)
@@ -162,7 +162,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._executor.shutdown()
-            _close(self._manager)
+            self._manager.close()
             absl_logging.get_absl_logger().removeFilter(self._not_from_orbax)
 
     def __enter__(self) -> "Checkpoints":
@@ -181,7 +181,7 @@ class Checkpoints:
         # Nothing here lets orbax delete older checkpoints: it would do so before the manifest.
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
-            # Otherwise a damaged metadata file could stop the opening.
+            # Otherwise orbax reads metadata here, and fails on some damage to it.
             lightweight_initialize=True,
         )
         handler = ocp.StandardCheckpointHandler()
@@ -189,6 +189,12 @@ class Checkpoints:
         for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
             handlers.add("default", args, handler)
         return ocp.CheckpointManager(self.directory, options=options, handler_registry=handlers)
+
+    def _reopen(self) -> None:
+        # What a failed save has left to raise is of no more use.
+        with suppress(Exception):
+            self._manager.close()
+        self._manager = self._open()
 
     def _seal(self, step: int) -> None:
         """In the background: wait for orbax's commit, write the manifest, delete older ones.
@@ -216,11 +222,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            _close(self._manager)
             if self._damage(step) is not None:
                 shutil.rmtree(self.directory / str(step), ignore_errors=True)
             with suppress(OSError):
-                self._manager = self._open()
+                self._reopen()
             text = f"checkpoint {step} could not be saved in {self.directory}: {error}"
             # The text is all that orbax's and tensorstore's errors have in common.
             if any(full in str(error) for full in _FULL):
@@ -296,11 +301,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _close(manager: ocp.CheckpointManager) -> None:
-    # Errors of a failed save that orbax has not raised yet are raised here, one at a time.
-    for _ in range(3):
-        with suppress(Exception):
-            manager.close()
-            return

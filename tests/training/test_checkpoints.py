@@ -1,6 +1,7 @@
 """Checkpoints come back bit by bit, or not at all: after damage, a full disk, and kill -9."""
 
 import errno
+import logging
 import os
 import random
 import shutil
@@ -215,6 +216,14 @@ def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(copied: Path) -> No
         assert restore(copied) == (8, [])
 
 
+def test_damaged_metadata_of_an_older_checkpoint_does_no_harm(copied: Path) -> None:
+    shutil.copytree(copied / "4", copied / "2")
+    (copied / "2" / "_CHECKPOINT_METADATA").write_text('{"commit_timestamp_nsecs": 9e99}')
+    (copied / "8" / MANIFEST).write_text("")
+    step, reports = restore(copied)
+    assert step == 4 and len(reports) == 1
+
+
 def test_nothing_to_restore(tmp_path: Path) -> None:
     assert restore(tmp_path / "new" / "directory") == (None, [])
 
@@ -356,6 +365,13 @@ def test_a_failing_disk(
         assert checkpoints.last_good() == 4
     assert [path.name for path in tmp_path.iterdir()] == ["4"]
     assert restore(tmp_path) == (4, [])
+
+
+def test_orbax_is_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="absl"), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, example_tree(1))
+        checkpoints.restore_latest(example_tree())
+    assert not [record for record in caplog.records if record.name == "absl"]
 
 
 def test_what_ended_a_run_is_not_hidden_by_a_failed_save(

@@ -1,0 +1,183 @@
+"""The program as a user starts it: a process of its own, stopped and killed and started again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments.factory import build
+from kd_local.training import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "epochs": 12,
+    "batch_size": 32,
+    "data.train_examples": 200,
+    "data.validation_examples": 30,
+    "local.modules": 3,
+    "local.context": "R1",
+    "optimizer.warmup_epochs": 2,
+    "checkpoint.seconds": 0.0,
+}
+STEPS = 12 * 7
+
+
+def command(workdir: Path, **changes) -> list[str]:
+    flags = [f"--config.{key}={value}" for key, value in {**SMALL, **changes}.items()]
+    return [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *flags]
+
+
+def start(workdir: Path, **changes) -> subprocess.Popen:
+    # One device and optimised code, as users have.
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    return subprocess.Popen(
+        command(workdir, **changes),
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=240)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+def newest(workdir: Path) -> int:
+    folder = workdir / "checkpoints"
+    steps = [int(p.parent.name) for p in folder.glob("*/manifest.json") if p.parent.name.isdigit()]
+    return max(steps, default=0)
+
+
+def wait_for_a_checkpoint_after(step: int, workdir: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while newest(workdir) <= step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def final(workdir: Path):
+    """The tree of the last checkpoint, by the program's own way of reading it."""
+    experiment = build(ConfigDict(json.loads((workdir / "config.json").read_text())))
+    state = experiment.method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return checkpoints.restore_latest({"state": state, "sums": jnp.zeros(2 * len(state) + 1)})
+
+
+def records(workdir: Path) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    timed = ("seconds", "images_per_second")
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("reference")
+    status, out, err = finish(start(workdir, **{"checkpoint.seconds": 1000.0}))
+    assert status == 0, err
+    assert "test_accuracy" in out
+    return workdir
+
+
+def assert_same(workdir: Path, reference: Path) -> None:
+    (step, ours), (reference_step, theirs) = final(workdir), final(reference)
+    assert step == reference_step == STEPS
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert records(workdir) == records(reference)
+
+
+def test_what_a_run_leaves(reference):
+    summary = json.loads((reference / "summary.json").read_text())
+    assert {k: summary[k] for k in ("method", "network", "dataset", "modules", "context", "seed", "epochs", "steps")} == {
+        "method": "contsup",
+        "network": "resnet8",
+        "dataset": "digits",
+        "modules": 3,
+        "context": "R1",
+        "seed": 0,
+        "epochs": 12,
+        "steps": STEPS,
+    }
+    assert 0.5 < summary["test_accuracy"] <= 1 and 0 <= summary["validation_accuracy"] <= 1
+    assert summary["train_seconds"] > 0 and summary["images_per_second"] > 0
+    assert summary["parameters_trained"] > summary["parameters_deployed"] > 0
+    assert (reference / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((reference / "tensorboard").iterdir())
+    assert [record["step"] for record in records(reference)] == [7 * epoch for epoch in range(1, 13)]
+
+
+def test_killed_at_five_random_moments_it_ends_the_same(reference, tmp_path):
+    moments = random.Random(os.getpid())
+    kills = 0
+    while kills < 5:
+        before = newest(tmp_path)
+        process = start(tmp_path)
+        wait_for_a_checkpoint_after(before + moments.randrange(12), tmp_path, process)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+        kills += 1
+    print("killed after checkpoints up to", newest(tmp_path), "of", STEPS)
+    assert newest(tmp_path) < STEPS
+    status, out, err = finish(start(tmp_path))
+    assert status == 0, err
+    assert "going on from step" in out
+    assert_same(tmp_path, reference)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_says_so_and_goes_on(reference, tmp_path, number):
+    process = start(tmp_path, **{"checkpoint.seconds": 1000.0})
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "metrics.jsonl").exists() or not records(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    status, _, err = finish(process)
+    assert status == 128 + number
+    assert f"interrupted by {number.name} after step " in err
+    assert f"saved in {tmp_path}: the same command goes on from there" in err
+    assert 7 <= newest(tmp_path) < STEPS
+    assert finish(start(tmp_path))[0] == 0
+    assert_same(tmp_path, reference)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(reference, tmp_path):
+    assert finish(start(tmp_path, steps=40))[0] == 0
+    folder = tmp_path / "checkpoints" / "40"
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    damaged = bytearray(largest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    largest.write_bytes(damaged)
+    status, out, err = finish(start(tmp_path))
+    assert status == 0
+    assert "checkpoint 40 is damaged" in err and "using checkpoint 39" in err
+    assert f"going on from step 39 of {STEPS}" in out
+    assert_same(tmp_path, reference)
+
+
+def test_a_finished_run_says_its_result_again(reference):
+    before = (reference / "summary.json").read_text()
+    status, out, err = finish(start(reference))
+    assert status == 0, err
+    assert "test_accuracy" in out
+    assert (reference / "summary.json").read_text() == before
+
+
+def test_a_loss_that_is_not_finite_names_module_step_and_checkpoint(tmp_path):
+    status, _, err = finish(start(tmp_path, **{"optimizer.learning_rate": 1e30, "optimizer.warmup_epochs": 0}))
+    assert status == 1
+    assert "error: the loss of module0" in err and "at step " in err
+    assert "is the last good one" in err or "no checkpoint was saved before" in err
+    assert not (tmp_path / "summary.json").exists()

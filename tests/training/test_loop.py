@@ -1,0 +1,132 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_local.data import from_arrays, normalise
+from kd_local.local import ContSup, EndToEnd, cut
+from kd_local.models import resnet
+from kd_local.parallel import data_mesh
+from kd_local.training import Checkpoints, NotFiniteError, evaluate, train
+from kd_local.training.interruption import Interrupted, Interruption
+
+NETWORK = resnet(8, classes=4, widths=(4, 4, 8, 8))
+OPTIMIZER = optax.sgd(0.05, momentum=0.9)
+METHOD = ContSup(cut(NETWORK, 2, classes=4, context="E"), OPTIMIZER)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Patches whose brightest quarter is their class: 43 to train on, 13 to test and 9 to validate on."""
+    random = np.random.default_rng(0)
+    labels = np.arange(65) % 4
+    images = random.integers(0, 100, (65, 8, 8, 1))
+    for image, label in zip(images, labels, strict=True):
+        image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 100
+    images = images.astype(np.uint8)
+    return from_arrays((images[:52], labels[:52]), (images[52:], labels[52:]), classes=4, validation_examples=9)
+
+
+class Watch:
+    def __init__(self, stop_at=None, interruption=None):
+        self.steps, self.epochs, self.stop_at, self.interruption = [], [], stop_at, interruption
+
+    def on_start(self, course):
+        self.course = course
+
+    def on_step(self, step, metrics):
+        self.steps.append((step, metrics))
+        if step == self.stop_at:
+            self.interruption.received = 15
+
+    def on_epoch(self, record):
+        self.epochs.append(record)
+
+
+def test_it_learns_and_tells_what_it_does(data):
+    watch = Watch()
+    schedule = optax.constant_schedule(0.05)
+    result = train(METHOD, data, epochs=8, batch_size=16, observers=(watch,), schedule=schedule)
+    assert [step for step, _ in watch.steps] == list(range(1, 25))  # 16, 16 and 11 images an epoch
+    assert [record["step"] for record in result.records] == [3 * epoch for epoch in range(1, 9)]
+    assert result.records == watch.epochs
+    assert result.step == 24 and result.images == 8 * 43
+    first, last = result.records[0], result.records[-1]
+    assert last["train/module00/loss"] < first["train/module00/loss"]
+    assert last["train/module01/loss"] < first["train/module01/loss"]
+    assert last["test/accuracy"] > 0.7 and last["validation/accuracy"] > 0.7
+    assert last["learning_rate"] == pytest.approx(0.05)
+    # The epoch's mean weighs each batch by its images.
+    losses = [metrics["module00/loss"] for _, metrics in watch.steps[:3]]
+    assert first["train/module00/loss"] == pytest.approx(np.average(losses, weights=[16, 16, 11]), rel=1e-6)
+
+
+def test_evaluation_counts_every_image_once(data):
+    state = jax.tree.map(jnp.array, METHOD.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
+    logits = np.asarray(jax.jit(METHOD.logits)(state, normalise(data.augmentation, jnp.asarray(data.test.images))))
+    right = (logits.argmax(-1) == data.test.labels).mean()
+    shifted = logits - logits.max(-1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(13), data.test.labels]
+    for batch_size, devices in ((4, 1), (64, 1), (8, 8)):
+        results = evaluate(METHOD, state, data, batch_size=batch_size, mesh=data_mesh(devices))
+        assert results["test/accuracy"] == pytest.approx(right)
+        assert results["test/loss"] == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6])
+def test_a_run_that_was_interrupted_ends_as_the_one_that_was_not(data, tmp_path, stop_at):
+    whole = train(METHOD, data, epochs=3, batch_size=16, seed=3)
+    interruption = Interruption()
+    watch = Watch(stop_at, interruption)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(Interrupted) as stopped:
+        train(
+            METHOD, data, epochs=3, batch_size=16, seed=3, checkpoints=checkpoints, observers=(watch,),
+            interruption=interruption,
+        )  # fmt: skip
+    assert stop_at <= stopped.value.step < 9
+    with Checkpoints(tmp_path) as checkpoints:
+        rest = train(METHOD, data, epochs=3, batch_size=16, seed=3, checkpoints=checkpoints)
+    equal(whole.state, rest.state)
+    timeless = lambda record: {k: v for k, v in record.items() if k not in ("seconds", "images_per_second")}
+    assert [timeless(r) for r in whole.records[-len(rest.records) :]] == [timeless(r) for r in rest.records]
+    with Checkpoints(tmp_path) as checkpoints:
+        again = train(METHOD, data, epochs=3, batch_size=16, seed=3, checkpoints=checkpoints)
+    assert again.records == [] and again.step == 9
+    equal(whole.state, again.state)
+
+
+def test_seeds_and_steps(data):
+    one, same, other = (train(METHOD, data, epochs=1, steps=2, batch_size=16, seed=seed).state for seed in (1, 1, 2))
+    equal(one, same)
+    params = lambda state: state["module00"]["params"]["blocks"]["0"]["conv"]["conv"]["kernel"]
+    assert not (params(one) == params(other)).any()
+
+
+def test_a_mesh_gives_what_one_device_gives(data):
+    one = train(METHOD, data, epochs=2, batch_size=16)
+    eight = train(METHOD, data, epochs=2, batch_size=16, mesh=data_mesh(8))
+    for a, b in zip(one.records, eight.records, strict=True):
+        assert a["train/module01/loss"] == pytest.approx(b["train/module01/loss"], rel=1e-3)
+        assert a["test/loss"] == pytest.approx(b["test/loss"], rel=1e-2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path):
+    method = ContSup(cut(NETWORK, 2, classes=4, context="R0"), optax.sgd(1e30))
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(NotFiniteError, match=r"the loss of module0\d is (nan|inf) at step \d"):
+            train(method, data, epochs=3, batch_size=16, checkpoints=checkpoints, checkpoint_seconds=0.0)
+        step, tree = checkpoints.restore_latest(
+            {"state": method.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))), "sums": jnp.zeros(5)}
+        )
+    assert step >= 1
+    assert np.isfinite(tree["sums"]).all()
+
+
+def test_end_to_end_goes_through_the_same_loop(data):
+    result = train(EndToEnd(NETWORK, OPTIMIZER), data, epochs=1, batch_size=16)
+    assert set(result.records[0]) >= {"train/network/loss", "train/network/accuracy", "test/accuracy"}

@@ -1,0 +1,62 @@
+import jax
+import numpy as np
+import optax
+import pytest
+
+from kd_local.training import make_optimizer, make_schedule
+
+
+def at(schedule, step):
+    return float(schedule(np.int32(step)))
+
+
+def test_the_specifications_figures():
+    schedule = make_schedule("contsup", 0.8, epochs=160, steps_per_epoch=49, warmup_epochs=10)
+    for epoch, rate in [(1, 0.01), (5, 0.32523), (10, 0.71408), (11, 0.79071), (80, 0.4), (160, 0.0)]:
+        for step in (49 * (epoch - 1), 49 * epoch - 1):
+            assert at(schedule, step) == pytest.approx(rate, abs=5e-6)
+
+
+# Optax's own schedules mix integers and floats.
+@jax.numpy_dtype_promotion("standard")
+def test_cosine_after_a_linear_warmup():
+    schedule = make_schedule("cosine", 1.0, epochs=10, steps_per_epoch=10, warmup_epochs=2, warmup_rate=0.0)
+    assert [at(schedule, step) for step in (0, 10, 20, 60, 100)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-6)
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_piecewise_constant_and_linear():
+    piecewise = make_schedule("piecewise", 1.0, epochs=9, steps_per_epoch=2, milestones=(3, 6), decay=0.5)
+    assert [at(piecewise, step) for step in (0, 5, 6, 11, 12)] == [1, 1, 0.5, 0.5, 0.25]
+    warm = make_schedule(
+        "piecewise", 1.0, epochs=9, steps_per_epoch=2, milestones=(3,), decay=0.5, warmup_epochs=1, warmup_rate=0.0
+    )
+    assert [at(warm, step) for step in (0, 1, 2, 5, 6)] == [0, 0.5, 1, 1, 0.5]
+    constant = make_schedule("constant", 0.3, epochs=9, steps_per_epoch=2)
+    assert at(constant, 17) == pytest.approx(0.3)
+    linear = make_schedule("linear", 1.0, epochs=5, steps_per_epoch=2)
+    assert [at(linear, step) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
+
+
+def test_the_schedule_goes_through_an_optimizer():
+    schedule = make_schedule("contsup", 0.8, epochs=20, steps_per_epoch=1, warmup_epochs=10)
+    optimizer = make_optimizer("sgd", schedule, momentum=0.0, nesterov=False, weight_decay=0.0)
+    params = np.float32(1.0)
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(np.float32(1.0), state, params)
+    assert float(updates) == pytest.approx(-0.01)
+
+
+def test_sgd_is_pytorchs():
+    """Two steps of SGD with Nesterov momentum .9 and weight decay .1 by hand, as torch.optim.SGD computes them."""
+    optimizer = make_optimizer("sgd", optax.constant_schedule(0.5), momentum=0.9, weight_decay=0.1)
+    w, velocity = 2.0, 0.0
+    params = np.float32(w)
+    state = optimizer.init(params)
+    for gradient in (1.0, -3.0):
+        updates, state = optimizer.update(np.float32(gradient), state, params)
+        params = np.asarray(optax.apply_updates(params, updates))
+        g = gradient + 0.1 * w
+        velocity = 0.9 * velocity + g
+        w -= 0.5 * (g + 0.9 * velocity)
+        assert float(params) == pytest.approx(w, rel=1e-6)
