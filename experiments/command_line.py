@@ -46,8 +46,8 @@ def _check(arguments: Sequence[str]) -> None:
             if not path.is_file():
                 near = sorted(str(p) for p in path.parent.glob("*.py") if p.name != "__init__.py")
                 raise ValueError(
-                    f"no config file {str(path)!r}: use " + (", ".join(near) or "a file such as "
-                    "experiments/configs/default.py")
+                    f"no config file {str(path)!r}: use "
+                    + (", ".join(near) or "a file such as experiments/configs/default.py")
                 )
         elif key not in keys:
             raise unknown("config key", key, [name for name, group in keys.items() if not group])

@@ -60,9 +60,7 @@ def build(config: ConfigDict) -> Experiment:
         validation_examples=config.data.validation_examples,
     )
     mesh = data_mesh(config.mesh.data)
-    course = plan(
-        data.train, epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=mesh
-    )
+    course = plan(data.train, epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=mesh)
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed is {config.seed}: use 0 to {2**32 - 1}")
     if config.checkpoint.keep < 1:
@@ -72,9 +70,7 @@ def build(config: ConfigDict) -> Experiment:
     if config.network.dtype not in DTYPES:
         raise unknown("dtype", config.network.dtype, DTYPES)
     dtype = DTYPES[config.network.dtype]
-    network = create(
-        config.network.name, classes=data.classes, shortcut=config.network.shortcut, dtype=dtype
-    )
+    network = create(config.network.name, classes=data.classes, shortcut=config.network.shortcut, dtype=dtype)
     options = config.optimizer.to_dict()
     schedule = make_schedule(
         options["schedule"],

@@ -103,9 +103,7 @@ def _title(experiment: Experiment, config: ConfigDict) -> str:
     return f"{config.method} {config.network.name} on {config.data.name}, {how}, seed {config.seed}"
 
 
-def _conclude(
-    console: Console, experiment: Experiment, config: ConfigDict, result: Result, workdir: Path
-) -> None:
+def _conclude(console: Console, experiment: Experiment, config: ConfigDict, result: Result, workdir: Path) -> None:
     records = read_records(workdir / METRICS)
     last = records[-1]
     seconds = sum(record["seconds"] for record in records)

@@ -44,7 +44,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             ]
             if differences:
                 raise ValueError(
-                    f"workdir {str(workdir)!r} holds a run of another config:\n" + "\n".join(differences)
+                    f"workdir {str(workdir)!r} holds a run of another config:\n"
+                    + "\n".join(differences)
                     + "\nuse another --workdir, or remove that folder"
                 )
         replace_text(path, json.dumps(config.to_dict(), indent=2) + "\n")

@@ -53,9 +53,7 @@ class Program:
 class Method(Protocol):
     """What every way to train gives: end to end, ContSup, and whatever comes."""
 
-    def init(
-        self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct
-    ) -> State:
+    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A fresh state; of `images` only shape and dtype count."""
         ...
 

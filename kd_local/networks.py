@@ -32,7 +32,7 @@ def apply_block(
     if not train:
         return block.apply(variables, *inputs, train=False), variables.get("batch_stats", {})  # type: ignore[return-value]
     output, updated = block.apply(variables, *inputs, train=True, mutable=["batch_stats"])
-    return output, updated.get("batch_stats", {})  # type: ignore[return-value]
+    return output, updated.get("batch_stats", {})
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,7 @@ class Network:
     def stages(self) -> tuple[str, ...]:
         """The last block of each stage, the network's last excepted: the default places to cut and to splice."""
         stage = [name.split("/")[0] for name in self.names]
-        return tuple(
-            name for i, name in enumerate(self.names[:-1]) if stage[i] != stage[i + 1]
-        )
+        return tuple(name for i, name in enumerate(self.names[:-1]) if stage[i] != stage[i + 1])
 
     def select(self, variables: Mapping[str, Mapping[str, Any]]) -> Variables:
         """Of the variables of a larger network, those of these blocks."""
@@ -105,9 +103,7 @@ class Network:
             for collection, entries in variables.items()
         }
 
-    def init(
-        self, rng: PRNGKeyArray, images: Float[Array, "batch *shape"] | jax.ShapeDtypeStruct
-    ) -> Variables:
+    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch *shape"] | jax.ShapeDtypeStruct) -> Variables:
         """Fresh variables; of `images` (an array or a `jax.ShapeDtypeStruct`) only shape and dtype count.
 
         Blocks alike share one compiled initialisation, so that a network of a thousand blocks starts in seconds.

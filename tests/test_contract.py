@@ -141,8 +141,11 @@ def test_one_module_is_end_to_end():
     images, labels = map(jnp.asarray, batch(16, 0))
     state = local.init(jax.random.key(0), images)
     blocks = {
-        collection: {name: state["module00"][collection]["blocks"][str(i)] for i, name in enumerate(NETWORK.names)
-                     if str(i) in state["module00"][collection]["blocks"]}
+        collection: {
+            name: state["module00"][collection]["blocks"][str(i)]
+            for i, name in enumerate(NETWORK.names)
+            if str(i) in state["module00"][collection]["blocks"]
+        }
         for collection in ("params", "batch_stats")
     }
     start = {"network": {**blocks, "opt_state": OPTIMIZER.init(blocks["params"])}}

@@ -25,8 +25,6 @@ DATASETS = ("cifar10", "cifar100", "digits")
         ("r1e", ("R0", "R1E"), "unknown dataset 'r1e': use R0 or R1E (nearest: R1E)"),
     ],
 )
-def test_names_value_choices_and_the_nearest(
-    value: object, choices: tuple[str, ...], text: str
-) -> None:
+def test_names_value_choices_and_the_nearest(value: object, choices: tuple[str, ...], text: str) -> None:
     error = unknown("dataset", value, iter(choices))
     assert isinstance(error, ValueError) and str(error) == text

@@ -47,9 +47,7 @@ def test_evaluation_leaves_statistics_and_training_moves_them_a_tenth_of_the_way
     jax.tree.map(np.testing.assert_array_equal, same, variables["batch_stats"])
     _, moved = network.apply(variables, IMAGES, train=True)
     kernel = variables["params"]["stem"]["conv"]["conv"]["kernel"]
-    convolved = jax.lax.conv_general_dilated(
-        IMAGES, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    convolved = jax.lax.conv_general_dilated(IMAGES, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     np.testing.assert_allclose(
         moved["stem"]["conv"]["norm"]["mean"], 0.1 * convolved.mean(axis=(0, 1, 2)), rtol=1e-5, atol=1e-7
     )

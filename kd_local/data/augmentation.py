@@ -6,9 +6,8 @@ image by its index, so that neither a padded copy nor a flipped one is made.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
-
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +45,7 @@ class Augmentation:
         if self.pad < 0:
             raise ValueError(f"pad is {self.pad} pixels: use 0 (no crop) or more")
         if not self.mean or len(self.mean) != len(self.std):
-            raise ValueError(
-                f"mean {self.mean} and std {self.std}: give both with one number for each channel"
-            )
+            raise ValueError(f"mean {self.mean} and std {self.std}: give both with one number for each channel")
         if not all(map(math.isfinite, self.mean)):
             raise ValueError(f"mean {self.mean}: use finite numbers, on the scale 0 to 255")
         if not all(math.isfinite(std) and std > 0 for std in self.std):
@@ -90,9 +87,7 @@ def normalise(
     return ((images.astype(wide) - mean) / std).astype(dtype)
 
 
-def _look_up(
-    padding: str, index: Int[Array, "n size"]
-) -> tuple[Int[Array, "n size"], Bool[Array, "n size"]]:
+def _look_up(padding: str, index: Int[Array, "n size"]) -> tuple[Int[Array, "n size"], Bool[Array, "n size"]]:
     # From a position, -pad to size - 1 + pad, to the pixel found there, and whether it is inside.
     last = index.shape[1] - 1
     if padding == "reflect":
@@ -135,9 +130,7 @@ def augment(
     # One gather of whole pixels is the fastest form on a CPU: two to three times as fast as a slice
     # of each image, four to fifteen times as fast as products with one-hot matrices. Batched by
     # vmap, it also stays on the device that holds the image.
-    def pick(
-        image: UInt8[Array, "h w c"], row: Int[Array, " h"], column: Int[Array, " w"]
-    ) -> UInt8[Array, "h w c"]:
+    def pick(image: UInt8[Array, "h w c"], row: Int[Array, " h"], column: Int[Array, " w"]) -> UInt8[Array, "h w c"]:
         return image.at[row.reshape(-1, 1), column.reshape(1, -1)].get(mode="clip")
 
     crops = jax.vmap(pick)(images, rows, columns)

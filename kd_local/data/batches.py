@@ -16,9 +16,7 @@ Batch = tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
 NumberedBatch = tuple[int, UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
 """The step, images and labels."""
 
-PaddedBatch = tuple[
-    UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"], Bool[np.ndarray, " batch"]
-]
+PaddedBatch = tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"], Bool[np.ndarray, " batch"]]
 """Images, labels, and which of them are examples."""
 
 _SEEDS = 2**64
@@ -73,9 +71,7 @@ def batch_at(split: Split, *, seed: int, step: int, batch_size: int) -> Batch:
     return images, labels
 
 
-def batches(
-    split: Split, *, seed: int, batch_size: int, start_step: int = 0
-) -> Iterator[NumberedBatch]:
+def batches(split: Split, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[NumberedBatch]:
     """Endless steps from `start_step` on, each with its images and labels: what `batch_at` gives.
 
     Raises:
@@ -88,9 +84,7 @@ def batches(
     return _batches(split, seed, batch_size, start_step, epoch, position)
 
 
-def _batches(
-    split: Split, seed: int, batch_size: int, step: int, epoch: int, position: int
-) -> Iterator[NumberedBatch]:
+def _batches(split: Split, seed: int, batch_size: int, step: int, epoch: int, position: int) -> Iterator[NumberedBatch]:
     while True:
         order = epoch_order(seed, epoch, len(split))
         for start in range(position * batch_size, len(order), batch_size):

@@ -23,10 +23,9 @@ def read_digits(split: str) -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int32[np.ndar
     Raises:
         KeyError: another split.
     """
-    with resources.files(__package__).joinpath("digits.npz").open("rb") as file:
-        with np.load(file) as stored:
-            chosen = stored[split]
-            images = stored["images"][chosen].astype(np.uint16)
-            labels = stored["labels"][chosen].astype(np.int32)
+    with resources.files(__package__).joinpath("digits.npz").open("rb") as file, np.load(file) as stored:
+        chosen = stored[split]
+        images = stored["images"][chosen].astype(np.uint16)
+        labels = stored["labels"][chosen].astype(np.int32)
     scaled = (images * 255 + _SCALE // 2) // _SCALE
     return scaled.astype(np.uint8)[..., None], labels

@@ -38,8 +38,7 @@ def _tfds() -> Any:
     missing = [package for module, package in _PACKAGES.items() if not _installed(module)]
     if missing:
         raise ModuleNotFoundError(
-            f"prepared data is read with {' and '.join(missing)} (not tensorflow): "
-            f"pip install {' '.join(missing)}"
+            f"prepared data is read with {' and '.join(missing)} (not tensorflow): pip install {' '.join(missing)}"
         )
     return importlib.import_module("tensorflow_datasets")
 
@@ -94,8 +93,7 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
     if _FORMAT not in formats:
         raise ValueError(
             f"{folder} is prepared as {formats[0]}, which cannot be read in any order without "
-            f"tensorflow: use another data_dir, or remove {folder} and "
-            + _how_to_prepare(name, root)
+            f"tensorflow: use another data_dir, or remove {folder} and " + _how_to_prepare(name, root)
         )
     return folder
 
@@ -129,8 +127,7 @@ class PreparedSplit:
             splits = builder.info.splits
         except Exception as error:
             raise ValueError(
-                f"{folder} is not a prepared set of labelled images ({error!r}): remove it and "
-                "prepare it again"
+                f"{folder} is not a prepared set of labelled images ({error!r}): remove it and prepare it again"
             ) from error
         if split not in splits:
             raise ValueError(f"{folder} has no split {split!r}, only {', '.join(splits)}")
@@ -138,9 +135,7 @@ class PreparedSplit:
         self._ends = np.cumsum(splits[split].shard_lengths)
         for file in self._files:
             if not file.is_file():
-                raise FileNotFoundError(
-                    f"{file} is missing: copy it there, or remove {folder} and prepare it again"
-                )
+                raise FileNotFoundError(f"{file} is missing: copy it there, or remove {folder} and prepare it again")
         self._records = builder.as_data_source(
             split, decoders={"image": tfds.decode.SkipDecoding()}, file_format=_FORMAT
         )

@@ -94,9 +94,7 @@ class Description:
     train: int
 
 
-def describe(
-    name: str, *, train_examples: int | None = None, validation_examples: int = 0
-) -> Description:
+def describe(name: str, *, train_examples: int | None = None, validation_examples: int = 0) -> Description:
     """What `load` would give for these arguments, without reading anything.
 
     Raises:
@@ -142,9 +140,7 @@ def load(
     known = _KNOWN[name]
     if name == "digits":
         if data_dir is not None:
-            raise ValueError(
-                f"data_dir {str(data_dir)!r}: digits comes with the package, leave it out"
-            )
+            raise ValueError(f"data_dir {str(data_dir)!r}: digits comes with the package, leave it out")
         return from_arrays(
             read_digits("train"),
             read_digits("test"),
@@ -173,9 +169,7 @@ def load(
         trained_on = Split(*train.examples(kept))
         if held_out.size:
             validation = Split(*train.examples(held_out))
-    return Data(
-        name, trained_on, Split(*test.examples()), validation, known.classes, known.augmentation
-    )
+    return Data(name, trained_on, Split(*test.examples()), validation, known.classes, known.augmentation)
 
 
 def from_arrays(
@@ -204,16 +198,13 @@ def from_arrays(
     train_split, test_split = _checked("train", *train), _checked("test", *test)
     shape, test_shape = train_split.images.shape[1:], test_split.images.shape[1:]
     if shape != test_shape:
-        raise ValueError(
-            f"train images are {shape}, but test images {test_shape}: resize or crop one of them"
-        )
+        raise ValueError(f"train images are {shape}, but test images {test_shape}: resize or crop one of them")
     largest = int(max(train_split.labels.max(), test_split.labels.max()))
     if classes is None:
         classes = largest + 1
     if classes <= largest:
         raise ValueError(
-            f"label {largest} with {classes} classes: labels are 0 to {classes - 1}; "
-            f"give classes={largest + 1} or more"
+            f"label {largest} with {classes} classes: labels are 0 to {classes - 1}; give classes={largest + 1} or more"
         )
     check_limits(len(train_split), train_examples, validation_examples)
     if augmentation is not None:
@@ -238,30 +229,19 @@ def from_arrays(
 def _checked(which: str, images: np.ndarray, labels: np.ndarray) -> Split:
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim != 4:
-        raise ValueError(
-            f"{which} images have shape {images.shape}: use [n, h, w, c], with c = 1 for grey ones"
-        )
+        raise ValueError(f"{which} images have shape {images.shape}: use [n, h, w, c], with c = 1 for grey ones")
     if images.dtype != np.uint8:
-        raise ValueError(
-            f"{which} images are {images.dtype}: use uint8 from 0 to 255; normalisation comes later"
-        )
+        raise ValueError(f"{which} images are {images.dtype}: use uint8 from 0 to 255; normalisation comes later")
     if labels.ndim != 1:
-        raise ValueError(
-            f"{which} labels have shape {labels.shape}: use [n], for one-hot labels "
-            "labels.argmax(axis=1)"
-        )
+        raise ValueError(f"{which} labels have shape {labels.shape}: use [n], for one-hot labels labels.argmax(axis=1)")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{which} labels are {labels.dtype}: use whole numbers, labels.astype('int32')"
-        )
+        raise ValueError(f"{which} labels are {labels.dtype}: use whole numbers, labels.astype('int32')")
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} {which} images, but {len(labels)} labels: give as many")
     if not images.size:
         raise ValueError(f"{which} images have shape {images.shape}: give at least one example")
     if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
-        raise ValueError(
-            f"{which} labels are from {labels.min()} to {labels.max()}: use 0 to classes - 1"
-        )
+        raise ValueError(f"{which} labels are from {labels.min()} to {labels.max()}: use 0 to classes - 1")
     return Split(images, labels.astype(np.int32))
 
 
@@ -271,9 +251,6 @@ def _measured(images: UInt8[np.ndarray, "n h w c"]) -> Augmentation:
     sums = np.einsum("nhwc->c", images, dtype=np.int64).tolist()
     squares = np.einsum("nhwc,nhwc->c", images, images, dtype=np.int64).tolist()
     mean = [total / pixels for total in sums]
-    std = [
-        math.sqrt(pixels * square - total**2) / pixels
-        for total, square in zip(sums, squares, strict=True)
-    ]
+    std = [math.sqrt(pixels * square - total**2) / pixels for total, square in zip(sums, squares, strict=True)]
     # A channel of one value only is shifted, not scaled.
     return Augmentation(mean=tuple(mean), std=tuple(deviation or 1.0 for deviation in std))

@@ -83,7 +83,7 @@ class ImageEncoder(nn.Module):
     ) -> Float[Array, "batch h w c"]:
         x = ConvNorm(self.width, use_bias=True, dtype=self.dtype, name="conv1")(context, train=train)
         x = ConvNorm(like.shape[-1], use_bias=True, dtype=self.dtype, name="conv2")(x, train=train)
-        return average_pool_to(x, like.shape[1:3])
+        return average_pool_to(x, (like.shape[1], like.shape[2]))
 
 
 class FeatureEncoder(nn.Module):
@@ -96,10 +96,8 @@ class FeatureEncoder(nn.Module):
     def __call__(
         self, context: Float[Array, "batch hc wc cc"], like: Float[Array, "batch h w c"], *, train: bool
     ) -> Float[Array, "batch h w c"]:
-        x = ConvNorm(like.shape[-1], kernel_size=1, use_bias=True, dtype=self.dtype, name="conv")(
-            context, train=train
-        )
-        return average_pool_to(x, like.shape[1:3])
+        x = ConvNorm(like.shape[-1], kernel_size=1, use_bias=True, dtype=self.dtype, name="conv")(context, train=train)
+        return average_pool_to(x, (like.shape[1], like.shape[2]))
 
 
 def average_pool_to(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> Float[Array, "batch h w c"]:

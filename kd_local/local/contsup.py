@@ -25,14 +25,9 @@ class ContSup:
     cut: CutNetwork
     optimizer: optax.GradientTransformation
 
-    def init(
-        self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct
-    ) -> State:
+    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A fresh state, a part for each module; of `images` only shape and dtype count."""
-        return {
-            name: new_part(variables, self.optimizer)
-            for name, variables in self.cut.init(rng, images).items()
-        }
+        return {name: new_part(variables, self.optimizer) for name, variables in self.cut.init(rng, images).items()}
 
     def programs(self) -> tuple[Program, ...]:
         """A program for each module; modules that are alike share one executable."""
@@ -50,16 +45,14 @@ class ContSup:
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
         """The network's logits in evaluation mode, contexts supplied."""
         variables = {
-            name: {"params": part["params"], "batch_stats": part["batch_stats"]}
-            for name, part in state.items()
+            name: {"params": part["params"], "batch_stats": part["batch_stats"]} for name, part in state.items()
         }
         return self.cut.logits(variables, images)
 
     def deployed(self, state: State) -> Mapping[str, Any]:
         """The parameters of blocks and context networks; local heads stay behind."""
         return {
-            name: {key: value for key, value in part["params"].items() if key != "head"}
-            for name, part in state.items()
+            name: {key: value for key, value in part["params"].items() if key != "head"} for name, part in state.items()
         }
 
 

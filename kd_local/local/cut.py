@@ -144,9 +144,7 @@ class CutNetwork:
         for module, key in zip(self.modules, jax.random.split(rng, len(self.modules)), strict=True):
             x, *contexts = (tensors[name] for name in module.reads)
             variables[module.name] = module.init(key, (x, *contexts))
-            supply, output, _ = jax.eval_shape(
-                partial(module.apply, train=False), variables[module.name], x, contexts
-            )
+            supply, output, _ = jax.eval_shape(partial(module.apply, train=False), variables[module.name], x, contexts)
             tensors.update(zip(module.writes, module.hand_on(supply, output), strict=True))
         return variables
 

@@ -29,9 +29,7 @@ class EndToEnd:
     optimizer: optax.GradientTransformation
     remat: bool = False
 
-    def init(
-        self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct
-    ) -> State:
+    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A fresh state of one part; of `images` only shape and dtype count."""
         return {NAME: new_part(self.network.init(rng, images), self.optimizer)}
 

@@ -52,9 +52,7 @@ def equal_layers(network: Network, modules: int) -> tuple[str, ...]:
         ValueError: fewer than one module, or more than the network has blocks.
     """
     if not 1 <= modules <= len(network):
-        raise ValueError(
-            f"{modules} modules for a network of {len(network)} blocks: use 1 to {len(network)}"
-        )
+        raise ValueError(f"{modules} modules for a network of {len(network)} blocks: use 1 to {len(network)}")
     for blocks, table in _EQUAL_LAYERS.items():
         if modules in table and _is_cifar_resnet(network, blocks):
             return table[modules]

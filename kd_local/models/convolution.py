@@ -48,15 +48,11 @@ def conv2d(
             f"{x.shape} must equal the third of kernel {kernel.shape}; are the images channels-first?"
         )
     if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"images are {x.dtype}, filters {kernel.dtype}: expected one floating dtype; cast with astype"
-        )
+        raise ValueError(f"images are {x.dtype}, filters {kernel.dtype}: expected one floating dtype; cast with astype")
     if stride < 1:
         raise ValueError(f"stride {stride}: expected an integer >= 1; 1 keeps the resolution")
     if padding is not None and padding < 0:
-        raise ValueError(
-            f"padding {padding}: expected an integer >= 0, or None for half of the filter"
-        )
+        raise ValueError(f"padding {padding}: expected an integer >= 0, or None for half of the filter")
     kh, kw = kernel.shape[:2]
     pads = (kh // 2, kw // 2) if padding is None else (padding, padding)
     if x.shape[1] + 2 * pads[0] < kh or x.shape[2] + 2 * pads[1] < kw:
@@ -68,9 +64,7 @@ def conv2d(
 
 
 def _plain(stride, pads, x, kernel):
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(p, p) for p in pads], dimension_numbers=_DIMENSIONS
-    )
+    return lax.conv_general_dilated(x, kernel, (stride, stride), [(p, p) for p in pads], dimension_numbers=_DIMENSIONS)
 
 
 _conv = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
@@ -149,9 +143,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     dtype: Any = None
     param_dtype: Any = jnp.float32
-    kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(
-        2.0, "fan_out", "normal"
-    )
+    kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     bias_init: nn.initializers.Initializer | None = None
 
     @nn.compact

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from kd_local.models.convolution import Conv
 
@@ -16,8 +16,8 @@ def uniform_by_fan_in(fan_in: int) -> jax.nn.initializers.Initializer:
     """Uniform in +-1/sqrt(fan_in): the start of linear layers and of all biases."""
     bound = fan_in**-0.5
 
-    def initialise(rng: PRNGKeyArray, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
-        return jax.random.uniform(rng, shape, dtype, -bound, bound)
+    def initialise(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return initialise
 
@@ -31,9 +31,9 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
         initialiser = uniform_by_fan_in(x.shape[-1])
-        return nn.Dense(
-            self.features, dtype=self.dtype, kernel_init=initialiser, bias_init=initialiser, name="dense"
-        )(x)
+        return nn.Dense(self.features, dtype=self.dtype, kernel_init=initialiser, bias_init=initialiser, name="dense")(
+            x
+        )
 
 
 class ConvNorm(nn.Module):
@@ -59,9 +59,7 @@ class ConvNorm(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        x = nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm"
-        )(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         return nn.relu(x) if self.relu else x
 
 

@@ -19,9 +19,7 @@ _NETWORKS: dict[str, Callable[..., Network]] = {
 NAMES = tuple(_NETWORKS)
 
 
-def create(
-    name: str, *, classes: int, shortcut: str = "projection", dtype: DType = None
-) -> Network:
+def create(name: str, *, classes: int, shortcut: str = "projection", dtype: DType = None) -> Network:
     """The network of that name.
 
     Raises:

@@ -52,9 +52,7 @@ class Checkpoints:
         CheckpointError: the directory cannot be made or written.
     """
 
-    def __init__(
-        self, directory: Path, *, keep: int = 3, report: Callable[[str], None] = _warn
-    ) -> None:
+    def __init__(self, directory: Path, *, keep: int = 3, report: Callable[[str], None] = _warn) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}: use 1 or more")
         self.directory = directory.absolute()
@@ -66,9 +64,7 @@ class Checkpoints:
             with tempfile.TemporaryFile(dir=self.directory):
                 pass
         except OSError as error:
-            raise CheckpointError(
-                f"checkpoints cannot be kept in {directory}: {error.strerror}"
-            ) from error
+            raise CheckpointError(f"checkpoints cannot be kept in {directory}: {error.strerror}") from error
         absl_logging.get_absl_logger().addFilter(self._not_from_orbax)
         self._manager = self._open()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
@@ -138,9 +134,7 @@ class Checkpoints:
             if misfit is None:
                 tree = self._manager.restore(good, args=ocp.args.StandardRestore(like))
         except Exception as error:
-            raise CheckpointError(
-                f"checkpoint {good} in {self.directory} cannot be restored: {error}"
-            ) from error
+            raise CheckpointError(f"checkpoint {good} in {self.directory} cannot be restored: {error}") from error
         if misfit is not None:
             raise CheckpointError(
                 f"checkpoint {good} in {self.directory} is of something else: {misfit}; "
@@ -229,10 +223,7 @@ class Checkpoints:
             text = f"checkpoint {step} could not be saved in {self.directory}: {error}"
             # The text is all that orbax's and tensorstore's errors have in common.
             if any(full in str(error) for full in _FULL):
-                text = (
-                    f"the disk that holds {self.directory} is full: "
-                    f"checkpoint {step} could not be saved"
-                )
+                text = f"the disk that holds {self.directory} is full: checkpoint {step} could not be saved"
             good = self.last_good()
             left = "there is no" if good is None else f"checkpoint {good} is the last"
             raise CheckpointError(f"{text}; {left} good one") from error

@@ -12,7 +12,7 @@ METRICS = "metrics.jsonl"
 
 
 class Log:
-    """Writes the record of each epoch; records after the step at which a run goes on are dropped, as they come again."""
+    """Writes the record of each epoch. Records after the step at which a run goes on are dropped: they come again."""
 
     def __init__(self, workdir: Path) -> None:
         self.path = workdir / METRICS

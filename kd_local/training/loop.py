@@ -21,8 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from kd_local.contract import Method, Metrics, State
-from kd_local.data import Augmentation, Data
-from kd_local.data import augment, batches, evaluation_batches, normalise, steps_per_epoch
+from kd_local.data import Augmentation, Data, augment, batches, evaluation_batches, normalise, steps_per_epoch
 from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.interruption import Interrupted, Interruption
@@ -143,8 +142,8 @@ def train(
     sizes = {batch_size, len(data.train) - (each - 1) * batch_size} if last_step >= each else {batch_size}
     step_once = Step(method, mesh)
     for size in sizes:
-        images = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
-        step_once.compile(state, images, jax.ShapeDtypeStruct((size,), jnp.int32), rng)
+        like = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
+        step_once.compile(state, like, jax.ShapeDtypeStruct((size,), jnp.int32), rng)
 
     metrics = _Metrics(step_once.metrics, replicated, observers)
     first_step = 0

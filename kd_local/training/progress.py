@@ -43,9 +43,7 @@ class ProgressBar:
         self._started = time.monotonic()
         if course.first_step:
             self.console.print(f"going on from step {course.first_step} of {course.last_step}")
-        self._task = self._bar.add_task(
-            "", total=course.last_step, completed=course.first_step, epoch="1", rate="..."
-        )
+        self._task = self._bar.add_task("", total=course.last_step, completed=course.first_step, epoch="1", rate="...")
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
         if not self.console.is_terminal or self._task is None:

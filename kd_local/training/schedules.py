@@ -53,8 +53,8 @@ def make_schedule(
     """The schedule of that name.
 
     Args:
-        name: `contsup`; `cosine` (by step, to zero), `constant`, `linear` (by step, to zero), `piecewise` (times `decay`
-            at each of `milestones`), each after a linear warm-up from `warmup_rate`.
+        name: `contsup`; or, after a linear warm-up from `warmup_rate`, `cosine` (by step, to zero), `constant`,
+            `linear` (by step, to zero) or `piecewise` (times `decay` at each of `milestones`).
         rate: the peak.
         epochs: of the whole run.
         steps_per_epoch: optimizer steps in each.
@@ -73,9 +73,7 @@ def make_schedule(
     if not 0 <= warmup_rate < math.inf:
         raise ValueError(f"warmup_rate is {warmup_rate}: use 0 or a positive number, such as 0.01")
     if not 0 <= warmup_epochs < epochs:
-        raise ValueError(
-            f"{warmup_epochs} warm-up epochs in a run of {epochs}: use 0 (none) to {max(epochs - 1, 0)}"
-        )
+        raise ValueError(f"{warmup_epochs} warm-up epochs in a run of {epochs}: use 0 (none) to {max(epochs - 1, 0)}")
     if name == "contsup":
         return contsup(
             rate,
@@ -110,6 +108,4 @@ def _piecewise(
         )
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay}: use a number in (0, 1], such as 0.1")
-    return optax.piecewise_constant_schedule(
-        rate, {(epoch - first) * steps_per_epoch: decay for epoch in milestones}
-    )
+    return optax.piecewise_constant_schedule(rate, {(epoch - first) * steps_per_epoch: decay for epoch in milestones})

@@ -53,9 +53,7 @@ def _found(augmentation: Augmentation, images: np.ndarray, seed: int) -> list[An
 
 @pytest.mark.parametrize("augmentation", [REFLECT, ZERO])
 @pytest.mark.parametrize("size", [(8, 8), (5, 9)])
-def test_each_image_becomes_one_of_its_crops(
-    augmentation: Augmentation, size: tuple[int, int]
-) -> None:
+def test_each_image_becomes_one_of_its_crops(augmentation: Augmentation, size: tuple[int, int]) -> None:
     found = _found(augmentation, _images(64, *size), seed=0)
     offsets = set(range(2 * augmentation.pad + 1))
     assert {row for row, _, _ in found} == {column for _, column, _ in found} == offsets
@@ -77,9 +75,7 @@ def test_offsets_and_flips_are_uniform() -> None:
 def test_another_key_gives_others_and_the_same_key_the_same(pad: int, flip: bool) -> None:
     augmentation = Augmentation(pad=pad, flip=flip, mean=MEAN, std=STD)
     images = jnp.asarray(_images(16))
-    first, again, other = (
-        augment(augmentation, images, jax.random.key(seed)) for seed in (0, 0, 1)
-    )
+    first, again, other = (augment(augmentation, images, jax.random.key(seed)) for seed in (0, 0, 1))
     assert jnp.array_equal(first, again)
     assert not jnp.array_equal(first, other)
 
@@ -98,9 +94,7 @@ def test_without_pad_and_flip_only_normalised() -> None:
     images = _images(4)
     augmented = augment(plain, jnp.asarray(images), jax.random.key(0))
     np.testing.assert_allclose(augmented, _normalised(images), atol=1e-6)
-    np.testing.assert_allclose(
-        normalise(plain, jnp.asarray(images)), _normalised(images), atol=1e-6
-    )
+    np.testing.assert_allclose(normalise(plain, jnp.asarray(images)), _normalised(images), atol=1e-6)
 
 
 def test_without_flip_nothing_is_mirrored() -> None:
@@ -160,9 +154,7 @@ def test_is_hashable_and_compares_by_value() -> None:
         ({"mean": (1.0, float("nan"), 1.0)}, "mean .*: use finite numbers, on the scale 0 to"),
     ],
 )
-def test_impossible_values(
-    changed: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_impossible_values(changed: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The checker of types, which users do not run, would catch a wrong padding first.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=text):

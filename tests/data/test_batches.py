@@ -23,9 +23,7 @@ def _split(examples: int) -> Split:
     return Split(images, np.arange(examples, dtype=np.int32) * 10)
 
 
-@pytest.mark.parametrize(
-    ("examples", "batch_size", "steps"), [(10, 5, 2), (11, 5, 3), (9, 1, 9), (7, 7, 1)]
-)
+@pytest.mark.parametrize(("examples", "batch_size", "steps"), [(10, 5, 2), (11, 5, 3), (9, 1, 9), (7, 7, 1)])
 def test_steps_per_epoch(examples: int, batch_size: int, steps: int) -> None:
     assert steps_per_epoch(examples, batch_size) == steps
 
@@ -38,18 +36,14 @@ def test_epoch_order_is_a_permutation_that_stays_the_same() -> None:
 
 
 def test_epoch_order_depends_on_seed_and_epoch() -> None:
-    orders = [
-        epoch_order(*key, 50).tolist() for key in [(0, 0), (0, 1), (1, 0), (1, 1), (2**64 - 1, 0)]
-    ]
+    orders = [epoch_order(*key, 50).tolist() for key in [(0, 0), (0, 1), (1, 0), (1, 1), (2**64 - 1, 0)]]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
 
 
 def test_every_epoch_visits_each_example_once_and_keeps_the_last_smaller_batch() -> None:
     split = _split(11)
     for epoch in range(3):
-        labels = [
-            batch_at(split, seed=5, step=epoch * 3 + step, batch_size=4)[1] for step in range(3)
-        ]
+        labels = [batch_at(split, seed=5, step=epoch * 3 + step, batch_size=4)[1] for step in range(3)]
         assert [len(part) for part in labels] == [4, 4, 3]
         assert np.concatenate(labels).tolist() == (epoch_order(5, epoch, 11) * 10).tolist()
 
@@ -85,9 +79,7 @@ def test_iterator_computes_the_order_once_an_epoch(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("examples", "valid"), [(8, [4, 4]), (9, [4, 4, 1]), (4, [4])])
-def test_evaluation_batches_are_of_one_size_and_cover_all_in_order(
-    examples: int, valid: list[int]
-) -> None:
+def test_evaluation_batches_are_of_one_size_and_cover_all_in_order(examples: int, valid: list[int]) -> None:
     split = _split(examples)
     parts = list(evaluation_batches(split, 4))
     assert all(images.shape == (4, 2, 2, 1) for images, _, _ in parts)

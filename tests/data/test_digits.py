@@ -19,9 +19,7 @@ def test_same_as_scikit_learn() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     selection = pytest.importorskip("sklearn.model_selection")
     digits = datasets.load_digits()
-    places = selection.train_test_split(
-        np.arange(1797), test_size=360, stratify=digits.target, random_state=0
-    )
+    places = selection.train_test_split(np.arange(1797), test_size=360, stratify=digits.target, random_state=0)
     for split, chosen in zip(("train", "test"), places, strict=True):
         images, labels = read_digits(split)
         assert np.array_equal(labels, digits.target[chosen])

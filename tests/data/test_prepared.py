@@ -93,9 +93,7 @@ def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_newest_version(tmp_path: Path) -> None:
     for version in ("3.0.2", "3.0.10", "2.9.9"):
         (tmp_path / "cifar10" / version).mkdir(parents=True)
-        (tmp_path / "cifar10" / version / "dataset_info.json").write_text(
-            '{"fileFormat": "array_record"}'
-        )
+        (tmp_path / "cifar10" / version / "dataset_info.json").write_text('{"fileFormat": "array_record"}')
     assert find("cifar10", str(tmp_path)) == tmp_path / "cifar10" / "3.0.10"
 
 
@@ -150,11 +148,7 @@ def test_damaged_image_is_named(prepare: Any, damaged: Any, reason: str) -> None
     folder = find("cifar100", prepare("cifar100", shards=2, train=written))
     split = PreparedSplit(folder, "train")
     (info,) = json.loads((folder / "dataset_info.json").read_text())["splits"]
-    places = [
-        (shard, record)
-        for shard, length in enumerate(info["shardLengths"])
-        for record in range(int(length))
-    ]
+    places = [(shard, record) for shard, length in enumerate(info["shardLengths"]) for record in range(int(length))]
     assert len(places) == 30
     for index, (shard, record) in enumerate(places):
         file = re.escape(str(folder / f"cifar100-train.array_record-0000{shard}-of-00002"))
@@ -193,9 +187,7 @@ def test_damaged_file_is_named(prepare: Any, examples: Any) -> None:
 @pytest.mark.parametrize("module", ["tensorflow_datasets", "array_record"])
 def test_without_the_library(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == module else found(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else found(name))
     package = module.replace("tensorflow_d", "tensorflow-d")
     with pytest.raises(ModuleNotFoundError, match=f"not tensorflow.: pip install {package}$"):
         find("cifar10", tmp_path)
@@ -210,7 +202,5 @@ def test_reads_in_silence_and_without_tensorflow(prepare: Any, examples: Any) ->
         "assert 'tensorflow' not in sys.modules; assert logging.get_absl_logger().level == level"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

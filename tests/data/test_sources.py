@@ -31,10 +31,7 @@ def test_limits_hold_the_classes_in_proportion_and_leave_the_test_split() -> Non
         assert (np.abs(np.bincount(split.labels) - size) <= 2).all()
     again = load("digits", train_examples=500, validation_examples=200)
     assert np.array_equal(again.train.images, data.train.images)
-    parts = [
-        {image.tobytes() for image in split.images}
-        for split in (data.train, data.validation, whole.train)
-    ]
+    parts = [{image.tobytes() for image in split.images} for split in (data.train, data.validation, whole.train)]
     assert not parts[0] & parts[1] and parts[0] | parts[1] < parts[2]
 
 
@@ -46,9 +43,7 @@ def test_limits_hold_the_classes_in_proportion_and_leave_the_test_split() -> Non
         ("stl10", (96, 96, 3), 10, ("unlabelled",)),
     ],
 )
-def test_prepared(
-    name: str, shape: Any, classes: int, splits: tuple[str, ...], prepare: Any, examples: Any
-) -> None:
+def test_prepared(name: str, shape: Any, classes: int, splits: tuple[str, ...], prepare: Any, examples: Any) -> None:
     written = {"train": examples(40, shape, classes), "test": examples(20, shape, classes)}
     unlabelled = [(image, -1) for image, _ in examples(3, shape, classes)]
     data_dir = prepare(name, **written, **dict.fromkeys(splits, unlabelled))
@@ -97,9 +92,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_augmentation_is_that_of_the_papers(
-    name: str, prepare: Any, examples: Any, tmp_path: Path
-) -> None:
+def test_augmentation_is_that_of_the_papers(name: str, prepare: Any, examples: Any, tmp_path: Path) -> None:
     padding, pad, flip, mean, std = PUBLISHED[name]
     shape = (96, 96, 3) if name == "stl10" else (32, 32, 3)
     prepare(name, train=examples(2, shape, 2), test=examples(1, shape, 1))
@@ -115,9 +108,7 @@ def test_other_data_under_a_known_name(prepare: Any, examples: Any, tmp_path: Pa
         load("cifar10", data_dir=tmp_path)
 
 
-def test_limits_are_checked_against_what_is_there(
-    prepare: Any, examples: Any, tmp_path: Path
-) -> None:
+def test_limits_are_checked_against_what_is_there(prepare: Any, examples: Any, tmp_path: Path) -> None:
     prepare("cifar100", train=examples(5, (32, 32, 3), 100), test=examples(2, (32, 32, 3), 100))
     with pytest.raises(ValueError, match="train_examples 6 of 5 training examples"):
         load("cifar100", data_dir=tmp_path, train_examples=6)
@@ -134,9 +125,7 @@ def test_limits_are_checked_against_what_is_there(
         ("stl10", {"validation_examples": -1}, "validation_examples -1 of 5000 training"),
     ],
 )
-def test_bad_arguments_are_found_before_any_data_is(
-    name: str, arguments: dict[str, Any], text: str
-) -> None:
+def test_bad_arguments_are_found_before_any_data_is(name: str, arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         load(name, **{"data_dir": None if name == "digits" else "/nowhere", **arguments})
 

@@ -45,7 +45,10 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.local.boundaries=balance"], "unknown rule for boundaries 'balance': use equal"),
     (["--config.local.boundaries=stem,stage1/1,stage2/0"], r"unknown boundary 'stage1/1': .*\(nearest: stage1/0\)"),
     (["--config.local.boundaries=stem,stage1/0"], "4 modules, but 2 boundaries .*, which make 3"),
-    (["--config.local.boundaries=stage1/0,stem,stage2/0"], "not in the order of the network.*: expected stem, stage1/0"),
+    (
+        ["--config.local.boundaries=stage1/0,stem,stage2/0"],
+        "not in the order of the network.*: expected stem, stage1/0",
+    ),
     (["--config.batch_size=0"], "batch_size 0 for 1437 examples: use 1 to 1437"),
     (["--config.batch_size=-64"], "batch_size -64 for 1437 examples"),
     (["--config.batch_size=2000"], "batch_size 2000 for 1437 examples: use 1 to 1437"),
@@ -99,7 +102,12 @@ def start(arguments: list[str], workdir: Path) -> tuple[int, str, str]:
     argv = ["train", f"--workdir={workdir}", *config, *arguments]
     out, err = io.StringIO(), io.StringIO()
     # Overrides of a config are found in sys.argv.
-    with mock.patch.object(sys, "argv", argv), flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        mock.patch.object(sys, "argv", argv),
+        flagsaver.flagsaver(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         flags.FLAGS.unparse_flags()
         try:
             program.main(program.parse(argv))

@@ -98,7 +98,9 @@ def assert_same(workdir: Path, reference: Path) -> None:
 
 def test_what_a_run_leaves(reference):
     summary = json.loads((reference / "summary.json").read_text())
-    assert {k: summary[k] for k in ("method", "network", "dataset", "modules", "context", "seed", "epochs", "steps")} == {
+    assert {
+        k: summary[k] for k in ("method", "network", "dataset", "modules", "context", "seed", "epochs", "steps")
+    } == {
         "method": "contsup",
         "network": "resnet8",
         "dataset": "digits",

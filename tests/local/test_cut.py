@@ -50,9 +50,8 @@ def test_each_modules_gradient_is_that_of_its_own_loss_alone_and_zero_for_every_
             if loss != module:
                 assert norm == 0.0, f"the loss of {loss} reaches the parameters of {module}"
             else:
-                jax.tree.map(
-                    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * norm), gradient, total[module]
-                )
+                for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(total[module]), strict=True):
+                    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * norm)
                 for path, leaf in jax.tree.leaves_with_path(gradient):
                     # A bias before batch normalisation has no effect: its gradient is rounding noise.
                     if "bias" not in jax.tree_util.keystr(path):
@@ -96,9 +95,7 @@ def test_one_module_is_the_network_itself():
     outputs = jax.jit(pieces.losses)(variables, IMAGES, LABELS)
     own = {
         collection: {
-            name: entries["blocks"][str(i)]
-            for i, name in enumerate(NETWORK.names)
-            if str(i) in entries["blocks"]
+            name: entries["blocks"][str(i)] for i, name in enumerate(NETWORK.names) if str(i) in entries["blocks"]
         }
         for collection, entries in variables["module00"].items()
     }

@@ -95,9 +95,7 @@ def test_narrower_dtypes_are_exact_up_to_their_rounding(dtype, stride, tolerance
     assert max(errors) < tolerance
 
 
-@pytest.mark.parametrize(
-    ("platform", "in_pieces"), [("cpu", True), ("tpu", False), ("cuda", False)]
-)
+@pytest.mark.parametrize(("platform", "in_pieces"), [("cpu", True), ("tpu", False), ("cuda", False)])
 def test_only_the_cpu_sums_over_pieces(platform, in_pieces):
     traced = gradients(conv2d).trace(*operands(32, (32, 32), 4, 4, 3, jnp.float32))
     text = traced.lower(lowering_platforms=(platform,)).as_text()

@@ -197,8 +197,7 @@ def test_all_damaged_starts_from_the_beginning(copied: Path) -> None:
     restored, reports = restore(copied)
     assert restored is None
     assert reports == [
-        f"checkpoint {step} is damaged (default/_METADATA: digest differs): "
-        "training starts from the beginning"
+        f"checkpoint {step} is damaged (default/_METADATA: digest differs): training starts from the beginning"
         for step in (8, 4)
     ]
     assert restore(copied) == (None, [])
@@ -262,9 +261,7 @@ def with_other_dtype(tree: PyTree) -> PyTree:
         (with_other_dtype, "step is int32[], expected float32[]"),
     ],
 )
-def test_another_tree_is_refused_by_name(
-    copied: Path, change: Callable[[PyTree], PyTree], text: str
-) -> None:
+def test_another_tree_is_refused_by_name(copied: Path, change: Callable[[PyTree], PyTree], text: str) -> None:
     with Checkpoints(copied) as checkpoints, pytest.raises(CheckpointError) as raised:
         checkpoints.restore_latest(change(example_tree()))
     assert f"checkpoint 8 in {copied} " in str(raised.value) and text in str(raised.value)
@@ -304,8 +301,7 @@ def test_a_full_disk(small_disk: Path, found_by: str) -> None:
         else:
             getattr(checkpoints, found_by)()
     assert str(raised.value) == (
-        f"the disk that holds {directory} is full: checkpoint 2 could not be saved; "
-        "checkpoint 1 is the last good one"
+        f"the disk that holds {directory} is full: checkpoint 2 could not be saved; checkpoint 1 is the last good one"
     )
     if found_by != "close":
         checkpoints.save(4, example_tree(4))
@@ -340,9 +336,7 @@ DISK_IS_FULL = "the disk that holds {} is full: checkpoint 8 could not be saved"
         (OSError(errno.EIO, "broken"), "checkpoint 8 could not be saved in {}: [Errno 5] broken"),
     ],
 )
-def test_a_failing_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
-) -> None:
+def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
     def fail(*args: object) -> None:
         raise error
 
@@ -374,9 +368,7 @@ def test_orbax_is_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert not [record for record in caplog.records if record.name == "absl"]
 
 
-def test_what_ended_a_run_is_not_hidden_by_a_failed_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_ended_a_run_is_not_hidden_by_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
         raise OSError(errno.EIO, "broken")
 
@@ -422,9 +414,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(kd_local.__file__).parents[1])}
     moments = random.Random(0)
     for _ in range(3):
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, text=True
-        ) as process:
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             known = [process.stdout.readline(), process.stdout.readline()]
             time.sleep(moments.uniform(0.1, 0.7))
