@@ -14,7 +14,7 @@ def get_config(options: str = "") -> ConfigDict:
         {
             "method": "contsup",  # or end_to_end
             "seed": 0,  # of initialisation, order and augmentation
-            "epochs": 60,
+            "epochs": 30,
             "batch_size": 64,  # over all devices
             "steps": placeholder(int),  # a limit on the steps, if any
             "network": {

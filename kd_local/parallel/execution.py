@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -43,8 +44,8 @@ class Step:
     def __call__(
         self,
         state: State,
-        images: Float[Array, "batch h w c"],
-        labels: Int[Array, " batch"],
+        images: Float[Array | np.ndarray, "batch h w c"],
+        labels: Int[Array | np.ndarray, " batch"],
         rng: PRNGKeyArray,
     ) -> tuple[State, dict[str, Metrics]]:
         compiled = self._compiled.get(images.shape[0])
