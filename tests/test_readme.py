@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -16,6 +17,8 @@ def test_it_opens_with_the_two_lines():
     ]
 
 
+# As a notebook has it; optax's schedules mix integers and floats.
+@jax.numpy_dtype_promotion("standard")
 def test_the_lines_for_a_notebook_train():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     lines = [line for line in code.splitlines() if line and not line.startswith(("import", "from"))]
