@@ -1,8 +1,8 @@
-"""ContSup on CIFAR-10 with ResNet-32, the setting of the paper's tables 1 and 2 (K modules, context, softmax loss).
+"""ContSup on CIFAR-10 with ResNet-32, the network and schedule of the paper's tables 1 and 2 (K modules, softmax loss).
 
 Command: python -m experiments.train --config=experiments/configs/cifar10_contsup.py --config.data.data_dir=DIR
-Options: k (1 to 17), context; as in cifar10_contsup.py:k=8,context=R0
-Published hyper-parameters: 160 epochs, batch 1024, learning rate 0.8.
+Options: k (1 to 17), context, batch; as in cifar10_contsup.py:k=8,context=R0,batch=1024
+The learning rate is 0.1 for each 128 images of a batch: batch=1024 is the published setting, 160 epochs at 0.8.
 
 Reference: Yu et al., arXiv 2312.07636.
 """
@@ -14,14 +14,14 @@ from experiments.options import parse_options
 
 
 def get_config(options: str = "") -> ConfigDict:
-    choice = parse_options(options, k=16, context="R1E")
+    choice = parse_options(options, k=16, context="R1E", batch=128)
     config = default.get_config()
     config.epochs = 160
-    config.batch_size = 1024
+    config.batch_size = choice["batch"]
     config.network.name = "resnet32"
     config.data.name = "cifar10"
     config.local.modules = choice["k"]
     config.local.context = choice["context"]
-    config.optimizer.learning_rate = 0.8
+    config.optimizer.learning_rate = 0.1 * choice["batch"] / 128
     config.optimizer.warmup_epochs = 10
     return config

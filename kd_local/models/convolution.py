@@ -5,8 +5,13 @@ are the batch: a matrix product with a very long inner dimension, which the CPU 
 Here, on the CPU only, it is a sum over pieces of the batch, exact up to rounding. Other platforms keep
 XLA's own gradient.
 
-Not optimal yet: the filter gradient of 16 channels at 32x32 still takes twice its forward convolution;
-forward-mode differentiation (jax.jvp) is not defined.
+Measured on two cores at batch 128 in float32, jax 0.10 and 0.12: 3x3, 16 channels at 32x32, 8 ms for 21 and
+12 ms; 32 at 16x16, 6 and 5 ms for 19 and 9; a training step of ResNet-32, .65 and .57 s for 1.0 and .82. Columns
+of patches and one matrix product a piece were slower, since concatenating the columns costs more than the
+product (which takes 3.5 ms for 16 channels).
+
+Not optimal yet: the filter gradient of 16 channels at 32x32 still takes twice its forward convolution, and
+that of fewer than 8 images is a single piece; forward-mode differentiation (jax.jvp) is not defined.
 """
 
 import functools

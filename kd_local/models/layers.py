@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kd_local.models.convolution import Conv
+from kd_local.models.normalization import BatchNorm
 
 DType = Any
 
@@ -59,7 +60,7 @@ class ConvNorm(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+        x = BatchNorm(dtype=self.dtype, name="norm")(x, train=train)
         return nn.relu(x) if self.relu else x
 
 

@@ -86,7 +86,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.optimizer.lr=1"], "unknown config key 'optimizer.lr': use .*optimizer.learning_rate"),
     (["--config.local=3"], "config key 'local' is a group: set one of local.boundaries, local.context"),
     (["--config=nothing.py"], "no config file 'nothing.py'"),
-    (["--config=" + CIFAR + ":modules=8"], "unknown option 'modules': use k or context"),
+    (["--config=" + CIFAR + ":modules=8"], "unknown option 'modules': use k, context or batch"),
     (["--config=" + CIFAR + ":k=many"], "option 'k=many': expected k=int, such as k=16"),
     (["--confg=default.py"], r"Unknown command line flag 'confg'.*config"),
     (["digits"], "unexpected argument 'digits': everything is given by flags"),
