@@ -3,24 +3,12 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kd_local.models.convolution import Conv
+from kd_local.models.convolution import Conv, uniform_by_fan_in
 from kd_local.models.normalization import BatchNorm
 
 DType = Any
-
-
-def uniform_by_fan_in(fan_in: int) -> jax.nn.initializers.Initializer:
-    """Uniform in +-1/sqrt(fan_in): the start of linear layers and of all biases."""
-    bound = fan_in**-0.5
-
-    def initialise(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return initialise
 
 
 class Linear(nn.Module):

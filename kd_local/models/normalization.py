@@ -82,14 +82,14 @@ def _forward(epsilon: float, x: Any, scale: Any, bias: Any) -> tuple[Any, Any]:
 def _backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Any, Any, Any]:
     x, mean, inverse, scale = kept
     gradient, count = gradients[0].astype(scale.dtype), x.size // x.shape[-1]
-    centred = x.astype(scale.dtype) - mean.reshape(1, 1, 1, -1)
+    values = x.astype(scale.dtype)
     mean_gradient = _mean(gradient)
-    along = _mean(gradient * centred) * inverse
-    # dx = scale / sigma (g - mean(g) - xhat mean(g xhat)), xhat = (x - mean) / sigma
-    factor = scale * inverse
-    x_gradient = _affine(gradient, factor, -factor * mean_gradient) - _affine(
-        centred, factor * along * inverse, jnp.zeros_like(mean)
-    )
+    along = _mean(gradient * (values - mean.reshape(1, 1, 1, -1))) * inverse
+    # dx = scale / sigma (g - mean(g) - xhat mean(g xhat)), xhat = (x - mean) / sigma. Spread out as g a + x b + c it
+    # needs no centred copy of x.
+    a = scale * inverse
+    b = -a * inverse * along
+    x_gradient = _affine(gradient, a, -a * mean_gradient - b * mean) + _affine(values, b, jnp.zeros_like(b))
     return x_gradient.astype(x.dtype), along * count, mean_gradient * count
 
 

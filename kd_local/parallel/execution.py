@@ -1,8 +1,8 @@
 """Compilation of programs, and a training step that runs them in order.
 
-This is the one place where programs of any method are compiled. Each owns a part of the state, which is donated, as is
-every tensor handed on at its last reader. Programs that compute the same function on the same shapes share one
-executable.
+This is the one place where programs of any method are compiled. Each owns a part of the state, which is donated. A
+tensor handed on is let go of at its last reader, and donated to it on accelerators; on the CPU that saves nothing, as
+what is aliased is copied first. Programs that compute the same function on the same shapes share one executable.
 """
 
 import warnings
@@ -25,8 +25,8 @@ Tensors = dict[str, Any]
 class Step:
     """A method's training step on a mesh (one device, unless told otherwise), compiled when a batch size first comes.
 
-    Calling it gives the state after the step and each program's metrics. The state handed in, and the batch, are
-    donated: they may not be used afterwards.
+    Calling it gives the state after the step and each program's metrics. The state handed in, and on accelerators the
+    batch, are donated: they may not be used afterwards.
 
     Attributes:
         mesh: the devices.
@@ -38,6 +38,7 @@ class Step:
         self.mesh = data_mesh() if mesh is None else mesh
         self.programs = method.programs()
         self.metrics: tuple[tuple[str, str], ...] = ()
+        self._on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         self._last_reads = _last_reads(self.programs)
         self._compiled: dict[int, list[Any]] = {}
 
@@ -57,6 +58,10 @@ class Step:
         for program, last_reads, executable in zip(self.programs, self._last_reads, compiled, strict=True):
             arguments = _arguments(program, last_reads, state, tensors, rng)
             state[program.name], written, metrics[program.name] = executable(*arguments)
+            del arguments
+            for name, last in zip(program.reads, last_reads, strict=True):
+                if last:
+                    del tensors[name]
             tensors.update(zip(program.writes, written, strict=True))
         return state, metrics
 
@@ -69,7 +74,7 @@ class Step:
         lowered, index = self._lower(state, images, labels, rng)
         # The compiler leaves Python alone, so that two executables can be made at once.
         with ThreadPoolExecutor() as pool:
-            options = _compiler_options(self.mesh)
+            options = _cpu_options() if self._on_cpu else {}
             executables = list(pool.map(lambda one: one.compile(compiler_options=options), lowered))
         self.metrics = tuple(
             sorted(
@@ -105,7 +110,7 @@ class Step:
                     partial(_run, program, last_reads),
                     in_shardings=(replicated, replicated, batched, batched, replicated),
                     out_shardings=(replicated, batched, replicated),
-                    donate_argnums=(0, 2),
+                    donate_argnums=(0,) if self._on_cpu else (0, 2),
                 )
                 with warnings.catch_warnings():
                     # A tensor at its last reader is of no use where nothing of its shape is written.
@@ -119,11 +124,10 @@ class Step:
         return lowered, index
 
 
-def _compiler_options(mesh: Mesh) -> dict[str, str]:
+def _cpu_options() -> dict[str, str]:
     # Before 0.11 the CPU's compiler runs convolutions of 32 channels and more through a library that uses one core
     # only, unless that library is limited to reductions; a step of ResNet-32 takes a seventh longer then.
-    old = tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11)
-    if old and mesh.devices.flat[0].platform == "cpu":
+    if tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11):
         return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     return {}
 
