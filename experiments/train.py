@@ -1,7 +1,7 @@
 """Train a network: python -m experiments.train [--config=FILE.py[:OPTIONS]] [--config.KEY=VALUE ...] [--workdir=DIR]
 
-The same command goes on where it stopped. What is left in the folder: metrics.jsonl, tensorboard/, summary.json,
-curves.png, checkpoints/ and the config.
+The same command goes on where it stopped. What is left in the folder: metrics.jsonl, steps.jsonl, tensorboard/,
+summary.json, curves.png, checkpoints/ and the config.
 """
 
 # ruff: noqa: E402
@@ -26,7 +26,7 @@ from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build, count_parameters
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.interruption import Interrupted, Interruption
-from kd_local.training.logging import METRICS, Log, read_records, replace_text
+from kd_local.training.logging import METRICS, STEPS, Log, read_records, replace_text
 from kd_local.training.loop import NotFiniteError, Result, train
 from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
@@ -116,7 +116,7 @@ def _conclude(console: Console, experiment: Experiment, config: ConfigDict, resu
         "context": experiment.context,
         "boundaries": experiment.boundaries,
         "seed": config.seed,
-        "epochs": last["epoch"],
+        "epochs": int(last["epoch"]) if last["epoch"] == int(last["epoch"]) else last["epoch"],
         "steps": result.step,
         **{name.replace("/", "_"): last[name] for name in last if name.startswith(("validation/", "test/"))},
         "train_seconds": round(seconds, 3),
@@ -127,7 +127,7 @@ def _conclude(console: Console, experiment: Experiment, config: ConfigDict, resu
         "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
     }
     replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    plot_curves(records, workdir / CURVES, title=_title(experiment, config))
+    plot_curves(records, read_records(workdir / STEPS), workdir / CURVES, title=_title(experiment, config))
     table = Table(show_header=False, title="result")
     for name, value in summary.items():
         table.add_row(name, _shown(value))

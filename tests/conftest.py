@@ -20,5 +20,9 @@ for _flag, _value in ((_DEVICES, 8), (_OPTIMIZATION, 1)):
 
 import jax  # noqa: E402
 
+from kd_local.allocator import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

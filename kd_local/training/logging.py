@@ -1,4 +1,5 @@
-"""What a run leaves in its folder while it goes: `metrics.jsonl` and TensorBoard events, a record an epoch."""
+"""What a run leaves in its folder while it goes: `metrics.jsonl` with a record an epoch, `steps.jsonl` with the metrics
+of single batches, and both as TensorBoard events."""
 
 import json
 import os
@@ -9,27 +10,36 @@ from tensorboardX import SummaryWriter
 from kd_local.training.loop import Course, Record
 
 METRICS = "metrics.jsonl"
+STEPS = "steps.jsonl"
+EVERY = 25
+"""Of the first step and of each 25th the batch's metrics are kept."""
 
 
 class Log:
-    """Writes the record of each epoch. Records after the step at which a run goes on are dropped: they come again."""
+    """Writes a record of each epoch and of some steps; those after the step at which a run goes on come again."""
 
     def __init__(self, workdir: Path) -> None:
-        self.path = workdir / METRICS
+        self.epochs = workdir / METRICS
+        self.steps = workdir / STEPS
         self.tensorboard = workdir / "tensorboard"
         self._writer: SummaryWriter | None = None
 
     def on_start(self, course: Course) -> None:
-        kept = [record for record in read_records(self.path) if record["step"] <= course.first_step]
-        replace_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        for path in (self.epochs, self.steps):
+            kept = [record for record in read_records(path) if record["step"] <= course.first_step]
+            replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._writer = SummaryWriter(str(self.tensorboard), purge_step=course.first_step + 1)
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
-        pass
+        if step == 1 or step % EVERY == 0:
+            self._write(self.steps, {"step": step, **{f"batch/{name}": value for name, value in metrics.items()}})
 
     def on_epoch(self, record: Record) -> None:
+        self._write(self.epochs, record)
+
+    def _write(self, path: Path, record: Record) -> None:
         assert self._writer is not None, "on_start comes first"
-        with self.path.open("a") as file:
+        with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in record.items():
             if name != "step":

@@ -26,7 +26,7 @@ from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.interruption import Interrupted, Interruption
 
-Record = dict[str, float]
+Record = dict[str, int | float]
 """What is known at the end of an epoch: `epoch`, `step`, means over the epoch's training images (`train/...`, by
 program and metric), `test/...` and, with a held-out split, `validation/...`, `images_per_second`, `seconds`."""
 

@@ -11,8 +11,8 @@ from kd_local.training.loop import Record
 CURVES = "curves.png"
 
 
-def plot_curves(records: Sequence[Record], path: Path, *, title: str) -> None:
-    """A panel for each module's training loss over epochs, and one for accuracy, as a PNG."""
+def plot_curves(records: Sequence[Record], steps: Sequence[Record], path: Path, *, title: str) -> None:
+    """A panel for each module's training loss over steps (epochs' means, single batches pale), and one for accuracy."""
     losses = [name for name in records[-1] if name.startswith("train/") and name.endswith("/loss")]
     accuracies = [name for name in records[-1] if name.endswith("/accuracy") and not name.startswith("train/")]
     accuracies += [losses[-1].removesuffix("/loss") + "/accuracy"]
@@ -22,9 +22,11 @@ def plot_curves(records: Sequence[Record], path: Path, *, title: str) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
-    epochs = [record["epoch"] for record in records]
+    epochs = [record["step"] for record in records]
     marker = "o" if len(epochs) == 1 else None
     for panel, name in zip(panels, losses, strict=False):
+        batch = "batch" + name.removeprefix("train")
+        panel.plot([record["step"] for record in steps], [record[batch] for record in steps], color="0.75")
         panel.plot(epochs, [record[name] for record in records], marker=marker)
         panel.set_title(name.split("/")[1], fontsize="medium")
         panel.set_ylabel("training loss")
@@ -37,5 +39,5 @@ def plot_curves(records: Sequence[Record], path: Path, *, title: str) -> None:
     for panel in panels[len(losses) + 1 :]:
         panel.set_axis_off()
     for panel in panels[max(0, len(losses) + 1 - columns) : len(losses) + 1]:
-        panel.set_xlabel("epoch")
+        panel.set_xlabel("step")
     figure.savefig(path, dpi=100)
