@@ -84,9 +84,9 @@ def _backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Any, Any, Any]
     gradient, count = gradients[0].astype(scale.dtype), x.size // x.shape[-1]
     values = x.astype(scale.dtype)
     mean_gradient = _mean(gradient)
-    along = _mean(gradient * (values - mean.reshape(1, 1, 1, -1))) * inverse
-    # dx = scale / sigma (g - mean(g) - xhat mean(g xhat)), xhat = (x - mean) / sigma. Spread out as g a + x b + c it
-    # needs no centred copy of x.
+    # dx = scale / sigma (g - mean(g) - xhat mean(g xhat)), xhat = (x - mean) / sigma. Spread out as g a + x b + c, and
+    # mean(g xhat) too, it needs no centred copy of x.
+    along = (_mean(gradient * values) - mean * mean_gradient) * inverse
     a = scale * inverse
     b = -a * inverse * along
     x_gradient = _affine(gradient, a, -a * mean_gradient - b * mean) + _affine(values, b, jnp.zeros_like(b))
