@@ -126,7 +126,7 @@ class Step:
 
 def _cpu_options() -> dict[str, str]:
     # Before 0.11 the CPU's compiler runs convolutions of 32 channels and more through a library that uses one core
-    # only, unless that library is limited to reductions; a step of ResNet-32 takes a seventh longer then.
+    # only, unless that library is limited to reductions; a step of ResNet-32 takes an eighth longer then.
     if tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11):
         return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     return {}

@@ -58,7 +58,7 @@ def make_schedule(
         rate: the peak.
         epochs: of the whole run.
         steps_per_epoch: optimizer steps in each.
-        warmup_epochs: 0 for none, fewer than `epochs`.
+        warmup_epochs: 0 for none; a run of fewer epochs ends within the warm-up.
         warmup_rate: where the warm-up starts.
         milestones: epochs, increasing.
         decay: in (0, 1].
@@ -72,8 +72,8 @@ def make_schedule(
         raise ValueError(f"the learning rate is {rate}: use a positive number, such as 0.1")
     if not 0 <= warmup_rate < math.inf:
         raise ValueError(f"warmup_rate is {warmup_rate}: use 0 or a positive number, such as 0.01")
-    if not 0 <= warmup_epochs < epochs:
-        raise ValueError(f"{warmup_epochs} warm-up epochs in a run of {epochs}: use 0 (none) to {max(epochs - 1, 0)}")
+    if warmup_epochs < 0:
+        raise ValueError(f"warmup_epochs is {warmup_epochs}: use 0 (none) or more")
     if name == "contsup":
         return contsup(
             rate,
@@ -83,7 +83,7 @@ def make_schedule(
             warmup_rate=warmup_rate,
         )
     warmup_steps = warmup_epochs * steps_per_epoch
-    rest = epochs * steps_per_epoch - warmup_steps
+    rest = max(1, epochs * steps_per_epoch - warmup_steps)
     if name == "cosine":
         after = optax.cosine_decay_schedule(rate, rest)
     elif name == "linear":

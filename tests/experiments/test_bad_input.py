@@ -58,7 +58,6 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.mesh.data=9"], r"a mesh of 9 devices .* there are 8 .*XLA_FLAGS=--xla_force_host_platform"),
     (["--config.mesh.data=0"], "a mesh of 0 devices"),
     (["--config.epochs=0"], "epochs is 0: use 1 or more"),
-    (["--config.epochs=5"], "5 warm-up epochs in a run of 5: use 0 .* to 4"),
     (["--config.steps=0"], "steps is 0: use 1 or more, or None"),
     (["--config.seed=-1"], "seed is -1: use 0 to 4294967295"),
     (["--config.optimizer.learning_rate=-0.1"], "the learning rate is -0.1: use a positive number, such as 0.1"),
@@ -69,7 +68,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.optimizer.weight_decay=nan"], "weight_decay is nan: use 0"),
     (["--config.optimizer.name=sdg"], r"unknown optimizer 'sdg': use sgd, .* \(nearest: sgd\)"),
     (["--config.optimizer.schedule=cosin"], r"unknown schedule 'cosin': .*\(nearest: cosine\)"),
-    (["--config.optimizer.warmup_epochs=-1"], "-1 warm-up epochs in a run of"),
+    (["--config.optimizer.warmup_epochs=-1"], "warmup_epochs is -1: use 0"),
     (["--config.optimizer.warmup_rate=-1"], "warmup_rate is -1.0: use 0 or a positive number"),
     (["--config.optimizer.schedule=piecewise"], r"milestones are \(\): .* increasing epochs"),
     (
@@ -148,6 +147,11 @@ def test_there_are_forty_and_more():
 def test_the_defaults_are_accepted(tmp_path):
     assert start([], tmp_path / "run")[0] == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["local"]["modules"] == 4
+
+
+@pytest.mark.parametrize("schedule", ["contsup", "cosine", "linear"])
+def test_a_run_shorter_than_its_warmup_is_accepted(schedule, tmp_path):
+    assert start(["--config.epochs=1", f"--config.optimizer.schedule={schedule}"], tmp_path / "run")[0] == 0
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path):

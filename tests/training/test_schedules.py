@@ -38,6 +38,12 @@ def test_piecewise_constant_and_linear():
     assert [at(linear, step) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
 
 
+def test_a_run_shorter_than_its_warmup_stays_in_it():
+    schedule = make_schedule("contsup", 0.8, epochs=2, steps_per_epoch=3, warmup_epochs=10)
+    # e=1: 0 + .01 * 10/10; e=2: base(2) = 0, so .01 * 9/10.
+    assert [at(schedule, step) for step in (0, 3)] == pytest.approx([0.01, 0.009], abs=1e-6)
+
+
 def test_the_schedule_goes_through_an_optimizer():
     schedule = make_schedule("contsup", 0.8, epochs=20, steps_per_epoch=1, warmup_epochs=10)
     optimizer = make_optimizer("sgd", schedule, momentum=0.0, nesterov=False, weight_decay=0.0)
