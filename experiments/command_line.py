@@ -13,6 +13,7 @@ from experiments.configs import default
 from kd_local.errors import unknown
 
 USAGE_STATUS = 2
+DEFAULT_CONFIG = Path(default.__file__)
 
 
 def fail(message: object, status: int) -> NoReturn:
@@ -22,7 +23,14 @@ def fail(message: object, status: int) -> NoReturn:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parse absl flags, `--config` among them; on a mistake say it and exit with status 2."""
+    """Parse absl flags, `--config` among them; on a mistake say it and exit with status 2.
+
+    The default config is put in here and not as the flag's default, which would be read, overrides and all, when the
+    flag is defined: before a mistake in them can be caught.
+    """
+    if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
+        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+    sys.argv = list(argv)  # where ml_collections looks for overrides
     try:
         _check(argv[1:])
         rest = flags.FLAGS(list(argv))

@@ -31,9 +31,7 @@ from kd_local.training.loop import NotFiniteError, Result, train
 from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(Path(__file__).parent / "configs" / "default.py"), lock_config=True
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; runs/NAME-OF-THE-CONFIG if none.")
 
 

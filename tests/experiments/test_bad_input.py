@@ -14,8 +14,7 @@ from absl.testing import flagsaver
 
 from experiments import train as program
 
-CONFIGS = Path(program.__file__).parent / "configs"
-CIFAR = str(CONFIGS / "cifar10_contsup.py")
+CIFAR = str(Path(program.__file__).parent / "configs" / "cifar10_contsup.py")
 
 BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.data.name=cifr10"], r"unknown dataset 'cifr10': use .*cifar10.* \(nearest: cifar10\)"),
@@ -95,10 +94,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
 
 def start(arguments: list[str], workdir: Path) -> tuple[int, str, str]:
     """The program's exit status, standard output and standard error, up to where it would train."""
-    # The default config was read when the flag was defined; to be read anew it is named.
-    named = any(argument.startswith("--config=") for argument in arguments)
-    config = [] if named else [f"--config={CONFIGS / 'default.py'}"]
-    argv = ["train", f"--workdir={workdir}", *config, *arguments]
+    argv = ["train", f"--workdir={workdir}", *arguments]
     out, err = io.StringIO(), io.StringIO()
     # Overrides of a config are found in sys.argv.
     with (

@@ -171,6 +171,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(reference, tmp
     assert_same(tmp_path, reference)
 
 
+def test_a_misspelt_key_is_refused_by_the_program_itself(tmp_path):
+    status, out, err = finish(start(tmp_path, **{"optimzer.learning_rate": 1}))
+    assert (status, out) == (2, "")
+    assert err.startswith("error: unknown config key 'optimzer.learning_rate': use ")
+    assert "nearest: optimizer.learning_rate" in err
+
+
 def test_a_finished_run_says_its_result_again(reference):
     before = (reference / "summary.json").read_text()
     status, out, err = finish(start(reference))
