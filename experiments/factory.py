@@ -2,7 +2,7 @@
 are read or anything is compiled."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from kd_local.contract import Method
-from kd_local.data import Data, describe, load
+from kd_local.data import Data, Description, describe, load
 from kd_local.errors import unknown
-from kd_local.local import ContSup, EndToEnd, cut
+from kd_local.local import (
+    ContSup,
+    CutNetwork,
+    EndToEnd,
+    PixelScale,
+    balanced_memory,
+    cut,
+    published_loss_scale,
+)
 from kd_local.models import create
 from kd_local.networks import Network
 from kd_local.parallel import data_mesh
@@ -24,6 +32,7 @@ from kd_local.training.loop import plan
 from kd_local.training.optimizers import make_optimizer
 from kd_local.training.schedules import make_schedule
 
+BOUNDARY_RULES = ("equal", "balanced")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -34,7 +43,9 @@ class Experiment:
     Attributes:
         modules: of the cut network; 1 end to end.
         context: of ContSup; None end to end.
+        loss: the local loss of ContSup; None end to end.
         boundaries: the blocks behind which the network is cut.
+        shape: height, width and channels of the images.
         read: reads the data.
     """
 
@@ -42,7 +53,9 @@ class Experiment:
     network: Network
     modules: int
     context: str | None
+    loss: str | None
     boundaries: tuple[str, ...]
+    shape: tuple[int, int, int]
     schedule: optax.Schedule
     mesh: Mesh
     read: Callable[[], Data]
@@ -90,19 +103,10 @@ def build(config: ConfigDict) -> Experiment:
         weight_decay=options["weight_decay"],
     )
     # Cut whatever the method is: a mistake in `local` is one even where it is not used.
-    boundaries = config.local.boundaries
-    pieces = cut(
-        network,
-        config.local.modules,
-        classes=data.classes,
-        boundaries="equal" if boundaries == "equal" else _names(boundaries),
-        context=config.local.context,
-        head=config.local.head,
-        loss=config.local.loss,
-        dtype=dtype,
-    )
+    pieces = _cut(config, network, data, dtype)
+    local_method = ContSup(pieces, optimizer, config.local.answer)
     methods: dict[str, Callable[[], Method]] = {
-        "contsup": lambda: ContSup(pieces, optimizer),
+        "contsup": lambda: local_method,
         "end_to_end": lambda: EndToEnd(network, optimizer, config.end_to_end.remat),
     }
     if config.method not in methods:
@@ -113,7 +117,9 @@ def build(config: ConfigDict) -> Experiment:
         network=network,
         modules=len(pieces.modules) if local else 1,
         context=config.local.context if local else None,
+        loss=config.local.loss if local else None,
         boundaries=pieces.boundaries if local else (),
+        shape=data.shape,
         schedule=schedule,
         mesh=mesh,
         read=lambda: load(
@@ -123,6 +129,47 @@ def build(config: ConfigDict) -> Experiment:
             validation_examples=config.data.validation_examples,
         ),
     )
+
+
+def _cut(config: ConfigDict, network: Network, data: Description, dtype: Any) -> CutNetwork:
+    local = config.local
+    boundaries: Any = local.boundaries if local.boundaries in BOUNDARY_RULES else _names(local.boundaries)
+    if boundaries == "balanced":
+        boundaries = balanced_memory(network, local.modules, data=config.data.name)
+    elif isinstance(boundaries, str) and boundaries != "equal":
+        raise unknown("rule for boundaries", boundaries, BOUNDARY_RULES)
+    if local.loss_scale == "published":
+        balanced = local.boundaries == "balanced"
+        scale: Sequence[float] = published_loss_scale(
+            config.network.name, config.data.name, local.modules, balanced=balanced
+        )
+    else:
+        scale = _numbers("local.loss_scale", local.loss_scale)
+    pixels = PixelScale(data.augmentation.mean, data.augmentation.std)
+    return cut(
+        network,
+        local.modules,
+        classes=data.classes,
+        boundaries=boundaries,
+        context=local.context,
+        image_encoder=local.image_encoder,
+        head=local.head,
+        loss=local.loss,
+        decoder=pixels if local.decoder else None,
+        loss_scale=scale,
+        aux_width=local.aux_width,
+        feature_width=local.feature_width,
+        dtype=dtype,
+    )
+
+
+def _numbers(key: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"{key} is {text!r}: use 'published', or four numbers with commas between, 5,0.05,0.2,0.5"
+        ) from None
 
 
 def _names(boundaries: str) -> tuple[str, ...] | str:

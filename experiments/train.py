@@ -11,11 +11,14 @@ keep_freed_memory()  # Before anything else allocates.
 
 import errno
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
@@ -24,10 +27,13 @@ from rich.table import Table
 from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build, count_parameters
+from kd_local.contract import State
+from kd_local.costs import multiply_adds
+from kd_local.local import ContSup
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.logging import METRICS, STEPS, Log, read_records, replace_text
-from kd_local.training.loop import NotFiniteError, Result, train
+from kd_local.training.loop import NotFiniteError, Record, Result, train
 from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
 
@@ -106,21 +112,27 @@ def _conclude(console: Console, experiment: Experiment, config: ConfigDict, resu
     last = records[-1]
     seconds = sum(record["seconds"] for record in records)
     images = sum(record["seconds"] * record["images_per_second"] for record in records)
+    images_like = jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32)
     summary: dict[str, Any] = {
         "method": config.method,
         "network": config.network.name,
         "dataset": config.data.name,
         "modules": experiment.modules,
         "context": experiment.context,
+        "loss": experiment.loss,
+        "decoder": experiment.loss is not None and config.local.decoder,
         "boundaries": experiment.boundaries,
+        "answer": config.local.answer if experiment.loss is not None else "last",
         "seed": config.seed,
         "epochs": int(last["epoch"]) if last["epoch"] == int(last["epoch"]) else last["epoch"],
         "steps": result.step,
-        **{name.replace("/", "_"): last[name] for name in last if name.startswith(("validation/", "test/"))},
+        **{name.replace("/", "_"): last[name] for name in last if re.fullmatch("(validation|test)/[a-z]+", name)},
         "train_seconds": round(seconds, 3),
         "images_per_second": round(images / seconds, 1),
         "parameters_trained": count_parameters([part["params"] for part in result.state.values()]),
         "parameters_deployed": count_parameters(experiment.method.deployed(result.state)),
+        "multiply_adds": multiply_adds(experiment.method.logits, result.state, images_like),
+        "exits": _exits(experiment, result.state, images_like, last),
         "jax": jax.__version__,
         "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
     }
@@ -128,9 +140,33 @@ def _conclude(console: Console, experiment: Experiment, config: ConfigDict, resu
     plot_curves(records, read_records(workdir / STEPS), workdir / CURVES, title=_title(experiment, config))
     table = Table(show_header=False, title="result")
     for name, value in summary.items():
-        table.add_row(name, _shown(value))
+        if name != "exits":
+            table.add_row(name, _shown(value))
     console.print(table)
+    if summary["exits"]:
+        exits = Table("exit", "test accuracy", "multiply-adds, of the whole network", title="local heads")
+        for name, values in summary["exits"].items():
+            exits.add_row(name, f"{values['test_accuracy']:.4f}", f"{values['share']:.3f}")
+        console.print(exits)
     console.print(f"curves: {workdir / CURVES}", soft_wrap=True, highlight=False)
+
+
+def _exits(experiment: Experiment, state: State, images: Any, last: Record) -> dict[str, dict[str, float]]:
+    """Of each head that can answer: its accuracy, what an answer costs, and that as a share of the last one's cost."""
+    method = experiment.method
+    names = [name.split("/")[1] for name in last if re.fullmatch("test/[^/]+/accuracy", name)]
+    if not isinstance(method, ContSup) or not names:
+        return {}
+    costs = {name: multiply_adds(replace(method, answer=name).logits, state, images) for name in names}
+    whole = multiply_adds(replace(method, answer="last").logits, state, images)
+    return {
+        name: {
+            "test_accuracy": last[f"test/{name}/accuracy"],
+            "multiply_adds": costs[name],
+            "share": round(costs[name] / whole, 4),
+        }
+        for name in names
+    }
 
 
 def _shown(value: Any) -> str:
@@ -138,7 +174,7 @@ def _shown(value: Any) -> str:
         return f"{value:,.4f}".rstrip("0").rstrip(".")
     if isinstance(value, tuple):
         return ", ".join(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _report(message: str) -> None:

@@ -21,10 +21,10 @@ Metrics = dict[str, Float[Array, ""]]
 """Means over the batch, by name. Every program gives at least `loss`."""
 
 Function = Callable[
-    [StatePart, tuple[StatePart, ...], tuple[jax.Array, ...], PRNGKeyArray],
+    [StatePart, tuple[StatePart, ...], tuple[jax.Array, ...], PRNGKeyArray, Float[Array, " n"]],
     tuple[StatePart, tuple[jax.Array, ...], Metrics],
 ]
-"""`(own part, frozen parts, tensors read, rng) -> (own part, tensors written, metrics)`, pure."""
+"""`(own part, frozen parts, tensors read, rng, constants) -> (own part, tensors written, metrics)`, pure."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Program:
             leading dimension.
         writes: names of tensors handed on to later programs.
         frozen: parts of the state that are only read (a teacher).
+        constants: numbers handed to the function, such as the weights of a loss: programs that differ in nothing else
+            share an executable.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Program:
     reads: tuple[str, ...]
     writes: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    constants: tuple[float, ...] = ()
 
 
 @runtime_checkable
@@ -63,6 +66,10 @@ class Method(Protocol):
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch k"]:
         """What is deployed, in evaluation mode: no local heads, connectors or teachers."""
+        ...
+
+    def exits(self, state: State, images: Float[Array, "batch h w c"]) -> Mapping[str, Float[Array, "batch k"]]:
+        """The logits of whatever else can answer, by name, in evaluation mode: heads on the way, all together."""
         ...
 
     def deployed(self, state: State) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from kd_local.contract import Method
-from kd_local.local import HEADS, LOSSES, ContSup, EndToEnd, cut
+from kd_local.local import HEADS, LOSSES, ContSup, EndToEnd, PixelScale, cut
 from kd_local.models import resnet
 from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
 
@@ -20,8 +20,11 @@ KEY = jax.random.key(5)
 SIZES = (16, 16, 5)  # two whole batches and an epoch's last one
 
 
-def contsup(context: str, modules: int = 4, **arguments: str) -> ContSup:
-    return ContSup(cut(NETWORK, modules, classes=10, context=context, **arguments), OPTIMIZER)
+PIXELS = PixelScale(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
+
+
+def contsup(context: str, modules: int = 4, answer: str = "last", **arguments: Any) -> ContSup:
+    return ContSup(cut(NETWORK, modules, classes=10, context=context, **arguments), OPTIMIZER, answer)
 
 
 METHODS: dict[str, Method] = {
@@ -30,6 +33,11 @@ METHODS: dict[str, Method] = {
     **{f"contsup {context}": contsup(context) for context in ("R0", "E", "R1", "R1E", "R3", "R2E")},
     **{f"contsup R0 {head}": contsup("R0", 2, head=head) for head in HEADS},
     **{f"contsup E {loss}": contsup("E", 2, loss=loss) for loss in LOSSES},
+    "contsup E pooled": contsup("E", 4, image_encoder="pooled", aux_width=0.5, feature_width=12),
+    "contsup decoder": contsup("R1", 4, decoder=PIXELS, loss_scale=(5.0, 0.05, 0.2, 0.5)),
+    "contsup decoder contrast": contsup("E", 3, decoder=PIXELS, loss="contrast"),
+    "contsup early exit": contsup("R1E", 4, "module01"),
+    "contsup ensemble": contsup("R0", 3, "ensemble"),
     "contsup K=1": contsup("R1E", 1),
     "contsup K=blocks": contsup("R1", len(NETWORK)),
 }

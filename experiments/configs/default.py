@@ -31,9 +31,15 @@ def get_config(options: str = "") -> ConfigDict:
             "local": {
                 "modules": 4,
                 "context": "R1E",  # R0, E, R1, R1E, or Rn / RnE
-                "loss": "softmax",
+                "boundaries": "equal",  # balanced (memory), or the blocks to cut behind: stem,stage1/0,stage2/0
+                "image_encoder": "full",  # of the context E; pooled is cheaper, and not the paper's
                 "head": "1c2f",  # 0c1f, 0c2f, 1c1f, 1c2f, 1c3f, 2c2f
-                "boundaries": "equal",  # or the blocks to cut behind: stem,stage1/0,stage2/0
+                "loss": "softmax",  # or contrast
+                "decoder": False,  # reconstruct the image too
+                "loss_scale": "published",  # with a decoder: or four numbers, 5,0.05,0.2,0.5
+                "aux_width": 1.0,  # multiplies the channels of heads, decoders and image encoders
+                "feature_width": 128,  # hidden units of a head, and the features of contrast
+                "answer": "last",  # who answers at inference: a module's name to exit early, ensemble
             },
             "end_to_end": {
                 "remat": False,  # keep the blocks' outputs only, and compute the inside again

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from kd_local.errors import unknown
+from kd_local.precision import at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def normalise(
         ValueError: see `check_shape`.
     """
     check_shape(augmentation, images.shape)
-    wide = dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
+    wide = at_least_float32(dtype)
     mean = jnp.asarray(augmentation.mean, wide).reshape(1, 1, 1, -1)
     std = jnp.asarray(augmentation.std, wide).reshape(1, 1, 1, -1)
     return ((images.astype(wide) - mean) / std).astype(dtype)

@@ -87,11 +87,13 @@ class Description:
         shape: height, width and channels of its images.
         classes: of its labels.
         train: how many examples are trained on.
+        augmentation: of its images.
     """
 
     shape: tuple[int, int, int]
     classes: int
     train: int
+    augmentation: Augmentation
 
 
 def describe(name: str, *, train_examples: int | None = None, validation_examples: int = 0) -> Description:
@@ -105,7 +107,7 @@ def describe(name: str, *, train_examples: int | None = None, validation_example
     known = _KNOWN[name]
     check_limits(known.train, train_examples, validation_examples)
     train = known.train - validation_examples if train_examples is None else train_examples
-    return Description(known.shape, known.classes, train)
+    return Description(known.shape, known.classes, train, known.augmentation)
 
 
 def load(

@@ -2,11 +2,14 @@
 
 from kd_local.local.contexts import Context
 from kd_local.local.contsup import ContSup
-from kd_local.local.cut import CutNetwork, LocalModule, LocalOutputs, cut
+from kd_local.local.cut import CutNetwork, LocalOutputs, cut
+from kd_local.local.decoders import PixelScale
 from kd_local.local.end_to_end import EndToEnd
 from kd_local.local.heads import HEADS
+from kd_local.local.loss_scales import published_loss_scale
 from kd_local.local.losses import LOSSES
-from kd_local.local.partition import check_boundaries, equal_layers
+from kd_local.local.module import LocalModule
+from kd_local.local.partition import balanced_memory, check_boundaries, equal_layers
 
 __all__ = [
     "HEADS",
@@ -17,7 +20,10 @@ __all__ = [
     "EndToEnd",
     "LocalModule",
     "LocalOutputs",
+    "PixelScale",
+    "balanced_memory",
     "check_boundaries",
     "cut",
     "equal_layers",
+    "published_loss_scale",
 ]

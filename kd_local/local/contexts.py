@@ -3,7 +3,7 @@
     h^c_{l-1} = h_{l-1} + sum over the contexts c of module l of M(c)
 
 Reference: Yu et al., "Go beyond End-to-End Training: Boosting Greedy Local Learning with Context Supply" (arXiv
-2312.07636). Not optimal yet: the image's encoder convolves at full resolution at every boundary, as the authors' does.
+2312.07636). Not optimal yet: the faithful encoder of the image convolves at full resolution at every boundary.
 """
 
 import re
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from kd_local.models.layers import ConvNorm, DType
 
 IMAGES = "images"
+IMAGE_ENCODERS: tuple[str, ...] = ("full", "pooled")
 
 
 def supplied(module: int) -> str:
@@ -61,29 +62,40 @@ class Context:
                 sources.append(IMAGES)
         return tuple(sources)
 
-    def networks(self, module: int, *, dtype: DType = None) -> tuple[nn.Module, ...]:
-        """The context networks of a module, one for each of its sources."""
-        sources = self.sources(module)
+    def networks(
+        self, module: int, *, image_encoder: str = "full", width: float = 1.0, dtype: DType = None
+    ) -> tuple[nn.Module, ...]:
+        """The context networks of a module, one for each of its sources; `width` as in `cut`'s `aux_width`."""
+        channels = int(ImageEncoder.width * width)
         return tuple(
-            ImageEncoder(dtype=dtype) if self.image and i == 0 else FeatureEncoder(dtype=dtype)
-            for i in range(len(sources))
+            ImageEncoder(channels, image_encoder == "pooled", dtype)
+            if self.image and i == 0
+            else FeatureEncoder(dtype=dtype)
+            for i in range(len(self.sources(module)))
         )
 
 
 class ImageEncoder(nn.Module):
     """M of the mode E: two 3x3 convolutions (3->width->C), each with bias, batch normalisation and ReLU, at the
-    image's full resolution, then average pooling to the boundary's size."""
+    image's full resolution, then average pooling to the boundary's size.
+
+    With `pool_first`, which is not the paper's, the image is pooled before the convolutions: with ResNet-32 and K=16
+    the encoders then cost 28 % of the network's multiply-adds instead of 89 %.
+    """
 
     width: int = 12
+    pool_first: bool = False
     dtype: DType = None
 
     @nn.compact
     def __call__(
         self, context: Float[Array, "batch hc wc cc"], like: Float[Array, "batch h w c"], *, train: bool
     ) -> Float[Array, "batch h w c"]:
-        x = ConvNorm(self.width, use_bias=True, dtype=self.dtype, name="conv1")(context, train=train)
+        size = (like.shape[1], like.shape[2])
+        x = average_pool_to(context, size) if self.pool_first else context
+        x = ConvNorm(self.width, use_bias=True, dtype=self.dtype, name="conv1")(x, train=train)
         x = ConvNorm(like.shape[-1], use_bias=True, dtype=self.dtype, name="conv2")(x, train=train)
-        return average_pool_to(x, (like.shape[1], like.shape[2]))
+        return average_pool_to(x, size)
 
 
 class FeatureEncoder(nn.Module):

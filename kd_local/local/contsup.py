@@ -20,10 +20,22 @@ from kd_local.state import Part, new_part, update_part
 
 @dataclass(frozen=True)
 class ContSup:
-    """Trains each module of a cut network by its own loss, one program a module."""
+    """Trains each module of a cut network by its own loss, one program a module.
+
+    Attributes:
+        answer: which head answers once it is deployed: `last`, the network's own; the name of a module, to exit early
+            there; or `ensemble`, all of them together.
+
+    Raises:
+        ValueError: an unknown answer, or a module whose head does not classify.
+    """
 
     cut: CutNetwork
     optimizer: optax.GradientTransformation
+    answer: str = "last"
+
+    def __post_init__(self) -> None:
+        self.cut.answering(self.answer)
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A fresh state, a part for each module; of `images` only shape and dtype count."""
@@ -38,22 +50,39 @@ class ContSup:
                 function=partial(_train_module, module, self.optimizer),
                 reads=(*module.reads, "labels"),
                 writes=module.writes,
+                constants=module.weights,
             )
             for module in self.cut.modules
         )
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """The network's logits in evaluation mode, contexts supplied."""
-        variables = {
-            name: {"params": part["params"], "batch_stats": part["batch_stats"]} for name, part in state.items()
-        }
-        return self.cut.logits(variables, images)
+        """The answer's logits in evaluation mode, contexts supplied."""
+        return self.cut.logits(_variables(state), images, answer=self.answer)
+
+    def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
+        """The logits of every head that classifies, and of all together, in evaluation mode."""
+        variables = _variables(state)
+        answers = self.cut.answers(variables, images)
+        if len(answers) == 1:
+            return {}
+        return {**answers, "ensemble": self.cut.logits(variables, images, answer="ensemble")}
 
     def deployed(self, state: State) -> Mapping[str, Any]:
-        """The parameters of blocks and context networks; local heads stay behind."""
+        """The parameters of blocks and context networks, and of those local heads that answer."""
+        names = self.cut.answering(self.answer)
+        every = [module.name for module in self.cut.modules]
         return {
-            name: {key: value for key, value in part["params"].items() if key != "head"} for name, part in state.items()
+            name: {
+                key: value
+                for key, value in state[name]["params"].items()
+                if key != "decoder" and (key != "head" or name in names)
+            }
+            for name in every[: every.index(names[-1]) + 1]
         }
+
+
+def _variables(state: State) -> dict[str, dict[str, Any]]:
+    return {name: {key: part[key] for key in ("params", "batch_stats")} for name, part in state.items()}
 
 
 def _train_module(
@@ -63,12 +92,13 @@ def _train_module(
     frozen: tuple[()],
     tensors: tuple[jax.Array, ...],
     rng: PRNGKeyArray,
+    weights: Float[Array, " n"],
 ) -> tuple[Part, tuple[jax.Array, ...], Metrics]:
     *read, labels = tensors
 
     def objective(params: Any) -> tuple[Array, tuple[Any, tuple[Metrics, tuple[Array, ...]]]]:
         variables = {"params": params, "batch_stats": part["batch_stats"]}
-        metrics, written, _, statistics = module.evaluate(variables, read, labels, train=True)
+        metrics, written, _, statistics = module.evaluate(variables, read, labels, train=True, weights=weights)
         return metrics["loss"], (statistics, (metrics, written))
 
     part, _, (metrics, written) = update_part(part, optimizer, objective)

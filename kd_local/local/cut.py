@@ -5,109 +5,28 @@ Its gradients are what every faster form must equal; its memory under `jax.jit` 
 since XLA schedules the whole as it likes. Training goes through `ContSup`, one compiled step a module.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from kd_local.contract import Metrics
 from kd_local.errors import unknown
-from kd_local.local.contexts import IMAGES, Context, features, supplied
-from kd_local.local.heads import LocalHead, local_head
-from kd_local.local.losses import LocalLoss, local_loss
-from kd_local.local.partition import RULES, check_boundaries, equal_layers
+from kd_local.local.contexts import IMAGE_ENCODERS, IMAGES, Context, features, supplied
+from kd_local.local.decoders import Decoder, PixelScale
+from kd_local.local.heads import FEATURE_WIDTH, local_head
+from kd_local.local.loss_scales import check_loss_scale, loss_weights
+from kd_local.local.losses import local_loss
+from kd_local.local.module import LocalModule, Reconstruction
+from kd_local.local.partition import check_boundaries, equal_layers
 from kd_local.models.layers import DType
-from kd_local.networks import Collection, Network, Variables, apply_block, init_block
+from kd_local.networks import Collection, Network, Variables
 
 Boundaries = Literal["equal"] | Sequence[str]
-
-
-@dataclass(frozen=True)
-class LocalModule:
-    """One module of a cut network: its context networks, its blocks, its local head and loss.
-
-    Modules that compute the same function are equal, wherever they stand: the fields that say where do not count.
-
-    Attributes:
-        blocks: its blocks, named "0", "1", ...
-        contexts: its context networks, one for each tensor of context.
-        head: its local head; None for the last module, whose own output is the logits.
-        loss: of the head's output, or of the logits.
-        supplies: whether its input, contexts added, is handed on as context of later modules.
-        name: such as `module03`.
-        names: its blocks' names in the network.
-        reads: names of its input and of its contexts.
-        writes: names of its output, and of its input where it supplies that; the last module writes nothing.
-    """
-
-    blocks: Network
-    contexts: tuple[nn.Module, ...]
-    head: LocalHead | None
-    loss: LocalLoss
-    supplies: bool
-    name: str = field(compare=False)
-    names: tuple[str, ...] = field(compare=False)
-    reads: tuple[str, ...] = field(compare=False)
-    writes: tuple[str, ...] = field(compare=False)
-
-    def init(self, rng: PRNGKeyArray, tensors: Sequence[Any]) -> Variables:
-        """Fresh variables, given its input and contexts, or their shapes."""
-        blocks_rng, head_rng, *context_rngs = jax.random.split(rng, 2 + len(self.contexts))
-        x, *contexts = tensors
-        parts: dict[str, Mapping[str, Any]] = {"blocks": self.blocks.init(blocks_rng, x)}
-        for i, (network, context, key) in enumerate(zip(self.contexts, contexts, context_rngs, strict=True)):
-            parts[f"context{i}"] = init_block(network, key, context, x)
-        if self.head is not None:
-            output = jax.eval_shape(partial(self.blocks.apply, train=False), parts["blocks"], x)[0]
-            parts["head"] = init_block(self.head, head_rng, output)
-        return {
-            collection: {name: part[collection] for name, part in parts.items() if collection in part}
-            for collection in ("params", "batch_stats")
-        }
-
-    def apply(
-        self,
-        variables: Mapping[str, Mapping[str, Any]],
-        x: Float[Array, "batch *shape"],
-        contexts: Sequence[Float[Array, "batch ..."]],
-        *,
-        train: bool,
-    ) -> tuple[Array, Array, Collection]:
-        """Its input with the contexts added, its output, and the statistics behind them (the head's not touched)."""
-        statistics: Collection = dict(variables["batch_stats"])
-        supply = x
-        for i, (network, context) in enumerate(zip(self.contexts, contexts, strict=True)):
-            added = _apply(network, variables, f"context{i}", statistics, (context, x), train)
-            supply = supply + added
-        blocks = {collection: entries["blocks"] for collection, entries in variables.items() if "blocks" in entries}
-        output, updated = self.blocks.apply(blocks, supply, train=train)
-        if updated:
-            statistics["blocks"] = updated
-        return supply, output, statistics
-
-    def evaluate(
-        self,
-        variables: Mapping[str, Mapping[str, Any]],
-        tensors: Sequence[Array],
-        labels: Int[Array, " batch"],
-        *,
-        train: bool,
-    ) -> tuple[Metrics, tuple[Array, ...], Array, Collection]:
-        """Its metrics (`loss` first of all), the tensors it hands on, its output, and the statistics behind them."""
-        x, *contexts = tensors
-        supply, output, statistics = self.apply(variables, x, contexts, train=train)
-        outputs = output
-        if self.head is not None:
-            outputs = _apply(self.head, variables, "head", statistics, (output,), train)
-        return self.loss(outputs, labels), self.hand_on(supply, output), output, statistics
-
-    def hand_on(self, supply: Any, output: Any) -> tuple[Any, ...]:
-        """The tensors of `writes`."""
-        return (output, supply)[: len(self.writes)]
 
 
 class LocalOutputs(NamedTuple):
@@ -142,23 +61,67 @@ class CutNetwork:
         tensors: dict[str, Any] = {IMAGES: jax.ShapeDtypeStruct(images.shape, images.dtype)}
         variables = {}
         for module, key in zip(self.modules, jax.random.split(rng, len(self.modules)), strict=True):
-            x, *contexts = (tensors[name] for name in module.reads)
-            variables[module.name] = module.init(key, (x, *contexts))
-            supply, output, _ = jax.eval_shape(partial(module.apply, train=False), variables[module.name], x, contexts)
+            read = [tensors[name] for name in module.reads]
+            variables[module.name] = module.init(key, read)
+            supply, output, _ = jax.eval_shape(partial(module.apply, train=False), variables[module.name], read)
             tensors.update(zip(module.writes, module.hand_on(supply, output), strict=True))
         return variables
 
-    def logits(
-        self, variables: Mapping[str, Mapping[str, Any]], images: Float[Array, "batch h w c"]
-    ) -> Float[Array, "batch classes"]:
-        """What is deployed, in evaluation mode: blocks and context networks, no local heads."""
+    def answers(
+        self,
+        variables: Mapping[str, Mapping[str, Any]],
+        images: Float[Array, "batch h w c"],
+        names: Sequence[str] | None = None,
+    ) -> dict[str, Float[Array, "batch classes"]]:
+        """The logits of heads that classify, by their modules' names, in evaluation mode.
+
+        The last module's are the network's own. With `names`, of these modules only, and nothing behind them is
+        computed.
+        """
+        names = [module.name for module in self.modules if module.classifies] if names is None else names
         tensors: dict[str, Array] = {IMAGES: images}
-        output = images
+        logits: dict[str, Array] = {}
         for module in self.modules:
-            x, *contexts = (tensors[name] for name in module.reads)
-            supply, output, _ = module.apply(variables[module.name], x, contexts, train=False)
+            own = variables[module.name]
+            supply, output, _ = module.apply(own, [tensors[name] for name in module.reads], train=False)
             tensors.update(zip(module.writes, module.hand_on(supply, output), strict=True))
-        return output
+            if module.name in names:
+                logits[module.name] = module.answer(own, output)
+            if len(logits) == len(names):
+                break
+        return logits
+
+    def logits(
+        self, variables: Mapping[str, Mapping[str, Any]], images: Float[Array, "batch h w c"], *, answer: str = "last"
+    ) -> Float[Array, "batch classes"]:
+        """What is deployed, in evaluation mode.
+
+        Args:
+            variables: from `init`.
+            images: normalised.
+            answer: who answers: `last`, the network itself, without local heads; a module's name, without what comes
+                behind it; `ensemble`, the logarithm of the mean of all heads' probabilities.
+
+        Raises:
+            ValueError: see `answering`.
+        """
+        answers = list(self.answers(variables, images, self.answering(answer)).values())
+        if len(answers) == 1:
+            return answers[0]
+        each = jnp.stack([jax.nn.log_softmax(logits) for logits in answers])
+        return jax.nn.logsumexp(each, axis=0) - math.log(len(each))
+
+    def answering(self, answer: str) -> tuple[str, ...]:
+        """The modules whose heads give an answer.
+
+        Raises:
+            ValueError: not `last`, `ensemble` or the name of a module whose head classifies.
+        """
+        names = tuple(module.name for module in self.modules if module.classifies)
+        choices = {**{name: (name,) for name in names}, "last": names[-1:], "ensemble": names}
+        if answer not in choices:
+            raise unknown("answer", answer, choices)
+        return choices[answer]
 
     def losses(
         self,
@@ -195,8 +158,13 @@ def cut(
     classes: int,
     boundaries: Boundaries = "equal",
     context: str = "R1E",
+    image_encoder: str = "full",
     head: str = "1c2f",
     loss: str = "softmax",
+    decoder: PixelScale | None = None,
+    loss_scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    aux_width: float = 1.0,
+    feature_width: int = FEATURE_WIDTH,
     dtype: DType = None,
 ) -> CutNetwork:
     """Cut a network into gradient-isolated modules.
@@ -207,8 +175,15 @@ def cut(
         classes: outputs of the local heads.
         boundaries: `equal` numbers of layers, or the names of the blocks behind which to cut.
         context: R0, E, R1, R1E, or Rn / RnE.
+        image_encoder: of the context E: `full`, the paper's, convolves at the image's resolution, `pooled` at the
+            boundary's.
         head: a local head, 0c1f, 0c2f, 1c1f, 1c2f, 1c3f or 2c2f.
-        loss: a local loss, softmax.
+        loss: a local loss, softmax or contrast.
+        decoder: with it, how the images were normalised, each module but the last reconstructs them too.
+        loss_scale: weights of reconstruction and head at the first boundary and at the last, used with a decoder;
+            see `published_loss_scale`.
+        aux_width: multiplies the channels of heads, decoders and image encoders.
+        feature_width: hidden units of a head, and of the features that the contrastive loss compares.
         dtype: compute dtype of heads and context networks, as of the network.
 
     Raises:
@@ -217,8 +192,8 @@ def cut(
     Reference: Yu et al., arXiv 2312.07636.
     """
     if isinstance(boundaries, str):
-        if boundaries not in RULES:
-            raise unknown("rule for boundaries", boundaries, RULES)
+        if boundaries != "equal":
+            raise unknown("rule for boundaries", boundaries, ("equal",))
         if modules is None:
             raise ValueError("the number of modules is missing: give modules, or boundaries by name")
         boundaries = equal_layers(network, modules)
@@ -229,41 +204,43 @@ def cut(
             f"{modules} modules, but {len(boundaries)} boundaries ({', '.join(boundaries)}), which make {count}: "
             f"give {modules - 1} boundaries, or modules={count}"
         )
+    if image_encoder not in IMAGE_ENCODERS:
+        raise unknown("image encoder", image_encoder, IMAGE_ENCODERS)
+    if not 1 / 12 <= aux_width < math.inf:  # a twelfth leaves an encoder one channel
+        raise ValueError(f"aux_width is {aux_width}: use 1/12 or more; 1 is the published width")
+    if int(feature_width * aux_width) < 1:
+        raise ValueError(f"feature_width is {feature_width}: use 1 or more; {FEATURE_WIDTH} is the published width")
+    scale = check_loss_scale(loss_scale)
     supply = Context.parse(context)
     needed = {source for module in range(count) for source in supply.sources(module)}
-    local = local_head(head, outputs=classes, dtype=dtype)
+    outputs = classes if loss == "softmax" else feature_width
+    local = local_head(head, outputs=outputs, width=aux_width, feature_width=feature_width, dtype=dtype)
     ends = [network.position(name) + 1 for name in boundaries]
     digits = max(2, len(str(count - 1)))
     pieces = []
     for i, (start, end) in enumerate(zip([0, *ends], [*ends, len(network)], strict=True)):
         last = i == count - 1
         supplies = supplied(i) in needed
+        reads = (features(i - 1) if i else IMAGES, *supply.sources(i))
+        reconstruction = None
+        if decoder is not None and not last:
+            reads = reads if IMAGES in reads else (*reads, IMAGES)
+            width = int(Decoder.width * aux_width)
+            reconstruction = Reconstruction(Decoder(width, dtype), decoder, reads.index(IMAGES))
         pieces.append(
             LocalModule(
                 blocks=Network(tuple(str(j) for j in range(end - start)), network.modules[start:end]),
-                contexts=supply.networks(i, dtype=dtype),
+                contexts=supply.networks(i, image_encoder=image_encoder, width=aux_width, dtype=dtype),
                 head=None if last else local,
                 loss=local_loss("softmax") if last else local_loss(loss),
+                classifies=last or loss == "softmax",
+                reconstruction=reconstruction,
                 supplies=supplies,
                 name=f"module{i:0{digits}d}",
                 names=network.names[start:end],
-                reads=(features(i - 1) if i else IMAGES, *supply.sources(i)),
+                reads=reads,
                 writes=() if last else (features(i), supplied(i)) if supplies else (features(i),),
+                weights=() if reconstruction is None else loss_weights(scale, i, len(boundaries)),
             )
         )
     return CutNetwork(network, boundaries, tuple(pieces))
-
-
-def _apply(
-    module: nn.Module,
-    variables: Mapping[str, Mapping[str, Any]],
-    name: str,
-    statistics: Collection,
-    inputs: tuple[Array, ...],
-    train: bool,
-) -> Array:
-    own = {collection: entries[name] for collection, entries in variables.items() if name in entries}
-    output, updated = apply_block(module, own, *inputs, train=train)
-    if updated:
-        statistics[name] = updated
-    return output

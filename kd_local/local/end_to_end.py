@@ -49,6 +49,10 @@ class EndToEnd:
         variables = {"params": state[NAME]["params"], "batch_stats": state[NAME]["batch_stats"]}
         return self.network.apply(variables, images, train=False)[0]
 
+    def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
+        """None: only the network itself answers."""
+        return {}
+
     def deployed(self, state: State) -> Mapping[str, Any]:
         """All parameters."""
         return state[NAME]["params"]
@@ -60,6 +64,7 @@ def _train_network(
     frozen: tuple[()],
     tensors: tuple[jax.Array, ...],
     rng: PRNGKeyArray,
+    constants: Float[Array, "0"],
 ) -> tuple[Part, tuple[()], Metrics]:
     images, labels = tensors
 

@@ -10,40 +10,41 @@ from kd_local.errors import unknown
 from kd_local.models.layers import ConvNorm, DType, Linear, global_average_pool
 
 HEADS: tuple[str, ...] = ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f")
-_HIDDEN = 128
+FEATURE_WIDTH = 128
 _WIDEST = 64
 
 
 class LocalHead(nn.Module):
     """`NcMf`: N 3x3 convolutions, each with batch normalisation and ReLU, global average pooling, M linear layers with
-    128 hidden units and ReLU between them.
+    `feature_width` hidden units and ReLU between them.
 
     The first convolution doubles the channels with stride 2 where there are fewer than 64, and else keeps both; the
-    second keeps both.
+    second keeps both. `width` multiplies the channels of convolutions and the hidden units.
     """
 
     kind: str
     outputs: int
+    width: float = 1.0
+    feature_width: int = FEATURE_WIDTH
     dtype: DType = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
         convolutions, linears = int(self.kind[0]), int(self.kind[2])
+        narrow = x.shape[-1] < _WIDEST
+        features = int(x.shape[-1] * (2 if narrow else 1) * self.width)
         for i in range(convolutions):
-            widen = i == 0 and x.shape[-1] < _WIDEST
-            x = ConvNorm(
-                x.shape[-1] * 2 if widen else x.shape[-1],
-                stride=2 if widen else 1,
-                dtype=self.dtype,
-                name=f"conv{i}",
-            )(x, train=train)
+            stride = 2 if narrow and i == 0 else 1
+            x = ConvNorm(features, stride=stride, dtype=self.dtype, name=f"conv{i}")(x, train=train)
         x = global_average_pool(x)
         for i in range(linears - 1):
-            x = nn.relu(Linear(_HIDDEN, dtype=self.dtype, name=f"linear{i}")(x))
+            x = nn.relu(Linear(int(self.feature_width * self.width), dtype=self.dtype, name=f"linear{i}")(x))
         return Linear(self.outputs, dtype=self.dtype, name=f"linear{linears - 1}")(x)
 
 
-def local_head(kind: str, *, outputs: int, dtype: DType = None) -> LocalHead:
+def local_head(
+    kind: str, *, outputs: int, width: float = 1.0, feature_width: int = FEATURE_WIDTH, dtype: DType = None
+) -> LocalHead:
     """The local head of that kind.
 
     Raises:
@@ -51,4 +52,4 @@ def local_head(kind: str, *, outputs: int, dtype: DType = None) -> LocalHead:
     """
     if kind not in HEADS:
         raise unknown("head", kind, HEADS)
-    return LocalHead(kind, outputs, dtype)
+    return LocalHead(kind, outputs, width, feature_width, dtype)

@@ -2,26 +2,55 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 from kd_local.contract import Metrics
 from kd_local.errors import unknown
+from kd_local.precision import at_least_float32
 
 LocalLoss = Callable[[Float[Array, "batch k"], Int[Array, " batch"]], Metrics]
 """`(outputs of the head, labels) -> means over the batch`, of which `loss` is minimised."""
 
+TEMPERATURE = 0.07
+
 
 def softmax(logits: Float[Array, "batch k"], labels: Int[Array, " batch"]) -> Metrics:
     """Cross entropy of the softmax (mean over the batch, in nats) and accuracy in [0, 1], in float32 at least."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_float32(logits.dtype))
     loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
     return {"loss": loss, "accuracy": correct.astype(jnp.float32).mean()}
 
 
-LOSSES: dict[str, LocalLoss] = {"softmax": softmax}
+def contrast(features: Float[Array, "batch k"], labels: Int[Array, " batch"]) -> Metrics:
+    """Supervised contrastive loss of the features, made unit vectors z (one view a sample, in nats, float32 at least).
+
+    Every image i is an anchor. Its positives P(i) are the others of its class:
+    l_i = -1/|P(i)| sum over p in P(i) of log(exp(z_i z_p / t) / sum over a != i of exp(z_i z_a / t)), with t = 0.07. An
+    image without positives adds 0 and still counts in the mean.
+
+    Reference: Khosla et al., "Supervised contrastive learning" (NeurIPS 2020), eq. 2, as InfoPro (Wang et al., ICLR
+    2021) uses it.
+    """
+    features = features.astype(at_least_float32(features.dtype))
+    if len(labels) == 1:  # no others: the sum over them would be the logarithm of 0
+        return {"loss": jnp.zeros_like(features).sum()}
+    squares = jnp.sum(features * features, axis=-1, keepdims=True)
+    # Norms under 1e-12 count as 1e-12, as in PyTorch's normalize; the inner `where` keeps the root's gradient finite.
+    large = squares > 1e-24
+    z = features / jnp.where(large, jnp.sqrt(jnp.where(large, squares, 1)), 1e-12)
+    similarity = jnp.dot(z, z.T, precision=jax.lax.Precision.HIGHEST) / TEMPERATURE
+    others = ~jnp.eye(len(labels), dtype=bool)
+    log_probability = similarity - jax.nn.logsumexp(similarity, axis=-1, keepdims=True, where=others)
+    positive = (labels[:, None] == labels[None, :]) & others
+    total = jnp.where(positive, log_probability, 0).sum(axis=-1)
+    return {"loss": -(total / jnp.maximum(positive.sum(axis=-1), 1).astype(total.dtype)).mean()}
+
+
+LOSSES: dict[str, LocalLoss] = {"softmax": softmax, "contrast": contrast}
 
 
 def local_loss(name: str) -> LocalLoss:

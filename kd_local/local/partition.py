@@ -1,16 +1,14 @@
 """Where a network is cut.
 
-Reference: the boundaries that the ContSup authors chose for ResNet-32 and ResNet-110 ("equal layers"; Yu et al., arXiv
-2312.07636, after InfoPro, Wang et al., ICLR 2021). For any other network and number of modules the cut closest to
-equal numbers of layers.
+Reference: the boundaries that the ContSup authors chose for ResNet-32 and ResNet-110 ("equal layers" and "memory
+balance"; Yu et al., arXiv 2312.07636, after InfoPro, Wang et al., ICLR 2021). For any other network and number of
+modules the cut closest to equal numbers of layers.
 """
 
 from collections.abc import Sequence
 
 from kd_local.errors import unknown
 from kd_local.networks import Network
-
-RULES: tuple[str, ...] = ("equal",)
 
 
 def _blocks(text: str) -> tuple[str, ...]:
@@ -34,6 +32,22 @@ _EQUAL_LAYERS: dict[int, dict[int, tuple[str, ...]]] = {
         4: _blocks("1.11 2.7 3.3"),
         8: _blocks("1.4 1.11 2.0 2.7 2.14 3.3 3.10"),
         16: _blocks("1.1 1.4 1.7 1.10 1.13 1.16 2.1 2.4 2.7 2.11 2.15 3.1 3.5 3.9 3.13"),
+    },
+}
+
+# Balanced for a batch on one GPU; STL-10's images are 96x96.
+_BALANCED_MEMORY: dict[int, dict[str, dict[int, tuple[str, ...]]]] = {
+    5: {
+        "cifar10": {
+            2: _blocks("1.3"),
+            4: _blocks("1.2 1.4 2.2"),
+            8: _blocks("1.1 1.2 1.3 2.1 2.2 3.1 3.2"),
+            16: _EQUAL_LAYERS[5][16],
+        },
+    },
+    18: {
+        "cifar10": {2: _blocks("1.14"), 3: _blocks("1.9 2.2"), 4: _blocks("1.6 1.14 2.8")},
+        "stl10": {2: _blocks("1.14"), 3: _blocks("1.8 2.1"), 4: _blocks("1.6 1.14 2.8")},
     },
 }
 
@@ -68,6 +82,31 @@ def equal_layers(network: Network, modules: int) -> tuple[str, ...]:
         wanted = number * total / modules
         boundaries.append(min(range(first, last + 1), key=lambda i: abs(ends[i] - wanted)))
     return tuple(network.names[i] for i in boundaries)
+
+
+def balanced_memory(network: Network, modules: int, *, data: str = "cifar10") -> tuple[str, ...]:
+    """The boundaries that the authors chose so that all modules need about as much memory.
+
+    Data sets without boundaries of their own take CIFAR-10's.
+
+    Raises:
+        ValueError: a network or a number of modules that they did not balance.
+    """
+    if modules == 1:
+        return ()
+    for blocks, tables in _BALANCED_MEMORY.items():
+        if _is_cifar_resnet(network, blocks):
+            table = tables.get(data, tables["cifar10"])
+            if modules not in table:
+                known = ", ".join(map(str, table))
+                raise ValueError(
+                    f"no memory-balanced boundaries are known for {modules} modules of this network: use {known} "
+                    "modules, boundaries of equal layers, or name them"
+                )
+            return table[modules]
+    raise ValueError(
+        "memory-balanced boundaries are known for resnet32 and resnet110 only: use equal layers, or name the boundaries"
+    )
 
 
 def check_boundaries(network: Network, boundaries: Sequence[str]) -> tuple[str, ...]:

@@ -13,15 +13,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from kd_local.precision import at_least_float32
+
 Channels = Float[Array, " c"]
 
 
 class BatchNorm(nn.Module):
     """y = (x - mean) / sqrt(var + epsilon) * scale + bias for each channel, the last axis of (n, h, w, c).
 
-    In training mode mean and (biased) variance are the batch's, over all devices, and the running ones move to them by
-    1 - momentum; in evaluation mode they are the running ones. Statistics are taken in float32, or wider where the
-    input is; parameters `scale`, `bias` and statistics `mean`, `var` are kept as they come, float32 from `init`.
+    In training mode mean and variance are the batch's, over all devices, and the running ones move to them by 1 -
+    momentum, to the variance's unbiased estimate as in PyTorch (n / (n - 1) times the biased one that normalises); in
+    evaluation mode they are the running ones. Statistics are taken in float32, or wider where the input is; parameters
+    `scale`, `bias` and statistics `mean`, `var` are kept as they come, float32 from `init`.
 
     Reference: Ioffe and Szegedy, "Batch normalization" (arXiv 1502.03167), algorithm 1 and section 3.
     """
@@ -37,21 +40,18 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        wide = _wide(x)
+        wide = at_least_float32(x.dtype)
         scale, bias = scale.astype(wide), bias.astype(wide)
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value.astype(wide) + self.epsilon)
             y = _affine(x.astype(wide), factor, bias - running_mean.value.astype(wide) * factor)
             return y.astype(self.dtype or x.dtype)
         y, mean, var = _normalise(self.epsilon, x, scale, bias)
-        for running, new in ((running_mean, mean), (running_var, var)):
+        count = x.size // x.shape[-1]
+        for running, new in ((running_mean, mean), (running_var, var * (count / max(count - 1, 1)))):
             new = new.astype(running.value.dtype)
             running.value = self.momentum * running.value + (1 - self.momentum) * new
         return y.astype(self.dtype or x.dtype)
-
-
-def _wide(x: Array) -> Any:
-    return x.dtype if jnp.finfo(x.dtype).bits > 32 else jnp.float32
 
 
 def _affine(x: Array, factor: Channels, offset: Channels) -> Array:

@@ -39,6 +39,10 @@ class Step:
         self.metrics: tuple[tuple[str, str], ...] = ()
         self._on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         self._last_reads = _last_reads(self.programs)
+        self._constants = [
+            jax.device_put(np.asarray(program.constants, np.float64), on_every_device(self.mesh))
+            for program in self.programs
+        ]
         self._compiled: dict[int, list[Any]] = {}
 
     def __call__(
@@ -54,8 +58,10 @@ class Step:
         state = dict(state)
         tensors: Tensors = {"images": images, "labels": labels}
         metrics = {}
-        for program, last_reads, executable in zip(self.programs, self._last_reads, compiled, strict=True):
-            arguments = _arguments(program, last_reads, state, tensors, rng)
+        for program, last_reads, executable, constants in zip(
+            self.programs, self._last_reads, compiled, self._constants, strict=True
+        ):
+            arguments = _arguments(program, last_reads, state, tensors, rng, constants)
             state[program.name], written, metrics[program.name] = executable(*arguments)
             del arguments
             for name, last in zip(program.reads, last_reads, strict=True):
@@ -101,13 +107,13 @@ class Step:
         lowered: list[Any] = []
         index: list[int] = []
         found: dict[Hashable, tuple[int, Any]] = {}
-        for program, last_reads in zip(self.programs, self._last_reads, strict=True):
-            arguments = _arguments(program, last_reads, state, tensors, rng)
+        for program, last_reads, constants in zip(self.programs, self._last_reads, self._constants, strict=True):
+            arguments = _arguments(program, last_reads, state, tensors, rng, constants)
             signature = (program.key, last_reads, _shapes(arguments))
             if signature not in found:
                 jitted = jax.jit(
                     partial(_run, program, last_reads),
-                    in_shardings=(replicated, replicated, batched, batched, replicated),
+                    in_shardings=(replicated, replicated, batched, batched, replicated, replicated),
                     out_shardings=(replicated, batched, replicated),
                     donate_argnums=(0,) if self._on_cpu else (0, 2),
                 )
@@ -142,19 +148,26 @@ def _last_reads(programs: Sequence[Program]) -> list[tuple[bool, ...]]:
 
 
 def _arguments(
-    program: Program, last_reads: tuple[bool, ...], state: State, tensors: Tensors, rng: Any
+    program: Program, last_reads: tuple[bool, ...], state: State, tensors: Tensors, rng: Any, constants: Any
 ) -> tuple[Any, ...]:
     read = [tensors[name] for name in program.reads]
     donated = tuple(tensor for tensor, last in zip(read, last_reads, strict=True) if last)
     kept = tuple(tensor for tensor, last in zip(read, last_reads, strict=True) if not last)
-    return state[program.name], tuple(state[name] for name in program.frozen), donated, kept, rng
+    return state[program.name], tuple(state[name] for name in program.frozen), donated, kept, rng, constants
 
 
 def _run(
-    program: Program, last_reads: tuple[bool, ...], part: Any, frozen: Any, donated: Any, kept: Any, rng: Any
+    program: Program,
+    last_reads: tuple[bool, ...],
+    part: Any,
+    frozen: Any,
+    donated: Any,
+    kept: Any,
+    rng: Any,
+    constants: Any,
 ) -> tuple[Any, tuple[Any, ...], Metrics]:
     sources = {True: iter(donated), False: iter(kept)}
-    return program.function(part, frozen, tuple(next(sources[last]) for last in last_reads), rng)
+    return program.function(part, frozen, tuple(next(sources[last]) for last in last_reads), rng, constants)
 
 
 def _shapes(arguments: Any) -> Hashable:

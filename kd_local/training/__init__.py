@@ -1,7 +1,8 @@
 """The loop, and what surrounds it: checkpoints, schedules, logs."""
 
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
-from kd_local.training.loop import NotFiniteError, Observer, Result, evaluate, train
+from kd_local.training.evaluation import evaluate
+from kd_local.training.loop import NotFiniteError, Observer, Result, train
 from kd_local.training.optimizers import OPTIMIZERS, make_optimizer
 from kd_local.training.schedules import SCHEDULES, make_schedule
 

@@ -18,17 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from kd_local.contract import Method, Metrics, State
-from kd_local.data import Augmentation, Data, augment, batches, evaluation_batches, normalise, steps_per_epoch
+from kd_local.data import Augmentation, Data, augment, batches, steps_per_epoch
 from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
 from kd_local.training.checkpoints import Checkpoints
+from kd_local.training.evaluation import evaluate
 from kd_local.training.interruption import Interrupted, Interruption
 
 Record = dict[str, int | float]
 """What is known at the end of an epoch: `epoch`, `step`, means over the epoch's training images (`train/...`, by
-program and metric), `test/...` and, with a held-out split, `validation/...`, `images_per_second`, `seconds`."""
+program and metric), what `evaluate` gives, `images_per_second`, `seconds`."""
 
 
 class NotFiniteError(Exception):
@@ -211,35 +212,6 @@ def train(
     if stop is not None:
         raise Interrupted(stop, step + 1)
     return replace(result, state=state)
-
-
-def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> dict[str, float]:
-    """Loss and accuracy of the deployed network on the test split and, where there is one, the validation split."""
-    results = {}
-    for name, split in (("validation", data.validation), ("test", data.test)):
-        if split is None:
-            continue
-        totals = np.zeros(2)
-        for batch in evaluation_batches(split, batch_size):
-            placed = jax.device_put(batch, over_the_batch(mesh, len(batch[0])))
-            totals += jax.device_get(_evaluate_batch(method, data.augmentation, state, *placed))
-        results[f"{name}/loss"], results[f"{name}/accuracy"] = (totals / len(split)).tolist()
-    return results
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _evaluate_batch(
-    method: Method,
-    augmentation: Augmentation,
-    state: State,
-    images: UInt8[Array, "batch h w c"],
-    labels: Int[Array, " batch"],
-    valid: Bool[Array, " batch"],
-) -> Float[Array, "2"]:
-    logits = method.logits(state, normalise(augmentation, images)).astype(jnp.float32)
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
-    return jnp.stack([jnp.where(valid, losses, 0).sum(), (valid & correct).sum().astype(jnp.float32)])
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -12,10 +12,12 @@ CURVES = "curves.png"
 
 
 def plot_curves(records: Sequence[Record], steps: Sequence[Record], path: Path, *, title: str) -> None:
-    """A panel for each module's training loss over steps (epochs' means, single batches pale), and one for accuracy."""
+    """A panel for each module's training loss over steps (epochs' means, single batches pale), and one for accuracy
+    (the exits' pale)."""
     losses = [name for name in records[-1] if name.startswith("train/") and name.endswith("/loss")]
-    accuracies = [name for name in records[-1] if name.endswith("/accuracy") and not name.startswith("train/")]
-    accuracies += [losses[-1].removesuffix("/loss") + "/accuracy"]
+    evaluated = [name for name in records[-1] if name.endswith("/accuracy") and not name.startswith("train/")]
+    exits = [name for name in evaluated if name.startswith("test/") and name.count("/") > 1]
+    accuracies = [name for name in evaluated if name.count("/") == 1] + [losses[-1].removesuffix("/loss") + "/accuracy"]
     columns = min(4, len(losses) + 1)
     rows = -(-(len(losses) + 1) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")
@@ -31,6 +33,9 @@ def plot_curves(records: Sequence[Record], steps: Sequence[Record], path: Path, 
         panel.set_title(name.split("/")[1], fontsize="medium")
         panel.set_ylabel("training loss")
     last = panels[len(losses)]
+    for i, name in enumerate(exits):
+        label = "test, each exit" if i == 0 else None
+        last.plot(epochs, [record[name] for record in records], color="0.8", label=label)
     for name in accuracies:
         if name in records[-1]:
             last.plot(epochs, [record[name] for record in records], marker=marker, label=name.split("/")[0])

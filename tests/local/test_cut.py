@@ -65,8 +65,8 @@ def test_a_modules_gradient_computed_from_its_inputs_by_themselves(context):
     module = pieces.modules[2]
     tensors = {"images": IMAGES}
     for before in pieces.modules[:2]:
-        x, *contexts = (tensors[name] for name in before.reads)
-        supply, output, _ = jax.jit(partial(before.apply, train=True))(variables[before.name], x, contexts)
+        read = [tensors[name] for name in before.reads]
+        supply, output, _ = jax.jit(partial(before.apply, train=True))(variables[before.name], read)
         tensors |= dict(zip(before.writes, before.hand_on(supply, output), strict=True))
 
     def own_loss(params):
@@ -117,7 +117,7 @@ def test_the_context_is_added_to_the_input():
     module = pieces.modules[1]
     assert module.reads == ("features0", "images")
     h = jax.random.normal(jax.random.key(3), (8, 8, 8, 16))
-    supply, _, _ = module.apply(variables[module.name], h, [IMAGES], train=False)
+    supply, _, _ = module.apply(variables[module.name], [h, IMAGES], train=False)
     own = {collection: entries["context0"] for collection, entries in variables[module.name].items()}
     np.testing.assert_allclose(supply, h + module.contexts[0].apply(own, IMAGES, h, train=False), rtol=1e-6)
 

@@ -1,7 +1,7 @@
 import flax.linen as nn
 import pytest
 
-from kd_local.local import check_boundaries, equal_layers
+from kd_local.local import balanced_memory, check_boundaries, equal_layers
 from kd_local.models import create
 from kd_local.networks import Network
 
@@ -31,6 +31,29 @@ RESNET110 = create("resnet110", classes=10)
 )
 def test_the_authors_tables(network, modules, boundaries):
     assert equal_layers(network, modules) == tuple(boundaries.split())
+
+
+@pytest.mark.parametrize(
+    ("network", "data", "modules", "boundaries"),
+    [
+        (RESNET32, "cifar10", 1, ""),
+        (RESNET32, "cifar10", 2, "stage1/3"),
+        (RESNET32, "svhn_cropped", 4, "stage1/2 stage1/4 stage2/2"),
+        (RESNET32, "cifar10", 8, "stage1/1 stage1/2 stage1/3 stage2/1 stage2/2 stage3/1 stage3/2"),
+        (RESNET110, "cifar10", 3, "stage1/9 stage2/2"),
+        (RESNET110, "stl10", 3, "stage1/8 stage2/1"),
+        (RESNET110, "stl10", 4, "stage1/6 stage1/14 stage2/8"),
+    ],
+)
+def test_the_authors_balance_of_memory(network, data, modules, boundaries):
+    assert balanced_memory(network, modules, data=data) == tuple(boundaries.split())
+
+
+def test_balance_is_refused_where_it_is_not_known():
+    with pytest.raises(ValueError, match="known for 3 modules of this network: use 2, 4, 8, 16 modules"):
+        balanced_memory(RESNET32, 3)
+    with pytest.raises(ValueError, match="known for resnet32 and resnet110 only"):
+        balanced_memory(create("resnet20", classes=10), 2)
 
 
 def test_resnet32_in_sixteen_is_every_block_with_the_last_joined():

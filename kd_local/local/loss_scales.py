@@ -1,0 +1,84 @@
+"""How much reconstruction and head count in the local losses of modules with a decoder.
+
+A scale is four numbers (ixx_1, ixy_1, ixx_2, ixy_2): the weights of reconstruction and head at the first boundary and
+at the last; between them both change evenly. Without a decoder a local loss is the head's alone, with weight 1.
+
+Reference: the numbers of Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021).
+"""
+
+import math
+from collections.abc import Sequence
+
+LossScale = tuple[float, float, float, float]
+
+# SVHN, K=4: the authors' code has 0 as the last number, so that no head would be trained; InfoPro, from which the row
+# comes, has 1.
+_EQUAL: dict[tuple[str, str], dict[int, LossScale]] = {
+    ("resnet32", "cifar10"): {
+        2: (5.0, 1.0, 0.0, 0.0),
+        4: (6.0, 0.0, 1.0, 2.0),
+        8: (5.0, 0.0, 0.0, 2.0),
+        16: (5.0, 0.05, 0.2, 0.5),
+    },
+    ("resnet110", "cifar10"): {
+        2: (5.0, 0.5, 0.0, 0.0),
+        4: (1.0, 0.0, 0.0, 1.0),
+        8: (5.0, 0.0, 0.0, 1.0),
+        16: (5.0, 0.0, 0.5, 1.0),
+    },
+    ("resnet110", "stl10"): {
+        2: (10.0, 1.0, 0.0, 0.0),
+        4: (20.0, 0.2, 5.0, 2.0),
+        8: (20.0, 0.2, 5.0, 1.0),
+        16: (20.0, 0.5, 10.0, 0.1),
+    },
+    ("resnet110", "svhn_cropped"): {
+        2: (1.0, 0.1, 0.0, 0.0),
+        4: (5.0, 0.0, 0.5, 1.0),
+        8: (5.0, 0.0, 0.5, 2.0),
+        16: (5.0, 0.2, 0.5, 1.0),
+    },
+}
+_BALANCED: dict[tuple[str, str], dict[int, LossScale]] = {
+    ("resnet32", "cifar10"): {2: (5.0, 0.1, 0.0, 0.0), 4: (5.0, 0.0, 0.0, 0.1), 8: (5.0, 0.0, 0.0, 2.0)},
+    ("resnet110", "cifar10"): {2: (5.0, 0.1, 0.0, 0.0), 3: (5.0, 0.0, 5.0, 0.1), 4: (5.0, 0.0, 0.0, 0.1)},
+}
+
+
+def published_loss_scale(network: str, data: str, modules: int, *, balanced: bool = False) -> LossScale:
+    """The published scale; where there is none, that of what is nearest.
+
+    A number of modules that was not published takes the nearest one's, the larger of two, and a data set or network
+    CIFAR-10's or ResNet-32's. Balanced boundaries without a scale of their own take that of equal layers.
+    """
+    tables = [_BALANCED, _EQUAL] if balanced else [_EQUAL]
+    for key in ((network, data), (network, "cifar10"), ("resnet32", data), ("resnet32", "cifar10")):
+        for table in tables:
+            if modules in table.get(key, {}):
+                return table[key][modules]
+        if key in _EQUAL:
+            # With two modules there is one boundary: that row has no second pair to interpolate to.
+            rows = {k: row for k, row in _EQUAL[key].items() if k > 2}
+            return rows[min(rows, key=lambda k: (abs(k - modules), -k))]
+    raise AssertionError("the last key is in the table")
+
+
+def check_loss_scale(scale: Sequence[float]) -> LossScale:
+    """Four numbers as a scale.
+
+    Raises:
+        ValueError: not four numbers, or one that is negative or not finite.
+    """
+    if len(scale) != 4 or not all(math.isfinite(number) and number >= 0 for number in scale):
+        raise ValueError(
+            f"loss scale {tuple(scale)}: give four numbers >= 0, the weights of reconstruction and head at the first "
+            "boundary and at the last, such as (5, 0.05, 0.2, 0.5)"
+        )
+    first_reconstruction, first_head, last_reconstruction, last_head = map(float, scale)
+    return first_reconstruction, first_head, last_reconstruction, last_head
+
+
+def loss_weights(scale: LossScale, boundary: int, boundaries: int) -> tuple[float, float]:
+    """The weights of reconstruction and head at a boundary, counted from 0; a single one takes the first pair."""
+    ratio = boundary / (boundaries - 1) if boundaries > 1 else 0.0
+    return scale[0] * (1 - ratio) + scale[2] * ratio, scale[1] * (1 - ratio) + scale[3] * ratio

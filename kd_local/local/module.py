@@ -1,0 +1,156 @@
+"""One module of a cut network: its blocks, what it is supplied with, and what it is trained by."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from kd_local.contract import Metrics
+from kd_local.local.decoders import Decoder, PixelScale, reconstruction_loss
+from kd_local.local.heads import LocalHead
+from kd_local.local.losses import LocalLoss
+from kd_local.networks import Collection, Network, Variables, apply_block, init_block
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a module's decoder reconstructs.
+
+    Attributes:
+        decoder: reads the module's output.
+        pixels: how the images were normalised.
+        position: of the images among the tensors that the module reads.
+    """
+
+    decoder: Decoder
+    pixels: PixelScale
+    position: int
+
+
+@dataclass(frozen=True)
+class LocalModule:
+    """One module of a cut network: its context networks, its blocks, its local head and loss.
+
+    Modules that compute the same function are equal, wherever they stand: the fields that say where do not count.
+
+    Attributes:
+        blocks: its blocks, named "0", "1", ...
+        contexts: its context networks, one for each tensor of context.
+        head: its local head; None for the last module, whose own output is the logits.
+        loss: of the head's output, or of the logits.
+        classifies: whether what the loss is taken of are logits.
+        reconstruction: by its decoder, if it has one.
+        supplies: whether its input, contexts added, is handed on as context of later modules.
+        name: such as `module03`.
+        names: its blocks' names in the network.
+        reads: names of its input, of its contexts, and of the images if the decoder alone needs them.
+        writes: names of its output, and of its input where it supplies that; the last module writes nothing.
+        weights: of reconstruction and head in the loss; empty without a decoder.
+    """
+
+    blocks: Network
+    contexts: tuple[nn.Module, ...]
+    head: LocalHead | None
+    loss: LocalLoss
+    classifies: bool
+    reconstruction: Reconstruction | None
+    supplies: bool
+    name: str = field(compare=False)
+    names: tuple[str, ...] = field(compare=False)
+    reads: tuple[str, ...] = field(compare=False)
+    writes: tuple[str, ...] = field(compare=False)
+    weights: tuple[float, ...] = field(compare=False)
+
+    def init(self, rng: PRNGKeyArray, tensors: Sequence[Any]) -> Variables:
+        """Fresh variables, given the tensors that it reads, or their shapes."""
+        blocks_rng, head_rng, decoder_rng, *context_rngs = jax.random.split(rng, 3 + len(self.contexts))
+        x, *contexts = tensors[: 1 + len(self.contexts)]
+        parts: dict[str, Mapping[str, Any]] = {"blocks": self.blocks.init(blocks_rng, x)}
+        for i, (network, context, key) in enumerate(zip(self.contexts, contexts, context_rngs, strict=True)):
+            parts[f"context{i}"] = init_block(network, key, context, x)
+        output = jax.eval_shape(partial(self.blocks.apply, train=False), parts["blocks"], x)[0]
+        if self.head is not None:
+            parts["head"] = init_block(self.head, head_rng, output)
+        if self.reconstruction is not None:
+            images = tensors[self.reconstruction.position]
+            parts["decoder"] = init_block(self.reconstruction.decoder, decoder_rng, output, images)
+        return {
+            collection: {name: part[collection] for name, part in parts.items() if collection in part}
+            for collection in ("params", "batch_stats")
+        }
+
+    def apply(
+        self, variables: Mapping[str, Mapping[str, Any]], tensors: Sequence[Array], *, train: bool
+    ) -> tuple[Array, Array, Collection]:
+        """What is deployed of it: its input with the contexts added, its output, and the statistics behind them.
+
+        Args:
+            variables: from `init`.
+            tensors: those that it reads.
+            train: whether batch normalisation uses, and updates, the batch's statistics.
+        """
+        statistics: Collection = dict(variables["batch_stats"])
+        supply = x = tensors[0]
+        for i, (network, context) in enumerate(zip(self.contexts, tensors[1:], strict=False)):
+            supply = supply + _apply(network, variables, f"context{i}", statistics, (context, x), train)
+        blocks = {collection: entries["blocks"] for collection, entries in variables.items() if "blocks" in entries}
+        output, updated = self.blocks.apply(blocks, supply, train=train)
+        if updated:
+            statistics["blocks"] = updated
+        return supply, output, statistics
+
+    def answer(self, variables: Mapping[str, Mapping[str, Any]], output: Array) -> Array:
+        """Its head's answer to its output, in evaluation mode; of the last module the output itself."""
+        return output if self.head is None else _apply(self.head, variables, "head", {}, (output,), train=False)
+
+    def evaluate(
+        self,
+        variables: Mapping[str, Mapping[str, Any]],
+        tensors: Sequence[Array],
+        labels: Int[Array, " batch"],
+        *,
+        train: bool,
+        weights: Sequence[float] | Float[Array, " n"] | None = None,
+    ) -> tuple[Metrics, tuple[Array, ...], Array, Collection]:
+        """Its metrics (`loss` first of all), the tensors it hands on, its output, and the statistics behind them.
+
+        `weights` stands for its own, so that modules which differ in them only can share an executable.
+        """
+        supply, output, statistics = self.apply(variables, tensors, train=train)
+        outputs = output
+        if self.head is not None:
+            outputs = _apply(self.head, variables, "head", statistics, (output,), train)
+        metrics = self.loss(outputs, labels)
+        if self.reconstruction is not None:
+            images = tensors[self.reconstruction.position]
+            logits = _apply(self.reconstruction.decoder, variables, "decoder", statistics, (output, images), train)
+            reconstruction = reconstruction_loss(logits, self.reconstruction.pixels.restore(images))
+            of_decoder, of_head = jnp.asarray(self.weights if weights is None else weights, reconstruction.dtype)
+            head_loss = metrics["loss"]
+            loss = of_decoder * reconstruction + of_head * head_loss.astype(reconstruction.dtype)
+            metrics = {**metrics, "loss": loss, "head_loss": head_loss, "reconstruction_loss": reconstruction}
+        return metrics, self.hand_on(supply, output), output, statistics
+
+    def hand_on(self, supply: Any, output: Any) -> tuple[Any, ...]:
+        """The tensors of `writes`."""
+        return (output, supply)[: len(self.writes)]
+
+
+def _apply(
+    module: nn.Module,
+    variables: Mapping[str, Mapping[str, Any]],
+    name: str,
+    statistics: Collection,
+    inputs: tuple[Array, ...],
+    train: bool,
+) -> Array:
+    own = {collection: entries[name] for collection, entries in variables.items() if name in entries}
+    output, updated = apply_block(module, own, *inputs, train=train)
+    if updated:
+        statistics[name] = updated
+    return output
