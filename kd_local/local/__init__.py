@@ -10,6 +10,7 @@ from kd_local.local.loss_scales import published_loss_scale
 from kd_local.local.losses import LOSSES
 from kd_local.local.module import LocalModule
 from kd_local.local.partition import balanced_memory, check_boundaries, equal_layers
+from kd_local.local.probes import probe_accuracy
 
 __all__ = [
     "HEADS",
@@ -25,5 +26,6 @@ __all__ = [
     "check_boundaries",
     "cut",
     "equal_layers",
+    "probe_accuracy",
     "published_loss_scale",
 ]

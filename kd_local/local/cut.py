@@ -67,6 +67,25 @@ class CutNetwork:
             tensors.update(zip(module.writes, module.hand_on(supply, output), strict=True))
         return variables
 
+    def outputs(
+        self,
+        variables: Mapping[str, Mapping[str, Any]],
+        images: Float[Array, "batch h w c"],
+        *,
+        last: str | None = None,
+    ) -> dict[str, Array]:
+        """The output of every module by its name, up to the one named, in evaluation mode, contexts supplied."""
+        tensors: dict[str, Array] = {IMAGES: images}
+        outputs: dict[str, Array] = {}
+        for module in self.modules:
+            read = [tensors[name] for name in module.reads]
+            supply, output, _ = module.apply(variables[module.name], read, train=False)
+            tensors.update(zip(module.writes, module.hand_on(supply, output), strict=True))
+            outputs[module.name] = output
+            if module.name == last:
+                break
+        return outputs
+
     def answers(
         self,
         variables: Mapping[str, Mapping[str, Any]],
@@ -75,21 +94,16 @@ class CutNetwork:
     ) -> dict[str, Float[Array, "batch classes"]]:
         """The logits of heads that classify, by their modules' names, in evaluation mode.
 
-        The last module's are the network's own. With `names`, of these modules only, and nothing behind them is
-        computed.
+        The last module's are the network's own. With `names`, in order, of these modules only, and nothing behind them
+        is computed.
         """
-        names = [module.name for module in self.modules if module.classifies] if names is None else names
-        tensors: dict[str, Array] = {IMAGES: images}
-        logits: dict[str, Array] = {}
-        for module in self.modules:
-            own = variables[module.name]
-            supply, output, _ = module.apply(own, [tensors[name] for name in module.reads], train=False)
-            tensors.update(zip(module.writes, module.hand_on(supply, output), strict=True))
-            if module.name in names:
-                logits[module.name] = module.answer(own, output)
-            if len(logits) == len(names):
-                break
-        return logits
+        names = self.answering("ensemble") if names is None else names
+        outputs = self.outputs(variables, images, last=names[-1])
+        return {
+            module.name: module.answer(variables[module.name], outputs[module.name])
+            for module in self.modules
+            if module.name in names
+        }
 
     def logits(
         self, variables: Mapping[str, Mapping[str, Any]], images: Float[Array, "batch h w c"], *, answer: str = "last"

@@ -1,0 +1,40 @@
+"""Linear probes: how well the classes can be told from what a module gives, whatever it was trained by.
+
+Reference: Alain and Bengio, "Understanding intermediate layers using linear classifier probes" (arXiv 1610.01644).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kd_local.precision import at_least_float32
+
+
+def probe_accuracy(
+    features: Float[Array, "train ..."],
+    labels: Int[Array, " train"],
+    test_features: Float[Array, "test ..."],
+    test_labels: Int[Array, " test"],
+    *,
+    classes: int,
+    ridge: float = 1e-3,
+) -> Float[Array, ""]:
+    """Test accuracy of a linear classifier on features, fitted to the training labels by least squares.
+
+    Features of images, (n, h, w, c), are averaged over height and width. Each is centred and scaled to unit variance;
+    `ridge` times the number of images is added to the diagonal of the normal equations.
+    """
+    train, test = (_pooled(x) for x in (features, test_features))
+    mean, std = train.mean(axis=0, keepdims=True), train.std(axis=0, keepdims=True)
+    train, test = ((x - mean) / jnp.maximum(std, 1e-6) for x in (train, test))
+    targets = jax.nn.one_hot(labels, classes, dtype=train.dtype)
+    offset = targets.mean(axis=0, keepdims=True)
+    gram = train.T @ train + ridge * len(train) * jnp.eye(train.shape[1], dtype=train.dtype)
+    weights = jnp.linalg.solve(gram, train.T @ (targets - offset))
+    predicted = jnp.argmax(test @ weights + offset, axis=-1).astype(test_labels.dtype)
+    return (predicted == test_labels).astype(jnp.float32).mean()
+
+
+def _pooled(features: Array) -> Array:
+    features = features.astype(at_least_float32(features.dtype))
+    return features.mean(axis=(1, 2)) if features.ndim == 4 else features
