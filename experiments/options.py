@@ -18,9 +18,15 @@ def parse_options(text: str, **defaults: Any) -> dict[str, Any]:
             raise unknown("option", name, defaults)
         kind = type(defaults[name])
         try:
-            options[name] = kind(value)
+            options[name] = _boolean(value) if kind is bool else kind(value)
         except ValueError:
             separator = ""
         if not separator:
             raise ValueError(f"option {item!r}: expected {name}={kind.__name__}, such as {name}={defaults[name]}")
     return options
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError
+    return text.lower() == "true"

@@ -1,0 +1,21 @@
+"""InfoPro, a baseline of ContSup: no context; each module also reconstructs the image, to keep what later ones need.
+
+Command: python -m experiments.sweep --config=experiments/configs/contsup/infopro.py --config.data.data_dir=DIR
+Another network: python -m experiments.sweep --config=experiments/configs/contsup/infopro.py:network=resnet110
+Options: k, network (resnet32 or resnet110), data (cifar10, stl10 or svhn_cropped), loss (softmax or contrast).
+Differs from the default config in network, data, K, context, loss, decoder and the hyper-parameters of `paper.py`.
+
+Reference: Wang et al., "Revisiting locally supervised learning", ICLR 2021, table 2.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.contsup.paper import published
+from experiments.options import parse_options
+
+ROWS = tuple(f"k={k},loss={loss}" for loss in ("softmax", "contrast") for k in (2, 4, 8, 16))
+
+
+def get_config(options: str = "") -> ConfigDict:
+    choice = parse_options(options, k=16, network="resnet32", data="cifar10", loss="softmax")
+    return published(context="R0", decoder=True, **choice)

@@ -1,0 +1,46 @@
+"""What the tables and figures of the ContSup paper share: their hyper-parameters, as the authors' commands set them.
+
+ResNet-32 or ResNet-110; SGD with Nesterov momentum 0.9 and weight decay 1e-4 on everything; 160 epochs of the authors'
+cosine with 10 of warm-up from 0.01; learning rate 0.8 at batch 1024, of STL-10 0.1 at batch 128.
+
+Reference: Yu et al., arXiv 2312.07636, and the authors' code.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import default
+
+
+def published(
+    *,
+    k: int,
+    network: str = "resnet32",
+    data: str = "cifar10",
+    context: str = "R0",
+    loss: str = "softmax",
+    decoder: bool = False,
+    boundaries: str = "equal",
+    head: str = "1c2f",
+) -> ConfigDict:
+    """The config of one of the paper's runs: K modules, or with K = 1 the same network end to end."""
+    config = default.get_config()
+    config.epochs = 160
+    config.network.name = network
+    config.data.name = data
+    config.batch_size, config.optimizer.learning_rate = (128, 0.1) if data == "stl10" else (1024, 0.8)
+    config.optimizer.name = "sgd"
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.schedule = "contsup"
+    config.optimizer.warmup_epochs = 10
+    config.optimizer.warmup_rate = 0.01
+    config.method = "end_to_end" if k == 1 else "contsup"
+    config.local.modules = k
+    config.local.context = context
+    config.local.loss = loss
+    config.local.decoder = decoder
+    config.local.loss_scale = "published"  # of no effect without the decoder
+    config.local.boundaries = boundaries
+    config.local.head = head
+    return config

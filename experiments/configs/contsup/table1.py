@@ -1,0 +1,20 @@
+"""ContSup, table 1: contexts R0, E, R1 and R1E; ResNet-32 in 16 modules on CIFAR-10, softmax loss.
+
+Command: python -m experiments.sweep --config=experiments/configs/contsup/table1.py --config.data.data_dir=DIR
+One row: python -m experiments.train --config=experiments/configs/contsup/table1.py:context=R1E
+Options: k, context; k=1 is end to end, for comparison.
+Differs from the default config in network, data, K and the hyper-parameters of `paper.py`.
+
+Reference: Yu et al., arXiv 2312.07636, table 1.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs.contsup.paper import published
+from experiments.options import parse_options
+
+ROWS = ("k=1", *(f"k=16,context={context}" for context in ("R0", "E", "R1", "R1E")))
+
+
+def get_config(options: str = "") -> ConfigDict:
+    return published(**parse_options(options, k=16, context="R1E"))

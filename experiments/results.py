@@ -1,0 +1,178 @@
+"""The table of a sweep: what its runs have left in their folders, a line a row, over seeds."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from experiments import workdirs
+from experiments.rows import Rows, Run
+from kd_local.training.logging import replace_text
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row over its seeds; means, and None where no run of it is done.
+
+    Attributes:
+        number: of the row in its config file, from 1.
+        state: `done`, `failed`, `not done`, or how many of its seeds are.
+        seeds: how many are done.
+        error: on the test images, in percent.
+        deviation: of the error over seeds, of a sample; None of a single one.
+        train_seconds: without compilation and evaluation between epochs.
+        parameters_trained, parameters_deployed: with and without what only training needs.
+    """
+
+    number: int
+    row: str
+    state: str
+    seeds: int
+    error: float | None
+    deviation: float | None
+    train_seconds: float | None
+    images_per_second: float | None
+    parameters_trained: int | None
+    parameters_deployed: int | None
+
+
+def check(folder: Path, config: ConfigDict) -> None:
+    """See that a run's folder is new, or of the same config.
+
+    Raises:
+        ValueError: it is another's; the message names the differences.
+    """
+    if (folder / workdirs.CONFIG).exists() and not _same(folder, config):
+        workdirs.claim(folder, config)
+
+
+def finished(folder: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """The summary of a run that has gone as far as its config wants; None of any other."""
+    if not _same(folder, config):
+        return None
+    try:
+        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+        far = summary["epochs"] >= config.epochs or (config.steps is not None and summary["steps"] >= config.steps)
+    except (OSError, json.JSONDecodeError, KeyError):
+        return None
+    return summary if far else None
+
+
+def collect(rows: Rows, runs: Iterable[Run], workdir: Path) -> dict[Run, dict[str, Any] | None]:
+    """The summaries of these runs, and of others of the same rows found in the folder; None of one not done."""
+    found = dict.fromkeys(runs)
+    for row in rows.names:
+        stem = Run(row, 0).folder(workdir).name.removesuffix("0")
+        seeds = [folder.name.removeprefix(stem) for folder in workdir.iterdir() if folder.name.startswith(stem)]
+        found.update(dict.fromkeys(Run(row, seed) for seed in sorted(int(seed) for seed in seeds if seed.isdecimal())))
+    ordered = sorted(found, key=lambda run: (rows.names.index(run.row), run.seed))
+    summaries = {run: finished(run.folder(workdir), rows.config(run)) for run in ordered}
+    wanted = set(runs)
+    return {run: summary for run, summary in summaries.items() if summary is not None or run in wanted}
+
+
+def tabulate(
+    rows: Rows, summaries: Mapping[Run, dict[str, Any] | None], failed: Collection[Run] = ()
+) -> tuple[Line, ...]:
+    """A line for each row that has runs, in the order of the config file."""
+    lines = []
+    for number, row in enumerate(rows.names, start=1):
+        runs = [run for run in summaries if run.row == row]
+        done = [summary for run in runs if (summary := summaries[run]) is not None]
+        errors = [error_percent(summary) for summary in done]
+        if runs:
+            lines.append(
+                Line(
+                    number=number,
+                    row=row,
+                    state=_state(runs, len(done), failed),
+                    seeds=len(done),
+                    error=statistics.mean(errors) if done else None,
+                    deviation=statistics.stdev(errors) if len(done) > 1 else None,
+                    train_seconds=_mean(done, "train_seconds"),
+                    images_per_second=_mean(done, "images_per_second"),
+                    parameters_trained=done[0]["parameters_trained"] if done else None,
+                    parameters_deployed=done[0]["parameters_deployed"] if done else None,
+                )
+            )
+    return tuple(lines)
+
+
+def error_percent(summary: Mapping[str, Any]) -> float:
+    """The error on the test images, in percent."""
+    # Accuracies are quotients of whole numbers in float32.
+    return round(100 * (1 - float(summary["test_accuracy"])), 6)
+
+
+def write_csv(lines: Sequence[Line], path: Path) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Line)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(line) for line in lines)
+    replace_text(path, text.getvalue())
+
+
+def write_markdown(lines: Sequence[Line], path: Path, *, title: str, command: str) -> None:
+    head, *cells = [_HEADINGS, *map(_cells, lines)]
+    table = [head, ["---", "---", "---", *["--:"] * (len(head) - 3)], *cells]
+    text = "\n".join("| " + " | ".join(row) + " |" for row in table)
+    replace_text(path, f"# {title}\n\n    {command}\n\n{text}\n")
+
+
+def terminal_table(lines: Sequence[Line], *, title: str) -> Table:
+    table = Table(title=title)
+    for i, heading in enumerate(_HEADINGS):
+        table.add_column(heading, justify="left" if i in (1, 2) else "right", no_wrap=i > 2, overflow="fold")
+    for line in lines:
+        table.add_row(*_cells(line))
+    return table
+
+
+_HEADINGS = ["", "row", "state", "seeds", "test error %", "seconds", "images/s", "parameters", "deployed"]
+
+
+def _cells(line: Line) -> list[str]:
+    def cell(value: float | None, form: str, before: str = "") -> str:
+        return "" if value is None else before + format(value, form)
+
+    return [
+        str(line.number),
+        line.row,
+        line.state,
+        str(line.seeds),
+        cell(line.error, ".2f") + cell(line.deviation, ".2f", " ± "),
+        cell(line.train_seconds, ",.1f"),
+        cell(line.images_per_second, ",.0f"),
+        cell(line.parameters_trained, ",d"),
+        cell(line.parameters_deployed, ",d"),
+    ]
+
+
+def _state(runs: Sequence[Run], done: int, failed: Collection[Run]) -> str:
+    if done == len(runs):
+        return "done"
+    if any(run in failed for run in runs):
+        return "failed"
+    return f"{done} of {len(runs)} seeds" if done else "not done"
+
+
+def _mean(summaries: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return statistics.mean(summary[name] for summary in summaries) if summaries else None
+
+
+def _same(folder: Path, config: ConfigDict) -> bool:
+    # One config, one default folder: its name has a digest of all that tells.
+    try:
+        recorded = ConfigDict(json.loads((folder / workdirs.CONFIG).read_text()))
+        return workdirs.default_workdir(recorded) == workdirs.default_workdir(config)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False

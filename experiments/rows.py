@@ -1,0 +1,155 @@
+"""The rows of a sweep: a config file's `ROWS`, each the options of one config, and the command that trains it.
+
+Nothing here imports JAX, so that a mistake is refused at once.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row with one seed."""
+
+    row: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.row} seed {self.seed}"
+
+    def folder(self, workdir: Path) -> Path:
+        """Where it is kept in the folder of the sweep."""
+        return workdir / f"{self.row.replace('/', '.')}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a config file. Make it with `read_rows`.
+
+    Attributes:
+        path: of the config file.
+        options: of all rows, in front of each row's own.
+        names: the options of each row, in the file's order.
+        arguments: overrides of the config as they were given.
+        overrides: the same, read: by key.
+    """
+
+    path: str
+    options: str
+    names: tuple[str, ...]
+    arguments: tuple[str, ...]
+    overrides: Mapping[str, Any]
+    get_config: Callable[[str], ConfigDict]
+
+    def config(self, run: Run) -> ConfigDict:
+        """What the run is trained by."""
+        config = self.get_config(self._options(run.row))
+        config.update_from_flattened_dict({**self.overrides, "seed": run.seed})
+        return config
+
+    def command(self, run: Run, workdir: Path, *, python: str = "python") -> list[str]:
+        """The command that trains it, in a folder of its own in that of the sweep."""
+        return [
+            python,
+            "-m",
+            "experiments.train",
+            f"--config={self.path}:{self._options(run.row)}",
+            *self.arguments,
+            f"--config.seed={run.seed}",
+            f"--workdir={run.folder(workdir)}",
+        ]
+
+    def default_workdir(self) -> Path:
+        """`runs/sweep-`, the config's name and options, and all data sets of its rows."""
+        data = dict.fromkeys(self.config(Run(row, 0)).data.name for row in self.names)
+        return Path("runs") / "-".join(["sweep", Path(self.path).stem, *filter(None, [self.options]), "+".join(data)])
+
+    def select(self, text: str | None) -> tuple[str, ...]:
+        """The rows that a text asks for; all if None.
+
+        Args:
+            text: their numbers, from 1, as in `1,3`; or options that they have, as in `k=8,loss=contrast`; or, where
+                no row has just these, pieces of options, as in `contrast`.
+
+        Raises:
+            ValueError: no such row.
+        """
+        if text is None:
+            return self.names
+        parts = text.split(",")
+        if all(part.strip().isdecimal() for part in parts):
+            numbers = sorted({int(part) for part in parts})
+            if not 1 <= numbers[0] <= numbers[-1] <= len(self.names):
+                raise ValueError(f"--rows={text}: {self.path} has rows 1 to {len(self.names)}{self._listed()}")
+            return tuple(self.names[number - 1] for number in numbers)
+        exact = tuple(row for row in self.names if set(parts) <= set(row.split(",")))
+        selected = exact or tuple(row for row in self.names if all(part in row for part in parts))
+        if not selected or not text:
+            raise ValueError(
+                f"--rows={text}: no row of {self.path} is like that; use a part of one, or numbers{self._listed()}"
+            )
+        return selected
+
+    def _options(self, row: str) -> str:
+        return ",".join(filter(None, [self.options, row]))
+
+    def _listed(self) -> str:
+        return ":\n" + "\n".join(f"  {number} {row}" for number, row in enumerate(self.names, start=1))
+
+
+def read_rows(file: str, arguments: Sequence[str], overrides: Mapping[str, Any]) -> Rows:
+    """The rows of a config file.
+
+    Args:
+        file: its path, and behind a colon options for all of its rows, if any.
+        arguments: overrides as they were given, the seed's left out.
+        overrides: the same, read: by key.
+
+    Raises:
+        ValueError: it has no `ROWS`, one of them is no config of it, or sets an option given for all.
+    """
+    path, _, options = file.partition(":")
+    specification = importlib.util.spec_from_file_location("rows_config", path)
+    if specification is None or specification.loader is None:
+        raise ValueError(f"{path} is no Python file: use {_with_rows()}")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    names = getattr(module, "ROWS", ())
+    if not names:
+        raise ValueError(f"{path} has no ROWS, a tuple of its rows' options: use {_with_rows()}")
+    rows = Rows(path, options, tuple(names), tuple(arguments), overrides, module.get_config)
+    given = {item.partition("=")[0] for item in options.split(",") if item}
+    for row in rows.names:
+        for name in given & {item.partition("=")[0] for item in row.split(",")}:
+            raise ValueError(f"option {name!r} of {file} is what its rows differ in: choose rows by --rows={name}=...")
+        rows.config(Run(row, 0))
+    return rows
+
+
+def overriding_arguments(argv: Sequence[str], takes_value: Callable[[str], bool]) -> list[str]:
+    """Of a command line those arguments that override keys of the config, the seed's left out.
+
+    Args:
+        argv: known to be right.
+        takes_value: whether the flag of that name is followed by a value where it has no `=`.
+    """
+    kept = []
+    for i, argument in enumerate(argv):
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name.startswith(("config.", "noconfig.")) and name != "config.seed":
+            kept.append(argument)
+            if not equals and name.startswith("config.") and takes_value(name):
+                kept.append(argv[i + 1])
+    return kept
+
+
+def _with_rows() -> str:
+    files = sorted(Path(__file__).with_name("configs").glob("*/*.py"))
+    found = [file for file in files if "\nROWS = " in file.read_text()]
+    here = Path.cwd()
+    return ", ".join(str(file.relative_to(here) if file.is_relative_to(here) else file) for file in found)

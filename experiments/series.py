@@ -1,0 +1,141 @@
+"""The runs of a sweep, one after another: which are done, how long the others will take, and what came of them."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from signal import Signals
+from statistics import mean
+
+from rich.console import Console
+
+from experiments.command_line import USAGE_STATUS, fail
+from experiments.error_plot import PICTURE, plot_errors
+from experiments.folder_lock import FolderLock
+from experiments.results import Line, check, collect, finished, tabulate, terminal_table, write_csv, write_markdown
+from experiments.row_process import Stop, compilation_cache, execute
+from experiments.rows import Rows, Run
+
+TABLE = "table.csv"
+MARKDOWN = "table.md"
+
+
+def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) -> None:
+    """Run what is not done, and keep table and picture up to date; ends the program where not all goes well.
+
+    Args:
+        rows: of the config file.
+        runs: those that are wanted, in this order.
+        workdir: for all of them.
+        command: that started the sweep, for the record.
+    """
+    try:
+        for run in runs:
+            check(run.folder(workdir), rows.config(run))
+        workdir.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        fail(error, USAGE_STATUS)
+    except OSError as error:
+        fail(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir", USAGE_STATUS)
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    _say(console, f"{len(runs)} runs of {len({run.row for run in runs})} rows, workdir: {workdir}")
+    with Stop() as stop:
+        try:
+            lock = FolderLock(
+                workdir, report=lambda text: _say(console, text), stopped=lambda: stop.received is not None
+            )
+        except ValueError as error:
+            fail(error, USAGE_STATUS)
+        try:
+            failures, lines = _run_all(rows, runs, workdir, command, console, stop, lock)
+        except OSError as error:
+            fail(f"{error.strerror or error} ({error.filename or workdir}); the same command goes on from there", 1)
+        finally:
+            lock.release()
+    console.print(terminal_table(lines, title=_title(rows)))
+    _say(console, f"table: {workdir / TABLE}, {workdir / MARKDOWN}")
+    if (workdir / PICTURE).exists():
+        _say(console, f"picture: {workdir / PICTURE}")
+    if failures:
+        listed = "".join(f"\n  {run}: {error}" for run, error in failures.items())
+        message = f"{len(failures)} of {len(runs)} runs failed; the same command tries them again:{listed}"
+        if stop.received is None:
+            fail(message, 1)
+        print(f"error: {message}", file=sys.stderr)
+    if stop.received is not None:
+        name = Signals(stop.received).name
+        fail(f"interrupted by {name}; saved in {workdir}: the same command goes on from there", 128 + stop.received)
+
+
+def _run_all(
+    rows: Rows, runs: Sequence[Run], workdir: Path, command: str, console: Console, stop: Stop, lock: FolderLock
+) -> tuple[dict[Run, str], Sequence[Line]]:
+    """The error of each run that failed, and the table."""
+    failures: dict[Run, str] = {}
+    clock = _Clock()
+    environment = compilation_cache(workdir)
+    lines = _update(rows, runs, workdir, command, failures)
+    for number, run in enumerate(runs, start=1):
+        if stop.received is not None:
+            break
+        which = f"run {number} of {len(runs)}: {run}"
+        summary = finished(run.folder(workdir), rows.config(run))
+        if summary is not None:
+            clock.add(run, summary["train_seconds"])
+            _say(console, f"{which}, done already")
+            continue
+        expected = clock.expected(runs[number - 1 :])
+        _say(console, which if expected is None else f"{which}, about {_shown(expected)} left")
+        started = time.monotonic()
+        error = execute(
+            rows.command(run, workdir, python=sys.executable),
+            environment=environment,
+            stop=stop,
+            descriptor=lock.descriptor,
+            started=lock.name_row,
+        )
+        if error is None:
+            clock.add(run, time.monotonic() - started)
+        elif stop.received is None:
+            failures[run] = error
+        lines = _update(rows, runs, workdir, command, failures)
+    return failures, lines
+
+
+def _update(rows: Rows, runs: Sequence[Run], workdir: Path, command: str, failures: dict[Run, str]) -> Sequence[Line]:
+    summaries = collect(rows, runs, workdir)
+    lines = tabulate(rows, summaries, failures)
+    write_csv(lines, workdir / TABLE)
+    write_markdown(lines, workdir / MARKDOWN, title=_title(rows), command=command)
+    plot_errors(summaries, workdir / PICTURE, title=_title(rows))
+    return lines
+
+
+class _Clock:
+    """How long runs took, and from that how long others will."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = {}
+
+    def add(self, run: Run, seconds: float) -> None:
+        self._seconds.setdefault(run.row, []).append(seconds)
+
+    def expected(self, runs: Sequence[Run]) -> float | None:
+        """Seconds that runs will take: each as its row with other seeds did, or as the mean of all that are done."""
+        if not self._seconds:
+            return None
+        rows = {row: mean(seconds) for row, seconds in self._seconds.items()}
+        return sum(rows.get(run.row, mean(rows.values())) for run in runs)
+
+
+def _shown(seconds: float) -> str:
+    hours, seconds = divmod(round(seconds), 3600)
+    return f"{hours}:{seconds // 60:02d}:{seconds % 60:02d}"
+
+
+def _title(rows: Rows) -> str:
+    return " ".join(filter(None, [Path(rows.path).stem, rows.options]))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
