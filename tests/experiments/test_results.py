@@ -1,0 +1,135 @@
+"""The table and the picture of a sweep, from what its runs have left in their folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.error_plot import draw_errors, plot_errors
+from experiments.published import published_errors
+from experiments.results import collect, finished, tabulate, write_csv, write_markdown
+from experiments.rows import Rows, Run, read_rows
+
+CONFIGS = Path(__file__).parents[2] / "experiments" / "configs" / "contsup"
+
+
+def rows_of(name: str, **overrides) -> Rows:
+    return read_rows(str(CONFIGS / f"{name}.py"), [], overrides)
+
+
+def leave(rows: Rows, run: Run, workdir: Path, *, error: float, **changes) -> Path:
+    """What a run of that error leaves in its folder."""
+    config = rows.config(run)
+    folder = run.folder(workdir)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    summary = {
+        "network": config.network.name, "dataset": config.data.name, "modules": config.local.modules,
+        "epochs": config.epochs, "steps": 7, "test_accuracy": 1 - error / 100, "train_seconds": 10.0 + run.seed,
+        "images_per_second": 100.0, "parameters_trained": 2000, "parameters_deployed": 1000, **changes,
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_a_run_is_done_when_its_config_is_this_one_and_it_went_all_the_way(tmp_path):
+    rows, run = rows_of("table1"), Run("k=1", 0)
+    folder = leave(rows, run, tmp_path, error=8)
+    assert finished(folder, rows.config(run)) is not None
+    assert finished(folder, rows.config(Run("k=1", 1))) is None
+    assert finished(folder, rows_of("table1", epochs=3).config(run)) is None
+    assert finished(folder, rows_of("table1", **{"data.data_dir": "/elsewhere"}).config(run)) is not None
+    short = leave(rows, Run("k=1", 1), tmp_path, error=8, epochs=0.14)
+    assert finished(short, rows.config(Run("k=1", 1))) is None
+    assert finished(short, rows_of("table1", steps=7).config(Run("k=1", 1))) is not None
+    (short / "summary.json").unlink()
+    assert finished(short, rows.config(Run("k=1", 1))) is None
+
+
+def test_the_table_is_over_seeds_and_has_what_earlier_sweeps_left(tmp_path):
+    rows = rows_of("table2")
+    row, other, missing = rows.names[1:4]
+    for seed, error in ((0, 8.0), (1, 9.0), (2, 10.0)):
+        leave(rows, Run(row, seed), tmp_path, error=error)
+    leave(rows, Run(other, 5), tmp_path, error=20.0)
+    runs = [Run(row, 0), Run(row, 1), Run(row, 3), Run(missing, 0)]
+    lines = tabulate(rows, collect(rows, runs, tmp_path), failed=[Run(missing, 0)])
+    assert [(line.number, line.row, line.state, line.seeds) for line in lines] == [
+        (2, row, "3 of 4 seeds", 3),
+        (3, other, "done", 1),
+        (4, missing, "failed", 0),
+    ]
+    assert (lines[0].error, lines[0].deviation) == pytest.approx((9.0, 1.0))
+    assert (lines[0].train_seconds, lines[0].images_per_second) == pytest.approx((11.0, 100.0))
+    assert lines[1].error == pytest.approx(20.0)
+    assert lines[1].deviation is None
+    assert lines[2].error is None
+    write_csv(lines, tmp_path / "table.csv")
+    first = (tmp_path / "table.csv").read_text().splitlines()[1]
+    assert first.startswith(f'2,"{row}",3 of 4 seeds,3,9.0,1.0,') and first.endswith(",100.0,2000,1000")
+    write_markdown(lines, tmp_path / "table.md", title="table2", command="python")
+    assert f"| 2 | {row} | 3 of 4 seeds | 3 | 9.00 ± 1.00 | 11.0 | 100 | 2,000 | 1,000 |" in (
+        (tmp_path / "table.md").read_text()
+    )
+
+
+def summaries(name: str, errors: dict[str, list[float]], **overrides):
+    rows = rows_of(name, **overrides)
+    found = {}
+    for row, values in errors.items():
+        for seed, error in enumerate(values):
+            config = rows.config(Run(row, seed))
+            found[Run(row, seed)] = {
+                "network": config.network.name,
+                "dataset": config.data.name,
+                "modules": config.local.modules,
+                "test_accuracy": 1 - error / 100,
+            }
+    return found
+
+
+def test_errors_over_k_are_curves_with_the_published_ones_dashed():
+    errors = {
+        "k=1": [7.0, 8.0],
+        "k=4,context=E,loss=softmax": [9.0],
+        "k=2,context=E,loss=softmax": [7.0, 9.0],
+        "k=2,context=R1E,loss=softmax": [6.5],
+    }
+    figure = draw_errors({**summaries("table2", errors), Run("k=8", 0): None}, title="table2")
+    (axes,) = figure.axes
+    curves = {container.get_label(): container for container in axes.containers}
+    assert set(curves) == {"E", "R1E"}
+    line, _, (bars,) = curves["E"]
+    assert line.get_xydata().ravel() == pytest.approx([2, 8.0, 4, 9.0])
+    assert bars.get_segments()[0][:, 1] == pytest.approx([8 - 2**0.5, 8 + 2**0.5])
+    dashed = {line.get_label(): line for line in axes.lines if line.get_linestyle() == "--"}
+    assert set(dashed) == {f"{method}, published" for method in published_errors("resnet32", "cifar10")}
+    assert list(dashed["DGL, published"].get_ydata()) == [8.69, 11.48, 14.17, 16.21]
+    assert list(dashed["end to end, published"].get_ydata()) == [7.37, 7.37]
+    (ours,) = [line for line in axes.lines if line.get_label() == "end to end"]
+    assert list(ours.get_ydata()) == pytest.approx([7.5, 7.5])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "4", "8", "16"]
+
+
+def test_errors_of_a_single_k_are_bars():
+    errors = {"k=1": [7.0], "k=16,context=R0": [16.0], "k=16,context=E": [11.0]}
+    (axes,) = draw_errors(summaries("table1", errors), title="table1").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["end to end", "R0", "E"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([7, 16, 11])
+    dashed = {line.get_label(): line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"}
+    assert dashed["InfoPro softmax, published"] == 14.23
+
+
+@pytest.mark.parametrize("overrides", [{"data.name": "digits"}, {"network.name": "resnet20"}])
+def test_published_errors_stand_beside_their_own_network_and_data_only(overrides):
+    errors = {"k=16,context=R0": [16.0], "k=16,context=E": [11.0]}
+    (axes,) = draw_errors(summaries("table1", errors, **overrides), title="table1").axes
+    assert not [line for line in axes.lines if line.get_linestyle() == "--"]
+
+
+def test_each_data_set_has_a_panel_and_a_single_row_is_drawn_too(tmp_path):
+    errors = {"data=cifar10,k=1": [7.0], "data=stl10,k=2,loss=softmax": [22.0]}
+    figure = draw_errors(summaries("table3", errors), title="table3")
+    assert [axes.get_title() for axes in figure.axes] == ["resnet110 on cifar10", "resnet110 on stl10"]
+    assert not plot_errors({Run("k=1", 0): None}, tmp_path / "picture.png", title="nothing")
+    assert not list(tmp_path.iterdir())
