@@ -1,0 +1,153 @@
+"""Weights of the ContSup authors' code (PyTorch) for a cut CIFAR ResNet, and back.
+
+Their names, for the boundary behind block B of stage S (the stem is 0, 0), which is boundary K counted from 0:
+
+    conv1, bn1, layerS.B.{conv1,bn1,conv2,bn2,downsample.0,downsample.1}, fc     the network
+    aux_classifier_S_B.head.N                                                    the local head before the boundary
+    decoder_S_B.decoder.N                                                        the decoder before the boundary
+    cont_sup_node.encoder_K.encoder.N                                            the image's encoder behind it
+    cont_sup_node.resencoder_K_R.encoder.N                                       the encoders of features behind it
+
+Encoders of features are numbered by R, 0 for the most recent features; N counts the places of an `nn.Sequential`.
+
+Reference: github.com/Tab-ct/ContSup, the code of Yu et al. (arXiv 2312.07636).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from kd_local.interop.layouts import Layer, conv_norm, names, read_layers, refuse_others, write_layers
+from kd_local.local.contexts import FeatureEncoder, ImageEncoder
+from kd_local.local.cut import CutNetwork
+from kd_local.local.heads import LocalHead
+from kd_local.local.module import LocalModule
+from kd_local.models.layers import DType
+from kd_local.models.resnet import BasicBlock, Classifier, Stem
+from kd_local.networks import Variables
+
+# Their code builds decoders and encoders whether or not they are used.
+_BUILT_ANYWAY = re.compile(r"decoder_\d+_\d+\.|cont_sup_node\.(encoder_\d+|resencoder_\d+_\d+)\.")
+_STEM = "conv1.weight"
+
+
+def from_torch(cut: CutNetwork, arrays: Mapping[str, Any], *, dtype: DType = None) -> dict[str, Variables]:
+    """Variables of every module from the weights of the authors' code, statistics included.
+
+    Args:
+        cut: a cut CIFAR ResNet.
+        arrays: by the authors' names, in PyTorch's layouts, such as `read_state_dict` gives. Decoders and encoders that
+            the cut network does not have are left out, since the authors' code builds them unused.
+        dtype: of the result; None keeps each array's.
+
+    Returns:
+        Variables as `CutNetwork.init` gives, as numpy arrays.
+
+    Raises:
+        ValueError: something is missing, has another shape or is unexpected; the first such is named. Or the network is
+            not one that the authors' code has.
+    """
+    stem = np.shape(arrays.get(_STEM, ()))
+    shapes = _shapes(cut, stem[1] if len(stem) == 4 else 3)
+    described = {module.name: _layers(module, number) for number, module in enumerate(cut.modules)}
+    variables = {name: read_layers(layers, arrays, shapes[name], dtype=dtype) for name, layers in described.items()}
+    known = [tensor for name, layers in described.items() for tensor in names(layers, shapes[name])]
+    refuse_others({name: array for name, array in arrays.items() if not _BUILT_ANYWAY.match(name)}, known)
+    return variables
+
+
+def to_torch(cut: CutNetwork, variables: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`: arrays by the authors' names, in PyTorch's layouts, dtypes kept.
+
+    What their code builds without using it is not there: load with `strict=False`.
+
+    Raises:
+        ValueError: the variables are not those of the cut network, or it is not one that the authors' code has.
+    """
+    missing = [module.name for module in cut.modules if module.name not in variables]
+    if missing:
+        raise ValueError(
+            f"variables of {missing[0]} are missing: give those of {', '.join(m.name for m in cut.modules)}"
+        )
+    shapes = _shapes(cut, _channels(variables[cut.modules[0].name]))
+    arrays: dict[str, np.ndarray] = {}
+    for number, module in enumerate(cut.modules):
+        arrays |= write_layers(_layers(module, number), variables[module.name], shapes[module.name])
+    return arrays
+
+
+def _channels(first: Mapping[str, Any]) -> int:
+    kernel = flatten_dict(first).get(("params", "blocks", "0", "conv", "conv", "kernel"))
+    return kernel.shape[2] if kernel is not None and kernel.ndim == 4 else 3
+
+
+def _shapes(cut: CutNetwork, channels: int) -> dict[str, Variables]:
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)  # no parameter depends on height and width
+    return jax.eval_shape(lambda: cut.init(jax.random.key(0), images))
+
+
+def _layers(module: LocalModule, number: int) -> list[Layer]:
+    layers: list[Layer] = []
+    for index, (name, block) in enumerate(zip(module.names, module.blocks.modules, strict=True)):
+        layers += _block(name, block, ("blocks", str(index)))
+    slot = 0
+    for index, network in enumerate(module.contexts):
+        path = (f"context{index}",)
+        if isinstance(network, FeatureEncoder):
+            encoder = f"cont_sup_node.resencoder_{number - 1}_{slot}.encoder"
+            layers += conv_norm(f"{encoder}.0", f"{encoder}.1", (*path, "conv"))
+            slot += 1
+        elif isinstance(network, ImageEncoder) and not network.pool_first:
+            encoder = f"cont_sup_node.encoder_{number - 1}.encoder"
+            layers += conv_norm(f"{encoder}.0", f"{encoder}.1", (*path, "conv1"))
+            layers += conv_norm(f"{encoder}.3", f"{encoder}.4", (*path, "conv2"))
+        else:
+            raise ValueError(
+                f"context network {index} of {module.name} ({type(network).__name__}) is none that the authors' code "
+                "has: cut with image_encoder='full'"
+            )
+    if module.head is not None:
+        layers += _head(module.head, f"aux_classifier_{_boundary(module)}.head")
+    if module.reconstruction is not None:
+        decoder = f"decoder_{_boundary(module)}.decoder"
+        layers += conv_norm(f"{decoder}.0", f"{decoder}.1", ("decoder", "conv1"))
+        layers.append(Layer(f"{decoder}.3", ("decoder", "conv2"), "convolution"))
+    return layers
+
+
+def _block(name: str, block: nn.Module, path: tuple[str, ...]) -> tuple[Layer, ...]:
+    match block:
+        case Stem():
+            return conv_norm("conv1", "bn1", (*path, "conv"))
+        case BasicBlock() if re.fullmatch(r"stage\d+/\d+", name):
+            block_name = "layer" + name.removeprefix("stage").replace("/", ".")
+            return (
+                *conv_norm(f"{block_name}.conv1", f"{block_name}.bn1", (*path, "conv1")),
+                *conv_norm(f"{block_name}.conv2", f"{block_name}.bn2", (*path, "conv2")),
+                *conv_norm(f"{block_name}.downsample.0", f"{block_name}.downsample.1", (*path, "projection")),
+            )
+        case Classifier():
+            return (Layer("fc", (*path, "linear", "dense"), "linear"),)
+    raise ValueError(f"block {name!r} ({type(block).__name__}) is none that the authors' code has: cut a CIFAR ResNet")
+
+
+def _boundary(module: LocalModule) -> str:
+    name = module.names[-1]
+    return "0_0" if name == "stem" else name.removeprefix("stage").replace("/", "_")
+
+
+def _head(head: LocalHead, name: str) -> list[Layer]:
+    convolutions, linears = int(head.kind[0]), int(head.kind[2])
+    layers: list[Layer] = []
+    for i in range(convolutions):  # convolution, batch normalisation, ReLU
+        layers += conv_norm(f"{name}.{3 * i}", f"{name}.{3 * i + 1}", ("head", f"conv{i}"))
+    first = 3 * convolutions + 2  # behind pooling and flattening
+    for i in range(linears):  # linear, ReLU, linear, ...
+        layers.append(Layer(f"{name}.{first + 2 * i}", ("head", f"linear{i}", "dense"), "linear"))
+    return layers
