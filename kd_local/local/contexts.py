@@ -122,7 +122,9 @@ def average_pool_to(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> 
         return x
     if height % size[0] == 0 and width % size[1] == 0:
         factors = height // size[0], width // size[1]
-        return x.reshape(batch, size[0], factors[0], size[1], factors[1], channels).mean(axis=(2, 4))
+        # One axis after the other: reductions over two axes apart crashed on the CPU under jax 0.10.2, now and then.
+        x = x.reshape(batch, size[0], factors[0], width, channels).mean(axis=2)
+        return x.reshape(batch, *size, factors[1], channels).mean(axis=3)
     rows = jnp.asarray(_averaging(height, size[0]), x.dtype)
     columns = jnp.asarray(_averaging(width, size[1]), x.dtype)
     return jnp.einsum("oh,nhwc,pw->nopc", rows, x, columns)
