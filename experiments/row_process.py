@@ -7,31 +7,23 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
+
+from kd_local.training.interruption import Interruption
 
 _ERROR = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 
 
-class Stop:
-    """While entered, holds the first SIGTERM or Ctrl-C in `received`, and passes the wish on to the running process.
+class Stop(Interruption):
+    """As `Interruption`, but every signal is passed on to the running process as the wish to save and stop.
 
     It is passed on as SIGTERM: Ctrl-C at a terminal has reached that process already, and again it would end it
     without saving.
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        super().__init__()
         self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> "Stop":
-        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
     def watch(self, process: subprocess.Popen[str] | None) -> None:
         """The process that runs from now on, or none."""

@@ -39,7 +39,8 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
         fail(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir", USAGE_STATUS)
     console = Console() if sys.stdout.isatty() else Console(width=140)
     _say(console, f"{len(runs)} runs of {len({run.row for run in runs})} rows, workdir: {workdir}")
-    with Stop() as stop:
+    stop = Stop()
+    with stop:
         try:
             lock = FolderLock(
                 workdir, report=lambda text: _say(console, text), stopped=lambda: stop.received is not None

@@ -21,7 +21,7 @@ def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh:
     for name, split in (("validation", data.validation), ("test", data.test)):
         if split is None:
             continue
-        totals: dict[str, Array] = {}
+        totals: dict[str, np.ndarray] = {}
         for batch in evaluation_batches(split, batch_size):
             placed = jax.device_put(batch, over_the_batch(mesh, len(batch[0])))
             sums = jax.device_get(_evaluate_batch(method, data.augmentation, state, *placed))
