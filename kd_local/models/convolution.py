@@ -2,13 +2,15 @@
 
 XLA writes the gradient of a filter as one convolution whose window is the whole image and whose channels
 are the batch: a matrix product with a very long inner dimension, which the CPU backend runs slowly.
-Here, on the CPU only, it is a sum over pieces of the batch, exact up to rounding. Other platforms keep
-XLA's own gradient.
+Here, on the CPU only, it is a sum over pieces of the batch, exact up to rounding. And where an image (or the gradient
+that becomes one in the backward pass) is smaller than the filter, XLA exchanges the two, and the CPU runs the result
+in a plain loop: there the convolution is the matrix product of its patches. Other platforms keep XLA's own forms.
 
 Measured on two cores at batch 128 in float32, jax 0.10 and 0.12: 3x3, 16 channels at 32x32, 8 ms for 21 and
 12 ms; 32 at 16x16, 6 and 5 ms for 19 and 9; a training step of ResNet-32, .65 and .57 s for 1.0 and .82. Columns
 of patches and one matrix product a piece were slower, since concatenating the columns costs more than the
-product (which takes 3.5 ms for 16 channels).
+product (which takes 3.5 ms for 16 channels). At 8x8, batch 64, whose last stage has images of 2x2: a training step of
+ResNet-32 in 16 modules, .046 s for .103 (jax 0.12) and .058 for .087 (0.10).
 
 Not optimal yet: the filter gradient of 16 channels at 32x32 still takes twice its forward convolution, and
 that of fewer than 8 images is a single piece; forward-mode differentiation (jax.jvp) is not defined.
@@ -71,31 +73,49 @@ def _plain(stride: int, pads: tuple[int, int], x: Any, kernel: Any) -> Any:
     return lax.conv_general_dilated(x, kernel, (stride, stride), [(p, p) for p in pads], dimension_numbers=_DIMENSIONS)
 
 
-_conv = jax.custom_vjp(_plain, nondiff_argnums=(0, 1))
+def _from_patches(stride: int, pads: tuple[int, int], x: Any, kernel: Any) -> Any:
+    kh, kw, c, features = kernel.shape
+    height, width = ((x.shape[i + 1] + 2 * pads[i] - kernel.shape[i]) // stride + 1 for i in range(2))
+    x = jnp.pad(x, [(0, 0), (pads[0], pads[0]), (pads[1], pads[1]), (0, 0)])
+    rows = [x[:, i : i + stride * (height - 1) + 1 : stride] for i in range(kh)]
+    patches = [row[:, :, j : j + stride * (width - 1) + 1 : stride] for row in rows for j in range(kw)]
+    return jnp.concatenate(patches, axis=3) @ kernel.reshape(kh * kw * c, features)
+
+
+def _smaller(image: Any, kernel: Any) -> bool:
+    return image.shape[1] * image.shape[2] < kernel.shape[0] * kernel.shape[1]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv(stride: int, pads: tuple[int, int], x: Any, kernel: Any) -> Any:
+    plain = functools.partial(_plain, stride, pads)
+    if not _smaller(x, kernel):
+        return plain(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=functools.partial(_from_patches, stride, pads), default=plain)
 
 
 def _conv_forward(stride: int, pads: tuple[int, int], x: Any, kernel: Any) -> tuple[Any, Any]:
-    return _plain(stride, pads, x, kernel), (x, kernel)
+    return _conv(stride, pads, x, kernel), (x, kernel)
 
 
 def _conv_backward(stride: int, pads: tuple[int, int], residuals: Any, g: Any) -> tuple[Any, Any]:
     x, kernel = residuals
-    (x_gradient,) = jax.linear_transpose(lambda x: _plain(stride, pads, x, kernel), x)(g)
-    kernel_gradient = lax.platform_dependent(
-        x,
-        g,
-        cpu=functools.partial(_kernel_gradient_in_pieces, stride, pads, kernel.shape),
-        default=functools.partial(_kernel_gradient, stride, pads, kernel.shape),
+
+    def x_gradient(convolution: Any, kernel: Any, g: Any) -> Any:
+        return jax.linear_transpose(lambda x: convolution(stride, pads, x, kernel), x)(g)[0]
+
+    def kernel_gradient(convolution: Any, x: Any, g: Any) -> Any:
+        return jax.linear_transpose(lambda kernel: convolution(stride, pads, x, kernel), kernel)(g)[0]
+
+    plain, patches = functools.partial(x_gradient, _plain), functools.partial(x_gradient, _from_patches)
+    in_pieces = functools.partial(_kernel_gradient_in_pieces, stride, pads, kernel.shape)
+    return (
+        lax.platform_dependent(kernel, g, cpu=patches if _smaller(g, kernel) else plain, default=plain),
+        lax.platform_dependent(x, g, cpu=in_pieces, default=functools.partial(kernel_gradient, _plain)),
     )
-    return x_gradient, kernel_gradient
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
-
-
-def _kernel_gradient(stride: int, pads: tuple[int, int], shape: tuple[int, ...], x: Any, g: Any) -> Any:
-    kernel = jax.ShapeDtypeStruct(shape, x.dtype)
-    return jax.linear_transpose(lambda kernel: _plain(stride, pads, x, kernel), kernel)(g)[0]
 
 
 def _kernel_gradient_in_pieces(stride: int, pads: tuple[int, int], shape: tuple[int, ...], x: Any, g: Any) -> Any:

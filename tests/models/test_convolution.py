@@ -67,7 +67,10 @@ def relative_errors(*arrays, **options):
         (3, 1, 5, (8, 8), 0),
         (3, 2, 32, (8, 8), None),
         (3, 2, 33, (9, 8), None),
+        (3, 1, 19, (2, 2), None),
+        (3, 1, 5, (2, 1), None),
         (3, 2, 5, (2, 2), None),
+        (3, 2, 5, (4, 4), None),
         (5, 3, 5, (4, 4), None),
     ],
 )
@@ -90,9 +93,9 @@ def test_float64_equals_the_gradients_of_xla(kernel_size, stride, batch, size, p
 )
 def test_narrower_dtypes_are_exact_up_to_their_rounding(dtype, stride, tolerance):
     with jax.enable_x64(True):
-        arrays = operands(19, (12, 12), 4, 6, 3, dtype, stride=stride)
-        errors = relative_errors(*arrays, stride=stride)
-    assert max(errors) < tolerance
+        for size in (12, 2):
+            arrays = operands(19, (size, size), 4, 6, 3, dtype, stride=stride)
+            assert max(relative_errors(*arrays, stride=stride)) < tolerance
 
 
 @pytest.mark.parametrize(("platform", "in_pieces"), [("cpu", True), ("tpu", False), ("cuda", False)])
@@ -101,6 +104,15 @@ def test_only_the_cpu_sums_over_pieces(platform, in_pieces):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert (LOOP in text) == in_pieces
     assert text.count("stablehlo.convolution") == 3
+
+
+@pytest.mark.parametrize(
+    ("platform", "size", "convolutions"), [("cpu", 4, 3), ("cpu", 2, 1), ("tpu", 2, 3), ("cuda", 2, 3)]
+)
+def test_only_the_cpu_multiplies_the_patches_of_images_smaller_than_the_filter(platform, size, convolutions):
+    traced = gradients(conv2d).trace(*operands(8, (size, size), 4, 4, 3, jnp.float32))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == convolutions
 
 
 def test_sharding_the_batch_changes_nothing_and_moves_no_images():
