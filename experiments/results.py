@@ -31,6 +31,7 @@ class Line:
         deviation: of the error over seeds, of a sample; None of a single one.
         train_seconds: without compilation and evaluation between epochs.
         parameters_trained, parameters_deployed: with and without what only training needs.
+        multiply_adds: of one image through what is deployed.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Line:
     images_per_second: float | None
     parameters_trained: int | None
     parameters_deployed: int | None
+    multiply_adds: int | None
 
 
 def check(folder: Path, config: ConfigDict) -> None:
@@ -102,6 +104,7 @@ def tabulate(
                     images_per_second=_mean(done, "images_per_second"),
                     parameters_trained=done[0]["parameters_trained"] if done else None,
                     parameters_deployed=done[0]["parameters_deployed"] if done else None,
+                    multiply_adds=done[0]["multiply_adds"] if done else None,
                 )
             )
     return tuple(lines)
@@ -137,7 +140,18 @@ def terminal_table(lines: Sequence[Line], *, title: str) -> Table:
     return table
 
 
-_HEADINGS = ["", "row", "state", "seeds", "test error %", "seconds", "images/s", "parameters", "deployed"]
+_HEADINGS = [
+    "",
+    "row",
+    "state",
+    "seeds",
+    "test error %",
+    "seconds",
+    "images/s",
+    "parameters",
+    "deployed",
+    "multiply-adds",
+]
 
 
 def _cells(line: Line) -> list[str]:
@@ -154,6 +168,7 @@ def _cells(line: Line) -> list[str]:
         cell(line.images_per_second, ",.0f"),
         cell(line.parameters_trained, ",d"),
         cell(line.parameters_deployed, ",d"),
+        cell(line.multiply_adds, ",d"),
     ]
 
 

@@ -26,7 +26,8 @@ def leave(rows: Rows, run: Run, workdir: Path, *, error: float, **changes) -> Pa
     summary = {
         "network": config.network.name, "dataset": config.data.name, "modules": config.local.modules,
         "epochs": config.epochs, "steps": 7, "test_accuracy": 1 - error / 100, "train_seconds": 10.0 + run.seed,
-        "images_per_second": 100.0, "parameters_trained": 2000, "parameters_deployed": 1000, **changes,
+        "images_per_second": 100.0, "parameters_trained": 2000, "parameters_deployed": 1000, "multiply_adds": 5000,
+        **changes,
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -66,9 +67,9 @@ def test_the_table_is_over_seeds_and_has_what_earlier_sweeps_left(tmp_path):
     assert lines[2].error is None
     write_csv(lines, tmp_path / "table.csv")
     first = (tmp_path / "table.csv").read_text().splitlines()[1]
-    assert first.startswith(f'2,"{row}",3 of 4 seeds,3,9.0,1.0,') and first.endswith(",100.0,2000,1000")
+    assert first.startswith(f'2,"{row}",3 of 4 seeds,3,9.0,1.0,') and first.endswith(",100.0,2000,1000,5000")
     write_markdown(lines, tmp_path / "table.md", title="table2", command="python")
-    assert f"| 2 | {row} | 3 of 4 seeds | 3 | 9.00 ± 1.00 | 11.0 | 100 | 2,000 | 1,000 |" in (
+    assert f"| 2 | {row} | 3 of 4 seeds | 3 | 9.00 ± 1.00 | 11.0 | 100 | 2,000 | 1,000 | 5,000 |" in (
         (tmp_path / "table.md").read_text()
     )
 
