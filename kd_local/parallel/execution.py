@@ -7,7 +7,7 @@ what is aliased is copied first. Programs that compute the same function on the 
 
 import warnings
 from collections.abc import Hashable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -129,21 +129,12 @@ class Step:
         return lowered, index
 
 
-@cache
-def _cpu_options() -> dict[str, Any]:
-    version = tuple(int(part) for part in jax.__version__.split(".")[:2])
+def _cpu_options() -> dict[str, str]:
     # Before 0.11 the CPU's compiler runs convolutions of 32 channels and more through a library that uses one core
-    # only, unless that library is limited to reductions; a step of ResNet-32 takes an eighth longer then. From 0.12
-    # convolutions of fewer channels can go through oneDNN: a step takes a tenth less.
-    if version < (0, 11):
-        options: dict[str, Any] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-    else:
-        options = {"xla_cpu_experimental_onednn_custom_call": True}
-    try:
-        jax.jit(lambda: 0).lower().compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError:  # A compiler that no longer has the option.
-        return {}
-    return options
+    # only, unless that library is limited to reductions; a step of ResNet-32 takes an eighth longer then.
+    if tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11):
+        return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    return {}
 
 
 def _last_reads(programs: Sequence[Program]) -> list[tuple[bool, ...]]:
