@@ -158,7 +158,7 @@ def test_rows_share_compiled_steps_where_the_user_has_not_chosen_otherwise(tmp_p
     assert compilation_cache(tmp_path)["JAX_COMPILATION_CACHE_DIR"] == "/mine"
 
 
-LONG = [*SMALL, "--config.epochs=25", "--config.data.train_examples=192", "--rows=1,2"]
+LONG = [*SMALL, "--config.epochs=120", "--config.data.train_examples=192", "--rows=1,2"]
 
 
 def wait_for_records(folder: Path, process: subprocess.Popen) -> None:
