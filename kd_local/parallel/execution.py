@@ -1,13 +1,13 @@
 """Compilation of programs, and a training step that runs them in order.
 
-This is the one place where programs of any method are compiled. Each owns a part of the state, which is donated. A
-tensor handed on is let go of at its last reader, and donated to it on accelerators; on the CPU that saves nothing, as
-what is aliased is copied first. Programs that compute the same function on the same shapes share one executable.
+This is the one place where programs of any method are compiled: each into an executable of its own, or all into one.
+Every program owns a part of the state, which is donated. A tensor handed on is let go of at its last reader, and
+donated to it on accelerators; on the CPU that saves nothing, as what is aliased is copied first.
 """
 
 import warnings
 from collections.abc import Hashable, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,9 +16,102 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.contract import Method, Metrics, Program, State
+from kd_local.errors import unknown
 from kd_local.parallel.mesh import data_mesh, on_every_device, over_the_batch
 
+FORMS: tuple[str, ...] = ("separate", "joined")
+"""`separate`: an executable for each program; programs that compute the same function on the same shapes share one.
+`joined`: one executable for the whole step, in which optimization barriers keep the order of the programs."""
+
 Tensors = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Programs that are compiled together: one of them, or all.
+
+    Attributes:
+        programs: in order.
+        reads: names of the tensors handed to it.
+        last: for each of these, whether nothing reads it afterwards.
+        writes: names of the tensors that it hands on.
+    """
+
+    programs: tuple[Program, ...]
+    reads: tuple[str, ...]
+    last: tuple[bool, ...]
+    writes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its first program."""
+        return self.programs[0].name
+
+    @property
+    def key(self) -> Hashable:
+        """What its function depends on besides the shapes of its arguments."""
+        inner = tuple((program.reads, program.writes) for program in self.programs) if len(self.programs) > 1 else ()
+        return tuple(program.key for program in self.programs), inner, self.last
+
+    def arguments(self, state: State, tensors: Tensors, rng: Any, constants: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Own parts, frozen parts, tensors donated, tensors kept, rng, constants."""
+        donated = tuple(tensors[name] for name, last in zip(self.reads, self.last, strict=True) if last)
+        kept = tuple(tensors[name] for name, last in zip(self.reads, self.last, strict=True) if not last)
+        own = tuple(state[program.name] for program in self.programs)
+        frozen = tuple(tuple(state[name] for name in program.frozen) for program in self.programs)
+        return own, frozen, donated, kept, rng, constants
+
+    def run(
+        self, own: Any, frozen: Any, donated: Any, kept: Any, rng: Any, constants: Any
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Metrics, ...]]:
+        """Its programs in order: their parts afterwards, the tensors of `writes`, their metrics."""
+        sources = {True: iter(donated), False: iter(kept)}
+        tensors: Tensors = {name: next(sources[last]) for name, last in zip(self.reads, self.last, strict=True)}
+        parts: list[Any] = []
+        metrics: list[Metrics] = []
+        for program, part, read_only, numbers in zip(self.programs, own, frozen, constants, strict=True):
+            read = tuple(tensors[name] for name in program.reads)
+            if parts:  # what the one before needed is let go of before this one starts
+                read, parts[-1] = jax.lax.optimization_barrier((read, parts[-1]))
+            updated, written, values = program.function(part, read_only, read, rng, numbers)
+            parts.append(updated)
+            metrics.append(values)
+            tensors.update(zip(program.writes, written, strict=True))
+        return tuple(parts), tuple(tensors[name] for name in self.writes), tuple(metrics)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A piece with what it is compiled for.
+
+    Attributes:
+        arguments: arrays or their shapes, see `Piece.arguments`.
+        live: every tensor that exists when the piece starts, by name.
+        devices: among which the batch is divided.
+        signature: calls of one signature share an executable.
+        jitted: the piece on its mesh.
+        shapes: of what it gives: own parts, tensors written, metrics.
+    """
+
+    piece: Piece
+    arguments: tuple[Any, ...]
+    live: Tensors
+    devices: int
+    signature: Hashable
+    jitted: Any
+    shapes: tuple[Any, Any, Any]
+
+    def lower(self) -> Any:
+        """A `jax.stages.Lowered`."""
+        with warnings.catch_warnings():
+            # A tensor at its last reader is of no use where nothing of its shape is written.
+            warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+            return self.jitted.lower(*self.arguments)
+
+
+def compile_lowered(lowered: Any, mesh: Mesh) -> Any:
+    """A `jax.stages.Compiled`, compiled as everything here is."""
+    return lowered.compile(compiler_options=_cpu_options() if _on_cpu(mesh) else {})
 
 
 class Step:
@@ -29,20 +122,18 @@ class Step:
 
     Attributes:
         mesh: the devices.
-        programs: the method's, in order.
+        pieces: what is compiled together, in order.
         metrics: once compiled, the names of all metrics by program, sorted, such as `("module03", "loss")`.
+
+    Raises:
+        ValueError: an unknown form, see `FORMS`.
     """
 
-    def __init__(self, method: Method, mesh: Mesh | None = None) -> None:
+    def __init__(self, method: Method, mesh: Mesh | None = None, *, form: str = "separate") -> None:
         self.mesh = data_mesh() if mesh is None else mesh
-        self.programs = method.programs()
+        self.pieces = _pieces(method.programs(), form)
         self.metrics: tuple[tuple[str, str], ...] = ()
-        self._on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        self._last_reads = _last_reads(self.programs)
-        self._constants = [
-            jax.device_put(np.asarray(program.constants, np.float64), on_every_device(self.mesh))
-            for program in self.programs
-        ]
+        self._constants: list[tuple[Any, ...]] = []
         self._compiled: dict[int, list[Any]] = {}
 
     def __call__(
@@ -57,76 +148,98 @@ class Step:
             compiled = self.compile(state, images, labels, rng)
         state = dict(state)
         tensors: Tensors = {"images": images, "labels": labels}
-        metrics = {}
-        for program, last_reads, executable, constants in zip(
-            self.programs, self._last_reads, compiled, self._constants, strict=True
-        ):
-            arguments = _arguments(program, last_reads, state, tensors, rng, constants)
-            state[program.name], written, metrics[program.name] = executable(*arguments)
+        metrics: dict[str, Metrics] = {}
+        for piece, executable, constants in zip(self.pieces, compiled, self._constants, strict=True):
+            arguments = piece.arguments(state, tensors, rng, constants)
+            parts, written, values = executable(*arguments)
             del arguments
-            for name, last in zip(program.reads, last_reads, strict=True):
-                if last:
-                    del tensors[name]
-            tensors.update(zip(program.writes, written, strict=True))
+            for program, part, value in zip(piece.programs, parts, values, strict=True):
+                state[program.name], metrics[program.name] = part, value
+            _let_go(tensors, piece)
+            tensors.update(zip(piece.writes, written, strict=True))
         return state, metrics
 
     def compile(self, state: State, images: Any, labels: Any, rng: Any) -> list[Any]:
-        """The executable of every program, in order, for these shapes (arrays or `jax.ShapeDtypeStruct`).
+        """The executable of every piece, in order, for these shapes (arrays or `jax.ShapeDtypeStruct`).
 
         Returns:
-            `jax.stages.Compiled` objects; programs alike have the same one.
+            `jax.stages.Compiled` objects; pieces alike have the same one.
         """
-        lowered, index = self._lower(state, images, labels, rng)
-        options = _cpu_options() if self._on_cpu else {}
-        # One after another: the CPU's compiler uses all cores by itself, and executables that it made at once, from
-        # several threads, ran a seventh slower (ResNet-32, K=16, R0; R1E two fifths).
-        executables = [one.compile(compiler_options=options) for one in lowered]
-        self.metrics = tuple(
-            sorted(
-                (program.name, metric)
-                for program, i in zip(self.programs, index, strict=True)
-                for metric in lowered[i].out_info[2]
+        executables: dict[Hashable, Any] = {}
+        metrics: list[tuple[str, str]] = []
+        calls = self.calls(state, images, labels, rng)
+        for call in calls:
+            # One after another: the CPU's compiler uses all cores by itself, and executables that it made at once,
+            # from several threads, ran a seventh slower (ResNet-32, K=16, R0; R1E two fifths).
+            if call.signature not in executables:
+                executables[call.signature] = compile_lowered(call.lower(), self.mesh)
+            for program, values in zip(call.piece.programs, call.shapes[2], strict=True):
+                metrics.extend((program.name, metric) for metric in values)
+        self.metrics = tuple(sorted(metrics))
+        self._constants = [
+            tuple(
+                jax.device_put(np.asarray(program.constants, np.float64), on_every_device(self.mesh))
+                for program in piece.programs
             )
-        )
-        self._compiled[images.shape[0]] = [executables[i] for i in index]
+            for piece in self.pieces
+        ]
+        self._compiled[images.shape[0]] = [executables[call.signature] for call in calls]
         return self._compiled[images.shape[0]]
 
-    def lower(self, state: State, images: Any, labels: Any, rng: Any) -> dict[str, Any]:
-        """Every distinct program lowered for these shapes and nothing run: to see what it needs on any target.
+    def calls(self, state: State, images: Any, labels: Any, rng: Any) -> list[Call]:
+        """What would be compiled for these shapes (arrays or `jax.ShapeDtypeStruct`): a call for each piece, in order.
 
-        Returns:
-            A `jax.stages.Lowered` for each executable, under the name of the first program that it serves.
+        Nothing is lowered, compiled or run: the mesh may be of devices that are not there.
         """
-        lowered, index = self._lower(state, images, labels, rng)
-        return {self.programs[index.index(i)].name: one for i, one in enumerate(lowered)}
-
-    def _lower(self, state: State, images: Any, labels: Any, rng: Any) -> tuple[list[Any], list[int]]:
-        replicated = on_every_device(self.mesh)
-        batched = over_the_batch(self.mesh, images.shape[0])
+        replicated, batched = on_every_device(self.mesh), over_the_batch(self.mesh, images.shape[0])
+        devices = self.mesh.size if batched.spec else 1
+        number = jax.dtypes.canonicalize_dtype(np.float64)
         tensors: Tensors = {"images": images, "labels": labels}
-        lowered: list[Any] = []
-        index: list[int] = []
-        found: dict[Hashable, tuple[int, Any]] = {}
-        for program, last_reads, constants in zip(self.programs, self._last_reads, self._constants, strict=True):
-            arguments = _arguments(program, last_reads, state, tensors, rng, constants)
-            signature = (program.key, last_reads, _shapes(arguments))
+        found: dict[Hashable, Call] = {}
+        calls = []
+        for piece in self.pieces:
+            constants = tuple(jax.ShapeDtypeStruct((len(one.constants),), number) for one in piece.programs)
+            arguments = piece.arguments(state, tensors, rng, constants)
+            signature = (piece.key, _shapes(arguments), self.mesh)
             if signature not in found:
                 jitted = jax.jit(
-                    partial(_run, program, last_reads),
+                    piece.run,
                     in_shardings=(replicated, replicated, batched, batched, replicated, replicated),
                     out_shardings=(replicated, batched, replicated),
-                    donate_argnums=(0,) if self._on_cpu else (0, 2),
+                    donate_argnums=(0,) if _on_cpu(self.mesh) else (0, 2),
                 )
-                with warnings.catch_warnings():
-                    # A tensor at its last reader is of no use where nothing of its shape is written.
-                    warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-                    one = jitted.lower(*arguments)
-                found[signature] = (len(lowered), one.out_info[1])
-                lowered.append(one)
-            position, written = found[signature]
-            index.append(position)
-            tensors.update(zip(program.writes, written, strict=True))
-        return lowered, index
+                shapes = jitted.eval_shape(*arguments)
+                found[signature] = Call(piece, arguments, tensors, devices, signature, jitted, shapes)
+            call = replace(found[signature], piece=piece, arguments=arguments, live=dict(tensors))
+            calls.append(call)
+            _let_go(tensors, piece)
+            tensors.update(zip(piece.writes, call.shapes[1], strict=True))
+        return calls
+
+
+def _pieces(programs: Sequence[Program], form: str) -> tuple[Piece, ...]:
+    if form not in FORMS:
+        raise unknown("form of the step", form, FORMS)
+    groups = [tuple(programs)] if form == "joined" else [(program,) for program in programs]
+    later: set[str] = set()
+    pieces = []
+    for group in reversed(groups):
+        written = {name for program in group for name in program.writes}
+        reads = tuple(dict.fromkeys(name for program in group for name in program.reads if name not in written))
+        handed_on = () if form == "joined" else group[0].writes
+        pieces.append(Piece(group, reads, tuple(name not in later for name in reads), handed_on))
+        later.update(reads)
+    return tuple(reversed(pieces))
+
+
+def _let_go(tensors: Tensors, piece: Piece) -> None:
+    for name, last in zip(piece.reads, piece.last, strict=True):
+        if last:
+            del tensors[name]
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "cpu")
 
 
 def _cpu_options() -> dict[str, str]:
@@ -135,39 +248,6 @@ def _cpu_options() -> dict[str, str]:
     if tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11):
         return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     return {}
-
-
-def _last_reads(programs: Sequence[Program]) -> list[tuple[bool, ...]]:
-    """For each program and each tensor that it reads, whether no later program reads it."""
-    later: set[str] = set()
-    result = []
-    for program in reversed(programs):
-        result.append(tuple(name not in later for name in program.reads))
-        later.update(program.reads)
-    return result[::-1]
-
-
-def _arguments(
-    program: Program, last_reads: tuple[bool, ...], state: State, tensors: Tensors, rng: Any, constants: Any
-) -> tuple[Any, ...]:
-    read = [tensors[name] for name in program.reads]
-    donated = tuple(tensor for tensor, last in zip(read, last_reads, strict=True) if last)
-    kept = tuple(tensor for tensor, last in zip(read, last_reads, strict=True) if not last)
-    return state[program.name], tuple(state[name] for name in program.frozen), donated, kept, rng, constants
-
-
-def _run(
-    program: Program,
-    last_reads: tuple[bool, ...],
-    part: Any,
-    frozen: Any,
-    donated: Any,
-    kept: Any,
-    rng: Any,
-    constants: Any,
-) -> tuple[Any, tuple[Any, ...], Metrics]:
-    sources = {True: iter(donated), False: iter(kept)}
-    return program.function(part, frozen, tuple(next(sources[last]) for last in last_reads), rng, constants)
 
 
 def _shapes(arguments: Any) -> Hashable:

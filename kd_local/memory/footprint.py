@@ -1,0 +1,147 @@
+"""What a training step needs of a device's memory, told by its executables before anything is run.
+
+    peak = max over the pieces of a step of (temporary + arguments + outputs - aliased of the piece
+           + state of all other pieces + tensors carried past the piece)
+
+Reference: XLA's buffer assignment as `jax.stages.Compiled.memory_analysis` reports it, in bytes of one device.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kd_local.contract import Method
+from kd_local.costs import multiply_adds
+from kd_local.memory.executables import Executable, Executables
+from kd_local.memory.targets import Target
+from kd_local.parallel import Call, Step
+
+
+@dataclass(frozen=True)
+class PieceFootprint:
+    """What one piece of a step needs, in bytes of one device, and what else is there while it runs.
+
+    Attributes:
+        name: of its first program.
+        executable: what its executable needs.
+        state: parameters, statistics and optimizer state of all programs, its own and the others'.
+        carried: tensors that it reads, that it writes, and that are kept for later pieces.
+        peak: of the whole step while it runs.
+    """
+
+    name: str
+    executable: Executable
+    state: int
+    carried: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a step needs, and what dominates it.
+
+    Attributes:
+        pieces: in the order in which they run.
+        flops: twice the multiply-adds of convolutions and matrix products, of forward and backward passes, over all
+            devices; computed again where something is rematerialised.
+        executables: how many different ones.
+        compile_seconds: of all of them, as measured when each was compiled.
+    """
+
+    pieces: tuple[PieceFootprint, ...]
+    flops: int
+    executables: int
+    compile_seconds: float
+
+    @property
+    def largest(self) -> PieceFootprint:
+        """The piece during which most is needed."""
+        return max(self.pieces, key=lambda piece: piece.peak)
+
+    @property
+    def peak_bytes(self) -> int:
+        """While the largest piece runs."""
+        return self.largest.peak
+
+    @property
+    def state_bytes(self) -> int:
+        """Parameters, statistics and optimizer state of all programs."""
+        return self.largest.state
+
+    @property
+    def carried_bytes(self) -> int:
+        """Tensors carried between pieces while the largest runs."""
+        return self.largest.carried
+
+    @property
+    def temp_bytes(self) -> int:
+        """Temporary memory of the largest piece."""
+        return self.largest.executable.temp_bytes
+
+
+def footprint(
+    method: Method,
+    shape: tuple[int, int, int],
+    batch: int,
+    target: Target,
+    *,
+    form: str = "separate",
+    executables: Executables | None = None,
+) -> Footprint:
+    """What a method's training step needs.
+
+    Args:
+        method: any.
+        shape: height, width and channels of the images (float32).
+        batch: images of a step, over all devices of the target.
+        target: where.
+        form: of the step, see `kd_local.parallel.FORMS`.
+        executables: those known already, to which new ones are added.
+
+    Raises:
+        ValueError: fewer than one image, or an unknown form.
+    """
+    known = Executables() if executables is None else executables
+    calls = step_calls(method, shape, batch, target, form=form)
+    distinct = {call.signature: call for call in calls}
+    found = {signature: known.of(call, target) for signature, call in distinct.items()}
+    counted = {signature: multiply_adds(call.piece.run, *call.arguments) for signature, call in distinct.items()}
+    return Footprint(
+        pieces=piece_footprints(calls, found),
+        flops=2 * sum(counted[call.signature] for call in calls),
+        executables=len(distinct),
+        compile_seconds=sum(executable.compile_seconds for executable in found.values()),
+    )
+
+
+def step_calls(
+    method: Method, shape: tuple[int, int, int], batch: int, target: Target, *, form: str = "separate"
+) -> list[Call]:
+    """What the step of a method consists of, on a target: nothing is compiled."""
+    if batch < 1:
+        raise ValueError(f"batch is {batch}: use 1 or more images")
+    images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    return Step(method, target.mesh, form=form).calls(state, images, labels, rng)
+
+
+def piece_footprints(calls: list[Call], found: dict[Hashable, Executable]) -> tuple[PieceFootprint, ...]:
+    state = sum(_bytes(call.arguments[:1]) for call in calls)
+    pieces = []
+    for call in calls:
+        executable, devices = found[call.signature], call.devices
+        kept = {name: tensor for name, tensor in call.live.items() if name not in call.piece.reads}
+        carried = (_bytes(call.live) + _bytes(call.shapes[1])) // devices
+        others = state - _bytes(call.arguments[:1]) - _bytes(call.arguments[1])
+        peak = executable.step_bytes + others + _bytes(kept) // devices
+        pieces.append(PieceFootprint(call.piece.name, executable, state, carried, peak))
+    return tuple(pieces)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,79 @@
+"""Devices to compile for: those at hand, and TPUs that are not there.
+
+XLA's TPU compiler runs on any machine that has the package `libtpu`, and tells what an executable needs. For a GPU
+that is not there the same is not possible yet (jax issues 23971 and 28376).
+"""
+
+import os
+from dataclasses import dataclass
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from kd_local.errors import unknown
+from kd_local.parallel import data_mesh
+
+# The smallest topology of each kind that its compiler accepts, by what libtpu calls it.
+_TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "v4": "v4:2x2x1"}
+# Of one chip, from the vendor's documentation; compilations here are per chip, or per core where a chip has two.
+_GIB = 2**30
+_CAPACITY = {"v5e": 16 * _GIB, "v6e": 32 * _GIB, "v5p": 95 * _GIB, "v4": 32 * _GIB}
+
+TARGETS: tuple[str, ...] = ("local", *(f"tpu:{kind}" for kind in _TPUS))
+
+
+@dataclass(frozen=True)
+class Target:
+    """Devices to compile for.
+
+    Attributes:
+        name: one of `TARGETS`.
+        mesh: of its devices, with the axis `data`.
+        present: whether a step can be run on them.
+        capacity: bytes of memory of one device, where known.
+    """
+
+    name: str
+    mesh: Mesh
+    present: bool
+    capacity: int | None
+
+
+def target(name: str = "local", *, devices: int = 1) -> Target:
+    """The target of that name, with a mesh of so many of its devices.
+
+    Raises:
+        ValueError: an unknown target, a GPU that is not there, or more devices than it has.
+        ModuleNotFoundError: a TPU without the package `libtpu`.
+    """
+    if name == "local":
+        mesh = data_mesh(devices)
+        stats = mesh.devices.flat[0].memory_stats() or {}
+        return Target(name, mesh, present=True, capacity=stats.get("bytes_limit"))
+    if name == "gpu":
+        if jax.default_backend() == "gpu":
+            return target("local", devices=devices)
+        raise ValueError(
+            "target 'gpu', but there is no GPU here, and XLA cannot compile for one that is not there (jax issues "
+            "23971 and 28376): run this on a machine that has one, or use target tpu:v5e, whose numbers come near"
+        )
+    if name not in TARGETS:
+        raise unknown("target", name, TARGETS)
+    kind = name.removeprefix("tpu:")
+    return Target(name, data_mesh(devices, _topology(kind)), present=False, capacity=_CAPACITY[kind])
+
+
+def _topology(kind: str) -> list[jax.Device]:
+    # Else libtpu asks the cloud's metadata server which TPU it is on, and waits for an answer.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # It is only compiled with, which several processes may do at once.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        import libtpu  # noqa: F401
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"target 'tpu:{kind}' needs XLA's TPU compiler, the package libtpu: pip install 'kd_local[tpu-compiler]', "
+            "or pip install libtpu"
+        ) from None
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=_TPUS[kind]).devices)
