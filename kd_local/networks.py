@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kd_local.rematerialization import rematerialize
+
 Collection = dict[str, Any]
 Variables = dict[str, Collection]
 """`{"params": {block: ...}, "batch_stats": {block: ...}}`; a block without parameters or statistics has no entry."""
@@ -137,7 +139,7 @@ class Network:
         for name, block in self:
             own = {c: entries[name] for c, entries in variables.items() if name in entries}
             call = partial(apply_block, block, train=train)
-            x, own_statistics = (jax.checkpoint(call) if remat else call)(own, x)
+            x, own_statistics = (rematerialize(call) if remat else call)(own, x)
             features[name] = x
             if own_statistics:
                 statistics[name] = own_statistics

@@ -36,6 +36,8 @@ METHODS: dict[str, Method] = {
     "contsup E pooled": contsup("E", 4, image_encoder="pooled", aux_width=0.5, feature_width=12),
     "contsup decoder": contsup("R1", 4, decoder=PIXELS, loss_scale=(5.0, 0.05, 0.2, 0.5)),
     "contsup decoder contrast": contsup("E", 3, decoder=PIXELS, loss="contrast"),
+    "contsup rematerialised": contsup("R2E", 4, decoder=PIXELS, remat=("blocks", "contexts", "head", "decoder")),
+    "contsup pooled rematerialised": contsup("R1E", 4, image_encoder="pooled", remat=("contexts",)),
     "contsup early exit": contsup("R1E", 4, "module01"),
     "contsup ensemble": contsup("R0", 3, "ensemble"),
     "contsup K=1": contsup("R1E", 1),

@@ -7,17 +7,24 @@ Reference: Yu et al., "Go beyond End-to-End Training: Boosting Greedy Local Lear
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from kd_local.models.layers import ConvNorm, DType
+from kd_local.networks import Collection, apply_block
+from kd_local.rematerialization import rematerialize_in_turn
 
 IMAGES = "images"
 IMAGE_ENCODERS: tuple[str, ...] = ("full", "pooled")
+CHANNELS_AT_ONCE = 16
 
 
 def supplied(module: int) -> str:
@@ -86,6 +93,7 @@ class ImageEncoder(nn.Module):
     width: int = 12
     pool_first: bool = False
     dtype: DType = None
+    layers: ClassVar[tuple[str, ...]] = ("conv1", "conv2")
 
     @nn.compact
     def __call__(
@@ -103,6 +111,7 @@ class FeatureEncoder(nn.Module):
     average pooling to the boundary's size."""
 
     dtype: DType = None
+    layers: ClassVar[tuple[str, ...]] = ("conv",)
 
     @nn.compact
     def __call__(
@@ -110,6 +119,65 @@ class FeatureEncoder(nn.Module):
     ) -> Float[Array, "batch h w c"]:
         x = ConvNorm(like.shape[-1], kernel_size=1, use_bias=True, dtype=self.dtype, name="conv")(context, train=train)
         return average_pool_to(x, (like.shape[1], like.shape[2]))
+
+
+def supply(
+    networks: Sequence[nn.Module],
+    variables: Sequence[Mapping[str, Any]],
+    contexts: Sequence[Float[Array, "batch hc wc cc"]],
+    like: Float[Array, "batch h w c"],
+    *,
+    train: bool,
+    remat: bool = False,
+) -> list[tuple[Float[Array, "batch h w c"], Collection]]:
+    """What context networks make of their contexts, in the shape of `like`, and their statistics.
+
+    With `remat` they are computed again for their gradients, one after the other, and each `CHANNELS_AT_ONCE` output
+    channels at a time: the same numbers, since its last convolution, batch normalisation, ReLU and pooling act on each
+    output channel by itself.
+    """
+    if not remat:
+        return [
+            apply_block(network, own, context, like, train=train)
+            for network, own, context in zip(networks, variables, contexts, strict=True)
+        ]
+
+    def encode(i: int, own: Mapping[str, Any], like: Array, *contexts: Array) -> tuple[Array, Collection]:
+        network = networks[i]
+        if getattr(network, "pool_first", False):
+            return apply_block(network, own, contexts[i], like, train=train)
+        return _encode_in_groups(network, own, contexts[i], like, train=train)
+
+    each = [partial(encode, i) for i in range(len(networks))]
+    return list(rematerialize_in_turn(*each)(tuple(variables), like, *contexts)) if each else []
+
+
+def _encode_in_groups(
+    network: Any, variables: Mapping[str, Any], x: Array, like: Array, *, train: bool
+) -> tuple[Array, Collection]:
+    """As the encoder itself, its last layer in groups of channels: of all its arrays these are the last axis."""
+
+    def layer(name: str, kept: slice) -> dict[str, Any]:
+        return {key: jax.tree.map(lambda x: x[..., kept], entries[name]) for key, entries in variables.items()}
+
+    def apply(variables: Any, x: Array) -> tuple[Array, Collection]:
+        size, _, _, features = variables["params"]["conv"]["kernel"].shape
+        convolution = ConvNorm(features, kernel_size=size, use_bias=True, dtype=network.dtype)
+        return apply_block(convolution, variables, x, train=train)
+
+    def group(variables: Any, x: Array) -> tuple[Array, Collection]:
+        x, statistics = apply(variables, x)
+        return average_pool_to(x, (like.shape[1], like.shape[2])), statistics
+
+    *first, last = network.layers
+    statistics: Collection = {}
+    for name in first:
+        x, statistics[name] = apply(layer(name, slice(None)), x)
+    starts = range(0, like.shape[-1], CHANNELS_AT_ONCE)
+    groups = tuple(layer(last, slice(start, start + CHANNELS_AT_ONCE)) for start in starts)
+    outputs, each = zip(*rematerialize_in_turn(*[group] * len(groups))(groups, x), strict=True)
+    statistics[last] = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *each)
+    return jnp.concatenate(outputs, axis=-1), statistics
 
 
 def average_pool_to(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> Float[Array, "batch h w c"]:

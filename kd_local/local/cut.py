@@ -21,7 +21,7 @@ from kd_local.local.decoders import Decoder, PixelScale
 from kd_local.local.heads import FEATURE_WIDTH, local_head
 from kd_local.local.loss_scales import check_loss_scale, loss_weights
 from kd_local.local.losses import local_loss
-from kd_local.local.module import LocalModule, Reconstruction
+from kd_local.local.module import PARTS, LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
 from kd_local.models.layers import DType
 from kd_local.networks import Collection, Network, Variables
@@ -179,6 +179,7 @@ def cut(
     loss_scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     aux_width: float = 1.0,
     feature_width: int = FEATURE_WIDTH,
+    remat: Sequence[str] = (),
     dtype: DType = None,
 ) -> CutNetwork:
     """Cut a network into gradient-isolated modules.
@@ -198,6 +199,8 @@ def cut(
             see `published_loss_scale`.
         aux_width: multiplies the channels of heads, decoders and image encoders.
         feature_width: hidden units of a head, and of the features that the contrastive loss compares.
+        remat: parts of a module that are computed again for their gradients instead of kept: less memory for more
+            time. Any of blocks, contexts, head, decoder.
         dtype: compute dtype of heads and context networks, as of the network.
 
     Raises:
@@ -224,6 +227,9 @@ def cut(
         raise ValueError(f"aux_width is {aux_width}: use 1/12 or more; 1 is the published width")
     if int(feature_width * aux_width) < 1:
         raise ValueError(f"feature_width is {feature_width}: use 1 or more; {FEATURE_WIDTH} is the published width")
+    for part in remat:
+        if part not in PARTS:
+            raise unknown("part to rematerialise", part, PARTS)
     scale = check_loss_scale(loss_scale)
     supply = Context.parse(context)
     needed = {source for module in range(count) for source in supply.sources(module)}
@@ -250,6 +256,7 @@ def cut(
                 classifies=last or loss == "softmax",
                 reconstruction=reconstruction,
                 supplies=supplies,
+                remat=tuple(part for part in PARTS if part in remat),
                 name=f"module{i:0{digits}d}",
                 names=network.names[start:end],
                 reads=reads,

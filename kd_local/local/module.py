@@ -11,10 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.contract import Metrics
+from kd_local.local.contexts import supply
 from kd_local.local.decoders import Decoder, PixelScale, reconstruction_loss
 from kd_local.local.heads import LocalHead
 from kd_local.local.losses import LocalLoss
 from kd_local.networks import Collection, Network, Variables, apply_block, init_block
+from kd_local.rematerialization import rematerialize
+
+PARTS: tuple[str, ...] = ("blocks", "contexts", "head", "decoder")
+"""What of a module can be rematerialised: computed again for its gradient instead of kept."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class LocalModule:
         classifies: whether what the loss is taken of are logits.
         reconstruction: by its decoder, if it has one.
         supplies: whether its input, contexts added, is handed on as context of later modules.
+        remat: those of `PARTS` that are computed again for their gradients; of blocks, each by itself.
         name: such as `module03`.
         names: its blocks' names in the network.
         reads: names of its input, of its contexts, and of the images if the decoder alone needs them.
@@ -60,6 +66,7 @@ class LocalModule:
     classifies: bool
     reconstruction: Reconstruction | None
     supplies: bool
+    remat: tuple[str, ...]
     name: str = field(compare=False)
     names: tuple[str, ...] = field(compare=False)
     reads: tuple[str, ...] = field(compare=False)
@@ -95,18 +102,23 @@ class LocalModule:
             train: whether batch normalisation uses, and updates, the batch's statistics.
         """
         statistics: Collection = dict(variables["batch_stats"])
-        supply = x = tensors[0]
-        for i, (network, context) in enumerate(zip(self.contexts, tensors[1:], strict=False)):
-            supply = supply + _apply(network, variables, f"context{i}", statistics, (context, x), train)
-        blocks = {collection: entries["blocks"] for collection, entries in variables.items() if "blocks" in entries}
-        output, updated = self.blocks.apply(blocks, supply, train=train)
+        supplied = x = tensors[0]
+        names = [f"context{i}" for i in range(len(self.contexts))]
+        own = [_part(variables, name) for name in names]
+        contexts = tensors[1 : 1 + len(names)]
+        results = supply(self.contexts, own, contexts, x, train=train, remat="contexts" in self.remat)
+        for name, (context, updated) in zip(names, results, strict=True):
+            supplied = supplied + context
+            statistics[name] = updated
+        blocks = _part(variables, "blocks")
+        output, updated = self.blocks.apply(blocks, supplied, train=train, remat="blocks" in self.remat)
         if updated:
             statistics["blocks"] = updated
-        return supply, output, statistics
+        return supplied, output, statistics
 
     def answer(self, variables: Mapping[str, Mapping[str, Any]], output: Array) -> Array:
         """Its head's answer to its output, in evaluation mode; of the last module the output itself."""
-        return output if self.head is None else _apply(self.head, variables, "head", {}, (output,), train=False)
+        return output if self.head is None else self._call(self.head, variables, "head", {}, (output,), train=False)
 
     def evaluate(
         self,
@@ -124,11 +136,12 @@ class LocalModule:
         supply, output, statistics = self.apply(variables, tensors, train=train)
         outputs = output
         if self.head is not None:
-            outputs = _apply(self.head, variables, "head", statistics, (output,), train)
+            outputs = self._call(self.head, variables, "head", statistics, (output,), train)
         metrics = self.loss(outputs, labels)
         if self.reconstruction is not None:
             images = tensors[self.reconstruction.position]
-            logits = _apply(self.reconstruction.decoder, variables, "decoder", statistics, (output, images), train)
+            inputs = (output, images)
+            logits = self._call(self.reconstruction.decoder, variables, "decoder", statistics, inputs, train)
             reconstruction = reconstruction_loss(logits, self.reconstruction.pixels.restore(images))
             of_decoder, of_head = jnp.asarray(self.weights if weights is None else weights, reconstruction.dtype)
             head_loss = metrics["loss"]
@@ -140,17 +153,22 @@ class LocalModule:
         """The tensors of `writes`."""
         return (output, supply)[: len(self.writes)]
 
+    def _call(
+        self,
+        module: nn.Module,
+        variables: Mapping[str, Mapping[str, Any]],
+        name: str,
+        statistics: Collection,
+        inputs: tuple[Array, ...],
+        train: bool,
+    ) -> Array:
+        """The output of one of its parts, whose statistics are put among the others'."""
+        call = partial(apply_block, module, train=train)
+        output, updated = (rematerialize(call) if name in self.remat else call)(_part(variables, name), *inputs)
+        if updated:
+            statistics[name] = updated
+        return output
 
-def _apply(
-    module: nn.Module,
-    variables: Mapping[str, Mapping[str, Any]],
-    name: str,
-    statistics: Collection,
-    inputs: tuple[Array, ...],
-    train: bool,
-) -> Array:
-    own = {collection: entries[name] for collection, entries in variables.items() if name in entries}
-    output, updated = apply_block(module, own, *inputs, train=train)
-    if updated:
-        statistics[name] = updated
-    return output
+
+def _part(variables: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    return {collection: entries[name] for collection, entries in variables.items() if name in entries}

@@ -6,6 +6,7 @@ that is not there the same is not possible yet (jax issues 23971 and 28376).
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import jax
 from jax.experimental import topologies
@@ -69,11 +70,9 @@ def _topology(kind: str) -> list[jax.Device]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # It is only compiled with, which several processes may do at once.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    try:
-        import libtpu  # noqa: F401
-    except ModuleNotFoundError:
+    if find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             f"target 'tpu:{kind}' needs XLA's TPU compiler, the package libtpu: pip install 'kd_local[tpu-compiler]', "
             "or pip install libtpu"
-        ) from None
+        )
     return list(topologies.get_topology_desc(platform="tpu", topology_name=_TPUS[kind]).devices)

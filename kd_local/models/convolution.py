@@ -27,6 +27,8 @@ from flax.linen import dtypes
 from jax import lax
 from jaxtyping import Array, Float
 
+from kd_local.rematerialization import wait_for
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -105,15 +107,17 @@ def _conv_backward(stride: int, pads: tuple[int, int], residuals: Any, g: Any) -
     def x_gradient(convolution: Any, kernel: Any, g: Any) -> Any:
         return jax.linear_transpose(lambda x: convolution(stride, pads, x, kernel), x)(g)[0]
 
-    def kernel_gradient(convolution: Any, x: Any, g: Any) -> Any:
-        return jax.linear_transpose(lambda kernel: convolution(stride, pads, x, kernel), kernel)(g)[0]
+    def on_cpu(x: Any, kernel: Any, g: Any) -> tuple[Any, Any]:
+        kernel_gradient = _kernel_gradient_in_pieces(stride, pads, kernel.shape, x, g)
+        # x is let go of before its gradient takes as much room again.
+        kernel = wait_for(kernel_gradient, kernel)
+        return x_gradient(_from_patches if _smaller(g, kernel) else _plain, kernel, g), kernel_gradient
 
-    plain, patches = functools.partial(x_gradient, _plain), functools.partial(x_gradient, _from_patches)
-    in_pieces = functools.partial(_kernel_gradient_in_pieces, stride, pads, kernel.shape)
-    return (
-        lax.platform_dependent(kernel, g, cpu=patches if _smaller(g, kernel) else plain, default=plain),
-        lax.platform_dependent(x, g, cpu=in_pieces, default=functools.partial(kernel_gradient, _plain)),
-    )
+    def elsewhere(x: Any, kernel: Any, g: Any) -> tuple[Any, Any]:
+        kernel_gradient = jax.linear_transpose(lambda kernel: _plain(stride, pads, x, kernel), kernel)(g)[0]
+        return x_gradient(_plain, kernel, g), kernel_gradient
+
+    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
@@ -126,23 +130,24 @@ def _kernel_gradient_in_pieces(stride: int, pads: tuple[int, int], shape: tuple[
     pieces = -(-x.shape[0] // images)
     if missing := -x.shape[0] % pieces:
         x, g = (jnp.pad(a, [(0, missing), (0, 0), (0, 0), (0, 0)]) for a in (x, g))
-    # Each piece takes every so many-th image: where the batch is sharded, each device keeps its own images.
-    x = x.reshape(-1, pieces, *x.shape[1:])
-    g = g.reshape(-1, pieces, *g.shape[1:])
     window = [
         (p, size + stride * (out - 1) - image - p)
-        for p, size, out, image in zip(pads, (kh, kw), g.shape[2:4], x.shape[2:4], strict=True)
+        for p, size, out, image in zip(pads, (kh, kw), g.shape[1:3], x.shape[1:3], strict=True)
     ]
     accumulator = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+    def one_of(images: Any, i: Any) -> Any:
+        # Every so many-th image: where the batch is sharded, each device keeps its own. Reshaped in here, since outside
+        # of the loop the compiler computes a second copy of what gave the images, in that shape.
+        images = images.reshape(-1, pieces, *images.shape[1:])
+        return lax.dynamic_index_in_dim(images, i, 1, keepdims=False).astype(accumulator)
 
     def add_piece(total: Any, i: Any) -> tuple[Any, None]:
         # Inside a scan XLA no longer brings a convolution into the layout that its fast CPU routine wants
         # (and is 50 times slower without), so it is written in that layout here: batch as channels.
-        x_piece = lax.dynamic_index_in_dim(x, i, 1, keepdims=False).transpose(3, 1, 2, 0)
-        g_piece = lax.dynamic_index_in_dim(g, i, 1, keepdims=False).transpose(1, 2, 0, 3)
         piece = lax.conv_general_dilated(
-            x_piece.astype(accumulator),
-            g_piece.astype(accumulator),
+            one_of(x, i).transpose(3, 1, 2, 0),
+            one_of(g, i).transpose(1, 2, 0, 3),
             (1, 1),
             window,
             rhs_dilation=(stride, stride),

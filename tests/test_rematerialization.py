@@ -1,0 +1,151 @@
+"""The same numbers for less memory: on the CPU too, where `jax.checkpoint` saves nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_local.local import ContSup, PixelScale, cut
+from kd_local.local.contexts import CHANNELS_AT_ONCE, Context, supply
+from kd_local.models import create
+from kd_local.rematerialization import rematerialize, rematerialize_in_turn, wait_for
+
+KEY = jax.random.key(3)
+NETWORK = create("resnet8", classes=10)
+PIXELS = PixelScale(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
+
+
+def layers(variables, x):
+    """Five layers as wide as their input, each of which reverse-mode differentiation keeps."""
+    for kernel in variables["kernels"]:
+        x = jnp.sin(x @ kernel)
+    return x, {"mean": x.mean(axis=0)}
+
+
+def arguments(rows: int = 16, dtype: str = "float32"):
+    kernels = [jax.random.normal(key, (8, 8), dtype) for key in jax.random.split(KEY, 5)]
+    return {"kernels": kernels}, jax.random.normal(KEY, (rows, 8), dtype)
+
+
+def temporary_bytes(function, *args) -> int:
+    return jax.jit(jax.grad(function)).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_values_statistics_and_gradients_are_the_same():
+    def loss(call, variables, x):
+        y, statistics = call(variables, x)
+        return (y * y).sum() + statistics["mean"].sum(), statistics
+
+    plain, again = (
+        jax.value_and_grad(lambda *a, call=call: loss(call, *a), argnums=(0, 1), has_aux=True)(*arguments())
+        for call in (layers, rematerialize(layers))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, again)
+
+
+def test_inner_arrays_are_not_kept():
+    variables, x = arguments(1 << 14)
+
+    def loss(call, depth):
+        def apply(variables, x):
+            for _ in range(depth):
+                x = call(variables, x)[0]
+            return (x * x).sum()
+
+        return apply
+
+    plain = temporary_bytes(loss(layers, 4), variables, x)
+    again = temporary_bytes(loss(rematerialize(layers), 4), variables, x)
+    checkpoint = temporary_bytes(loss(jax.checkpoint(layers), 4), variables, x)
+    # Of twenty layers every fifth is kept, and five more while their gradient is computed.
+    assert again <= 0.75 * plain
+    assert again <= checkpoint
+
+
+def test_one_at_a_time_needs_room_for_one():
+    variables, x = arguments(1 << 14)
+    many = 6
+
+    def loss(together):
+        def apply(each, x):
+            if together:
+                return sum((layers(own, x)[0] ** 2).sum() for own in each)
+            return sum((y**2).sum() for y, _ in rematerialize_in_turn(*[layers] * many)(each, x))
+
+        return apply
+
+    each = (variables,) * many
+    assert temporary_bytes(loss(False), each, x) <= 0.5 * temporary_bytes(loss(True), each, x)
+    plain, in_turn = (jax.grad(loss(together), argnums=(0, 1))(each, x[:32]) for together in (True, False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, in_turn)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_waiting_changes_nothing(dtype):
+    first = [jnp.full((3, 2), 7.0), jnp.float32(-2.0)]
+    then = {"a": jax.random.normal(KEY, (5,), dtype), "b": jnp.ones((2, 2), dtype)}
+    waited = jax.jit(wait_for)(first, then)
+    jax.tree.map(np.testing.assert_array_equal, waited, then)
+    assert jax.tree.map(lambda x: x.dtype, waited) == jax.tree.map(lambda x: x.dtype, then)
+
+
+def test_what_waits_is_computed_again_in_the_compiled_program():
+    def twice(x, y):
+        return jnp.dot(x, y), jnp.dot(x, wait_for(x @ y, y))
+
+    shapes = [jax.ShapeDtypeStruct((256, 256), jnp.float32)] * 2
+    text = jax.jit(twice).lower(*shapes).compile().as_text()
+    assert sum(" dot(" in line and "f32[256,256]" in line for line in text.splitlines()) == 2
+
+
+@pytest.mark.parametrize("image_encoder", ["full", "pooled"])
+def test_context_networks_in_groups_of_channels(image_encoder):
+    channels = 2 * CHANNELS_AT_ONCE + 5
+    networks = Context.parse("R1E").networks(2, image_encoder=image_encoder)
+    contexts = [jax.random.normal(KEY, (3, 8, 8, c)) for c in (3, 7)]
+    like = jnp.zeros((3, 4, 4, channels))
+    variables = [n.init(KEY, c, like, train=False) for n, c in zip(networks, contexts, strict=True)]
+    params, stats = [v["params"] for v in variables], [v["batch_stats"] for v in variables]
+
+    def loss(params, remat):
+        own = [{"params": p, "batch_stats": s} for p, s in zip(params, stats, strict=True)]
+        results = supply(networks, own, contexts, like, train=True, remat=remat)
+        total = sum((y.sum(axis=(0, 1, 2)) @ jnp.arange(channels, dtype=y.dtype)) ** 2 for y, _ in results)
+        return total, results
+
+    plain, again = (jax.value_and_grad(loss, has_aux=True)(params, remat) for remat in (False, True))
+    assert jax.tree.structure(plain) == jax.tree.structure(again)
+    scale = max(float(abs(x).max()) for x in jax.tree.leaves(plain[1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), plain[0][1], again[0][1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale), plain[1], again[1])
+
+
+@pytest.mark.parametrize("remat", [("blocks",), ("contexts",), ("head",), ("decoder",)])
+def test_modules_with_a_part_rematerialised_train_alike(remat):
+    with jax.enable_x64():
+        images = jax.random.normal(KEY, (6, 8, 8, 3), jnp.float64)
+        labels = jnp.arange(6, dtype=jnp.int32)
+
+        def gradients(remat):
+            pieces = cut(NETWORK, 4, classes=10, context="R1E", decoder=PIXELS, remat=remat)
+            variables = jax.tree.map(
+                lambda x: x.astype(jnp.float64), pieces.init(KEY, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+            )
+
+            def loss(params):
+                merged = {n: {**variables[n], "params": p} for n, p in params.items()}
+                outputs = pieces.losses(merged, images, labels)
+                return sum(outputs.losses.values()), outputs
+
+            return jax.value_and_grad(loss, has_aux=True)({n: v["params"] for n, v in variables.items()})
+
+        plain, again = gradients(()), gradients(remat)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), plain, again)
+
+
+def test_parts_that_there_are():
+    with pytest.raises(ValueError, match=r"^unknown part to rematerialise 'heads': use blocks, contexts, head or deco"):
+        cut(NETWORK, 4, classes=10, remat=("heads",))
+    method = ContSup(cut(NETWORK, 4, classes=10, remat=("head", "blocks")), optax.sgd(0.1))
+    assert {module.remat for module in method.cut.modules} == {("blocks", "head")}
