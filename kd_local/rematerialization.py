@@ -18,8 +18,9 @@ def wait_for(first: Any, then: Tree) -> Tree:
     """`then` as it is, but not before `first` is computed: what needs it can neither start earlier nor be merged with
     the same computation elsewhere.
 
-    On the CPU each array of `then` is multiplied by 1 + 0 v, v being the sum of a number of each array of `first`: there
-    had better be few of both, and small ones in `then` (parameters). Where v is not finite, the result is not either.
+    On the CPU each array of `then` is multiplied by 1 + 0 v, v being the sum of a number of each array of `first`:
+    there had better be few of both, and small ones in `then` (parameters). Where v is not finite, the result is not
+    either.
     """
 
     def multiply(first: Any, then: Any) -> Any:

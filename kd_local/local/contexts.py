@@ -124,7 +124,7 @@ class FeatureEncoder(nn.Module):
 def supply(
     networks: Sequence[nn.Module],
     variables: Sequence[Mapping[str, Any]],
-    contexts: Sequence[Float[Array, "batch hc wc cc"]],
+    contexts: Sequence[Float[Array, "batch _ _ _"]],
     like: Float[Array, "batch h w c"],
     *,
     train: bool,
