@@ -2,6 +2,9 @@
 
 from kd_local.memory.executables import Executable, Executables
 from kd_local.memory.footprint import Footprint, PieceFootprint, footprint, step_calls
+from kd_local.memory.naive import SummedLosses
+from kd_local.memory.observed import observed_peak
+from kd_local.memory.saved import saved_activations, saved_bytes
 from kd_local.memory.targets import TARGETS, Target, target
 
 __all__ = [
@@ -10,8 +13,12 @@ __all__ = [
     "Executables",
     "Footprint",
     "PieceFootprint",
+    "SummedLosses",
     "Target",
     "footprint",
+    "observed_peak",
+    "saved_activations",
+    "saved_bytes",
     "step_calls",
     "target",
 ]

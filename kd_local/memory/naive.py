@@ -57,7 +57,7 @@ class SummedLosses:
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
         """The network's logits in evaluation mode, contexts supplied."""
-        return self.cut.logits(_by_module(state[NAME]), images)
+        return self.cut.logits(by_module(state[NAME]), images)
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
         """None: as a reference it is not asked for more than the network's answer."""
@@ -71,7 +71,8 @@ class SummedLosses:
         }
 
 
-def _by_module(part: Part) -> dict[str, dict[str, Any]]:
+def by_module(part: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Variables of all modules, as a cut network takes them, from a part or from its variables."""
     return {
         name: {"params": params, "batch_stats": part["batch_stats"][name]} for name, params in part["params"].items()
     }
@@ -88,7 +89,7 @@ def _train_all(
     images, labels = tensors
 
     def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
-        outputs = method.cut.losses(_by_module({**part, "params": params}), images, labels)
+        outputs = method.cut.losses(by_module({**part, "params": params}), images, labels)
         total = jnp.stack(list(outputs.losses.values())).sum()
         return total, (outputs.batch_stats, {"loss": total})
 
