@@ -1,0 +1,274 @@
+"""What training needs of a device's memory: python -m experiments.memory [--config=FILE.py] [--modules=1,2,4,8,16]
+
+A row for end to end, with and without rematerialisation, and for local learning in each form, context and number of
+modules K. Nothing is trained, and no data are read. The same command goes on where it stopped, and compiles nothing
+twice. What is left in the folder: memory.csv, memory.jsonl and memory.png, kept up to date after every row.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+
+from experiments import memory_table, workdirs
+from experiments.command_line import USAGE_STATUS, fail, parse
+from experiments.factory import build
+from experiments.memory_observed import ObservationError, observe
+from experiments.memory_rows import Row, describe, in_order_of_effort, rows_of
+from experiments.memory_table import MIB, Record, terminal_table
+from experiments.row_process import compilation_cache
+from kd_local.local import Context
+from kd_local.memory import TARGETS, Executables, Target, footprint, saved_activations, target
+
+EXECUTABLES = "executables.jsonl"
+MEASURED = "measured.jsonl"
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
+_MODULES = flags.DEFINE_string("modules", "1,2,4,8,16", "Numbers of modules K.")
+_CONTEXTS = flags.DEFINE_string("contexts", "R0,E,R1,R1E", "Contexts of local learning.")
+_DECODERS = flags.DEFINE_bool("decoders", True, "Rows of local learning with decoders too.")
+_TARGET = flags.DEFINE_string("target", "local", f"What to compile for: {', '.join(TARGETS)}, gpu.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices of the target among which the batch is divided.")
+_MEASURE = flags.DEFINE_bool("measure", None, "Run real steps too; if none, where the target is at hand.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the table; runs/memory-NETWORK-DATA-batchN-TARGET if none.")
+
+
+def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    try:
+        if _TARGET.value.startswith("tpu:"):
+            # A TPU's compiler, once installed, is also what JAX would look for a TPU with.
+            jax.config.update("jax_platforms", "cpu")
+        # Real steps run in a process beside this one: memory of an accelerator is not taken in advance.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        base = _base(_CONFIG.value)
+        rows = rows_of(_numbers(_MODULES.value), _contexts(_CONTEXTS.value), decoders=_DECODERS.value)
+        on = target(_TARGET.value, devices=_DEVICES.value)
+        if base.batch_size % _DEVICES.value:
+            raise ValueError(
+                f"a batch of {base.batch_size} cannot be divided among {_DEVICES.value} devices: use another "
+                "--devices, or --config.batch_size"
+            )
+        if _MEASURE.value and not on.present:
+            raise ValueError(f"--measure: there is no {_TARGET.value} here to run steps on; leave it out")
+        _check(_CONFIG.value, rows)
+        workdir = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir(base)
+        workdirs.claim(workdir, base)
+    except (ValueError, ModuleNotFoundError) as error:
+        fail(error, USAGE_STATUS)
+
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    measure = on.present if _MEASURE.value is None else _MEASURE.value
+    bench = Bench(base, replace(on, name=_TARGET.value), _DEVICES.value, workdir, measure=measure)
+    title = f"{base.network.name} on {base.data.name}, batch {base.batch_size}, {_TARGET.value}"
+    _say(console, f"{len(rows)} rows: {title}, workdir: {workdir}")
+    try:
+        records, failures = _run_all(bench, rows, title, console)
+    except KeyboardInterrupt:
+        fail(f"interrupted; saved in {workdir}: the same command goes on from there", 130)
+    except OSError as error:
+        fail(f"{error.strerror or error} ({error.filename or workdir}); the same command goes on from there", 1)
+    console.print(terminal_table(list(records.values()), title=title))
+    count = bench.executables.compiled
+    _say(console, f"{count} executables compiled" if count else "nothing compiled: all executables were known")
+    _say(console, f"table: {workdir / memory_table.CSV}, {workdir / memory_table.LINES}")
+    _say(console, f"picture: {workdir / memory_table.PICTURE}")
+    if failures:
+        listed = "".join(f"\n  {row}: {error}" for row, error in failures.items())
+        fail(f"{len(failures)} of {len(rows)} rows failed; the same command tries them again:{listed}", 1)
+
+
+@dataclass(frozen=True)
+class Need:
+    """A row's record, but for what is relative to end to end."""
+
+    absolute: dict[str, Any]
+    trouble: str | None
+
+
+class Bench:
+    """Finds out what rows need, each thing once.
+
+    Attributes:
+        base: the config that rows are put into.
+        executables: those known.
+    """
+
+    def __init__(self, base: ConfigDict, on: Target, devices: int, workdir: Path, *, measure: bool) -> None:
+        self.base = base
+        self.workdir = workdir
+        self.executables = Executables(workdir / EXECUTABLES)
+        self.on = on
+        self._devices = devices
+        self._known: dict[str, Need] = {}
+        self._environment = compilation_cache(workdir) if measure else None
+        self._measured = workdir / MEASURED
+        if measure and not jax.config.jax_compilation_cache_dir:
+            # What is compiled here is not compiled again by the process that runs it.
+            jax.config.update("jax_compilation_cache_dir", compilation_cache(workdir)["JAX_COMPILATION_CACHE_DIR"])
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+    def need(self, row: Row) -> Need:
+        """What a row needs, and why it could not be measured, if so."""
+        identity = row.identity(self.base)
+        if identity not in self._known:
+            self._known[identity] = self._find_out(row, identity)
+        return self._known[identity]
+
+    def _find_out(self, row: Row, identity: str) -> Need:
+        described = describe(row, self.base)
+        batch = self.base.batch_size
+        found = footprint(
+            described.method, described.shape, batch, self.on, form=row.form, executables=self.executables
+        )
+        saved = saved_activations(described.method, described.shape, batch // self._devices)
+        measured, trouble = self._measure(row, identity, found.peak_bytes)
+        absolute = {
+            "boundaries": described.boundaries,
+            "peak_bytes": found.peak_bytes,
+            "state_bytes": found.state_bytes,
+            "carried_bytes": found.carried_bytes,
+            "temp_bytes": found.temp_bytes,
+            "flops": found.flops,
+            "executables": found.executables,
+            "compile_seconds": round(found.compile_seconds, 3),
+            "saved_bytes": max(saved.values()),
+            "measured_bytes": measured,
+            "largest": found.largest.name,
+        }
+        return Need(absolute, trouble)
+
+    def _measure(self, row: Row, identity: str, foretold: int) -> tuple[int | None, str | None]:
+        if self._environment is None:
+            return None, None
+        # Where something else is foretold, something else runs.
+        text = json.dumps([identity, self._devices, jax.__version__, jax.devices()[0].device_kind, foretold])
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        known = _read_measured(self._measured)
+        if digest in known:
+            return known[digest], None
+        try:
+            measured = observe(row, self.base, devices=self._devices, environment=self._environment)
+        except ObservationError as error:
+            return None, f"its steps could not be measured: {error}"
+        if measured is not None:
+            with self._measured.open("a") as file:
+                file.write(json.dumps({"digest": digest, "row": str(row), "measured_bytes": measured}) + "\n")
+        return measured, None
+
+
+def _run_all(
+    bench: Bench, rows: Sequence[Row], title: str, console: Console
+) -> tuple[dict[Row, Record], dict[Row, str]]:
+    """A record of each row that succeeded, in the table's order, and the error of each that did not."""
+    batch = bench.base.batch_size
+    records = memory_table.read(rows, bench.workdir, target=bench.on.name, batch=batch)
+    failures: dict[Row, str] = {}
+    whole: dict[str, Any] | None = None
+    for number, row in enumerate(in_order_of_effort(rows), start=1):
+        which = f"row {number} of {len(rows)}: {row}"
+        try:
+            need = bench.need(row)
+        except OSError:
+            raise
+        except Exception as error:  # whatever ails one row, the others are of use
+            failures[row] = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            records.pop(row, None)
+            _say(console, f"{which}, failed: {failures[row]}")
+            if whole is None:
+                break  # what the others are compared with
+            continue
+        if need.trouble:
+            failures[row] = need.trouble
+        whole = need.absolute if whole is None else whole
+        found = need.absolute
+        records[row] = Record(
+            method=row.method,
+            context=row.context,
+            modules=row.modules,
+            target=bench.on.name,
+            batch=batch,
+            ratio=round(found["peak_bytes"] / whole["peak_bytes"], 4),
+            flops_ratio=round(found["flops"] / whole["flops"], 4),
+            saved_ratio=round(found["saved_bytes"] / whole["saved_bytes"], 4),
+            **found,
+        )
+        records = {row: records[row] for row in rows if row in records}
+        memory_table.write(records, bench.workdir, title=title)
+        peak, ratio = found["peak_bytes"] / MIB, records[row].ratio
+        _say(console, f"{which}, {peak:,.1f} MiB, {ratio:.3f} of end to end")
+    return records, failures
+
+
+def _base(config: ConfigDict) -> ConfigDict:
+    """The config without what rows set and without what matters to no step's memory: the same for equal tables."""
+    base = Row("end_to_end").config(config)
+    base.seed = 0
+    base.steps = None
+    return base
+
+
+def _check(config: ConfigDict, rows: Sequence[Row]) -> None:
+    """See that the config and all rows can be, at once: cuts that take measurements to find are left to their rows.
+
+    Raises:
+        ValueError: one cannot.
+    """
+    for base, some in ((config, [None]), (_base(config), rows)):
+        for row in some:
+            tried = base.copy_and_resolve_references() if row is None else row.config(base)
+            with tried.unlocked():
+                if tried.local.boundaries == "balanced":
+                    tried.local.boundaries = "equal"
+                if tried.local.get("remat", None) == "auto":
+                    tried.local.remat = ""
+            build(tried)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.removeprefix("-").isdecimal() for part in parts):
+        raise ValueError(f"--modules={text}: use whole numbers with commas between, such as --modules=1,2,4,8,16")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _contexts(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        Context.parse(name)
+    return names
+
+
+def _default_workdir(base: ConfigDict) -> Path:
+    words = ["memory", base.network.name, base.data.name, f"batch{base.batch_size}", _TARGET.value.replace(":", "-")]
+    if _DEVICES.value > 1:
+        words.append(f"{_DEVICES.value}devices")
+    return Path("runs") / "-".join(words)
+
+
+def _read_measured(path: Path) -> dict[str, int]:
+    known = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            known[record["digest"]] = record["measured_bytes"]
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short when a run was killed: measured again
+    return known
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

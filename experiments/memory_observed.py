@@ -1,0 +1,75 @@
+"""What a row's training step really takes, in a process of its own: python -m experiments.memory_observed < REQUEST
+
+It reads a request, `{"row": ..., "config": ..., "devices": ...}`, and prints `{"measured_bytes": ...}`. It describes
+the method anew, and knows nothing of what was foretold for it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.memory_rows import Row, describe
+from kd_local.memory import observed_peak
+
+
+class ObservationError(Exception):
+    """A process that was to measure ended before it had; the text says how."""
+
+
+def observe(row: Row, base: ConfigDict, *, devices: int, environment: Mapping[str, str]) -> int | None:
+    """Peak bytes of one device while real steps run on the devices at hand; None where that cannot be told.
+
+    Raises:
+        ObservationError: the process ended early.
+    """
+    request = {"row": asdict(row), "config": base.to_dict(), "devices": devices}
+    here = str(Path(__file__).parents[1])
+    paths = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.memory_observed"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**environment, "PYTHONPATH": paths},
+    )
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise ObservationError(
+            f"killed by {name}" + (", perhaps for want of memory" if name == signal.SIGKILL.name else "")
+        )
+    if done.returncode > 0:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise ObservationError(lines[-1] if lines else f"exit status {done.returncode}")
+    measured: int | None = json.loads(done.stdout.splitlines()[-1])["measured_bytes"]
+    return measured
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    base = ConfigDict(_tuples(request["config"]))
+    row = Row(**request["row"])
+    described = describe(row, base)
+    measured = observed_peak(
+        described.method, described.shape, base.batch_size, devices=request["devices"], form=row.form
+    )
+    print(json.dumps({"measured_bytes": measured}))
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists only, a config tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

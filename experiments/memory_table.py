@@ -1,0 +1,183 @@
+"""The memory table: a record a row, as JSON lines, CSV, on the terminal and as a picture over the number of modules."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from experiments.memory_rows import CONTSUP, DECODER, END_TO_END, JOINED, NAIVE, REMATERIALIZED, Row
+from kd_local.training.logging import replace_text
+
+CSV, LINES, PICTURE = "memory.csv", "memory.jsonl", "memory.png"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a row needs; bytes are of one device.
+
+    Attributes:
+        method: one of `experiments.memory_rows.METHODS`.
+        context: of local learning; None end to end.
+        modules: K; 1 end to end.
+        boundaries: the blocks behind which the network is cut.
+        batch: images of a step, over all devices.
+        peak_bytes: while the largest piece of the step runs, all counted: its temporary memory, arguments and
+            outputs, the state of all modules, tensors carried past it.
+        state_bytes: parameters, statistics and optimizer state of all modules.
+        carried_bytes: tensors carried between modules while the largest piece runs.
+        temp_bytes: temporary memory of the largest piece.
+        ratio: of the peak to end to end's.
+        flops: of a step.
+        executables: how many different ones.
+        compile_seconds: of all of them, when each was compiled.
+        saved_bytes: activations that differentiation saves, alone, of the module that saves most.
+        measured_bytes: peak of real steps; None where it was not measured.
+        largest: the piece during which most is needed.
+    """
+
+    method: str
+    context: str | None
+    modules: int
+    boundaries: tuple[str, ...]
+    target: str
+    batch: int
+    peak_bytes: int
+    state_bytes: int
+    carried_bytes: int
+    temp_bytes: int
+    ratio: float
+    flops: int
+    flops_ratio: float
+    executables: int
+    compile_seconds: float
+    saved_bytes: int
+    saved_ratio: float
+    measured_bytes: int | None
+    largest: str
+
+
+def write(records: Mapping[Row, Record], workdir: Path, *, title: str) -> None:
+    """All files of the table, in the order of the mapping."""
+    replace_text(workdir / LINES, "".join(json.dumps(asdict(record)) + "\n" for record in records.values()))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Record)], lineterminator="\n")
+    writer.writeheader()
+    for record in records.values():
+        writer.writerow({**asdict(record), "boundaries": " ".join(record.boundaries)})
+    replace_text(workdir / CSV, text.getvalue())
+    temporary = workdir / (PICTURE + ".tmp")
+    draw(list(records.values()), title=title).savefig(temporary, dpi=120, format="png")
+    temporary.replace(workdir / PICTURE)
+
+
+def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict[Row, Record]:
+    """The records of these rows that an earlier start left there."""
+    found = {}
+    path = workdir / LINES
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            values = json.loads(line)
+            record = Record(**{**values, "boundaries": tuple(values["boundaries"])})
+        except (ValueError, TypeError, KeyError):
+            continue  # of another version: made again
+        row = Row(record.method, record.modules, record.context)
+        if row in rows and (record.target, record.batch) == (target, batch):
+            found[row] = record
+    return found
+
+
+def terminal_table(records: Sequence[Record], *, title: str) -> Table:
+    table = Table(title=title, caption="in MiB, of one device; ratios are to end to end")
+    for heading in ("method", "context", "K"):
+        table.add_column(heading, justify="right" if heading == "K" else "left", no_wrap=True)
+    measured = any(record.measured_bytes is not None for record in records)
+    for heading in (
+        "peak",
+        "ratio",
+        "state",
+        "carried",
+        "temporary",
+        "FLOPs ratio",
+        "executables",
+        "compile s",
+        "saved",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_column("saved ratio", justify="right")
+    if measured:
+        table.add_column("measured", justify="right")
+        table.add_column("measured / peak", justify="right")
+    for record in records:
+        sizes = (record.state_bytes, record.carried_bytes, record.temp_bytes)
+        cells = [
+            record.method,
+            record.context or "",
+            str(record.modules),
+            _mib(record.peak_bytes),
+            f"{record.ratio:.3f}",
+            *map(_mib, sizes),
+            f"{record.flops_ratio:.2f}",
+            str(record.executables),
+            f"{record.compile_seconds:.1f}",
+            _mib(record.saved_bytes),
+            f"{record.saved_ratio:.3f}",
+        ]
+        if measured:
+            seen = record.measured_bytes
+            cells += ["", ""] if seen is None else [_mib(seen), f"{seen / record.peak_bytes:.2f}"]
+        table.add_row(*cells)
+    return table
+
+
+_STYLES: dict[str, dict[str, Any]] = {
+    CONTSUP: {"linestyle": "-", "marker": "o"},
+    DECODER: {"linestyle": "--", "marker": "s", "fillstyle": "none"},
+    JOINED: {"linestyle": "-.", "marker": "^", "color": "0.4"},
+    NAIVE: {"linestyle": ":", "marker": "x", "color": "0.4"},
+}
+_LEVELS = {END_TO_END: "-", REMATERIALIZED: "--"}
+
+
+def draw(records: Sequence[Record], *, title: str) -> Figure:
+    """Peak memory over the number of modules: a line for each method and context, end to end as levels."""
+    figure = Figure(figsize=(9.0, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    contexts = list(dict.fromkeys(record.context for record in records if record.method in (CONTSUP, DECODER)))
+    lines: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.context is None:
+            axes.axhline(record.peak_bytes / MIB, color="black", linestyle=_LEVELS[record.method], label=record.method)
+        else:
+            lines.setdefault((record.method, record.context), []).append(record)
+    for (method, context), points in lines.items():
+        points.sort(key=lambda record: record.modules)
+        axes.plot(
+            [record.modules for record in points],
+            [record.peak_bytes / MIB for record in points],
+            label=f"{method} {context}",
+            **{"color": f"C{contexts.index(context)}" if context in contexts else "0.4", **_STYLES[method]},
+        )
+    counts = sorted({record.modules for points in lines.values() for record in points})
+    if counts:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("modules K")
+    axes.set_ylabel("peak memory of a step, MiB")
+    axes.set_title(title, fontsize="medium")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
+    return figure
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.1f}"
