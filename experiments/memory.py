@@ -212,6 +212,7 @@ def _run_all(
 def _base(config: ConfigDict) -> ConfigDict:
     """The config without what rows set and without what matters to no step's memory: the same for equal tables."""
     base = Row("end_to_end").config(config)
+    base.local.boundaries = config.local.boundaries
     base.seed = 0
     base.steps = None
     return base

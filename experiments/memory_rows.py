@@ -53,6 +53,8 @@ class Row:
             config.local.context = self.context if self.context and self.modules > 1 else "R0"
             config.local.decoder = self.method == DECODER and self.modules > 1
             config.local.answer = "last"
+            if self.context is None:
+                config.local.boundaries = "equal"  # cut it is not, but boundaries by name would not fit one module
             config.mesh.data = 1
         return config
 

@@ -1,0 +1,241 @@
+"""The memory table, as a user makes it."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.configs import default
+from experiments.memory_observed import ObservationError, observe
+from experiments.memory_rows import Row, describe, in_order_of_effort, rows_of
+from experiments.memory_table import MIB, Record, draw
+
+ROOT = Path(__file__).parents[2]
+KEYS = [
+    "method", "context", "modules", "boundaries", "target", "batch", "peak_bytes", "state_bytes", "carried_bytes",
+    "temp_bytes", "ratio", "flops", "flops_ratio", "executables", "compile_seconds", "saved_bytes", "saved_ratio",
+    "measured_bytes", "largest",
+]  # fmt: skip
+SMALL = ["--config.batch_size=8", "--contexts=R0", "--nodecoders"]
+
+BAD_INPUT: list[tuple[list[str], str]] = [
+    (["--target=tpu:v7"], r"unknown target 'tpu:v7': use local, tpu:v5e, .* \(nearest: tpu:v"),
+    (["--target=lokal"], r"unknown target 'lokal': use local, .* \(nearest: local\)"),
+    (["--target=gpu"], "there is no GPU here, .* or use target tpu:v5e"),
+    (["--target=tpu:v5e"], "target 'tpu:v5e' needs XLA's TPU compiler, the package libtpu: pip install"),
+    (["--modules=0"], "0 modules for a network of 5 blocks: use 1 to 5"),
+    (["--modules=99"], "99 modules for a network of 5 blocks: use 1 to 5"),
+    (["--modules=x"], "--modules=x: use whole numbers with commas between, such as --modules=1,2,4,8,16"),
+    (["--modules="], "--modules=: use whole numbers"),
+    (["--modules=1", "--contexts=R-1"], "unknown context 'R-1': use R0, E, R1, R1E, or Rn / RnE with n >= 1"),
+    (["--modules=1", "--devices=0"], "a mesh of 0 devices"),
+    (["--modules=1", "--devices=3"], "a batch of 64 cannot be divided among 3 devices: use another --devices"),
+    (["--modules=1", "--config.network.name=resnet9"], r"unknown network 'resnet9': use .* \(nearest: resnet"),
+    (["--modules=1", "--config.method=sumed"], "unknown method 'sumed'"),
+    (["--modules=1", "--config.local.context=r0"], "unknown context 'r0'"),
+    (["--modules=3", "--config.local.modules=2", "--config.local.boundaries=stage1/0"], "3 modules, but 1 boundaries"),
+    (["--modules=1", "--devices=two"], "flag --devices=two: invalid literal for int"),
+    (["--modules=1", "--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*; use another --workdir"),
+]
+REFUSED = """
+import contextlib, io, json, sys
+from unittest import mock
+from absl import flags
+from absl.testing import flagsaver
+from experiments import memory as program
+from kd_local.memory import targets
+targets.find_spec = lambda name: None  # as where libtpu is not installed
+for arguments in json.load(sys.stdin):
+    argv, out, err, status = ["memory", *arguments], io.StringIO(), io.StringIO(), None
+    with (
+        mock.patch.object(sys, "argv", argv), flagsaver.flagsaver(),
+        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+    ):
+        flags.FLAGS.unparse_flags()
+        try:
+            program.main(program.parse(argv))
+        except SystemExit as stopped:
+            status = stopped.code
+    print(json.dumps([status, out.getvalue(), err.getvalue()]))
+"""
+
+
+def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.memory", f"--workdir={workdir}", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=600)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "memory.jsonl").read_text().splitlines()]
+
+
+def wait_for_rows(count: int, workdir: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while not (workdir / "memory.jsonl").exists() or len(lines(workdir)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_stopped_and_gone_on(tmp_path):
+    workdir = tmp_path / "table"
+    arguments = [*SMALL, "--modules=3,1", "--nomeasure"]
+    process = start(workdir, *arguments)
+    wait_for_rows(2, workdir, process)
+    process.kill()
+    process.communicate()
+    before = lines(workdir)
+    compiled = len((workdir / "executables.jsonl").read_text().splitlines())
+    assert 2 <= len(before) < 8
+
+    process = start(workdir, *arguments)
+    for line in process.stdout:
+        if line.startswith("row 1 of 8: end_to_end, "):
+            break
+    assert lines(workdir)[: len(before)] == before  # nothing was lost by starting again
+    process.send_signal(signal.SIGINT)
+    status, _, err = finish(process)
+    assert status == 130
+    assert err == f"error: interrupted; saved in {workdir}: the same command goes on from there\n"
+
+    status, out, _ = finish(start(workdir, *arguments))
+    assert status == 0
+    new = len((workdir / "executables.jsonl").read_text().splitlines()) - compiled
+    again = re.search(r"(\d+) executables compiled", out)
+    assert again is not None and 1 <= int(again[1]) <= new
+    records = lines(workdir)
+    assert [(one["method"], one["modules"]) for one in records] == [
+        ("end_to_end", 1), ("end_to_end_remat", 1), ("naive", 1), ("naive", 3),
+        ("contsup_joined", 1), ("contsup_joined", 3), ("contsup", 1), ("contsup", 3),
+    ]  # fmt: skip
+    assert all(list(one) == KEYS for one in records)
+    whole, cut = records[0], records[-1]
+    assert (whole["context"], whole["boundaries"], whole["ratio"]) == (None, [], 1.0)
+    assert (cut["context"], cut["boundaries"], cut["executables"]) == ("R0", ["stage1/0", "stage2/0"], 3)
+    assert cut["ratio"] == round(cut["peak_bytes"] / whole["peak_bytes"], 4)
+    assert cut["saved_ratio"] < 1 < cut["flops_ratio"]
+    assert all((one["target"], one["batch"], one["measured_bytes"]) == ("local", 8, None) for one in records)
+    with (workdir / "memory.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["peak_bytes"]) for row in rows] == [one["peak_bytes"] for one in records]
+    assert rows[-1]["boundaries"] == "stage1/0 stage2/0"
+    assert (workdir / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+    status, out, _ = finish(start(workdir, *arguments))
+    assert status == 0
+    assert "nothing compiled: all executables were known" in out
+    assert lines(workdir) == records
+
+    status, _, err = finish(start(workdir, *arguments, "--config.network.shortcut=padding"))
+    assert status == 2
+    assert 'network.shortcut: "projection" there, "padding" now' in err
+
+
+@pytest.mark.slow
+def test_measured(tmp_path):
+    arguments = [*SMALL, "--modules=1"]
+    status, out, err = finish(start(tmp_path, *arguments))
+    assert status == 0, err
+    assert "measured" in out
+    records = lines(tmp_path)
+    # A single module is end to end; its rows are all one step, measured once.
+    kinds = [one["method"] for one in records]
+    assert kinds == ["end_to_end", "end_to_end_remat", "naive", "contsup_joined", "contsup"]
+    assert len((tmp_path / "measured.jsonl").read_text().splitlines()) == 4
+    assert all(one["measured_bytes"] > one["state_bytes"] for one in records)
+    status, out, _ = finish(start(tmp_path, *arguments))
+    assert status == 0
+    assert "nothing compiled" in out
+    assert lines(tmp_path) == records
+    assert len((tmp_path / "measured.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_a_row_that_cannot_be_measured_says_why():
+    environment = {**os.environ, "JAX_PLATFORMS": "nonsense"}
+    with pytest.raises(ObservationError, match="nonsense"):
+        observe(Row("end_to_end"), default.get_config(), devices=1, environment=environment)
+
+
+@pytest.mark.slow
+def test_refused(tmp_path):
+    workdir = tmp_path / "table"
+    # Of one flag given twice the latter counts.
+    commands = [[f"--workdir={workdir}", *arguments] for arguments, _ in BAD_INPUT]
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED], input=json.dumps(commands), cwd=ROOT,
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    for (arguments, message), (status, out, err) in zip(BAD_INPUT, results, strict=True):
+        assert status == 2, (arguments, out, err)
+        assert "Traceback" not in out + err
+        assert err.startswith("error: ") and err.count("error:") == 1
+        assert re.search(message, err, re.DOTALL), (arguments, err)
+    assert not workdir.exists()
+
+
+def test_rows_in_order():
+    rows = rows_of((1, 4), ("R0", "E"), decoders=True)
+    assert list(map(str, rows)) == [
+        "end_to_end", "end_to_end_remat", "naive R0 K=1", "naive R0 K=4", "contsup_joined R0 K=1",
+        "contsup_joined R0 K=4", "contsup R0 K=1", "contsup R0 K=4", "contsup E K=1", "contsup E K=4",
+        "contsup_decoder R0 K=1", "contsup_decoder R0 K=4", "contsup_decoder E K=1", "contsup_decoder E K=4",
+    ]  # fmt: skip
+    order = in_order_of_effort(rows)
+    assert sorted(map(str, order)) == sorted(map(str, rows))
+    assert order[0] == Row("end_to_end")
+    local = [row.modules for row in order if row.method == "contsup"]
+    assert local == [4, 4, 1, 1]
+    assert {row.method for row in order[-4:]} == {"naive", "contsup_joined"}
+    assert rows_of((4,), ("R0",), decoders=False)[-1] == Row("contsup", 4, "R0")
+
+
+def test_rows_differ_in_what_they_say_only():
+    config = default.get_config()
+    config.local.head = "0c1f"
+    method = describe(Row("contsup_decoder", 3, "E"), config).method
+    assert [module.reconstruction is not None for module in method.cut.modules] == [True, True, False]
+    assert "images" in method.cut.modules[1].reads
+    assert describe(Row("end_to_end_remat"), config).method.remat
+    assert not describe(Row("end_to_end"), config).method.remat
+    config.local.boundaries = "stem,stage1/0,stage2/0"
+    assert describe(Row("naive", 4, "R0"), config).boundaries == ("stem", "stage1/0", "stage2/0")
+    assert describe(Row("end_to_end"), config).boundaries == ()
+    assert (config.local.modules, config.local.context, config.local.decoder) == (4, "R1E", False)  # as it was
+    assert Row("contsup", 1, "R0").identity(config) == Row("contsup_decoder", 1, "E").identity(config)
+    assert Row("contsup", 3, "R0").identity(config) != Row("contsup_joined", 3, "R0").identity(config)
+
+
+def test_picture():
+    def record(method, modules, context, peak):
+        return Record(
+            method, context, modules, (), "local", 8, peak * MIB, 0, 0, 0, 1.0, 1, 1.0, 1, 0.0, 1, 1.0, None, "network"
+        )
+
+    records = [record("end_to_end", 1, None, 80), record("end_to_end_remat", 1, None, 40)]
+    records += [record("contsup", k, context, 64 // k) for context in ("R0", "E") for k in (4, 2)]
+    records += [record("naive", k, "R0", 90) for k in (2, 4)]
+    (axes,) = draw(records, title="resnet8").axes
+    named = {line.get_label(): line for line in axes.get_lines()}
+    assert list(named) == ["end_to_end", "end_to_end_remat", "contsup R0", "contsup E", "naive R0"]
+    assert list(named["contsup E"].get_xdata()) == [2, 4]
+    assert list(named["contsup E"].get_ydata()) == [32, 16]
+    assert named["contsup R0"].get_color() != named["contsup E"].get_color()
+    assert set(named["end_to_end"].get_ydata()) == {80}
