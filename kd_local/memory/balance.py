@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import ShapeDtypeStruct as Shape
 from jaxtyping import Array
@@ -31,8 +32,8 @@ from kd_local.networks import Network, apply_block, init_block
 from kd_local.state import new_part
 
 COMPILATIONS = 40
-# How far from enough an estimate may be for a cut to be worth measuring.
-_NEAR = 1.25
+NEAR = 1.25
+"""Up to how many times what is enough an estimate may be for a cut to be worth measuring."""
 
 Make = Callable[[Sequence[str]], ContSup]
 """A method whose network is cut behind the blocks of these names."""
@@ -128,7 +129,7 @@ def balance(
         needs.learn(key, piece)
     seen = {boundaries}
     while enough is None or best.peak_bytes > enough:
-        bound = best.peak_bytes if enough is None else min(best.peak_bytes, int(_NEAR * enough))
+        bound = best.peak_bytes if enough is None else min(best.peak_bytes, int(NEAR * enough))
         promising = needs.cheapest(modules, bound)
         if promising is None or promising in seen:
             break
@@ -170,17 +171,19 @@ class _Part:
 
     Attributes:
         kept: bytes that its gradient needs of the forward pass.
+        largest: of what is kept, bytes of the largest tensor.
         state: bytes of its parameters, statistics and optimizer state.
         output: its shape.
     """
 
     kept: int
+    largest: int
     state: int
     output: Shape
 
 
 # Of modules up to a boundary: the largest need, the state of all but blocks, where they end.
-_Label = tuple[float, int, tuple[int, ...]]
+_Label = tuple[int, int, tuple[int, ...]]
 
 
 class _Needs:
@@ -206,19 +209,19 @@ class _Needs:
         self._of_kind = tuple(numbers)
         self._measured: dict[_Key, int] = {}
         self._estimated: dict[_Key, tuple[int, int]] = {}
-        self._corrected: dict[_Key, float] = {}
+        self._corrected: dict[_Key, int] = {}
 
     def learn(self, key: _Key, piece: PieceFootprint) -> None:
         """What a module needs, measured."""
         self._measured[key] = piece.peak - piece.state
         self._corrected.clear()
 
-    def of(self, key: _Key) -> float:
+    def of(self, key: _Key) -> int:
         """What a module needs."""
         if key in self._measured:
             return self._measured[key]
         if key not in self._corrected:
-            self._corrected[key] = self._estimate(key)[0] * self._correction(key)
+            self._corrected[key] = int(self._estimate(key)[0] * self._correction(key))
         return self._corrected[key]
 
     def state(self, keys: Sequence[_Key]) -> int:
@@ -239,7 +242,7 @@ class _Needs:
         """The boundaries with the lowest peak, as far as is known; None if none is below `bound` bytes."""
         # What modules further on need depends on these only: a few labels each, of which none is worse than another in
         # both numbers.
-        fronts: dict[tuple[tuple[Shape, ...], int], list[_Label]] = {((), 0): [(0.0, 0, ())]}
+        fronts: dict[tuple[tuple[Shape, ...], int], list[_Label]] = {((), 0): [(0, 0, ())]}
         blocks = len(self._network)
         for number in range(modules):
             further: dict[tuple[tuple[Shape, ...], int], list[_Label]] = {}
@@ -286,28 +289,33 @@ class _Needs:
         head = [] if module.head is None else [self._part(module.head, output)]
         reconstruction = module.reconstruction
         decoder = [] if reconstruction is None else [self._part(reconstruction.decoder, output, self._inputs[0])]
-        tensors = [*read.values(), *(output, x)[: len(module.writes)]]
-        need = sum(map(_bytes, tensors))
-        again = [0]
-        parts = {"blocks": blocks, "contexts": contexts, "head": head, "decoder": decoder}
+        carried = [*read.values(), *(output, x)[: len(module.writes)]]
+        parts = {"contexts": contexts, "blocks": blocks, "head": head, "decoder": decoder}
+        kept = most = 0
         for name, each in parts.items():
-            kept = [part.kept for part in each]
-            if name in module.remat:
-                again += kept
-                kept = [_bytes(x) for x in inputs[1:]] if name == "blocks" else []
-            need += sum(kept)
-        return need + max(again), sum(part.state for part in (*contexts, *head, *decoder))
+            for i, part in enumerate(each):
+                # While its gradient is computed, there is what comes before it, and the gradients of two tensors.
+                most = max(most, kept + part.kept + 2 * part.largest)
+                if name not in module.remat:
+                    kept += part.kept
+                elif name == "blocks" and i:
+                    kept += _bytes(inputs[i])
+        return sum(map(_bytes, carried)) + most, sum(part.state for part in (*contexts, *head, *decoder))
 
     def _correction(self, key: _Key) -> float:
-        """By how much estimates were off so far; those of modules alike count more."""
+        """By how much estimates were off so far, those of modules alike above all, less the spread: where estimates are
+        poor, more cuts are worth a look."""
+        if not self._measured:
+            return 1.0
         own = Counter(key.blocks)
-        weighted = weights = 0.0
+        ratios, weights = [], []
         for other, measured in self._measured.items():
             theirs = Counter(other.blocks)
-            weight = 0.01 + (own & theirs).total() / (own | theirs).total()
-            weighted += weight * measured / self._estimate(other)[0]
-            weights += weight
-        return weighted / weights if weights else 1.0
+            ratios.append(measured / self._estimate(other)[0])
+            weights.append(0.01 + (own & theirs).total() / (own | theirs).total())
+        mean = np.average(ratios, weights=weights)
+        spread = np.sqrt(np.average((np.array(ratios) - mean) ** 2, weights=weights))
+        return float(max(mean - spread, min(ratios)))
 
 
 def _recent(module: LocalModule) -> tuple[str, ...]:
@@ -333,9 +341,10 @@ def _part(optimizer: optax.GradientTransformation, module: nn.Module, *inputs: S
     collections = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
     state = jax.eval_shape(lambda variables: new_part(variables, optimizer), collections)
     output, kept = jax.eval_shape(gradient, variables, *inputs)
-    batch = inputs[0].shape[0]
+    sizes = [_bytes(leaf) for leaf in kept if leaf.shape[:1] == inputs[0].shape[:1]]
     return _Part(
-        kept=sum(_bytes(leaf) for leaf in kept if leaf.shape[:1] == (batch,)),
+        kept=sum(sizes),
+        largest=max(sizes, default=0),
         state=sum(map(_bytes, jax.tree.leaves(state))),
         output=output,
     )

@@ -1,0 +1,118 @@
+"""Balanced cuts against every cut there is."""
+
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from kd_local.local import ContSup, PixelScale, cut, equal_layers
+from kd_local.memory import Executables, footprint, target
+from kd_local.memory.balance import _Needs, balance, balanced_boundaries
+from kd_local.models import create
+
+SMALL = create("resnet8", classes=10)
+OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)
+HERE = target()
+SHAPE, BATCH = (32, 32, 3), 16
+KNOWN = Executables()
+
+
+def maker(context, network=SMALL, **options):
+    return lambda boundaries: ContSup(
+        cut(network, classes=10, boundaries=boundaries, context=context, **options), OPTIMIZER
+    )
+
+
+def every_cut(network, modules):
+    return list(combinations(network.names[:-1], modules - 1))
+
+
+def peak(make, boundaries):
+    return footprint(make(boundaries), SHAPE, BATCH, HERE, executables=KNOWN).peak_bytes
+
+
+@pytest.mark.parametrize(("context", "modules"), [("R0", 3), ("R1", 3)])
+def test_no_cut_needs_less(context, modules):
+    make = maker(context)
+    peaks = {boundaries: peak(make, boundaries) for boundaries in every_cut(SMALL, modules)}
+    found = balance(make, SMALL, modules, SHAPE, BATCH, HERE, executables=KNOWN)
+    assert found.peak_bytes == peaks[found.boundaries] == min(peaks.values())
+    assert peaks[found.boundaries] <= peaks[equal_layers(SMALL, modules)] < max(peaks.values())
+
+
+def test_a_search_cut_short_gives_what_it_measured():
+    make, equal = maker("R0"), equal_layers(SMALL, 3)
+    assert balanced_boundaries(make, SMALL, 3, SHAPE, BATCH, HERE, executables=KNOWN, compilations=0) == equal
+    executables = Executables()
+    found = balance(make, SMALL, 3, SHAPE, BATCH, HERE, executables=executables, compilations=2)
+    assert executables.compiled <= 5
+    assert found.peak_bytes == peak(make, found.boundaries) <= peak(make, equal)
+
+
+def test_what_is_known_already_changes_nothing_but_the_compilations(tmp_path):
+    make, path = maker("R0"), tmp_path / "executables.jsonl"
+    first = balance(make, SMALL, 3, SHAPE, BATCH, HERE, executables=Executables(path), compilations=3)
+    again = Executables(path)
+    assert balance(make, SMALL, 3, SHAPE, BATCH, HERE, executables=again, compilations=3) == first
+    assert again.compiled == 0
+
+
+@pytest.mark.parametrize(
+    ("context", "options"),
+    [
+        ("R0", {}),
+        ("E", {"decoder": PixelScale((125.0,) * 3, (63.0,) * 3)}),
+        ("R1", {}),
+        ("R2E", {"remat": ("blocks", "contexts")}),
+        ("R3", {"aux_width": 8.0, "feature_width": 1024}),
+    ],
+)
+@pytest.mark.parametrize("modules", [1, 2, 4])
+def test_dynamic_programming_finds_the_lowest_estimate(context, options, modules):
+    network = create("resnet14", classes=10)
+    make = maker(context, network, **options)
+    needs = _Needs(make(equal_layers(network, modules)), network, (8, 8, 3), 4)
+
+    def estimate(boundaries):
+        keys = needs.keys(boundaries)
+        return max(map(needs.of, keys)) + needs.state(keys)
+
+    lowest = min(map(estimate, every_cut(network, modules)))
+    assert estimate(needs.cheapest(modules, 2**60)) == lowest
+    assert needs.cheapest(modules, lowest) is None
+
+
+def test_estimates_count_what_is_carried_and_kept():
+    # Nothing but the stem: a 3x3 convolution to 16 channels, normalised, with ReLU.
+    needs = _Needs(maker("R0")(("stem",)), SMALL, (8, 8, 3), 4)
+    image, features = 4 * 8 * 8 * 3 * 4, 4 * 8 * 8 * 16 * 4
+    assert needs.of(needs.keys(("stem",))[0]) >= image + 3 * features
+    # Blocks rematerialised: of the rest of the network only what each block reads is kept, and one block's inside.
+    whole = [_Needs(maker("R0", remat=remat)(()), SMALL, (8, 8, 3), 4) for remat in ((), ("blocks",))]
+    plain, remat = (needs.of(needs.keys(())[0]) for needs in whole)
+    assert features < remat < plain
+
+
+def test_estimates_know_the_state_of_all_modules():
+    for context in ("R0", "R1E"):
+        make = maker(context)
+        for boundaries in every_cut(SMALL, 3)[::5]:
+            needs = _Needs(make(boundaries), SMALL, (8, 8, 3), 4)
+            parts = footprint_state(make(boundaries))
+            assert abs(needs.state(needs.keys(boundaries)) - parts) < 0.001 * parts
+
+
+def footprint_state(method):
+    state = jax.eval_shape(method.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="compilations is -1: use 0, which keeps the cut of equal layers, or more"):
+        balanced_boundaries(maker("R0"), SMALL, 3, SHAPE, BATCH, HERE, compilations=-1)
+    with pytest.raises(ValueError, match="6 modules for a network of 5 blocks: use 1 to 5"):
+        balanced_boundaries(maker("R0"), SMALL, 6, SHAPE, BATCH, HERE)
+    with pytest.raises(ValueError, match="batch is 0: use 1 or more images"):
+        balanced_boundaries(maker("R0"), SMALL, 3, SHAPE, 0, HERE)

@@ -1,0 +1,127 @@
+"""What fits: budgets that are ample, tight and impossible."""
+
+from dataclasses import replace
+
+import optax
+import pytest
+
+from kd_local.local import ContSup, EndToEnd, cut
+from kd_local.memory import Executables, footprint, target
+from kd_local.memory.balance import balance
+from kd_local.memory.fit import fit, parse_bytes
+from kd_local.models import create
+
+NETWORK = create("resnet8", classes=10)
+OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)
+HERE = target()
+SHAPE, BATCH = (32, 32, 3), 32
+KNOWN = Executables()
+
+
+def make(boundaries, remat, network=NETWORK):
+    parts = ("blocks", "contexts") if remat else ()
+    return ContSup(cut(network, classes=10, boundaries=boundaries, context="R0", remat=parts), OPTIMIZER)
+
+
+def fitted(budget, **options):
+    return fit(make, NETWORK, SHAPE, BATCH, HERE, budget, executables=KNOWN, compilations=8, **options)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return footprint(EndToEnd(NETWORK, OPTIMIZER), SHAPE, BATCH, HERE, executables=KNOWN).peak_bytes
+
+
+def lowest(modules, remat):
+    search = lambda boundaries: make(boundaries, remat)
+    return balance(search, NETWORK, modules, SHAPE, BATCH, HERE, executables=KNOWN, compilations=8).peak_bytes
+
+
+def test_the_smallest_number_of_modules_that_fits():
+    network = create("resnet14", classes=10)
+    remade = lambda boundaries, remat: make(boundaries, remat, network)
+    whole = footprint(EndToEnd(network, OPTIMIZER), SHAPE, BATCH, HERE, executables=KNOWN).peak_bytes
+    budget = int(0.6 * whole)
+    options = {"executables": KNOWN, "compilations": 8}
+    found = fit(remade, network, SHAPE, BATCH, HERE, budget, remats=(False,), **options)
+    assert len(found.boundaries) == len(found.footprint.pieces) - 1 == found.modules - 1 > 0
+    measured = footprint(make(found.boundaries, False, network), SHAPE, BATCH, HERE, executables=KNOWN)
+    assert found.footprint == measured and not found.remat
+    plain = lambda boundaries: make(boundaries, False, network)
+    fewer = balance(plain, network, found.modules - 1, SHAPE, BATCH, HERE, **options)
+    assert measured.peak_bytes <= budget < fewer.peak_bytes
+
+
+def test_rematerialised_before_it_is_cut_further(whole):
+    remat = lowest(1, True)
+    assert remat < 0.9 * whole
+    found = fitted(remat)
+    assert (found.modules, found.boundaries, found.remat) == (1, (), True)
+    assert found.footprint.peak_bytes == remat
+
+
+def test_end_to_end_where_there_is_room(whole):
+    found = fitted(2 * whole)
+    assert (found.modules, found.boundaries, found.remat) == (1, (), False)
+    assert 0.95 * whole < found.footprint.peak_bytes < 1.05 * whole
+    roomy = replace(HERE, capacity=2 * whole)
+    assert fit(make, NETWORK, SHAPE, BATCH, roomy, executables=KNOWN) == found
+
+
+def test_what_cannot_fit_is_refused_with_what_could():
+    with pytest.raises(ValueError) as error:
+        fitted(2**20, remats=(False,))
+    text = str(error.value)
+    every = {modules: lowest(modules, False) for modules in (1, 2, 4, 5)}
+    modules, peak = min(every.items(), key=lambda item: item[1])
+    assert text.startswith(
+        f"nothing fits into 1.00 MiB (1048576 bytes): the lowest peak found is {peak / 2**20:.2f} MiB ({peak} bytes), "
+        f"with {modules} modules (cut behind stem, "
+    )
+    assert "not rematerialised; largest first: temporary memory of module0" in text
+    assert text.endswith("; use a smaller batch, or give more")
+    order = [
+        text.index(part) for part in ("temporary memory", "tensors carried", "parameters, statistics and optimizer")
+    ]
+    assert order == sorted(order)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="target 'local' does not tell how much memory it has: give a budget, such as"):
+        fit(make, NETWORK, SHAPE, BATCH, replace(HERE, capacity=None))
+    with pytest.raises(ValueError, match="budget is 0 bytes: use 1 or more"):
+        fitted(0)
+    with pytest.raises(ValueError, match=r"remats is empty: use \(False,\), \(True,\) or \(False, True\)"):
+        fitted(2**30, remats=())
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1B", 1),
+        ("300000B", 300_000),
+        ("8KB", 8_000),
+        ("8KiB", 8_192),
+        ("1.5MB", 1_500_000),
+        ("0.5MiB", 524_288),
+        ("8GB", 8_000_000_000),
+        ("8GiB", 8_589_934_592),
+        ("2.3 GiB", 2_469_606_195),
+        ("1TB", 10**12),
+        (" 1TiB ", 2**40),
+    ],
+)
+def test_bytes(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8", "GiB", "8G", "8gib", "-8GiB", "8 Gi B", "1e3B", "nanB", "8GiB!", "0B", ".5MB"]
+)
+def test_other_bytes_are_refused(text):
+    with pytest.raises(ValueError) as error:
+        parse_bytes(text)
+    assert str(error.value) == (
+        f"{text!r} is no number of bytes: use a number and a unit, such as 8GiB or 1.5GB, that make 1 byte or more; "
+        "the units are B, KB, MB, GB, TB, KiB, MiB, GiB, TiB"
+    )
