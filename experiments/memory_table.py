@@ -110,7 +110,7 @@ def terminal_table(records: Sequence[Record], *, title: str) -> Table:
         "compile s",
         "saved",
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=" " not in heading)
     table.add_column("saved ratio", justify="right")
     if measured:
         table.add_column("measured", justify="right")
