@@ -117,7 +117,9 @@ def fit(
         else:
             best = found
     modules, remat = best
-    boundaries = search(partial(_cut, make, remat), modules=modules).boundaries
+    # The search for enough may have seen a cut that the search for the best ends before.
+    cuts = search(partial(_cut, make, remat), modules=modules), tried[best]
+    boundaries = min(cuts, key=lambda cut: cut.peak_bytes).boundaries
     return Fit(modules, boundaries, remat, footprint(make(boundaries, remat), shape, batch, target, executables=known))
 
 
