@@ -24,7 +24,7 @@ from kd_local.rematerialization import rematerialize_in_turn
 
 IMAGES = "images"
 IMAGE_ENCODERS: tuple[str, ...] = ("full", "pooled")
-CHANNELS_AT_ONCE = 16
+CHANNELS_AT_ONCE = 8
 
 
 def supplied(module: int) -> str:

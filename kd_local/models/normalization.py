@@ -90,7 +90,9 @@ def _backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Any, Any, Any]
     a = scale * inverse
     b = -a * inverse * along
     x_gradient = _affine(gradient, a, -a * mean_gradient - b * mean) + _affine(values, b, jnp.zeros_like(b))
-    return x_gradient.astype(x.dtype), along * count, mean_gradient * count
+    # Computed once and put where the gradient was: a TPU's compiler computes it inside of both convolutions that read
+    # it, and keeps x and the gradient for that.
+    return jax.lax.optimization_barrier(x_gradient.astype(x.dtype)), along * count, mean_gradient * count
 
 
 _normalise.defvjp(_forward, _backward)
