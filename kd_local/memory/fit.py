@@ -118,8 +118,8 @@ def fit(
             best = found
     modules, remat = best
     # The search for enough may have seen a cut that the search for the best ends before.
-    cuts = search(partial(_cut, make, remat), modules=modules), tried[best]
-    boundaries = min(cuts, key=lambda cut: cut.peak_bytes).boundaries
+    seen = search(partial(_cut, make, remat), modules=modules), tried[best]
+    boundaries = min(seen, key=lambda cut: cut.peak_bytes).boundaries
     return Fit(modules, boundaries, remat, footprint(make(boundaries, remat), shape, batch, target, executables=known))
 
 
