@@ -25,6 +25,7 @@ from experiments.factory import build
 from experiments.memory_observed import ObservationError, observe
 from experiments.memory_rows import Row, describe, in_order_of_effort, rows_of
 from experiments.memory_table import MIB, Record, terminal_table
+from experiments.planning import left_to_measurement, planned
 from experiments.row_process import compilation_cache
 from kd_local.local import Context
 from kd_local.memory import TARGETS, Executables, Target, footprint, saved_activations, target
@@ -125,13 +126,14 @@ class Bench:
         return self._known[identity]
 
     def _find_out(self, row: Row, identity: str) -> Need:
-        described = describe(row, self.base)
-        batch = self.base.batch_size
+        base = self._planned(row, identity)
+        described = describe(row, base, self.on.mesh.devices.flat[0].platform)
+        batch = base.batch_size
         found = footprint(
             described.method, described.shape, batch, self.on, form=row.form, executables=self.executables
         )
         saved = saved_activations(described.method, described.shape, batch // self._devices)
-        measured, trouble = self._measure(row, identity, found.peak_bytes)
+        measured, trouble = self._measure(row, base, identity, found.peak_bytes)
         absolute = {
             "boundaries": described.boundaries,
             "peak_bytes": found.peak_bytes,
@@ -147,7 +149,20 @@ class Bench:
         }
         return Need(absolute, trouble)
 
-    def _measure(self, row: Row, identity: str, foretold: int) -> tuple[int | None, str | None]:
+    def _planned(self, row: Row, identity: str) -> ConfigDict:
+        """The config that the row is put into, its boundaries balanced if they are to be."""
+        config = row.config(self.base)
+        if not left_to_measurement(config):
+            return self.base
+        plan = self.workdir / "plans" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        plan.mkdir(parents=True, exist_ok=True)
+        decided = planned(config, plan, on=self.on, executables=self.executables, report=lambda _: None)
+        base = self.base.copy_and_resolve_references()
+        with base.unlocked():
+            base.local.boundaries = decided.local.boundaries
+        return base
+
+    def _measure(self, row: Row, base: ConfigDict, identity: str, foretold: int) -> tuple[int | None, str | None]:
         if self._environment is None:
             return None, None
         # Where something else is foretold, something else runs.
@@ -157,7 +172,7 @@ class Bench:
         if digest in known:
             return known[digest], None
         try:
-            measured = observe(row, self.base, devices=self._devices, environment=self._environment)
+            measured = observe(row, base, devices=self._devices, environment=self._environment)
         except ObservationError as error:
             return None, f"its steps could not be measured: {error}"
         if measured is not None:
@@ -224,15 +239,9 @@ def _check(config: ConfigDict, rows: Sequence[Row]) -> None:
     Raises:
         ValueError: one cannot.
     """
-    for base, some in ((config, [None]), (_base(config), rows)):
-        for row in some:
-            tried = base.copy_and_resolve_references() if row is None else row.config(base)
-            with tried.unlocked():
-                if tried.local.boundaries == "balanced":
-                    tried.local.boundaries = "equal"
-                if tried.local.get("remat", None) == "auto":
-                    tried.local.remat = ""
-            build(tried)
+    build(config)
+    for row in rows:
+        build(row.config(_base(config)))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

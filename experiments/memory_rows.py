@@ -16,8 +16,10 @@ REMATERIALIZED = "end_to_end_remat"
 NAIVE = "naive"
 JOINED = "contsup_joined"
 CONTSUP = "contsup"
+CONTEXTS_AGAIN = "contsup_remat"
 DECODER = "contsup_decoder"
-METHODS: tuple[str, ...] = (END_TO_END, REMATERIALIZED, NAIVE, JOINED, CONTSUP, DECODER)
+METHODS: tuple[str, ...] = (END_TO_END, REMATERIALIZED, NAIVE, JOINED, CONTSUP, CONTEXTS_AGAIN, DECODER)
+"""`contsup_remat` has its context networks rematerialised, the others what the config says."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Row:
             config.local.context = self.context if self.context and self.modules > 1 else "R0"
             config.local.decoder = self.method == DECODER and self.modules > 1
             config.local.answer = "last"
+            config.local.memory_budget = None
+            if self.method == CONTEXTS_AGAIN:
+                config.local.remat = "contexts"
             if self.context is None:
                 config.local.boundaries = "equal"  # cut it is not, but boundaries by name would not fit one module
             config.mesh.data = 1
@@ -79,13 +84,13 @@ class Described:
     shape: tuple[int, int, int]
 
 
-def describe(row: Row, base: ConfigDict) -> Described:
-    """What a row is.
+def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Described:
+    """What a row is, on the devices here or another platform.
 
     Raises:
         ValueError: as `experiments.factory.build`, for example more modules than the network has blocks.
     """
-    experiment = build(row.config(base))
+    experiment = build(row.config(base), platform)
     method = experiment.method
     if row.method == NAIVE:
         assert isinstance(method, ContSup)
@@ -96,6 +101,7 @@ def describe(row: Row, base: ConfigDict) -> Described:
 def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool) -> list[Row]:
     """All rows, in the order of the table."""
     local = [(CONTSUP, context) for context in contexts]
+    local += [(CONTEXTS_AGAIN, context) for context in contexts if context != "R0"]
     if decoders:
         local += [(DECODER, context) for context in contexts]
     kinds = [(NAIVE, "R0"), (JOINED, "R0"), *local]
@@ -109,7 +115,7 @@ def in_order_of_effort(rows: Sequence[Row]) -> list[Row]:
     def effort(row: Row) -> tuple[int, int]:
         if row.context is None:
             return 0, METHODS.index(row.method)
-        if row.method in (CONTSUP, DECODER):
+        if row.method in (CONTSUP, CONTEXTS_AGAIN, DECODER):
             return 1 + METHODS.index(row.method), -row.modules
         return 10, row.modules
 

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from experiments.memory_rows import CONTSUP, DECODER, END_TO_END, JOINED, NAIVE, REMATERIALIZED, Row
+from experiments.memory_rows import CONTEXTS_AGAIN, CONTSUP, DECODER, END_TO_END, JOINED, NAIVE, REMATERIALIZED, Row
 from kd_local.training.logging import replace_text
 
 CSV, LINES, PICTURE = "memory.csv", "memory.jsonl", "memory.png"
@@ -139,6 +139,7 @@ def terminal_table(records: Sequence[Record], *, title: str) -> Table:
 
 _STYLES: dict[str, dict[str, Any]] = {
     CONTSUP: {"linestyle": "-", "marker": "o"},
+    CONTEXTS_AGAIN: {"linestyle": ":", "marker": "^"},
     DECODER: {"linestyle": "--", "marker": "s", "fillstyle": "none"},
     JOINED: {"linestyle": "-.", "marker": "^", "color": "0.4"},
     NAIVE: {"linestyle": ":", "marker": "x", "color": "0.4"},
@@ -151,7 +152,9 @@ def draw(records: Sequence[Record], *, title: str) -> Figure:
     figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    contexts = list(dict.fromkeys(record.context for record in records if record.method in (CONTSUP, DECODER)))
+    contexts = list(
+        dict.fromkeys(record.context for record in records if record.method in (CONTSUP, CONTEXTS_AGAIN, DECODER))
+    )
     lines: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.context is None:

@@ -27,6 +27,7 @@ from rich.table import Table
 from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build, count_parameters
+from experiments.planning import left_to_measurement, planned
 from kd_local.contract import State
 from kd_local.costs import multiply_adds
 from kd_local.local import ContSup
@@ -49,6 +50,9 @@ def main(_: list[str]) -> None:
         data = experiment.read()
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
         workdirs.claim(workdir, config)
+        if left_to_measurement(config):
+            config = planned(config, workdir)
+            experiment = build(config)
     except (ValueError, FileNotFoundError) as error:
         fail(error, USAGE_STATUS)
 
@@ -69,6 +73,7 @@ def main(_: list[str]) -> None:
                 seed=config.seed,
                 steps=config.steps,
                 mesh=experiment.mesh,
+                form=config.step,
                 schedule=experiment.schedule,
                 checkpoints=checkpoints,
                 checkpoint_seconds=config.checkpoint.seconds,

@@ -31,7 +31,7 @@ def get_config(options: str = "") -> ConfigDict:
             "local": {
                 "modules": 4,
                 "context": "R1E",  # R0, E, R1, R1E, or Rn / RnE
-                "boundaries": "equal",  # balanced (memory), or the blocks to cut behind: stem,stage1/0,stage2/0
+                "boundaries": "equal",  # layers; balanced (memory), published, or names: stem,stage1/0
                 "image_encoder": "full",  # of the context E; pooled is cheaper, and not the paper's
                 "head": "1c2f",  # 0c1f, 0c2f, 1c1f, 1c2f, 1c3f, 2c2f
                 "loss": "softmax",  # or contrast
@@ -39,6 +39,8 @@ def get_config(options: str = "") -> ConfigDict:
                 "loss_scale": "published",  # with a decoder: or four numbers, 5,0.05,0.2,0.5
                 "aux_width": 1.0,  # multiplies the channels of heads, decoders and image encoders
                 "feature_width": 128,  # hidden units of a head, and the features of contrast
+                "remat": "auto",  # compute again: blocks, contexts, head, decoder; none; contexts on accelerators
+                "memory_budget": placeholder(str),  # such as 8GiB: the fewest modules that fit, instead of `modules`
                 "answer": "last",  # who answers at inference: a module's name to exit early, ensemble
             },
             "end_to_end": {
@@ -56,6 +58,7 @@ def get_config(options: str = "") -> ConfigDict:
                 "milestones": (),  # of piecewise, in epochs
                 "decay": 0.1,  # of piecewise, at each milestone
             },
+            "step": "separate",  # an executable for each module, or joined into one: faster to launch, more memory
             "mesh": {
                 "data": 1,  # devices among which a batch is divided
             },

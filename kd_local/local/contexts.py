@@ -24,7 +24,6 @@ from kd_local.rematerialization import rematerialize_in_turn
 
 IMAGES = "images"
 IMAGE_ENCODERS: tuple[str, ...] = ("full", "pooled")
-CHANNELS_AT_ONCE = 8
 
 
 def supplied(module: int) -> str:
@@ -128,15 +127,15 @@ def supply(
     like: Float[Array, "batch h w c"],
     *,
     train: bool,
-    remat: bool = False,
+    remat: int | None = None,
 ) -> list[tuple[Float[Array, "batch h w c"], Collection]]:
     """What context networks make of their contexts, in the shape of `like`, and their statistics.
 
-    With `remat` they are computed again for their gradients, one after the other, and each `CHANNELS_AT_ONCE` output
-    channels at a time: the same numbers, since its last convolution, batch normalisation, ReLU and pooling act on each
-    output channel by itself.
+    With `remat` they are computed again for their gradients, one after the other, and each so many output channels at
+    a time: the same numbers, since its last convolution, batch normalisation, ReLU and pooling act on each output
+    channel by itself.
     """
-    if not remat:
+    if remat is None:
         return [
             apply_block(network, own, context, like, train=train)
             for network, own, context in zip(networks, variables, contexts, strict=True)
@@ -146,14 +145,14 @@ def supply(
         network = networks[i]
         if getattr(network, "pool_first", False):
             return apply_block(network, own, contexts[i], like, train=train)
-        return _encode_in_groups(network, own, contexts[i], like, train=train)
+        return _encode_in_groups(network, own, contexts[i], like, remat, train=train)
 
     each = [partial(encode, i) for i in range(len(networks))]
     return list(rematerialize_in_turn(*each)(tuple(variables), like, *contexts)) if each else []
 
 
 def _encode_in_groups(
-    network: Any, variables: Mapping[str, Any], x: Array, like: Array, *, train: bool
+    network: Any, variables: Mapping[str, Any], x: Array, like: Array, channels: int, *, train: bool
 ) -> tuple[Array, Collection]:
     """As the encoder itself, its last layer in groups of channels: of all its arrays these are the last axis."""
 
@@ -173,8 +172,7 @@ def _encode_in_groups(
     statistics: Collection = {}
     for name in first:
         x, statistics[name] = apply(layer(name, slice(None)), x)
-    starts = range(0, like.shape[-1], CHANNELS_AT_ONCE)
-    groups = tuple(layer(last, slice(start, start + CHANNELS_AT_ONCE)) for start in starts)
+    groups = tuple(layer(last, slice(i, i + channels)) for i in range(0, like.shape[-1], channels))
     outputs, each = zip(*rematerialize_in_turn(*[group] * len(groups))(groups, x), strict=True)
     statistics[last] = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *each)
     return jnp.concatenate(outputs, axis=-1), statistics

@@ -52,6 +52,7 @@ class LocalModule:
         reconstruction: by its decoder, if it has one.
         supplies: whether its input, contexts added, is handed on as context of later modules.
         remat: those of `PARTS` that are computed again for their gradients; of blocks, each by itself.
+        channels_at_once: of a context network, when it is computed again.
         name: such as `module03`.
         names: its blocks' names in the network.
         reads: names of its input, of its contexts, and of the images if the decoder alone needs them.
@@ -67,6 +68,7 @@ class LocalModule:
     reconstruction: Reconstruction | None
     supplies: bool
     remat: tuple[str, ...]
+    channels_at_once: int
     name: str = field(compare=False)
     names: tuple[str, ...] = field(compare=False)
     reads: tuple[str, ...] = field(compare=False)
@@ -106,7 +108,8 @@ class LocalModule:
         names = [f"context{i}" for i in range(len(self.contexts))]
         own = [_part(variables, name) for name in names]
         contexts = tensors[1 : 1 + len(names)]
-        results = supply(self.contexts, own, contexts, x, train=train, remat="contexts" in self.remat)
+        remat = self.channels_at_once if "contexts" in self.remat else None
+        results = supply(self.contexts, own, contexts, x, train=train, remat=remat)
         for name, (context, updated) in zip(names, results, strict=True):
             supplied = supplied + context
             statistics[name] = updated

@@ -1,6 +1,8 @@
 """Measure and plan: what a method needs of a device's memory, on which device, at which number of modules."""
 
+from kd_local.memory.balance import MeasuredCut, balance, balanced_boundaries
 from kd_local.memory.executables import Executable, Executables
+from kd_local.memory.fit import Fit, fit, parse_bytes
 from kd_local.memory.footprint import Footprint, PieceFootprint, footprint, step_calls
 from kd_local.memory.naive import SummedLosses
 from kd_local.memory.observed import observed_peak
@@ -11,12 +13,18 @@ __all__ = [
     "TARGETS",
     "Executable",
     "Executables",
+    "Fit",
     "Footprint",
+    "MeasuredCut",
     "PieceFootprint",
     "SummedLosses",
     "Target",
+    "balance",
+    "balanced_boundaries",
+    "fit",
     "footprint",
     "observed_peak",
+    "parse_bytes",
     "saved_activations",
     "saved_bytes",
     "step_calls",

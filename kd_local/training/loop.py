@@ -105,6 +105,7 @@ def train(
     seed: int = 0,
     steps: int | None = None,
     mesh: Mesh | None = None,
+    form: str = "separate",
     schedule: optax.Schedule | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 10.0,
@@ -121,6 +122,7 @@ def train(
         seed: of initialisation, order and augmentation.
         steps: a limit on the steps, if any.
         mesh: of devices to divide each batch among; one device if None.
+        form: of the step, see `kd_local.parallel.FORMS`.
         schedule: the learning rate that the method's optimizer was given, to be recorded.
         checkpoints: where to save; nowhere if None.
         checkpoint_seconds: at least so long between two checkpoints; the end of a run is always saved.
@@ -141,7 +143,7 @@ def train(
     state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     state, rng = jax.device_put((state, rng), replicated)
     sizes = {batch_size, len(data.train) - (each - 1) * batch_size} if last_step >= each else {batch_size}
-    step_once = Step(method, mesh)
+    step_once = Step(method, mesh, form=form)
     for size in sizes:
         like = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
         step_once.compile(state, like, jax.ShapeDtypeStruct((size,), jnp.int32), rng)

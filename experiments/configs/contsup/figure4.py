@@ -22,4 +22,4 @@ ROWS = (
 
 def get_config(options: str = "") -> ConfigDict:
     choice = parse_options(options, network="resnet32", k=4)
-    return published(context="E", loss="contrast", boundaries="balanced", **choice)
+    return published(context="E", loss="contrast", boundaries="published", **choice)

@@ -1,0 +1,54 @@
+"""Cuts that a config leaves to measurement."""
+
+import json
+
+import pytest
+
+from experiments.configs import default
+from experiments.factory import build
+from experiments.planning import PLAN, left_to_measurement, planned
+from kd_local.memory import footprint, target
+
+
+def config(**local):
+    one = default.get_config()
+    one.batch_size = 32
+    one.local.context = "R0"
+    for key, value in local.items():
+        one.local[key] = value
+    return one
+
+
+def peak(one) -> int:
+    experiment = build(one)
+    return footprint(experiment.method, experiment.shape, one.batch_size, target()).peak_bytes
+
+
+def test_a_config_that_says_everything_is_as_it_was(tmp_path):
+    one = config()
+    assert not left_to_measurement(one)
+    assert planned(one, tmp_path) is one
+    assert not list(tmp_path.iterdir())
+
+
+def test_balanced_is_found_once_and_kept(tmp_path, capsys):
+    one = config(modules=3, boundaries="balanced")
+    found = planned(one, tmp_path)
+    assert build(found).modules == 3
+    assert peak(found) <= peak(config(modules=3))
+    assert "measured: 3 modules, cut behind " in capsys.readouterr().out
+    plan = json.loads((tmp_path / PLAN).read_text())
+    assert plan["peak_bytes"] == peak(found)
+    # The plan that stands there decides, whatever would be measured now.
+    (tmp_path / PLAN).write_text(json.dumps({**plan, "boundaries": ["stem", "stage3/0"]}))
+    assert build(planned(one, tmp_path)).boundaries == ("stem", "stage3/0")
+
+
+def test_a_memory_budget(tmp_path):
+    whole = peak(config(modules=1))
+    found = planned(config(memory_budget=f"{int(0.8 * whole)}B"), tmp_path)
+    assert found.local.modules > 1 or found.local.remat != "auto"
+    assert peak(found) <= 0.8 * whole
+    assert found.local.memory_budget is None
+    with pytest.raises(ValueError, match=r"\b1000\b.*"):
+        planned(config(memory_budget="1KB"), tmp_path / "other")
