@@ -57,7 +57,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.local.boundaries=balance"], r"unknown rule for boundaries 'balance': use equal, balanced or published"),
     (
         ["--config.local.remat=heads"],
-        r"unknown part to rematerialise 'heads': use auto, none, blocks, contexts, head or",
+        r"unknown part to rematerialise 'heads': use auto, none, blocks, contexts, ",
     ),
     (["--config.local.memory_budget=8"], "'8' is no number of bytes: use a number and a unit, such as 8GiB"),
     (["--config.step=join"], r"unknown form of the step 'join': use separate or joined"),
