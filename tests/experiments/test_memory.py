@@ -196,6 +196,7 @@ def test_rows_in_order():
     assert list(map(str, rows)) == [
         "end_to_end", "end_to_end_remat", "naive R0 K=1", "naive R0 K=4", "contsup_joined R0 K=1",
         "contsup_joined R0 K=4", "contsup R0 K=1", "contsup R0 K=4", "contsup E K=1", "contsup E K=4",
+        "contsup_remat E K=1", "contsup_remat E K=4",
         "contsup_decoder R0 K=1", "contsup_decoder R0 K=4", "contsup_decoder E K=1", "contsup_decoder E K=4",
     ]  # fmt: skip
     order = in_order_of_effort(rows)
@@ -210,6 +211,9 @@ def test_rows_in_order():
 def test_rows_differ_in_what_they_say_only():
     config = default.get_config()
     config.local.head = "0c1f"
+    assert {m.remat for m in describe(Row("contsup_remat", 3, "E"), config).method.cut.modules} == {("contexts",)}
+    assert {m.remat for m in describe(Row("contsup", 3, "E"), config, "tpu").method.cut.modules} == {("contexts",)}
+    assert {m.remat for m in describe(Row("contsup", 3, "E"), config, "cpu").method.cut.modules} == {()}
     method = describe(Row("contsup_decoder", 3, "E"), config).method
     assert [module.reconstruction is not None for module in method.cut.modules] == [True, True, False]
     assert "images" in method.cut.modules[1].reads
