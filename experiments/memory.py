@@ -113,9 +113,9 @@ class Bench:
         self._known: dict[str, Need] = {}
         self._environment = compilation_cache(workdir) if measure else None
         self._measured = workdir / MEASURED
-        if measure and not jax.config.jax_compilation_cache_dir:
+        if self._environment is not None:
             # What is compiled here is not compiled again by the process that runs it.
-            jax.config.update("jax_compilation_cache_dir", compilation_cache(workdir)["JAX_COMPILATION_CACHE_DIR"])
+            jax.config.update("jax_compilation_cache_dir", self._environment["JAX_COMPILATION_CACHE_DIR"])
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
     def need(self, row: Row) -> Need:
