@@ -58,7 +58,7 @@ def get_config(options: str = "") -> ConfigDict:
                 "milestones": (),  # of piecewise, in epochs
                 "decay": 0.1,  # of piecewise, at each milestone
             },
-            "step": "separate",  # an executable for each module, or joined into one: faster to launch, more memory
+            "step": "separate",  # an executable for each module, or joined into one: fewer launches, more memory
             "mesh": {
                 "data": 1,  # devices among which a batch is divided
             },

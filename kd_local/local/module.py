@@ -136,7 +136,7 @@ class LocalModule:
 
         `weights` stands for its own, so that modules which differ in them only can share an executable.
         """
-        supply, output, statistics = self.apply(variables, tensors, train=train)
+        supplied, output, statistics = self.apply(variables, tensors, train=train)
         outputs = output
         if self.head is not None:
             outputs = self._call(self.head, variables, "head", statistics, (output,), train)
@@ -150,11 +150,11 @@ class LocalModule:
             head_loss = metrics["loss"]
             loss = of_decoder * reconstruction + of_head * head_loss.astype(reconstruction.dtype)
             metrics = {**metrics, "loss": loss, "head_loss": head_loss, "reconstruction_loss": reconstruction}
-        return metrics, self.hand_on(supply, output), output, statistics
+        return metrics, self.hand_on(supplied, output), output, statistics
 
-    def hand_on(self, supply: Any, output: Any) -> tuple[Any, ...]:
+    def hand_on(self, supplied: Any, output: Any) -> tuple[Any, ...]:
         """The tensors of `writes`."""
-        return (output, supply)[: len(self.writes)]
+        return (output, supplied)[: len(self.writes)]
 
     def _call(
         self,
