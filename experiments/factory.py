@@ -113,6 +113,11 @@ def build(config: ConfigDict, platform: str | None = None) -> Experiment:
     pieces = _cut(config, network, data, dtype, platform or mesh.devices.flat[0].platform)
     if config.local.memory_budget is not None:
         parse_bytes(config.local.memory_budget)
+    if config.step != "separate" and (config.local.memory_budget is not None or config.local.boundaries == "balanced"):
+        raise ValueError(
+            f"step is {config.step!r}, but boundaries are balanced, and memory budgets kept, for separate executables: "
+            "use step=separate, or boundaries by name"
+        )
     local_method = ContSup(pieces, optimizer, config.local.answer)
     methods: dict[str, Callable[[], Method]] = {
         "contsup": lambda: local_method,

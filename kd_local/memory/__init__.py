@@ -1,6 +1,6 @@
 """Measure and plan: what a method needs of a device's memory, on which device, at which number of modules."""
 
-from kd_local.memory.balance import MeasuredCut, balance, balanced_boundaries
+from kd_local.memory.balance import MeasuredCut, balance
 from kd_local.memory.executables import Executable, Executables
 from kd_local.memory.fit import Fit, fit, parse_bytes
 from kd_local.memory.footprint import Footprint, PieceFootprint, footprint, step_calls
@@ -20,7 +20,6 @@ __all__ = [
     "SummedLosses",
     "Target",
     "balance",
-    "balanced_boundaries",
     "fit",
     "footprint",
     "observed_peak",

@@ -62,41 +62,6 @@ class MeasuredCut:
         return self.largest.peak
 
 
-def balanced_boundaries(
-    make: Make,
-    network: Network,
-    modules: int,
-    shape: tuple[int, int, int],
-    batch: int,
-    target: Target,
-    *,
-    executables: Executables | None = None,
-    compilations: int = COMPILATIONS,
-) -> tuple[str, ...]:
-    """The boundaries that cut a network into so many modules with the lowest peak that was found (see `footprint`).
-
-    They are never worse than those of equal layers, which are measured first. The same arguments give the same
-    boundaries, whatever was measured before.
-
-    Args:
-        make: gives the method for boundaries, all else the same.
-        network: the one that it cuts.
-        modules: how many.
-        shape: height, width and channels of the images (float32).
-        batch: images of a step, over all devices of the target.
-        target: where.
-        executables: those known already, to which new ones are added.
-        compilations: different modules to measure at most, besides those of the cut of equal layers.
-
-    Raises:
-        ValueError: fewer than one module or more than the network has blocks, fewer than one image, or a negative
-            number of compilations.
-    """
-    return balance(
-        make, network, modules, shape, batch, target, executables=executables, compilations=compilations
-    ).boundaries
-
-
 def balance(
     make: Make,
     network: Network,
@@ -109,10 +74,26 @@ def balance(
     compilations: int = COMPILATIONS,
     enough: int | None = None,
 ) -> MeasuredCut:
-    """As `balanced_boundaries`, with what was measured.
+    """The cut of a network into so many modules with the lowest peak that was found (see `footprint`).
 
-    With `enough`, a number of bytes, the search ends with the first cut that needs no more, and where no cut is
-    estimated to come near.
+    It is never worse than that of equal layers, which is measured first. The same arguments give the same boundaries,
+    whatever was measured before.
+
+    Args:
+        make: gives the method for boundaries, all else the same.
+        network: the one that it cuts.
+        modules: how many.
+        shape: height, width and channels of the images (float32).
+        batch: images of a step, over all devices of the target.
+        target: where.
+        executables: those known already, to which new ones are added.
+        compilations: different modules to measure at most, besides those of the cut of equal layers.
+        enough: a number of bytes: the search ends with the first cut that needs no more, and where no cut is estimated
+            to come near.
+
+    Raises:
+        ValueError: fewer than one module or more than the network has blocks, fewer than one image, or a negative
+            number of compilations.
     """
     if compilations < 0:
         raise ValueError(f"compilations is {compilations}: use 0, which keeps the cut of equal layers, or more")

@@ -66,7 +66,7 @@ def fit(
         budget: bytes of one device; left out, what the target has.
         remats: whether to rematerialise: what to try, in order, with each number of modules.
         executables: those known already, to which new ones are added.
-        compilations: for each number of modules, see `balanced_boundaries`.
+        compilations: for each number of modules, see `balance`.
 
     Raises:
         ValueError: nothing fits, which names the lowest peak that was found and what dominates it; a budget below one

@@ -60,6 +60,8 @@ BAD_INPUT: list[tuple[list[str], str]] = [
         r"unknown part to rematerialise 'heads': use auto, none, blocks, contexts, ",
     ),
     (["--config.local.memory_budget=8"], "'8' is no number of bytes: use a number and a unit, such as 8GiB"),
+    (["--config.step=joined", "--config.local.memory_budget=8GiB"], "step is 'joined', but boundaries are balanced"),
+    (["--config.step=joined", "--config.local.boundaries=balanced"], "use step=separate, or boundaries by name"),
     (["--config.step=join"], r"unknown form of the step 'join': use separate or joined"),
     (["--config.local.boundaries=stem,stage1/1,stage2/0"], r"unknown boundary 'stage1/1': .*\(nearest: stage1/0\)"),
     (["--config.local.boundaries=stem,stage1/0"], "4 modules, but 2 boundaries .*, which make 3"),

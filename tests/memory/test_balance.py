@@ -9,7 +9,7 @@ import pytest
 
 from kd_local.local import ContSup, PixelScale, cut, equal_layers
 from kd_local.memory import Executables, footprint, target
-from kd_local.memory.balance import _Needs, balance, balanced_boundaries
+from kd_local.memory.balance import _Needs, balance
 from kd_local.models import create
 
 SMALL = create("resnet8", classes=10)
@@ -44,7 +44,7 @@ def test_no_cut_needs_less(context, modules):
 
 def test_a_search_cut_short_gives_what_it_measured():
     make, equal = maker("R0"), equal_layers(SMALL, 3)
-    assert balanced_boundaries(make, SMALL, 3, SHAPE, BATCH, HERE, executables=KNOWN, compilations=0) == equal
+    assert balance(make, SMALL, 3, SHAPE, BATCH, HERE, executables=KNOWN, compilations=0).boundaries == equal
     executables = Executables()
     found = balance(make, SMALL, 3, SHAPE, BATCH, HERE, executables=executables, compilations=2)
     assert executables.compiled <= 5
@@ -111,8 +111,8 @@ def footprint_state(method):
 
 def test_errors():
     with pytest.raises(ValueError, match="compilations is -1: use 0, which keeps the cut of equal layers, or more"):
-        balanced_boundaries(maker("R0"), SMALL, 3, SHAPE, BATCH, HERE, compilations=-1)
+        balance(maker("R0"), SMALL, 3, SHAPE, BATCH, HERE, compilations=-1)
     with pytest.raises(ValueError, match="6 modules for a network of 5 blocks: use 1 to 5"):
-        balanced_boundaries(maker("R0"), SMALL, 6, SHAPE, BATCH, HERE)
+        balance(maker("R0"), SMALL, 6, SHAPE, BATCH, HERE)
     with pytest.raises(ValueError, match="batch is 0: use 1 or more images"):
-        balanced_boundaries(maker("R0"), SMALL, 3, SHAPE, 0, HERE)
+        balance(maker("R0"), SMALL, 3, SHAPE, 0, HERE)
