@@ -3,18 +3,20 @@ are read or anything is compiled."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from experiments.teachers import DTYPES, teachers
 from kd_local.contract import Method
-from kd_local.data import Data, Description, describe, load
+from kd_local.data import Augmentation, Data, Description, describe, load
+from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss
 from kd_local.errors import unknown
 from kd_local.local import (
     PARTS,
@@ -35,7 +37,6 @@ from kd_local.training.optimizers import make_optimizer
 from kd_local.training.schedules import make_schedule
 
 BOUNDARY_RULES = ("equal", "balanced", "published")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,23 @@ class Experiment:
     read: Callable[[], Data]
 
 
-def build(config: ConfigDict, platform: str | None = None) -> Experiment:
+def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bool = False) -> Experiment:
     """What a config describes.
 
     `platform` is what it is to run on, if not on the devices here: cpu, gpu or tpu. Boundaries to be balanced, and what
-    a memory budget asks for, are as if not asked for: `experiments.planning` finds them.
+    a memory budget asks for, are as if not asked for: `experiments.planning` finds them. With `fresh_teachers`, the
+    weights of teachers are not read, as what only depends on shapes does not need them.
 
     Raises:
-        ValueError: a value that is unknown or out of range.
+        ValueError: a value that is unknown or out of range, or weights of a teacher that are missing or do not fit.
+        ModuleNotFoundError: weights of PyTorch, which is not installed.
     """
     data = describe(
         config.data.name,
         train_examples=config.data.train_examples,
         validation_examples=config.data.validation_examples,
     )
+    data = replace(data, augmentation=_augmentation(config, data.augmentation))
     mesh = data_mesh(config.mesh.data)
     course = plan(data.train, epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=mesh)
     if not 0 <= config.seed < 2**32:
@@ -119,9 +123,30 @@ def build(config: ConfigDict, platform: str | None = None) -> Experiment:
             "use step=separate, or boundaries by name"
         )
     local_method = ContSup(pieces, optimizer, config.local.answer)
+    objectives = {name: kind(**config[name].to_dict()) for name, kind in OBJECTIVES.items()}
+    stone_loss = StoneLoss(**config.local_distillation.to_dict())
+
+    def taught_by(objective: Objective) -> Method:
+        return Distillation(
+            network,
+            teachers(config, classes=data.classes, shape=data.shape, fresh=fresh_teachers),
+            objective,
+            optimizer,
+            examples=data.train,
+            steps_per_epoch=course.steps_per_epoch,
+        )
+
+    def taught_locally() -> Method:
+        found = teachers(config, classes=data.classes, shape=data.shape, fresh=fresh_teachers)
+        if len(found) > 1:
+            raise ValueError(f"{len(found)} teachers for local_distillation: give one, or use another method")
+        return LocalDistillation(network, found[0], stone_loss, optimizer, data.shape)
+
     methods: dict[str, Callable[[], Method]] = {
         "contsup": lambda: local_method,
         "end_to_end": lambda: EndToEnd(network, optimizer, config.end_to_end.remat),
+        **{name: partial(taught_by, objective) for name, objective in objectives.items()},
+        "local_distillation": taught_locally,
     }
     if config.method not in methods:
         raise unknown("method", config.method, methods)
@@ -136,13 +161,31 @@ def build(config: ConfigDict, platform: str | None = None) -> Experiment:
         shape=data.shape,
         schedule=schedule,
         mesh=mesh,
-        read=lambda: load(
-            config.data.name,
-            data_dir=None if config.data.data_dir is None else Path(config.data.data_dir),
-            train_examples=config.data.train_examples,
-            validation_examples=config.data.validation_examples,
+        read=lambda: replace(
+            load(
+                config.data.name,
+                data_dir=None if config.data.data_dir is None else Path(config.data.data_dir),
+                train_examples=config.data.train_examples,
+                validation_examples=config.data.validation_examples,
+            ),
+            augmentation=data.augmentation,
         ),
     )
+
+
+def _augmentation(config: ConfigDict, usual: Augmentation) -> Augmentation:
+    changed = usual if config.data.augment else replace(usual, pad=0, flip=False)
+    return replace(changed, mean=_of_channels(config, "mean", usual.mean), std=_of_channels(config, "std", usual.std))
+
+
+def _of_channels(config: ConfigDict, name: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+    if config.data[name] is None:
+        return usual
+    expected = f"a number in [0, 1] for each of the {len(usual)} channels"
+    numbers = _numbers(f"data.{name}", config.data[name], expected)
+    if len(numbers) != len(usual):
+        raise ValueError(f"data.{name} is {config.data[name]!r}: use {expected}")
+    return tuple(255 * number for number in numbers)
 
 
 def _cut(config: ConfigDict, network: Network, data: Description, dtype: Any, platform: str) -> CutNetwork:
@@ -160,7 +203,7 @@ def _cut(config: ConfigDict, network: Network, data: Description, dtype: Any, pl
             config.network.name, config.data.name, local.modules, balanced=balanced
         )
     else:
-        scale = _numbers("local.loss_scale", local.loss_scale)
+        scale = _numbers("local.loss_scale", local.loss_scale, "'published', or four numbers")
     pixels = PixelScale(data.augmentation.mean, data.augmentation.std)
     return cut(
         network,
@@ -193,13 +236,11 @@ def _parts(remat: str, platform: str) -> tuple[str, ...]:
     return parts
 
 
-def _numbers(key: str, text: str) -> tuple[float, ...]:
+def _numbers(key: str, text: str, expected: str) -> tuple[float, ...]:
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
-        raise ValueError(
-            f"{key} is {text!r}: use 'published', or four numbers with commas between, 5,0.05,0.2,0.5"
-        ) from None
+        raise ValueError(f"{key} is {text!r}: use {expected} with commas between, such as 5,0.05,0.2,0.5") from None
 
 
 def _names(boundaries: str) -> tuple[str, ...] | str:

@@ -28,10 +28,13 @@ from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build, count_parameters
 from experiments.planning import left_to_measurement, planned
-from kd_local.contract import State
+from experiments.teachers import save_network
+from kd_local.contract import State, Taught, TrainsNetwork
 from kd_local.costs import multiply_adds
+from kd_local.data import Data
 from kd_local.local import ContSup
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
+from kd_local.training.evaluation import compare
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.logging import METRICS, STEPS, Log, read_records, replace_text
 from kd_local.training.loop import NotFiniteError, Record, Result, train
@@ -53,7 +56,7 @@ def main(_: list[str]) -> None:
         if left_to_measurement(config):
             config = planned(config, workdir)
             experiment = build(config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
 
     console = Console(stderr=False)
@@ -80,7 +83,9 @@ def main(_: list[str]) -> None:
                 observers=(bar, log),
                 interruption=interruption,
             )
-        _conclude(console, experiment, config, result, workdir)
+        if isinstance(experiment.method, TrainsNetwork):
+            save_network(experiment.method.network_variables(result.state), workdir)
+        _conclude(console, experiment, config, result, data, workdir)
     except Interrupted as stopped:
         fail(f"{stopped}; saved in {workdir}: the same command goes on from there", 128 + stopped.signal)
     except NotFiniteError as error:
@@ -109,10 +114,14 @@ def _describe(console: Console, experiment: Experiment, config: ConfigDict, work
 
 def _title(experiment: Experiment, config: ConfigDict) -> str:
     how = f"K={experiment.modules} {experiment.context}" if experiment.context else "end to end"
+    if config.teacher.weights is not None and isinstance(experiment.method, Taught):
+        how = f"taught by {config.teacher.network or config.teacher.weights}"
     return f"{config.method} {config.network.name} on {config.data.name}, {how}, seed {config.seed}"
 
 
-def _conclude(console: Console, experiment: Experiment, config: ConfigDict, result: Result, workdir: Path) -> None:
+def _conclude(
+    console: Console, experiment: Experiment, config: ConfigDict, result: Result, data: Data, workdir: Path
+) -> None:
     records = read_records(workdir / METRICS)
     last = records[-1]
     seconds = sum(record["seconds"] for record in records)
@@ -134,9 +143,12 @@ def _conclude(console: Console, experiment: Experiment, config: ConfigDict, resu
         **{name.replace("/", "_"): last[name] for name in last if re.fullmatch("(validation|test)/[a-z]+", name)},
         "train_seconds": round(seconds, 3),
         "images_per_second": round(images / seconds, 1),
-        "parameters_trained": count_parameters([part["params"] for part in result.state.values()]),
+        "parameters_trained": count_parameters(
+            [part["params"] for part in result.state.values() if "opt_state" in part]
+        ),
         "parameters_deployed": count_parameters(experiment.method.deployed(result.state)),
         "multiply_adds": multiply_adds(experiment.method.logits, result.state, images_like),
+        **_compared_with_teachers(experiment, config, result.state, data),
         "exits": _exits(experiment, result.state, images_like, last),
         "jax": jax.__version__,
         "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
@@ -149,18 +161,30 @@ def _conclude(console: Console, experiment: Experiment, config: ConfigDict, resu
             table.add_row(name, _shown(value))
     console.print(table)
     if summary["exits"]:
-        exits = Table("exit", "test accuracy", "multiply-adds, of the whole network", title="local heads")
+        exits = Table("exit", "test accuracy", "multiply-adds, of the whole network", title="other answers")
         for name, values in summary["exits"].items():
-            exits.add_row(name, f"{values['test_accuracy']:.4f}", f"{values['share']:.3f}")
+            exits.add_row(name, f"{values['test_accuracy']:.4f}", f"{values['share']:.3f}" if "share" in values else "")
         console.print(exits)
     console.print(f"curves: {workdir / CURVES}", soft_wrap=True, highlight=False)
 
 
+def _compared_with_teachers(experiment: Experiment, config: ConfigDict, state: State, data: Data) -> dict[str, float]:
+    """The accuracy of the teachers and how often the student agrees with them, on the test images."""
+    method = experiment.method
+    if not isinstance(method, Taught):
+        return {}
+    accuracy, agreement = compare(method, state, data, batch_size=config.batch_size, mesh=experiment.mesh)
+    return {"teacher_accuracy": accuracy, "agreement": agreement}
+
+
 def _exits(experiment: Experiment, state: State, images: Any, last: Record) -> dict[str, dict[str, float]]:
-    """Of each head that can answer: its accuracy, what an answer costs, and that as a share of the last one's cost."""
+    """Of each head or stepping stone that can answer its accuracy, and of a head what an answer costs, and that as a
+    share of the last one's cost."""
     method = experiment.method
     names = [name.split("/")[1] for name in last if re.fullmatch("test/[^/]+/accuracy", name)]
-    if not isinstance(method, ContSup) or not names:
+    if not isinstance(method, ContSup):
+        return {name: {"test_accuracy": last[f"test/{name}/accuracy"]} for name in names}
+    if not names:
         return {}
     costs = {name: multiply_adds(replace(method, answer=name).logits, state, images) for name in names}
     whole = multiply_adds(replace(method, answer="last").logits, state, images)

@@ -15,7 +15,8 @@ StatePart = Any
 """A pytree that one program owns: parameters, statistics and optimizer state."""
 
 State = dict[str, StatePart]
-"""Everything that training changes, by the name of the program that owns it: what a checkpoint holds."""
+"""Everything that a step depends on, by the name of the program that owns it, and the parts that are only read: what a
+checkpoint holds."""
 
 Metrics = dict[str, Float[Array, ""]]
 """Means over the batch, by name. Every program gives at least `loss`."""
@@ -35,10 +36,11 @@ class Program:
         name: such as `module03`; also the part of the state that the program owns and updates.
         key: programs with equal keys compute the same function and share one executable.
         function: see `Function`. Tensors are read and written in the order of `reads` and `writes`.
-        reads: names of tensors handed on; `images` and `labels` come from the batch. The batch is every such tensor's
-            leading dimension.
+        reads: names of tensors handed on. `images`, `labels` and `indices` (the images' places in the training set)
+            come from the batch, and whatever else no program writes is handed in with it. The batch is every such
+            tensor's leading dimension.
         writes: names of tensors handed on to later programs.
-        frozen: parts of the state that are only read (a teacher).
+        frozen: parts of the state that are only read (a teacher); they need not be owned by any program.
         constants: numbers handed to the function, such as the weights of a loss: programs that differ in nothing else
             share an executable.
     """
@@ -74,4 +76,22 @@ class Method(Protocol):
 
     def deployed(self, state: State) -> Mapping[str, Any]:
         """The parameters that `logits` uses."""
+        ...
+
+
+@runtime_checkable
+class TrainsNetwork(Protocol):
+    """A method that trains a network as it is, which can then be used without the method, as a teacher for one."""
+
+    def network_variables(self, state: State) -> dict[str, Any]:
+        """The network's variables, see `kd_local.networks.Network`."""
+        ...
+
+
+@runtime_checkable
+class Taught(Method, Protocol):
+    """A method that has teachers."""
+
+    def taught(self, state: State, images: Float[Array, "batch h w c"]) -> Mapping[str, Float[Array, "batch k"]]:
+        """The teachers' logits by name, in evaluation mode."""
         ...

@@ -3,8 +3,13 @@
 Command: python -m experiments.train
 """
 
+from dataclasses import fields
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from kd_local.distill import OBJECTIVES, StoneLoss
 
 
 def get_config(options: str = "") -> ConfigDict:
@@ -12,13 +17,13 @@ def get_config(options: str = "") -> ConfigDict:
         raise ValueError(f"the default config takes no options, but got {options!r}: leave out the part after ':'")
     return ConfigDict(
         {
-            "method": "contsup",  # or end_to_end
+            "method": "contsup",  # or end_to_end; with a teacher: kd, block_kd, local_distillation, and those below
             "seed": 0,  # of initialisation, order and augmentation
             "epochs": 30,
             "batch_size": 64,  # over all devices
             "steps": placeholder(int),  # a limit on the steps, if any
             "network": {
-                "name": "resnet8",  # resnet8, 14, 20, 32, 44, 56, 110, 1202, resnet8x4, resnet32x4
+                "name": "resnet8",  # see kd_local/models/registry.py
                 "dtype": "float32",  # of the computation, or bfloat16; parameters stay float32
                 "shortcut": "projection",  # or padding (He et al.'s option A)
             },
@@ -27,6 +32,9 @@ def get_config(options: str = "") -> ConfigDict:
                 "data_dir": placeholder(str),  # where tensorflow-datasets keeps them; its own default if none
                 "train_examples": placeholder(int),  # a limit on the training images, if any
                 "validation_examples": 0,  # held out from the training images
+                "augment": True,  # crops and flips, as the data set is usually trained with
+                "mean": placeholder(str),  # of each channel in [0, 1], 0.485,0.456,0.406; the data set's own if none
+                "std": placeholder(str),  # likewise
             },
             "local": {
                 "modules": 4,
@@ -46,6 +54,13 @@ def get_config(options: str = "") -> ConfigDict:
             "end_to_end": {
                 "remat": False,  # keep the blocks' outputs only, and compute the inside again
             },
+            "teacher": {
+                "network": placeholder(str),  # its name, or several with commas; a run's folder tells its own
+                "weights": placeholder(str),  # a file of PyTorch's weights or the folder of a run; several with commas
+                "shortcut": "projection",  # or padding
+                "dtype": "float32",  # of its computation, or bfloat16
+            },
+            **_objectives(),
             "optimizer": {
                 "name": "sgd",  # or adam, adamw, lamb, lion
                 "learning_rate": 0.1,
@@ -68,3 +83,9 @@ def get_config(options: str = "") -> ConfigDict:
             },
         }
     )
+
+
+def _objectives() -> dict[str, dict[str, Any]]:
+    """The numbers of each way to teach, under its name: see its file in kd_local/distill."""
+    objectives = {**OBJECTIVES, "local_distillation": StoneLoss}
+    return {name: {field.name: field.default for field in fields(objective)} for name, objective in objectives.items()}

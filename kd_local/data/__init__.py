@@ -3,6 +3,7 @@
 from kd_local.data.augmentation import Augmentation, augment, normalise
 from kd_local.data.batches import (
     batch_at,
+    batch_indices,
     batches,
     epoch_order,
     evaluation_batches,
@@ -18,6 +19,7 @@ __all__ = [
     "Split",
     "augment",
     "batch_at",
+    "batch_indices",
     "batches",
     "describe",
     "epoch_order",

@@ -16,6 +16,9 @@ Batch = tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
 NumberedBatch = tuple[int, UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
 """The step, images and labels."""
 
+NumberedIndices = tuple[int, Int64[np.ndarray, " batch"]]
+"""The step and the places of its examples."""
+
 PaddedBatch = tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"], Bool[np.ndarray, " batch"]]
 """Images, labels, and which of them are examples."""
 
@@ -77,19 +80,34 @@ def batches(split: Split, *, seed: int, batch_size: int, start_step: int = 0) ->
     Raises:
         ValueError: see `batch_at`; at once, not with the first batch.
     """
+    return _batches(split, batch_indices(len(split), seed=seed, batch_size=batch_size, start_step=start_step))
+
+
+def _batches(split: Split, steps: Iterator[NumberedIndices]) -> Iterator[NumberedBatch]:
+    for step, chosen in steps:
+        yield step, split.images[chosen], split.labels[chosen]
+
+
+def batch_indices(examples: int, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[NumberedIndices]:
+    """Endless steps from `start_step` on, each with the places of its examples in the training set, from 0.
+
+    Raises:
+        ValueError: see `batch_at`; at once, not with the first batch.
+    """
     _check_seed(seed)
     if start_step < 0:
         raise ValueError(f"step {start_step}: steps count from 0")
-    epoch, position = divmod(start_step, steps_per_epoch(len(split), batch_size))
-    return _batches(split, seed, batch_size, start_step, epoch, position)
+    epoch, position = divmod(start_step, steps_per_epoch(examples, batch_size))
+    return _batch_indices(examples, seed, batch_size, start_step, epoch, position)
 
 
-def _batches(split: Split, seed: int, batch_size: int, step: int, epoch: int, position: int) -> Iterator[NumberedBatch]:
+def _batch_indices(
+    examples: int, seed: int, batch_size: int, step: int, epoch: int, position: int
+) -> Iterator[NumberedIndices]:
     while True:
-        order = epoch_order(seed, epoch, len(split))
-        for start in range(position * batch_size, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            yield step, split.images[chosen], split.labels[chosen]
+        order = epoch_order(seed, epoch, examples)
+        for start in range(position * batch_size, examples, batch_size):
+            yield step, order[start : start + batch_size]
             step += 1
         epoch, position = epoch + 1, 0
 

@@ -1,0 +1,28 @@
+"""Splice: a student learns from frozen teachers, by Block-KD's stepping stones and the field's other objectives."""
+
+from kd_local.distill.block_kd import BlockKD
+from kd_local.distill.distances import DISTANCES, logit_distance
+from kd_local.distill.distillation import Distillation
+from kd_local.distill.local_distillation import LocalDistillation, StoneLoss
+from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
+from kd_local.distill.outputs import output_shapes, outputs
+from kd_local.distill.registry import OBJECTIVES
+from kd_local.distill.teacher import Teacher
+
+__all__ = [
+    "DISTANCES",
+    "OBJECTIVES",
+    "BlockKD",
+    "Distillation",
+    "Exam",
+    "Lesson",
+    "LocalDistillation",
+    "Objective",
+    "Outputs",
+    "Pair",
+    "StoneLoss",
+    "Teacher",
+    "logit_distance",
+    "output_shapes",
+    "outputs",
+]

@@ -4,9 +4,9 @@ The method `Distillation` runs both networks and takes the gradient; an objectiv
 file of its own and a line in `registry.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -18,19 +18,19 @@ from kd_local.networks import Collection, Network, Variables
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Outputs:
-    """What a network makes of a batch, or the shapes of it.
+    """What a network makes of a batch: arrays, or in `Objective.init` their `jax.ShapeDtypeStruct`s.
 
     Attributes:
-        features: at the end of each stage, the first block's (the stem's) first.
+        features: (batch, h, w, c) each, at the end of each stage, the first block's (the stem's) first.
         preactivations: the same before the ReLU that ends a block; the features themselves where none does.
-        pooled: what the last linear layer reads.
-        logits: before the softmax.
+        pooled: (batch, c), what the last linear layer reads.
+        logits: (batch, classes).
     """
 
-    features: tuple[Float[Array, "batch _ _ _"] | jax.ShapeDtypeStruct, ...]
-    preactivations: tuple[Float[Array, "batch _ _ _"] | jax.ShapeDtypeStruct, ...]
-    pooled: Float[Array, "batch _"] | jax.ShapeDtypeStruct
-    logits: Float[Array, "batch _"] | jax.ShapeDtypeStruct
+    features: tuple[Any, ...]
+    preactivations: tuple[Any, ...]
+    pooled: Any
+    logits: Any
 
 
 @dataclass(frozen=True)
@@ -41,28 +41,46 @@ class Pair:
     teacher: Network
 
 
+@runtime_checkable
+class Rest(Protocol):
+    """The frozen teacher from the end of a stage on."""
+
+    def __call__(self, stage: int, x: Float[Array, "n _ _ _"], until: int | None = None) -> Array:
+        """Sends features through the teacher's blocks behind the stage of that index, in evaluation mode.
+
+        Gives logits, or the features at the end of the stage `until`. Gradients pass through it to the features.
+        """
+        ...
+
+
 @dataclass(frozen=True)
-class Lesson:
-    """All that an objective is given of one batch.
+class Exam:
+    """What an objective is given where nothing is learnt: the student in evaluation mode.
 
     Attributes:
-        teacher: cut from the gradient, in evaluation mode.
-        indices: the images' places in the training set, from 0.
-        epoch: the current one, counted from 1.
-        teacher_rest: sends features through the teacher's blocks behind the stage of that index and gives logits;
-            gradients pass through it to the features.
-        train: whether the student is in training mode.
+        teacher: the shapes of what the teacher makes of the batch.
     """
 
     pair: Pair
     student: Outputs
     teacher: Outputs
+    teacher_rest: Rest
+
+
+@dataclass(frozen=True)
+class Lesson(Exam):
+    """All that an objective is given of one batch to learn from: the student in training mode.
+
+    Attributes:
+        teacher: in evaluation mode, cut from the gradient.
+        indices: the images' places in the training set, from 0; zeros where the objective does not need them.
+        epoch: the current one, counted from 1.
+    """
+
     labels: Int[Array, " batch"]
     indices: Int[Array, " batch"]
     epoch: Float[Array, ""]
     rng: PRNGKeyArray
-    teacher_rest: Callable[[int, Float[Array, "batch _ _ _"]], Float[Array, "batch _"]]
-    train: bool
 
 
 class Objective:
@@ -70,13 +88,13 @@ class Objective:
 
     Attributes:
         reads: `logits` where of the teacher nothing else is used: then these may come from a cache.
+        needs_indices: whether it must know which images it is given.
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "features"
+    needs_indices: ClassVar[bool] = False
 
-    def init(
-        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int
-    ) -> Variables:
+    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
         """Fresh variables of what learns beside the student (connectors), or is remembered from step to step
         (`batch_stats`); of the outputs only shapes count. `examples` is the size of the training set.
 
@@ -85,17 +103,21 @@ class Objective:
         """
         return {"params": {}, "batch_stats": {}}
 
-    def loss(
-        self, variables: Mapping[str, Any], lesson: Lesson
-    ) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         """What is minimised, the cross entropy of the labels included; its parts by name; and `batch_stats` of the
         variables after the step."""
         raise NotImplementedError
 
-    def logits(self, variables: Mapping[str, Any], lesson: Lesson) -> Float[Array, "batch _"]:
+    def logits(self, variables: Mapping[str, Any], exam: Exam) -> Float[Array, "batch _"]:
         """What is deployed: the student's own logits, unless the objective says otherwise."""
-        return lesson.student.logits
+        return exam.student.logits
 
-    def exits(self, variables: Mapping[str, Any], lesson: Lesson) -> dict[str, Float[Array, "batch _"]]:
+    def deployed(
+        self, pair: Pair, student: Mapping[str, Any], own: Mapping[str, Any], teacher: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """The parameters that `logits` uses, of the student's blocks, the objective's own and the teacher's blocks."""
+        return student
+
+    def exits(self, variables: Mapping[str, Any], exam: Exam) -> dict[str, Float[Array, "batch _"]]:
         """The logits of whatever else answers, by name: stepping stones."""
         return {}

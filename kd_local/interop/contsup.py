@@ -28,8 +28,9 @@ from kd_local.local.contexts import FeatureEncoder, ImageEncoder
 from kd_local.local.cut import CutNetwork
 from kd_local.local.heads import LocalHead
 from kd_local.local.module import LocalModule
+from kd_local.models.ends import Classifier, Stem
 from kd_local.models.layers import DType
-from kd_local.models.resnet import BasicBlock, Classifier, Stem
+from kd_local.models.resnet import BasicBlock
 from kd_local.networks import Variables
 
 # Their code builds decoders and encoders whether or not they are used.

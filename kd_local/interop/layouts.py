@@ -19,6 +19,7 @@ Kind = Literal["convolution", "linear", "batch_norm"]
 Path = tuple[str, ...]
 
 _HINT = "compare depth, widths and classes of the network, and how it is cut, with those of the weights"
+_UNUSED = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -127,20 +128,44 @@ def read_layers(
     """
     flat = flatten_dict(shapes, keep_empty_nodes=True)
     for tensor in _tensors(layers, shapes):
-        if tensor.name not in arrays:
-            raise ValueError(f"{tensor.name} is missing, expected in shape {tensor.their_shape}: {_HINT}")
-        array = np.asarray(arrays[tensor.name])
-        if array.shape != tensor.their_shape:
-            raise ValueError(
-                f"{tensor.name} has shape {array.shape}, expected {tensor.their_shape} (at {'/'.join(tensor.path)}): "
-                f"{_HINT}"
-            )
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(
-                f"{tensor.name} is {array.dtype}, expected a floating dtype: weights of integers have no use"
-            )
-        flat[tensor.path] = np.array(tensor.to_ours(array), dtype, order="C")
+        flat[tensor.path] = np.array(tensor.to_ours(_array_of(tensor, arrays)), dtype, order="C")
     return unflatten_dict(flat)
+
+
+def read_all(
+    layers: Sequence[Layer], arrays: Mapping[str, Any], shapes: Mapping[str, Any], *, dtype: DType = None
+) -> Variables:
+    """`read_layers` of arrays among which there is nothing else, PyTorch's `num_batches_tracked` excepted.
+
+    Raises:
+        ValueError: as `read_layers` and `refuse_others`, naming the first that does not fit in the order of the layers;
+            one that is unexpected comes behind the one that it follows in `arrays`.
+    """
+    tensors = _tensors(layers, shapes)
+    place = {tensor.name: index for index, tensor in enumerate(tensors)}
+    behind = 0
+    for name, array in arrays.items():
+        if name in place:
+            behind = place[name] + 1
+        elif not name.endswith(_UNUSED):
+            for tensor in tensors[:behind]:
+                _array_of(tensor, arrays)
+            refuse_others({name: array}, place)
+    return read_layers(layers, arrays, shapes, dtype=dtype)
+
+
+def _array_of(tensor: _Tensor, arrays: Mapping[str, Any]) -> np.ndarray:
+    if tensor.name not in arrays:
+        raise ValueError(f"{tensor.name} is missing, expected in shape {tensor.their_shape}: {_HINT}")
+    array = np.asarray(arrays[tensor.name])
+    if array.shape != tensor.their_shape:
+        raise ValueError(
+            f"{tensor.name} has shape {array.shape}, expected {tensor.their_shape} (at {'/'.join(tensor.path)}): "
+            f"{_HINT}"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{tensor.name} is {array.dtype}, expected a floating dtype: weights of integers have no use")
+    return array
 
 
 def write_layers(
@@ -181,7 +206,7 @@ def refuse_others(arrays: Mapping[str, Any], known: Iterable[str]) -> None:
     """
     names = set(known)
     for name, array in arrays.items():
-        if name not in names and not name.endswith(".num_batches_tracked"):
+        if name not in names and not name.endswith(_UNUSED):
             raise ValueError(
                 f"{name} of shape {np.shape(array)} is unexpected, the network has nothing by that name: {_HINT}"
             )

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
 from kd_local.local.losses import softmax
-from kd_local.networks import Network
+from kd_local.networks import Network, Variables
 from kd_local.state import Part, new_part, update_part
 
 NAME = "network"
@@ -46,8 +46,7 @@ class EndToEnd:
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
         """The network's logits in evaluation mode."""
-        variables = {"params": state[NAME]["params"], "batch_stats": state[NAME]["batch_stats"]}
-        return self.network.apply(variables, images, train=False)[0]
+        return self.network.apply(self.network_variables(state), images, train=False)[0]
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
         """None: only the network itself answers."""
@@ -56,6 +55,10 @@ class EndToEnd:
     def deployed(self, state: State) -> Mapping[str, Any]:
         """All parameters."""
         return state[NAME]["params"]
+
+    def network_variables(self, state: State) -> Variables:
+        """The network's variables."""
+        return {collection: state[NAME][collection] for collection in ("params", "batch_stats")}
 
 
 def _train_network(

@@ -27,7 +27,8 @@ class PieceFootprint:
     Attributes:
         name: of its first program.
         executable: what its executable needs.
-        state: parameters, statistics and optimizer state of all programs, its own and the others'.
+        state: parameters, statistics and optimizer state of all programs, its own and the others', and what is only
+            read.
         carried: tensors that it reads, that it writes, and that are kept for later pieces.
         peak: of the whole step while it runs.
     """
@@ -123,15 +124,39 @@ def step_calls(
     """What the step of a method consists of, on a target: nothing is compiled."""
     if batch < 1:
         raise ValueError(f"batch is {batch}: use 1 or more images")
-    images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
-    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     rng = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    return Step(method, target.mesh, form=form).calls(state, images, labels, rng)
+    step = Step(method, target.mesh, form=form)
+    images, labels, further = batch_shapes(step, shape, batch)
+    return step.calls(state, images, labels, rng, further)
+
+
+def batch_shapes(
+    step: Step, shape: tuple[int, int, int], batch: int
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, dict[str, jax.ShapeDtypeStruct]]:
+    """Images, labels, and what else of a batch the step reads.
+
+    Raises:
+        ValueError: something whose shape is not known.
+    """
+    numbers = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    if unknown := [name for name in step.further if name != "indices"]:
+        raise ValueError(
+            f"the step reads {', '.join(unknown)}, which only training supplies: measure it without a cache"
+        )
+    return jax.ShapeDtypeStruct((batch, *shape), jnp.float32), numbers, dict.fromkeys(step.further, numbers)
 
 
 def piece_footprints(calls: list[Call], found: dict[Hashable, Executable]) -> tuple[PieceFootprint, ...]:
-    state = sum(_bytes(call.arguments[:1]) for call in calls)
+    owned = {program.name for call in calls for program in call.piece.programs}
+    read_only = {
+        name: part
+        for call in calls
+        for program, parts in zip(call.piece.programs, call.arguments[1], strict=True)
+        for name, part in zip(program.frozen, parts, strict=True)
+        if name not in owned
+    }
+    state = sum(_bytes(call.arguments[:1]) for call in calls) + _bytes(read_only)
     pieces = []
     for call in calls:
         executable, devices = found[call.signature], call.devices

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_local.contract import Method
+from kd_local.memory.footprint import batch_shapes
 from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
 
 _STATUS = Path("/proc/self/status")
@@ -58,16 +59,16 @@ def observed_peak(
     step = Step(method, mesh, form=form)
     rng = jax.device_put(jax.random.key(0), on_every_device(mesh))
     state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
-    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    step.compile(state, images, labels, rng)
+    shapes = batch_shapes(step, shape, batch)
+    images, labels, further = shapes
+    step.compile(state, images, labels, rng, further)
 
     def run(steps: int) -> None:
         current = jax.device_put(_ones(state), on_every_device(mesh))
         for _ in range(steps):
             # A step may donate its batch.
-            given = jax.device_put(_ones((images, labels)), over_the_batch(mesh, batch))
-            current, metrics = step(current, given[0], given[1], rng)
+            given = jax.device_put(_ones(shapes), over_the_batch(mesh, batch))
+            current, metrics = step(current, given[0], given[1], rng, given[2])
             del given
             jax.block_until_ready((current, metrics))
 

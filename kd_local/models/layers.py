@@ -1,11 +1,13 @@
 """The layers that all networks, heads and contexts share, with the initialisation of the reference code."""
 
+from functools import reduce
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kd_local.models.convolution import Conv, uniform_by_fan_in
+from kd_local.models.convolution import Conv, shifted, uniform_by_fan_in
 from kd_local.models.normalization import BatchNorm
 
 DType = Any
@@ -26,7 +28,8 @@ class Linear(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution and batch normalisation (eps 1e-5, momentum 0.9), with ReLU unless told otherwise.
+    """Convolution and batch normalisation (eps 1e-5, momentum 0.9), with ReLU unless told otherwise; with `relu6` what
+    ReLU gives ends at 6.
 
     Statistics are taken and kept in float32 at least, whatever the compute dtype.
     """
@@ -37,6 +40,8 @@ class ConvNorm(nn.Module):
     use_bias: bool = False
     relu: bool = True
     dtype: DType = None
+    groups: int = 1
+    relu6: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 k"]:
@@ -45,13 +50,33 @@ class ConvNorm(nn.Module):
             kernel_size=self.kernel_size,
             stride=self.stride,
             use_bias=self.use_bias,
+            groups=self.groups,
             dtype=self.dtype,
             name="conv",
         )(x)
         x = BatchNorm(dtype=self.dtype, name="norm")(x, train=train)
-        return nn.relu(x) if self.relu else x
+        if not self.relu:
+            return x
+        return nn.relu6(x) if self.relu6 else nn.relu(x)
 
 
 def global_average_pool(x: Float[Array, "batch h w c"]) -> Float[Array, "batch c"]:
     """The mean over height and width."""
     return x.mean(axis=(1, 2))
+
+
+def max_pool(
+    x: Float[Array, "batch h w c"], size: int, *, stride: int, padding: int = 0
+) -> Float[Array, "batch h2 w2 c"]:
+    """The largest of each window; places outside of the image do not count. Equal ones share the gradient.
+
+    As a maximum of shifted images: the CPU takes its gradient 4 to 40 times as fast as that of a windowed reduction.
+    """
+    return reduce(jnp.maximum, shifted(x, (size, size), stride, (padding, padding), fill=-jnp.inf))
+
+
+def average_pool(
+    x: Float[Array, "batch h w c"], size: int, *, stride: int, padding: int = 0
+) -> Float[Array, "batch h2 w2 c"]:
+    """The mean of each window; places outside of the image count as zeros."""
+    return reduce(jnp.add, shifted(x, (size, size), stride, (padding, padding))) / size**2

@@ -11,36 +11,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kd_local.errors import unknown
-from kd_local.models.layers import ConvNorm, DType, Linear, global_average_pool
+from kd_local.models.ends import Classifier, Stem, check_classes
+from kd_local.models.layers import ConvNorm, DType, max_pool
 from kd_local.networks import Network
 
 SHORTCUTS: tuple[str, ...] = ("projection", "padding")
 
 
-class Stem(nn.Module):
-    """3x3 convolution, batch normalisation, ReLU."""
-
-    features: int
-    dtype: DType = None
-    layers: ClassVar[int] = 1
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w k"]:
-        return ConvNorm(self.features, dtype=self.dtype, name="conv")(x, train=train)
-
-
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut; where the shape changes it projects (1x1 convolution and batch
-    normalisation), or subsamples and pads the channels with zeros, half on each side (He et al.'s option A)."""
+    normalisation), or subsamples and pads the channels with zeros, half on each side (He et al.'s option A); with
+    `pool_first` behind 3x3 maximum pooling."""
 
     features: int
     stride: int = 1
     shortcut: str = "projection"
     dtype: DType = None
+    pool_first: bool = False
+    relu: bool = True
     layers: ClassVar[int] = 2
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 k"]:
+        if self.pool_first:
+            x = max_pool(x, 3, stride=2, padding=1)
         residual = ConvNorm(self.features, stride=self.stride, dtype=self.dtype, name="conv1")(x, train=train)
         residual = ConvNorm(self.features, relu=False, dtype=self.dtype, name="conv2")(residual, train=train)
         missing = self.features - x.shape[-1]
@@ -58,19 +52,7 @@ class BasicBlock(nn.Module):
                 dtype=self.dtype,
                 name="projection",
             )(x, train=train)
-        return nn.relu(residual + shortcut)
-
-
-class Classifier(nn.Module):
-    """Global average pooling and a linear layer; gives the logits."""
-
-    classes: int
-    dtype: DType = None
-    layers: ClassVar[int] = 1
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
-        return Linear(self.classes, dtype=self.dtype, name="linear")(global_average_pool(x))
+        return nn.relu(residual + shortcut) if self.relu else residual + shortcut
 
 
 def resnet(
@@ -99,8 +81,7 @@ def resnet(
             f"no CIFAR ResNet of depth {depth}: the depth is 6n+2 (8, 14, 20, 32, 44, 56, 110, ...); near are "
             f"{lower} and {lower + 6}"
         )
-    if classes < 1:
-        raise ValueError(f"classes is {classes}: a network needs at least 1")
+    check_classes(classes)
     if len(widths) != 4 or min(widths) < 1:
         raise ValueError(f"widths is {widths}: use four positive numbers, of the stem and the three stages")
     if shortcut not in SHORTCUTS:

@@ -6,8 +6,9 @@ donated to it on accelerators; on the CPU that saves nothing, as what is aliased
 """
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,6 +25,8 @@ FORMS: tuple[str, ...] = ("separate", "joined")
 `joined`: one executable for the whole step, in which optimization barriers keep the order of the programs."""
 
 Tensors = dict[str, Any]
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,13 @@ def compile_lowered(lowered: Any, mesh: Mesh) -> Any:
 class Step:
     """A method's training step on a mesh (one device, unless told otherwise), compiled when a batch size first comes.
 
-    Calling it gives the state after the step and each program's metrics. The state handed in, and on accelerators the
-    batch, are donated: they may not be used afterwards.
+    Calling it gives the state after the step and each program's metrics. The parts of the state that programs own, and
+    on accelerators the batch, are donated: they may not be used afterwards.
 
     Attributes:
         mesh: the devices.
         pieces: what is compiled together, in order.
+        further: names of the tensors that programs read besides images and labels, and none writes: `extra` has them.
         metrics: once compiled, the names of all metrics by program, sorted, such as `("module03", "loss")`.
 
     Raises:
@@ -132,6 +136,7 @@ class Step:
     def __init__(self, method: Method, mesh: Mesh | None = None, *, form: str = "separate") -> None:
         self.mesh = data_mesh() if mesh is None else mesh
         self.pieces = _pieces(method.programs(), form)
+        self.further = further_tensors(method.programs())
         self.metrics: tuple[tuple[str, str], ...] = ()
         self._constants: list[tuple[Any, ...]] = []
         self._compiled: dict[int, list[Any]] = {}
@@ -142,12 +147,13 @@ class Step:
         images: Float[Array | np.ndarray, "batch h w c"],
         labels: Int[Array | np.ndarray, " batch"],
         rng: PRNGKeyArray,
+        extra: Mapping[str, Any] = NOTHING,
     ) -> tuple[State, dict[str, Metrics]]:
         compiled = self._compiled.get(images.shape[0])
         if compiled is None:
-            compiled = self.compile(state, images, labels, rng)
+            compiled = self.compile(state, images, labels, rng, extra)
         state = dict(state)
-        tensors: Tensors = {"images": images, "labels": labels}
+        tensors = self._batch(images, labels, extra)
         metrics: dict[str, Metrics] = {}
         for piece, executable, constants in zip(self.pieces, compiled, self._constants, strict=True):
             arguments = piece.arguments(state, tensors, rng, constants)
@@ -159,7 +165,9 @@ class Step:
             tensors.update(zip(piece.writes, written, strict=True))
         return state, metrics
 
-    def compile(self, state: State, images: Any, labels: Any, rng: Any) -> list[Any]:
+    def compile(
+        self, state: State, images: Any, labels: Any, rng: Any, extra: Mapping[str, Any] = NOTHING
+    ) -> list[Any]:
         """The executable of every piece, in order, for these shapes (arrays or `jax.ShapeDtypeStruct`).
 
         Returns:
@@ -167,7 +175,7 @@ class Step:
         """
         executables: dict[Hashable, Any] = {}
         metrics: list[tuple[str, str]] = []
-        calls = self.calls(state, images, labels, rng)
+        calls = self.calls(state, images, labels, rng, extra)
         for call in calls:
             # One after another: the CPU's compiler uses all cores by itself, and executables that it made at once,
             # from several threads, ran a seventh slower (ResNet-32, K=16, R0; R1E two fifths).
@@ -186,7 +194,7 @@ class Step:
         self._compiled[images.shape[0]] = [executables[call.signature] for call in calls]
         return self._compiled[images.shape[0]]
 
-    def calls(self, state: State, images: Any, labels: Any, rng: Any) -> list[Call]:
+    def calls(self, state: State, images: Any, labels: Any, rng: Any, extra: Mapping[str, Any] = NOTHING) -> list[Call]:
         """What would be compiled for these shapes (arrays or `jax.ShapeDtypeStruct`): a call for each piece, in order.
 
         Nothing is lowered, compiled or run: the mesh may be of devices that are not there.
@@ -194,7 +202,7 @@ class Step:
         replicated, batched = on_every_device(self.mesh), over_the_batch(self.mesh, images.shape[0])
         devices = self.mesh.size if batched.spec else 1
         number = jax.dtypes.canonicalize_dtype(np.float64)
-        tensors: Tensors = {"images": images, "labels": labels}
+        tensors = self._batch(images, labels, extra)
         found: dict[Hashable, Call] = {}
         calls = []
         for piece in self.pieces:
@@ -206,6 +214,7 @@ class Step:
                     piece.run,
                     in_shardings=(replicated, replicated, batched, batched, replicated, replicated),
                     out_shardings=(replicated, batched, replicated),
+                    keep_unused=True,  # or what it needs could not be told from its arguments
                     donate_argnums=(0,) if _on_cpu(self.mesh) else (0, 2),
                 )
                 shapes = jitted.eval_shape(*arguments)
@@ -215,6 +224,17 @@ class Step:
             _let_go(tensors, piece)
             tensors.update(zip(piece.writes, call.shapes[1], strict=True))
         return calls
+
+    def _batch(self, images: Any, labels: Any, extra: Mapping[str, Any]) -> Tensors:
+        if missing := [name for name in self.further if name not in extra]:
+            raise ValueError(f"the step reads {', '.join(missing)} too: hand it in as extra={{{missing[0]!r}: ...}}")
+        return {"images": images, "labels": labels, **{name: extra[name] for name in self.further}}
+
+
+def further_tensors(programs: Sequence[Program]) -> tuple[str, ...]:
+    """Names of the tensors that programs read besides images and labels, and none writes."""
+    written = {"images", "labels", *(name for program in programs for name in program.writes)}
+    return tuple(dict.fromkeys(name for program in programs for name in program.reads if name not in written))
 
 
 def _pieces(programs: Sequence[Program], form: str) -> tuple[Piece, ...]:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from kd_local.contract import Method, State
+from kd_local.contract import Method, State, Taught
 from kd_local.data import Augmentation, Data, evaluation_batches, normalise
 from kd_local.parallel import over_the_batch
 
@@ -29,6 +29,34 @@ def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh:
         for who, both in totals.items():
             results[f"{name}/{who}loss"], results[f"{name}/{who}accuracy"] = (both / len(split)).tolist()
     return results
+
+
+def compare(method: Taught, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> tuple[float, float]:
+    """Of the test images, the share that the teachers answer rightly, several of them by the mean of their logits, and
+    the share on which what is deployed gives the same answer as they."""
+    totals = np.zeros(2)
+    for batch in evaluation_batches(data.test, batch_size):
+        placed = jax.device_put(batch, over_the_batch(mesh, len(batch[0])))
+        totals += jax.device_get(_compare_batch(method, data.augmentation, state, *placed))
+    right, alike = (totals / len(data.test)).tolist()
+    return right, alike
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compare_batch(
+    method: Taught,
+    augmentation: Augmentation,
+    state: State,
+    images: UInt8[Array, "batch h w c"],
+    labels: Int[Array, " batch"],
+    valid: Bool[Array, " batch"],
+) -> Float[Array, "2"]:
+    inputs = normalise(augmentation, images)
+    teachers = jnp.stack([logits.astype(jnp.float32) for logits in method.taught(state, inputs).values()]).mean(axis=0)
+    answer = jnp.argmax(teachers, axis=-1)
+    right = answer.astype(labels.dtype) == labels
+    alike = answer == jnp.argmax(method.logits(state, inputs), axis=-1)
+    return jnp.stack([(valid & right).sum(), (valid & alike).sum()]).astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

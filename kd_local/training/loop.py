@@ -7,7 +7,7 @@ that was never stopped.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int64, PRNGKeyArray, UInt8
 
 from kd_local.contract import Method, Metrics, State
-from kd_local.data import Augmentation, Data, augment, batches, steps_per_epoch
-from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
+from kd_local.data import Augmentation, Data, augment, batch_indices, steps_per_epoch
+from kd_local.parallel import NOTHING, Step, data_mesh, on_every_device, over_the_batch
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.evaluation import evaluate
 from kd_local.training.interruption import Interrupted, Interruption
@@ -30,6 +30,10 @@ from kd_local.training.interruption import Interrupted, Interruption
 Record = dict[str, int | float]
 """What is known at the end of an epoch: `epoch`, `step`, means over the epoch's training images (`train/...`, by
 program and metric), what `evaluate` gives, `images_per_second`, `seconds`."""
+
+
+Supply = Callable[[int, Int64[np.ndarray, " batch"]], np.ndarray]
+"""`(step, places of its examples in the training set)` to a tensor whose leading dimension is the batch."""
 
 
 class NotFiniteError(Exception):
@@ -111,6 +115,7 @@ def train(
     checkpoint_seconds: float = 10.0,
     observers: Sequence[Observer] = (),
     interruption: Interruption | None = None,
+    supplies: Mapping[str, Supply] = NOTHING,
 ) -> Result:
     """Train a method on data, from the newest checkpoint if there is one.
 
@@ -128,9 +133,10 @@ def train(
         checkpoint_seconds: at least so long between two checkpoints; the end of a run is always saved.
         observers: are told of each step and epoch.
         interruption: looked at after every step.
+        supplies: tensors that the method's programs read besides `images`, `labels` and `indices`, by name.
 
     Raises:
-        ValueError: see `plan`.
+        ValueError: see `plan`; or a tensor that the method reads is not supplied.
         NotFiniteError: a loss is not finite; the state behind it was not saved.
         Interrupted: as the interruption asked; the state was saved.
     """
@@ -144,9 +150,19 @@ def train(
     state, rng = jax.device_put((state, rng), replicated)
     sizes = {batch_size, len(data.train) - (each - 1) * batch_size} if last_step >= each else {batch_size}
     step_once = Step(method, mesh, form=form)
+    supplies = {"indices": _int32, **supplies}
+    if missing := [name for name in step_once.further if name not in supplies]:
+        raise ValueError(f"the method reads {', '.join(missing)}: give it as supplies={{{missing[0]!r}: ...}}")
+
+    def extra(step: int, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: supplies[name](step, chosen) for name in step_once.further}
+
     for size in sizes:
         like = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
-        step_once.compile(state, like, jax.ShapeDtypeStruct((size,), jnp.int32), rng)
+        further = {
+            name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in extra(0, np.zeros(1, int)).items()
+        }
+        step_once.compile(state, like, jax.ShapeDtypeStruct((size,), jnp.int32), rng, further)
 
     metrics = _Metrics(step_once.metrics, replicated, observers)
     first_step = 0
@@ -163,15 +179,17 @@ def train(
     count = 0
     stop: int | None = None
     with jax.transfer_guard("disallow"):
-        stream = batches(data.train, seed=seed, batch_size=batch_size, start_step=first_step)
-        for step, images, labels in islice(stream, last_step - first_step):
-            batched = over_the_batch(mesh, len(images))
-            raw, labels = jax.device_put((images, labels), batched)
-            number, size = jax.device_put((np.uint32(step), np.float32(len(images))), replicated)
-            inputs, step_rng = _prepare(data.augmentation, batched, raw, rng, number)
-            state, step_metrics = step_once(state, inputs, labels, step_rng)
+        stream = batch_indices(len(data.train), seed=seed, batch_size=batch_size, start_step=first_step)
+        for step, chosen in islice(stream, last_step - first_step):
+            batched = over_the_batch(mesh, len(chosen))
+            raw, labels, further = jax.device_put(
+                (data.train.images[chosen], data.train.labels[chosen], extra(step, chosen)), batched
+            )
+            number, size = jax.device_put((np.uint32(step), np.float32(len(chosen))), replicated)
+            inputs, step_rng = prepare(data.augmentation, batched, raw, rng, number)
+            state, step_metrics = step_once(state, inputs, labels, step_rng, further)
             metrics.add(step + 1, step_metrics, size)
-            count += len(images)
+            count += len(chosen)
 
             last, ended = step + 1 == last_step, (step + 1) % each == 0
             if ended or last:
@@ -216,8 +234,12 @@ def train(
     return replace(result, state=state)
 
 
+def _int32(step: int, chosen: np.ndarray) -> np.ndarray:
+    return chosen.astype(np.int32)
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _prepare(
+def prepare(
     augmentation: Augmentation,
     batched: NamedSharding,
     images: UInt8[Array, "batch h w c"],

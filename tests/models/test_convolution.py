@@ -1,4 +1,5 @@
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from kd_local.models.convolution import Conv, conv2d
 LOOP = "while"  # the loop over pieces of the batch, in StableHLO and in HLO
 
 
-def reference(x, kernel, *, stride=1, padding=None):
+def reference(x, kernel, *, stride=1, padding=None, groups=1):
     """The same with XLA's own gradients."""
     pads = [size // 2 if padding is None else padding for size in kernel.shape[:2]]
     return jax.lax.conv_general_dilated(
@@ -20,6 +21,7 @@ def reference(x, kernel, *, stride=1, padding=None):
         (stride, stride),
         [(pad, pad) for pad in pads],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
@@ -27,7 +29,7 @@ def operands(batch, size, channels, features, kernel_size, dtype, **options):
     """Images, filters, and a gradient of the output."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch, *size, channels))
-    kernel = rng.normal(size=(kernel_size, kernel_size, channels, features))
+    kernel = rng.normal(size=(kernel_size, kernel_size, channels // options.get("groups", 1), features))
     y = jax.eval_shape(lambda x, kernel: reference(x, kernel, **options), x, kernel)
     return tuple(jnp.asarray(a, dtype) for a in (x, kernel, rng.normal(size=y.shape)))
 
@@ -80,6 +82,50 @@ def test_float64_equals_the_gradients_of_xla(kernel_size, stride, batch, size, p
         arrays = operands(batch, size, 3, 5, kernel_size, jnp.float64, **options)
         errors = relative_errors(*arrays, **options)
     assert max(errors) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "size", "channels", "features", "groups"),
+    [
+        (3, 1, (8, 11), 6, 6, 6),
+        (3, 2, (9, 8), 6, 6, 6),
+        (3, 1, (1, 1), 6, 6, 6),
+        (3, 2, (2, 2), 6, 6, 6),
+        (5, 1, (8, 8), 4, 4, 4),
+        (3, 1, (8, 8), 6, 12, 6),
+        (1, 1, (8, 8), 6, 9, 3),
+        (3, 2, (8, 8), 6, 4, 2),
+        (3, 1, (2, 2), 6, 4, 2),
+    ],
+)
+def test_groups_in_float64(kernel_size, stride, size, channels, features, groups):
+    options = {"stride": stride, "groups": groups}
+    with jax.enable_x64(True):
+        arrays = operands(5, size, channels, features, kernel_size, jnp.float64, **options)
+        errors = relative_errors(*arrays, **options)
+    assert max(errors) < 1e-12
+
+
+@pytest.mark.parametrize(("channels", "features"), [(6, 6), (12, 6)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 1e-2)])
+def test_groups_in_narrower_dtypes(channels, features, dtype, tolerance):
+    with jax.enable_x64(True):
+        arrays = operands(19, (12, 12), channels, features, 3, dtype, groups=6)
+        assert max(relative_errors(*arrays, groups=6)) < tolerance
+
+
+@pytest.mark.parametrize(("platform", "grouped"), [("cpu", 0), ("tpu", 3), ("cuda", 3)])
+@pytest.mark.parametrize("channels", [6, 12])
+def test_only_the_cpu_takes_groups_apart(platform, grouped, channels):
+    traced = gradients(conv2d, groups=6).trace(*operands(8, (8, 8), channels, 6, 3, jnp.float32, groups=6))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert len(re.findall(r"(?:feature|batch)_group_count = 6", text)) == grouped
+
+
+def test_the_images_are_kept_once_for_the_backward_pass():
+    x, kernel, _ = operands(8, (8, 8), 6, 6, 3, jnp.float32, groups=6)
+    _, transpose = jax.vjp(lambda x, kernel: conv2d(x, kernel, groups=6), x, kernel)
+    assert sum(leaf.size for leaf in jax.tree.leaves(transpose)) == x.size + kernel.size
 
 
 @pytest.mark.parametrize(
@@ -140,6 +186,14 @@ def test_sharding_the_batch_changes_nothing_and_moves_no_images():
         ((1, 3, 8, 8), (3, 3, 3, 4), {}, "images have 8 channels, filters expect 3"),
         ((1, 8, 8, 3), (3, 3, 3, 4), {"stride": 0}, "stride 0: expected an integer >= 1"),
         ((1, 8, 8, 3), (3, 3, 3, 4), {"padding": -1}, "padding -1: expected an integer >= 0"),
+        (
+            (1, 8, 8, 6),
+            (3, 3, 2, 4),
+            {"groups": 3},
+            "groups is 3 for 6 channels and 4 features: .* the largest is 2;",
+        ),
+        ((1, 8, 8, 6), (3, 3, 2, 6), {"groups": 0}, "groups is 0 for 6 channels and 6 features: .* the largest is 6"),
+        ((1, 8, 8, 6), (3, 3, 6, 6), {"groups": 3}, r"have 6 channels, filters expect 18: .* times 3 groups"),
         ((1, 2, 8, 3), (3, 3, 3, 4), {"padding": 0}, "images of 2x8 .* smaller than a 3x3 filter"),
     ],
 )
@@ -170,6 +224,16 @@ def test_module_initialises_as_stated_and_adds_its_bias():
     assert bound * 0.8 < np.max(np.abs(bias)) <= bound
     plain = np.asarray(conv2d(x, kernel, stride=2))
     np.testing.assert_allclose(y - plain, np.broadcast_to(bias, y.shape), atol=1e-5)
+
+
+def test_module_with_groups():
+    x = jnp.ones((2, 8, 8, 32), jnp.float32)
+    _, variables = init(Conv(64, groups=32, use_bias=True), x)
+    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    assert kernel.shape == (3, 3, 1, 64)
+    assert 0.8 / 3 < np.max(np.abs(bias)) <= 1 / 3  # fan-in 9
+    with pytest.raises(ValueError, match="groups is 3 for 32 channels and 64 features: .* the largest is 32; 1 lets"):
+        Conv(64, groups=3).init(jax.random.key(0), x)
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])

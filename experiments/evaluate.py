@@ -1,0 +1,86 @@
+"""Evaluate trained weights: python -m experiments.evaluate --weights=PATH [--config=FILE.py] [--config.KEY=VALUE ...]
+
+The weights are a file of PyTorch's (.npz needs no torch) or the folder of a run; the config says which network and
+which data. What is left in the folder: summary.json.
+"""
+
+# ruff: noqa: E402
+from kd_local.allocator import keep_freed_memory
+
+keep_freed_memory()  # Before anything else allocates.
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags, logging
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments.command_line import USAGE_STATUS, fail, parse
+from experiments.factory import build, count_parameters
+from experiments.teachers import load_weights
+from experiments.workdirs import CONFIG
+from kd_local.costs import multiply_adds
+from kd_local.distill import Teacher
+from kd_local.local import EndToEnd
+from kd_local.training import evaluate
+from kd_local.training.logging import replace_text
+
+SUMMARY = "summary.json"
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
+_WEIGHTS = flags.DEFINE_string("weights", None, "A file of PyTorch's weights, or the folder of a run of ours.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the result; runs/evaluate-NETWORK-DATA if none.")
+
+
+def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    config = _CONFIG.value
+    with config.unlocked():
+        config.method = "end_to_end"  # how the weights came about does not matter
+    try:
+        if _WEIGHTS.value is None:
+            raise ValueError("--weights is not set: give a file of weights, or the folder of a run")
+        experiment = build(config)
+        variables = load_weights(experiment.network, Path(_WEIGHTS.value))
+        images = jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32)
+        Teacher(experiment.network, variables).check(images)
+        data = experiment.read()
+        workdir = Path(_WORKDIR.value or f"runs/evaluate-{config.network.name}-{config.data.name}")
+        if (workdir / CONFIG).exists():
+            raise ValueError(f"workdir {str(workdir)!r} holds a training run: use another --workdir")
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        fail(error, USAGE_STATUS)
+
+    method = EndToEnd(experiment.network, optax.identity())
+    state = {"network": jax.tree.map(jnp.asarray, dict(variables))}
+    start = time.perf_counter()
+    results = evaluate(method, state, data, batch_size=min(500, len(data.test)), mesh=experiment.mesh)
+    seconds = time.perf_counter() - start
+    summary: dict[str, Any] = {
+        "network": config.network.name,
+        "dataset": config.data.name,
+        "weights": str(_WEIGHTS.value),
+        **{name.replace("/", "_"): value for name, value in results.items()},
+        "parameters": count_parameters(method.deployed(state)),
+        "multiply_adds": multiply_adds(method.logits, state, images),
+        "seconds": round(seconds, 3),
+        "jax": jax.__version__,
+        "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
+    }
+    replace_text(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    table = Table(show_header=False, title="result")
+    for name, value in summary.items():
+        table.add_row(name, f"{value:,.4f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

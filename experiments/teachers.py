@@ -1,0 +1,114 @@
+"""Teachers: networks and weights that a config names, and the folder of an earlier run as one of them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from experiments.workdirs import CONFIG
+from kd_local.distill import Teacher
+from kd_local.errors import unknown
+from kd_local.interop import load_network, read_state_dict
+from kd_local.models import create
+from kd_local.models.layers import DType
+from kd_local.networks import Network, Variables
+
+WEIGHTS = "network.npz"
+"""What a run leaves of the network that it trained: variables by collection, block and place in it, `:` between."""
+
+DTYPES: Mapping[str, DType] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def save_network(variables: Variables, workdir: Path) -> None:
+    """Write a trained network into its run's folder."""
+    np.savez(workdir / WEIGHTS, **flatten_dict(jax.device_get(variables), sep=":"))
+
+
+def load_weights(network: Network, weights: Path) -> Variables:
+    """Variables of a network from a file of PyTorch's weights, or from the folder of a run of ours.
+
+    Raises:
+        ValueError: there is no such file or folder, the run has not ended, or the weights are not the network's.
+        ModuleNotFoundError: a file of PyTorch, which is not installed.
+    """
+    if weights.is_dir():
+        path = weights / WEIGHTS
+        if not path.is_file():
+            raise ValueError(
+                f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended, of a method that trains a "
+                "network as it is (end_to_end, or any distillation)"
+            )
+        return unflatten_dict({tuple(name.split(":")): x for name, x in read_state_dict(path).items()})
+    try:
+        return load_network(network, read_state_dict(weights), dtype=jnp.float32)
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
+
+
+def teachers(
+    config: ConfigDict, *, classes: int, shape: tuple[int, int, int], fresh: bool = False
+) -> tuple[Teacher, ...]:
+    """The teachers that a config names; if `fresh`, with zeros for weights, for what only depends on shapes.
+
+    Raises:
+        ValueError: a network or weights that are missing, or do not fit each other or the images.
+        ModuleNotFoundError: see `load_weights`.
+    """
+    settings = config.teacher
+    if settings.dtype not in DTYPES:
+        raise unknown("dtype", settings.dtype, DTYPES)
+    places = [] if settings.weights is None else [Path(place.strip()) for place in settings.weights.split(",")]
+    if not places and not fresh:
+        raise ValueError(
+            f"teacher.weights is not set: method {config.method!r} needs a trained teacher; give a file of weights or "
+            "the folder of a run that trained one, --config.teacher.weights=PATH"
+        )
+    names = [] if settings.network is None else [name.strip() for name in settings.network.split(",")]
+    if not names:
+        names = [_network_of(place)["name"] for place in places]
+    if places and len(names) != len(places):
+        raise ValueError(
+            f"teacher.network names {len(names)} networks, teacher.weights {len(places)} places: give one for each"
+        )
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    found = []
+    for i, name in enumerate(names):
+        place = places[i] if places else None
+        shortcut = settings.shortcut
+        if place is not None and place.is_dir():
+            saved = _network_of(place)
+            shortcut = saved["shortcut"]
+            if saved["name"] != name:
+                raise ValueError(
+                    f"{place} is a run of {saved['name']}, but teacher.network is {name!r}: leave that out"
+                )
+        network = create(name, classes=classes, shortcut=shortcut, dtype=DTYPES[settings.dtype])
+        if place is None:
+            variables = jax.eval_shape(network.init, jax.random.key(0), images)
+            variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
+        else:
+            variables = load_weights(network, place)
+        teacher = Teacher(network, variables)
+        try:
+            teacher.check(images)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        found.append(teacher)
+    return tuple(found)
+
+
+def _network_of(place: Path) -> dict[str, Any]:
+    """The network's section of the config of a run."""
+    path = place / CONFIG
+    if not path.is_file():
+        raise ValueError(
+            f"teacher.network is not set, and {place} is not the folder of a run, which would tell: give "
+            "--config.teacher.network=NAME"
+        )
+    return json.loads(path.read_text())["network"]

@@ -1,0 +1,74 @@
+"""Connectors: what brings a student's features into the shape of its teacher's, and learns beside it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_local.local.contexts import average_pool_to
+from kd_local.models.layers import ConvNorm, DType
+from kd_local.networks import Collection, Variables, apply_block, init_block
+
+
+class Connector(nn.Module):
+    """Maps (n, h, w, c) to (n, *shape): a 1x1 convolution without bias, batch normalisation, and ReLU if `relu`.
+
+    A larger map is shrunk before the convolution: average-pooled where the sizes divide, else resized bilinearly with
+    antialiasing. A smaller one is resized bilinearly behind. Give the ReLU where what follows expects features behind
+    one: the blocks of a ResNet do, those of a pre-activation network do not.
+
+    Attributes:
+        shape: (h', w', c').
+        dtype: of the computation; None: the input's.
+    """
+
+    shape: tuple[int, int, int]
+    relu: bool = True
+    dtype: DType = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 c2"]:
+        height, width, channels = self.shape
+        convolve = ConvNorm(channels, kernel_size=1, relu=self.relu, dtype=self.dtype or x.dtype, name="conv")
+        if height * width < x.shape[1] * x.shape[2]:
+            return convolve(_resize(x, (height, width)), train=train)
+        return _resize(convolve(x, train=train), (height, width))
+
+
+def _resize(x: Array, size: tuple[int, int]) -> Array:
+    if x.shape[1] % size[0] == 0 and x.shape[2] % size[1] == 0:
+        return average_pool_to(x, size)
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear")
+
+
+def init_connectors(
+    connectors: Mapping[str, nn.Module], rng: PRNGKeyArray, inputs: Mapping[str, Sequence[Any]]
+) -> Variables:
+    """Fresh variables of several modules, each an entry of its name; of their inputs only shapes and dtypes count."""
+    variables: Variables = {"params": {}, "batch_stats": {}}
+    for (name, connector), key in zip(connectors.items(), jax.random.split(rng, len(connectors)), strict=True):
+        created = init_block(connector, key, *inputs[name])
+        for collection, entries in variables.items():
+            if collection in created:
+                entries[name] = created[collection]
+    return variables
+
+
+def apply_connectors(
+    connectors: Mapping[str, nn.Module],
+    variables: Mapping[str, Any],
+    inputs: Mapping[str, Sequence[Any]],
+    *,
+    train: bool,
+) -> tuple[dict[str, Array], Collection]:
+    """What each module makes of its inputs, by name, and the statistics behind, updated in training mode."""
+    outputs: dict[str, Array] = {}
+    statistics: Collection = {}
+    for name, connector in connectors.items():
+        own = {collection: entries[name] for collection, entries in variables.items() if name in entries}
+        outputs[name], own_statistics = apply_block(connector, own, *inputs[name], train=train)
+        if own_statistics:
+            statistics[name] = own_statistics
+    return outputs, statistics

@@ -1,0 +1,25 @@
+"""The labels' part of an objective."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kd_local.contract import Metrics
+from kd_local.distill.objective import Lesson
+from kd_local.local.losses import softmax
+from kd_local.networks import Collection
+
+
+def with_labels(
+    lesson: Lesson,
+    distillation: Float[Array, ""],
+    *,
+    ce_weight: float,
+    weight: float | Float[Array, ""] = 1.0,
+    logits: Float[Array, "batch classes"] | None = None,
+    batch_stats: Collection | None = None,
+) -> tuple[Float[Array, ""], Metrics, Collection]:
+    """What `Objective.loss` returns: ce_weight * cross entropy of the labels + weight * distillation, and the two by
+    name, unweighted. The logits are the student's unless given."""
+    cross_entropy = softmax(lesson.student.logits if logits is None else logits, lesson.labels)["loss"]
+    loss = ce_weight * cross_entropy + jnp.asarray(weight, distillation.dtype) * distillation
+    return loss, {"cross_entropy": cross_entropy, "distillation": distillation}, batch_stats or {}

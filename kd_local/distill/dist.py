@@ -1,0 +1,77 @@
+"""DIST: not the teacher's probabilities but their correlation, sample by sample and class by class."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kd_local.contract import Metrics
+from kd_local.distill.cross_entropy import with_labels
+from kd_local.distill.hyperparameters import check_positive, check_weights
+from kd_local.distill.numerics import norms
+from kd_local.distill.objective import Lesson, Objective
+from kd_local.distill.standardisation import logits_to_compare
+from kd_local.networks import Collection
+
+EPSILON = 1e-8
+
+
+def pearson_distance(a: Float[Array, "rows n"], b: Float[Array, "rows n"]) -> Float[Array, ""]:
+    """1 - the mean over rows of Pearson's correlation; a constant row correlates with nothing."""
+    a, b = (x - x.mean(axis=-1, keepdims=True) for x in (a, b))
+    return 1 - (jnp.sum(a * b, axis=-1, keepdims=True) / (norms(a) * norms(b) + EPSILON)).mean()
+
+
+def dist_loss(
+    student: Float[Array, "batch classes"],
+    target: Float[Array, "batch classes"],
+    *,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 1.0,
+    standardised: bool = False,
+) -> Float[Array, ""]:
+    """tau^2 (beta d(rows) + gamma d(columns)) of the softmax of logits / tau, d the `pearson_distance`.
+
+    Reference: Huang et al., "Knowledge distillation from a stronger teacher" (NeurIPS 2022), eqs. 8 to 10.
+    """
+    student, target = logits_to_compare(student, target, standardised=standardised)
+    student, target = (jax.nn.softmax(logits / temperature, axis=-1) for logits in (student, target))
+    between, within = pearson_distance(student, target), pearson_distance(student.T, target.T)
+    return temperature**2 * (beta * between + gamma * within)
+
+
+@dataclass(frozen=True)
+class DIST(Objective):
+    """ce_weight * cross entropy + `dist_loss`.
+
+    Reference: Huang et al. (NeurIPS 2022), eq. 10.
+
+    Raises:
+        ValueError: a negative weight, or a temperature that is not above 0.
+    """
+
+    reads: ClassVar[Literal["logits", "features"]] = "logits"
+    ce_weight: float = 1.0
+    beta: float = 1.0
+    gamma: float = 1.0
+    temperature: float = 1.0
+    standardise: bool = False
+
+    def __post_init__(self) -> None:
+        check_weights(ce_weight=self.ce_weight, beta=self.beta, gamma=self.gamma)
+        check_positive(temperature=self.temperature)
+
+    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+        distillation = dist_loss(
+            lesson.student.logits,
+            lesson.teacher.logits,
+            beta=self.beta,
+            gamma=self.gamma,
+            temperature=self.temperature,
+            standardised=self.standardise,
+        )
+        return with_labels(lesson, distillation, ce_weight=self.ce_weight)

@@ -1,0 +1,45 @@
+"""Distances of logits by name: what draws a network's answer to another's."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from jaxtyping import Array, Float, Int
+
+from kd_local.distill.dist import dist_loss
+from kd_local.distill.dkd import dkd_loss
+from kd_local.distill.hyperparameters import check_positive
+from kd_local.distill.kd import kd_loss
+from kd_local.distill.mlkd import mlkd_loss
+from kd_local.errors import unknown
+
+Distance = Callable[
+    [Float[Array, "batch classes"], Float[Array, "batch classes"], Int[Array, " batch"]], Float[Array, ""]
+]
+"""`(student's logits, target logits, labels) -> mean over the batch`."""
+
+DISTANCES: tuple[str, ...] = ("kd", "dkd", "mlkd", "dist")
+
+
+def logit_distance(name: str, *, temperature: float, standardise: bool = False) -> Distance:
+    """The distance of that name at that temperature; its other numbers are those of its objective.
+
+    MLKD is taken at this one temperature. Gradients flow to both logits: cut those of a target that is to stand still.
+
+    Raises:
+        ValueError: an unknown name, or a temperature that is not above 0.
+    """
+    check_positive(temperature=temperature)
+    numbers: dict[str, Any] = {"temperature": temperature, "standardised": standardise}
+    match name:
+        case "kd":
+            loss: Callable[..., Array] = partial(kd_loss, **numbers)
+        case "dkd":
+            return partial(dkd_loss, **numbers)
+        case "mlkd":
+            loss = partial(mlkd_loss, temperatures=(temperature,), standardised=standardise)
+        case "dist":
+            loss = partial(dist_loss, **numbers)
+        case _:
+            raise unknown("logit distance", name, DISTANCES)
+    return lambda student, target, labels: loss(student, target)

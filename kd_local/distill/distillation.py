@@ -1,0 +1,208 @@
+"""Distillation: a student learns from labels and from frozen teachers, by an objective.
+
+One program: the student's forward pass once, each teacher's once, their outputs to the objective, one gradient for the
+student and what learns beside it (connectors). Teachers are frozen parts of the state, handed in as arguments.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_local.contract import Metrics, Program, State
+from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
+from kd_local.distill.outputs import output_shapes, outputs
+from kd_local.distill.teacher import Teacher, rest_of
+from kd_local.local.losses import softmax
+from kd_local.networks import Network, Variables
+from kd_local.state import Part, new_part, update_part
+
+NAME = "student"
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Trains a student as a whole by an objective of its own and its teachers' outputs.
+
+    Attributes:
+        teachers: one or more; with several, the loss is the mean over them, each with connectors of its own.
+        objective: what is minimised, cross entropy of the labels included.
+        examples: size of the training set.
+        steps_per_epoch: by which epochs are counted, for objectives that warm up.
+        cached: the teachers' logits come with the batch, as tensors `teacher0_logits`, ..., and no teacher runs.
+
+    Raises:
+        ValueError: no teacher, a number out of range, or a cache for an objective that reads more than logits.
+    """
+
+    student: Network
+    teachers: tuple[Teacher, ...]
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    examples: int
+    steps_per_epoch: int
+    cached: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.teachers:
+            raise ValueError("no teacher: give at least one")
+        for name, number in (("examples", self.examples), ("steps_per_epoch", self.steps_per_epoch)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}: use 1 or more")
+        if self.cached and self.objective.reads != "logits":
+            raise ValueError(
+                f"{type(self.objective).__name__} reads the teacher's features, and a cache has its logits only: train "
+                "without a cache"
+            )
+
+    @property
+    def pairs(self) -> tuple[tuple[str, Pair], ...]:
+        """The student with each teacher, by the name of the teacher's part of the state."""
+        return tuple((f"teacher{i}", Pair(self.student, teacher.network)) for i, teacher in enumerate(self.teachers))
+
+    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
+        """A fresh student, connectors, and the teachers as they are; of `images` only shape and dtype count.
+
+        Raises:
+            ValueError: a teacher's variables are not those of its network, or networks that do not go together.
+        """
+        student_rng, *rngs = jax.random.split(rng, 1 + len(self.teachers))
+        images = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        variables: dict[str, dict[str, Any]] = {
+            collection: {NAME: entries} for collection, entries in self.student.init(student_rng, images).items()
+        }
+        shapes = output_shapes(self.student, images)
+        state: State = {}
+        for (name, pair), teacher, key in zip(self.pairs, self.teachers, rngs, strict=True):
+            teacher.check(images)
+            own = self.objective.init(key, pair, shapes, output_shapes(pair.teacher, images), examples=self.examples)
+            for collection, entries in variables.items():
+                entries[name] = own[collection]
+            # Copies: the state may be donated by whoever owns it, and the teacher's arrays are not ours.
+            state[name] = jax.tree.map(jnp.array, {key: teacher.variables[key] for key in ("params", "batch_stats")})
+        part = {**new_part(variables, self.optimizer), "step": jnp.zeros((), jnp.int32)}
+        return {NAME: part} if self.cached else {NAME: part, **state}
+
+    def programs(self) -> tuple[Program, ...]:
+        """One program for the whole step."""
+        names = tuple(name for name, _ in self.pairs)
+        pairs = tuple(pair for _, pair in self.pairs)
+        settings = _Settings(pairs, self.objective, self.optimizer, self.steps_per_epoch, self.cached)
+        return (
+            Program(
+                name=NAME,
+                key=settings,
+                function=partial(_teach, settings),
+                reads=(
+                    "images",
+                    "labels",
+                    *(("indices",) if self.objective.needs_indices else ()),
+                    *((f"{name}_logits" for name in names) if self.cached else ()),
+                ),
+                frozen=() if self.cached else names,
+            ),
+        )
+
+    def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+        """What is deployed, in evaluation mode: of most objectives the student alone."""
+        answers = [self.objective.logits(own, exam) for _, own, exam in self._exams(state, images)]
+        return answers[0] if len(answers) == 1 else jnp.stack(answers).mean(0)
+
+    def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
+        """The logits of stepping stones, in evaluation mode; with several teachers, with the teacher's name before."""
+        found: dict[str, Array] = {}
+        for name, own, exam in self._exams(state, images):
+            prefix = f"{name}-" if len(self.teachers) > 1 else ""
+            found |= {f"{prefix}{stone}": logits for stone, logits in self.objective.exits(own, exam).items()}
+        return found
+
+    def deployed(self, state: State) -> Mapping[str, Any]:
+        """The parameters that `logits` uses."""
+        params = state[NAME]["params"]
+        each = [
+            self.objective.deployed(pair, params[NAME], params[name], state.get(name, {}).get("params", {}))
+            for name, pair in self.pairs
+        ]
+        return each[0] if all(one is params[NAME] for one in each) else dict(zip(dict(self.pairs), each, strict=True))
+
+    def taught(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
+        """The teachers' logits, in evaluation mode."""
+        return {
+            name: teacher.network.apply(teacher.variables if self.cached else state[name], images, train=False)[0]
+            for (name, _), teacher in zip(self.pairs, self.teachers, strict=True)
+        }
+
+    def network_variables(self, state: State) -> Variables:
+        """The student's variables."""
+        return _of(state[NAME], NAME)
+
+    def _exams(self, state: State, images: Array) -> list[tuple[str, Any, Exam]]:
+        part = state[NAME]
+        shown, _ = outputs(self.student, _of(part, NAME), images, train=False)
+        return [
+            (name, _of(part, name), Exam(pair, shown, output_shapes(pair.teacher, images), rest))
+            for name, pair in self.pairs
+            for rest in [partial(rest_of, pair.teacher, state.get(name, {}))]
+        ]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a step depends on besides its arguments."""
+
+    pairs: tuple[Pair, ...]
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    steps_per_epoch: int
+    cached: bool
+
+
+def _of(part: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {collection: part[collection][name] for collection in ("params", "batch_stats")}
+
+
+def _teach(
+    settings: _Settings,
+    part: Part,
+    frozen: tuple[Any, ...],
+    tensors: tuple[Array, ...],
+    rng: PRNGKeyArray,
+    constants: Float[Array, "0"],
+) -> tuple[Part, tuple[()], Metrics]:
+    images, labels, *further = tensors
+    indices = further.pop(0) if settings.objective.needs_indices else jnp.zeros_like(labels)
+    rngs = jax.random.split(rng, len(settings.pairs))
+    epoch = (part["step"] // settings.steps_per_epoch + 1).astype(jnp.float32)
+    names = [f"teacher{i}" for i in range(len(settings.pairs))]
+    if settings.cached:
+        frozen = ({},) * len(names)
+        shown = [Outputs((), (), logits, logits) for logits in further]
+    else:
+        shown = [
+            outputs(pair.teacher, variables, images, train=False)[0]
+            for pair, variables in zip(settings.pairs, frozen, strict=True)
+        ]
+    shown = jax.lax.stop_gradient(shown)
+
+    def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
+        whole = {**part, "params": params}
+        student, statistics = outputs(settings.pairs[0].student, _of(whole, NAME), images, train=True)
+        batch_stats, losses, all_metrics = {NAME: statistics}, [], []
+        for name, pair, variables, teacher, key in zip(names, settings.pairs, frozen, shown, rngs, strict=True):
+            rest = partial(rest_of, pair.teacher, variables)
+            lesson = Lesson(pair, student, teacher, rest, labels, indices, epoch, key)
+            loss, metrics, batch_stats[name] = settings.objective.loss(_of(whole, name), lesson)
+            losses.append(loss)
+            all_metrics.append(metrics)
+        total = jnp.stack(losses).mean()
+        means = jax.tree.map(lambda *values: jnp.stack(values).mean(), *all_metrics)
+        accuracy = softmax(student.logits, labels)["accuracy"]
+        return total, (batch_stats, {**means, "loss": total, "accuracy": accuracy})
+
+    updated, _, metrics = update_part(part, settings.optimizer, objective)
+    return {**updated, "step": part["step"] + 1}, (), metrics

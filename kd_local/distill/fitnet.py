@@ -1,0 +1,79 @@
+"""FitNets: at one stage, the hint, the student's features are regressed onto the teacher's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_local.contract import Metrics
+from kd_local.distill.connector import Connector, apply_connectors, init_connectors
+from kd_local.distill.cross_entropy import with_labels
+from kd_local.distill.hyperparameters import check_weights
+from kd_local.distill.numerics import widened
+from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
+from kd_local.distill.stages import pair_stages
+from kd_local.networks import Collection, Variables
+
+
+def hint_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch h w c"]) -> Float[Array, ""]:
+    """The mean squared difference.
+
+    Reference: Romero et al., "FitNets: hints for thin deep nets" (ICLR 2015), eq. 3, the mean for its sum.
+    """
+    student, teacher = widened(student, teacher)
+    return jnp.square(student - teacher).mean()
+
+
+@dataclass(frozen=True)
+class FitNet(Objective):
+    """ce_weight * cross entropy + weight * `hint_loss` of the features behind a regressor, which is a `Connector`.
+
+    Attributes:
+        stage: the student's, 0 the stem; the teacher's is the one that `pair_stages` puts beside it.
+        relu: whether the regressor ends in ReLU, as the teacher's stage should.
+
+    Reference: Romero et al. (ICLR 2015), here in one phase as in the mdistiller protocol, whose numbers these are.
+
+    Raises:
+        ValueError: a negative weight or stage.
+    """
+
+    ce_weight: float = 1.0
+    weight: float = 100.0
+    stage: int = 2
+    relu: bool = True
+
+    def __post_init__(self) -> None:
+        check_weights(ce_weight=self.ce_weight, weight=self.weight)
+        if self.stage < 0:
+            raise ValueError(f"stage is {self.stage}: use 0 for the stem, or a later one's index")
+
+    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+        hint, target = self._hint(student, teacher)
+        return init_connectors({"regressor": self._regressor(target)}, rng, {"regressor": (hint,)})
+
+    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+        hint, target = self._hint(lesson.student, lesson.teacher)
+        regressor = {"regressor": self._regressor(target)}
+        outputs, batch_stats = apply_connectors(regressor, variables, {"regressor": (hint,)}, train=True)
+        return with_labels(
+            lesson,
+            hint_loss(outputs["regressor"], target),
+            ce_weight=self.ce_weight,
+            weight=self.weight,
+            batch_stats=batch_stats,
+        )
+
+    def _hint(self, student: Outputs, teacher: Outputs) -> tuple[Any, Any]:
+        pairs = dict(pair_stages(student, teacher, stem=True))
+        if self.stage not in pairs:
+            raise ValueError(
+                f"stage {self.stage}: the student's stages with one of the teacher beside them are "
+                f"{', '.join(map(str, pairs))}"
+            )
+        return student.features[self.stage], teacher.features[pairs[self.stage]]
+
+    def _regressor(self, target: Any) -> Connector:
+        return Connector(tuple(target.shape[1:]), relu=self.relu)

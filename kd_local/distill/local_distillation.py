@@ -1,0 +1,297 @@
+"""Local distillation: a student cut into gradient-isolated modules, each taught through the rest of a frozen teacher.
+
+Module i is the student's stage i, and its loss that of stepping stone N_i: the stage's output through a connector and
+the teacher's remaining blocks, which take the place of a local head. Nothing flows back through a cut. So memory falls
+as in greedy local learning, and what a module is trained for is the teacher's own use of its features.
+
+It joins Yu et al. (arXiv 2312.07636), gradient-isolated modules, with Yu et al. (arXiv 2411.01547), stepping stones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_local.contract import Metrics, Program, State
+from kd_local.distill.block_kd import Stone, connector_to, stepping_stones
+from kd_local.distill.connector import Connector
+from kd_local.distill.distances import logit_distance
+from kd_local.distill.hyperparameters import check_positive, check_weights
+from kd_local.distill.objective import Pair
+from kd_local.distill.outputs import output_shapes
+from kd_local.distill.teacher import Teacher, rest_of
+from kd_local.local.losses import softmax
+from kd_local.networks import Network, Variables, apply_block, init_block
+from kd_local.precision import at_least_float32
+from kd_local.state import Part, new_part, update_part
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class StoneLoss:
+    """alpha * CE(N_i, y) + beta * d(N_i, T), of the last module alpha * CE(S, y) + beta * d(S, T) besides.
+
+    Attributes:
+        distance: see `kd_local.distill.distances`.
+        stones: `all`, or the numbers of those behind which the student is cut, `2,3`.
+
+    Raises:
+        ValueError: a negative weight, a temperature that is not above 0, or an unknown distance.
+    """
+
+    alpha: float = 0.1
+    beta: float = 0.9
+    distance: str = "kd"
+    temperature: float = 4.0
+    standardise: bool = False
+    stones: str = "all"
+
+    def __post_init__(self) -> None:
+        check_weights(alpha=self.alpha, beta=self.beta)
+        check_positive(temperature=self.temperature)
+        logit_distance(self.distance, temperature=self.temperature)
+
+    def __call__(self, logits: Array, target: Array, labels: Array) -> tuple[Array, Metrics]:
+        """The loss of an answer, its parts and its accuracy."""
+        of_labels = softmax(logits, labels)
+        distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
+        distillation = distance(logits, target, labels)
+        total = self.alpha * of_labels["loss"] + self.beta * distillation
+        return total, {
+            "cross_entropy": of_labels["loss"],
+            "distillation": distillation,
+            "accuracy": of_labels["accuracy"],
+        }
+
+
+@dataclass(frozen=True)
+class StudentModule:
+    """A piece of the student and where it enters the teacher.
+
+    Attributes:
+        blocks: of the student; of the last module its head too.
+        stone: None where the last module has none besides its own answer.
+        end: how many of the blocks come before the stone.
+        connector: to the teacher.
+    """
+
+    name: str
+    blocks: Network
+    stone: Stone | None
+    end: int
+    connector: Connector | None
+    reads: str
+    writes: tuple[str, ...]
+
+    @property
+    def last(self) -> bool:
+        """Whether it gives the student's own answer."""
+        return not self.writes
+
+
+@dataclass(frozen=True)
+class LocalDistillation:
+    """Trains each stage of a student by the stepping-stone loss behind it, one program a stage.
+
+    Raises:
+        ValueError: stones that are none, or a student that has fewer stages than that.
+    """
+
+    student: Network
+    teacher: Teacher
+    objective: StoneLoss
+    optimizer: optax.GradientTransformation
+    shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        self.modules()
+
+    @property
+    def pair(self) -> Pair:
+        """Who learns from whom."""
+        return Pair(self.student, self.teacher.network)
+
+    def modules(self) -> tuple[StudentModule, ...]:
+        """The student's modules, in order."""
+        images = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
+        shapes = output_shapes(self.teacher.network, images)
+        stones = stepping_stones(output_shapes(self.student, images), shapes, self.objective.stones)
+        ends = [self.student.position(self.student.stages[stone.student]) + 1 for stone in stones]
+        # The last stage's module has the student's head too; without a stone there, the rest of the student has none.
+        cuts = [0, *(end for end, stone in zip(ends, stones, strict=True) if end < len(self.student) - 1)]
+        modules = []
+        for i, (start, stop) in enumerate(zip(cuts, [*cuts[1:], len(self.student)], strict=True)):
+            stone = stones[i] if i < len(stones) else None
+            modules.append(
+                StudentModule(
+                    name=f"module{i:02d}",
+                    blocks=self.student[start:stop],
+                    stone=stone,
+                    end=(ends[i] - start) if stone else stop - start,
+                    connector=connector_to(self.pair, shapes, stone.teacher) if stone else None,
+                    reads="images" if i == 0 else f"features{i - 1}",
+                    writes=(f"features{i}",) if stop < len(self.student) else (),
+                )
+            )
+        return tuple(modules)
+
+    def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
+        """A fresh student, connectors, and the teacher as it is; of `images` only shape and dtype count.
+
+        Raises:
+            ValueError: the teacher's variables are not those of its network, or images of another shape.
+        """
+        if tuple(images.shape[1:]) != self.shape:
+            raise ValueError(f"images of shape {tuple(images.shape[1:])}: this method was made for {self.shape}")
+        self.teacher.check(images)
+        teacher = {key: self.teacher.variables[key] for key in ("params", "batch_stats")}
+        state: State = {TEACHER: jax.tree.map(jnp.array, teacher)}
+        x: Any = jax.ShapeDtypeStruct((1, *self.shape), images.dtype)
+        modules = self.modules()
+        for module, key in zip(modules, jax.random.split(rng, len(modules)), strict=True):
+            blocks_rng, connector_rng = jax.random.split(key)
+            variables: dict[str, Any] = {
+                collection: {"blocks": entries} for collection, entries in module.blocks.init(blocks_rng, x).items()
+            }
+            stone = jax.eval_shape(partial(_at_stone, module), _blocks(variables), x)
+            if module.connector is not None:
+                created = init_block(module.connector, connector_rng, stone)
+                for collection, entries in variables.items():
+                    entries["connector"] = created[collection]
+            state[module.name] = new_part(variables, self.optimizer)
+            x = stone
+        return state
+
+    def programs(self) -> tuple[Program, ...]:
+        """The teacher's answer first, then a program for each module."""
+        teacher = Program(
+            name=TEACHER,
+            key=("teacher", self.teacher.network),
+            function=partial(_answer, self.teacher.network),
+            reads=("images", "labels"),
+            writes=("teacher_logits",),
+        )
+        students = tuple(
+            Program(
+                name=module.name,
+                key=(module, self.pair, self.objective, self.optimizer),
+                function=partial(_train_module, module, self.teacher.network, self.objective, self.optimizer),
+                reads=(module.reads, "labels", "teacher_logits"),
+                writes=module.writes,
+                frozen=(TEACHER,),
+            )
+            for module in self.modules()
+        )
+        return (teacher, *students)
+
+    def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+        """The student's, in evaluation mode."""
+        return self.student.apply(self.network_variables(state), images, train=False)[0]
+
+    def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
+        """The logits of the stepping stones, in evaluation mode."""
+        found = {}
+        x: Array = images
+        for module in self.modules():
+            variables = {key: state[module.name][key] for key in ("params", "batch_stats")}
+            x, _ = module.blocks[: module.end].apply(_blocks(variables), x, train=False)
+            if module.stone is not None and module.connector is not None:
+                entered, _ = apply_block(module.connector, _connector(variables), x, train=False)
+                found[module.stone.name] = rest_of(self.teacher.network, state[TEACHER], module.stone.teacher, entered)
+        return found
+
+    def deployed(self, state: State) -> Mapping[str, Any]:
+        """The student's parameters."""
+        return self.network_variables(state)["params"]
+
+    def taught(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
+        """The teacher's logits, in evaluation mode."""
+        return {TEACHER: self.teacher.network.apply(state[TEACHER], images, train=False)[0]}
+
+    def network_variables(self, state: State) -> Variables:
+        """The student's variables, as its network takes them."""
+        return {
+            collection: {
+                name: entries
+                for module in self.modules()
+                for name, entries in state[module.name][collection]["blocks"].items()
+            }
+            for collection in ("params", "batch_stats")
+        }
+
+
+def _blocks(variables: Mapping[str, Any]) -> Variables:
+    return {collection: entries["blocks"] for collection, entries in variables.items()}
+
+
+def _connector(variables: Mapping[str, Any]) -> Variables:
+    return {collection: entries["connector"] for collection, entries in variables.items()}
+
+
+def _at_stone(module: StudentModule, variables: Variables, x: Array) -> Array:
+    return module.blocks[: module.end].apply(variables, x, train=False)[0]
+
+
+def _answer(
+    network: Network,
+    part: Part,
+    frozen: tuple[()],
+    tensors: tuple[Array, ...],
+    rng: PRNGKeyArray,
+    constants: Float[Array, "0"],
+) -> tuple[Part, tuple[Array, ...], Metrics]:
+    images, labels = tensors
+    logits, _ = network.apply(part, images, train=False)
+    logits = logits.astype(at_least_float32(logits.dtype))
+    return part, (logits,), softmax(logits, labels)
+
+
+def _train_module(
+    module: StudentModule,
+    teacher: Network,
+    stone_loss: StoneLoss,
+    optimizer: optax.GradientTransformation,
+    part: Part,
+    frozen: tuple[Any, ...],
+    tensors: tuple[Array, ...],
+    rng: PRNGKeyArray,
+    constants: Float[Array, "0"],
+) -> tuple[Part, tuple[Array, ...], Metrics]:
+    x, labels, target = tensors
+
+    def objective(params: Any) -> tuple[Array, tuple[Any, tuple[Metrics, tuple[Array, ...]]]]:
+        variables = {"params": params, "batch_stats": part["batch_stats"]}
+        to_stone, behind = module.blocks[: module.end], module.blocks.names[module.end :]
+        blocks = _blocks(variables)
+        features, statistics = to_stone.apply(to_stone.select(blocks), x, train=True)
+        batch_stats: dict[str, Any] = {"blocks": statistics}
+        losses: list[Array] = []
+        metrics: Metrics = {}
+        if module.stone is not None and module.connector is not None:
+            entered, batch_stats["connector"] = apply_block(
+                module.connector, _connector(variables), features, train=True
+            )
+            logits = rest_of(teacher, frozen[0], module.stone.teacher, entered)
+            loss, metrics = stone_loss(logits, target, labels)
+            losses.append(loss if not module.last else module.stone.weight * loss)
+        if module.last:
+            answer = features
+            if behind:
+                head = module.blocks[module.end :]
+                answer, more = head.apply(head.select(blocks), features, train=True)
+                batch_stats["blocks"] = {**statistics, **more}
+            loss, own = stone_loss(answer, target, labels)
+            losses.append(loss)
+            metrics = {**{f"stone_{name}": value for name, value in metrics.items()}, **own}
+        written = () if module.last else (jax.lax.stop_gradient(features),)
+        total = jnp.stack(losses).sum()
+        return total, (batch_stats, ({**metrics, "loss": total}, written))
+
+    part, _, (metrics, written) = update_part(part, optimizer, objective)
+    return part, written, metrics

@@ -1,0 +1,98 @@
+"""Multi-level logit distillation: predictions, how samples relate, and how classes do, at several temperatures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kd_local.contract import Metrics
+from kd_local.distill.cross_entropy import with_labels
+from kd_local.distill.hyperparameters import check_positive, check_weights
+from kd_local.distill.kd import kd_loss
+from kd_local.distill.numerics import product, widened
+from kd_local.distill.objective import Lesson, Objective
+from kd_local.networks import Collection
+
+TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
+
+
+def batch_correlation_loss(
+    student: Float[Array, "batch classes"], target: Float[Array, "batch classes"], *, temperature: float = 4.0
+) -> Float[Array, ""]:
+    """||P_t P_t^T - P_s P_s^T||^2 / batch, P the softmax of logits / T: how alike samples are.
+
+    Reference: Jin et al., "Multi-level logit distillation" (CVPR 2023), section 3.2, batch-level alignment.
+    """
+    student, target = (jax.nn.softmax(x / temperature, axis=-1) for x in widened(student, target))
+    return jnp.square(product(target, target.T) - product(student, student.T)).sum() / len(student)
+
+
+def class_correlation_loss(
+    student: Float[Array, "batch classes"], target: Float[Array, "batch classes"], *, temperature: float = 4.0
+) -> Float[Array, ""]:
+    """||P_t^T P_t - P_s^T P_s||^2 / classes, P the softmax of logits / T: how alike classes are.
+
+    Reference: Jin et al. (CVPR 2023), section 3.2, class-level alignment.
+    """
+    student, target = (jax.nn.softmax(x / temperature, axis=-1) for x in widened(student, target))
+    return jnp.square(product(target.T, target) - product(student.T, student)).sum() / student.shape[-1]
+
+
+def mlkd_loss(
+    student: Float[Array, "batch classes"],
+    target: Float[Array, "batch classes"],
+    *,
+    temperatures: tuple[float, ...] = TEMPERATURES,
+    standardised: bool = False,
+) -> Float[Array, ""]:
+    """The sum over temperatures of `kd_loss`, `batch_correlation_loss` and `class_correlation_loss`.
+
+    Standardised are the logits of the first alone, as in the code of Sun et al. (CVPR 2024).
+
+    Reference: Jin et al. (CVPR 2023), section 3.2.
+    """
+    total, _ = widened(jnp.zeros((), student.dtype), student)
+    for temperature in temperatures:
+        total += kd_loss(student, target, temperature=temperature, standardised=standardised)
+        total += batch_correlation_loss(student, target, temperature=temperature)
+        total += class_correlation_loss(student, target, temperature=temperature)
+    return total
+
+
+@dataclass(frozen=True)
+class MLKD(Objective):
+    """ce_weight * cross entropy + weight * `mlkd_loss`.
+
+    Of one view of the images, all of which count. The published code shows a weakly and a strongly augmented one, and
+    of the weak one leaves out what the teacher is surest of.
+
+    Reference: Jin et al. (CVPR 2023); the numbers are those of its code for CIFAR-100.
+
+    Raises:
+        ValueError: a negative weight, no temperature, or one that is not above 0.
+    """
+
+    reads: ClassVar[Literal["logits", "features"]] = "logits"
+    ce_weight: float = 0.1
+    weight: float = 0.9
+    temperatures: tuple[float, ...] = TEMPERATURES
+    standardise: bool = False
+
+    def __post_init__(self) -> None:
+        check_weights(ce_weight=self.ce_weight, weight=self.weight)
+        if not self.temperatures:
+            raise ValueError(f"temperatures is {self.temperatures}: give at least one, such as {TEMPERATURES}")
+        for temperature in self.temperatures:
+            check_positive(temperature=temperature)
+
+    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+        distillation = mlkd_loss(
+            lesson.student.logits,
+            lesson.teacher.logits,
+            temperatures=self.temperatures,
+            standardised=self.standardise,
+        )
+        return with_labels(lesson, distillation, ce_weight=self.ce_weight, weight=self.weight)

@@ -1,0 +1,65 @@
+"""Neuron selectivity transfer: the places at which channels respond are to be distributed as the teacher's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_local.contract import Metrics
+from kd_local.distill.cross_entropy import with_labels
+from kd_local.distill.hyperparameters import check_weights
+from kd_local.distill.numerics import unit_vectors, widened
+from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
+from kd_local.distill.stages import at_smaller_resolution, pair_stages
+from kd_local.networks import Collection, Variables
+
+
+def nst_loss(student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"]) -> Float[Array, ""]:
+    """The squared maximum mean discrepancy of the channels' maps, made unit vectors, with the kernel (x^T y)^2; the
+    mean over the batch.
+
+    The larger one's features are first average-pooled to the smaller's resolution.
+
+    Reference: Huang and Wang, "Like what you like: knowledge distill via neuron selectivity transfer" (arXiv
+    1707.01219), eqs. 3 and 7.
+    """
+
+    def maps(features: Array) -> Array:
+        batch, height, width, channels = features.shape
+        return unit_vectors(features.transpose(0, 3, 1, 2).reshape(batch, channels, height * width))
+
+    def kernel(a: Array, b: Array) -> Array:
+        return jnp.square(jnp.einsum("nix,njx->nij", a, b, precision=jax.lax.Precision.HIGHEST)).mean()
+
+    student, teacher = at_smaller_resolution(*widened(student, teacher))
+    s, t = maps(student), maps(teacher)
+    return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
+
+
+@dataclass(frozen=True)
+class NST(Objective):
+    """ce_weight * cross entropy + weight * the sum of `nst_loss` over all stages but the stem.
+
+    Reference: Huang and Wang (arXiv 1707.01219); the numbers are those of the mdistiller protocol for CIFAR-100.
+
+    Raises:
+        ValueError: a negative weight.
+    """
+
+    ce_weight: float = 1.0
+    weight: float = 50.0
+
+    def __post_init__(self) -> None:
+        check_weights(ce_weight=self.ce_weight, weight=self.weight)
+
+    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+        pair_stages(student, teacher)
+        return super().init(rng, pair, student, teacher, examples=examples)
+
+    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+        student, teacher = lesson.student, lesson.teacher
+        each = [nst_loss(student.features[s], teacher.features[t]) for s, t in pair_stages(student, teacher)]
+        return with_labels(lesson, jnp.stack(each).sum(), ce_weight=self.ce_weight, weight=self.weight)

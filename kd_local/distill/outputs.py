@@ -1,0 +1,60 @@
+"""What a student and a teacher are asked for: features at the end of each stage, what the last layer reads, logits."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from kd_local.distill.objective import Outputs
+from kd_local.networks import Collection, Network, apply_block
+
+
+def outputs(
+    network: Network, variables: Mapping[str, Mapping[str, Any]], images: Float[Array, "batch h w c"], *, train: bool
+) -> tuple[Outputs, Collection]:
+    """All that a network makes of a batch, in one pass, and its statistics, see `Network.features`.
+
+    The last block is one that tells apart what its linear layer reads (`pool`) and what that makes of it (`classify`).
+    """
+    features, preactivations, statistics = [], [], {}
+    ends, x = set(network.stages), images
+    for name, block in network[:-1]:
+        own = _of_block(variables, name)
+        if name in ends and getattr(block, "relu", False):
+            before, statistics_of = apply_block(block.clone(relu=False), own, x, train=train)
+            x = nn.relu(before)
+        else:
+            x, statistics_of = apply_block(block, own, x, train=train)
+            before = x
+        if statistics_of:
+            statistics[name] = statistics_of
+        if name in ends:
+            features.append(x)
+            preactivations.append(before)
+    name, head = network.names[-1], network.modules[-1]
+    own = _of_block(variables, name)
+    pooled, statistics_of = _pool(head, own, x, train)
+    if statistics_of:
+        statistics[name] = statistics_of
+    logits = head.apply(own, pooled, method="classify")
+    return Outputs(tuple(features), tuple(preactivations), pooled, logits), statistics
+
+
+def output_shapes(network: Network, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> Outputs:
+    """The shapes of what `outputs` gives; of `images` only shape and dtype count."""
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    return jax.eval_shape(partial(outputs, network, train=False), variables, images)[0]
+
+
+def _pool(head: nn.Module, own: Mapping[str, Any], x: Array, train: bool) -> tuple[Any, Collection]:
+    if not train:
+        return head.apply(own, x, train=False, method="pool"), own.get("batch_stats", {})
+    pooled, updated = head.apply(own, x, train=True, method="pool", mutable=["batch_stats"])
+    return pooled, updated.get("batch_stats", {})
+
+
+def _of_block(variables: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    return {collection: entries[name] for collection, entries in variables.items() if name in entries}

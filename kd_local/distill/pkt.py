@@ -1,0 +1,56 @@
+"""Probabilistic knowledge transfer: which other images an image is close to, as a distribution over the batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kd_local.contract import Metrics
+from kd_local.distill.cross_entropy import with_labels
+from kd_local.distill.hyperparameters import check_weights
+from kd_local.distill.numerics import norms, product, widened
+from kd_local.distill.objective import Lesson, Objective
+from kd_local.networks import Collection
+
+EPSILON = 1e-7
+
+
+def pkt_loss(student: Float[Array, "batch s"], teacher: Float[Array, "batch t"]) -> Float[Array, ""]:
+    """The mean over all pairs of p log(p / q), rows of p (teacher) and q (student) being (cosine + 1) / 2 made to sum
+    to 1.
+
+    Reference: Passalis and Tefas, "Learning deep representations with probabilistic knowledge transfer" (ECCV 2018),
+    eqs. 4 to 8 with the cosine kernel, the mean of terms as in their code.
+    """
+
+    def probabilities(features: Array) -> Array:
+        directions = features / (norms(features) + EPSILON)
+        similarity = (product(directions, directions.T) + 1) / 2
+        return similarity / similarity.sum(axis=1, keepdims=True)
+
+    student, teacher = widened(student, teacher)
+    q, p = probabilities(student), probabilities(teacher)
+    return (p * jnp.log((p + EPSILON) / (q + EPSILON))).mean()
+
+
+@dataclass(frozen=True)
+class PKT(Objective):
+    """ce_weight * cross entropy + weight * `pkt_loss` of what the last layers read.
+
+    Reference: Passalis and Tefas (ECCV 2018); the numbers are those of the mdistiller protocol for CIFAR-100.
+
+    Raises:
+        ValueError: a negative weight.
+    """
+
+    ce_weight: float = 1.0
+    weight: float = 30000.0
+
+    def __post_init__(self) -> None:
+        check_weights(ce_weight=self.ce_weight, weight=self.weight)
+
+    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+        distillation = pkt_loss(lesson.student.pooled, lesson.teacher.pooled)
+        return with_labels(lesson, distillation, ce_weight=self.ce_weight, weight=self.weight)

@@ -1,0 +1,165 @@
+"""Knowledge review: a stage's features are fused with those of deeper ones, and drawn to the teacher's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_local.contract import Metrics
+from kd_local.distill.cross_entropy import with_labels
+from kd_local.distill.hyperparameters import check_positive, check_weights
+from kd_local.distill.numerics import widened
+from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
+from kd_local.distill.stages import pair_stages
+from kd_local.distill.warmup import warmup
+from kd_local.local.contexts import average_pool_to
+from kd_local.models.convolution import Conv, uniform_by_fan_in
+from kd_local.models.layers import ConvNorm
+from kd_local.networks import Collection, Variables
+
+POOLED_SIZES = (4, 2, 1)
+
+
+def hcl_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch h w c"]) -> Float[Array, ""]:
+    """The hierarchical context loss: the mean of the mean squared differences at full resolution, weight 1, and pooled
+    to 4x4, 2x2 and 1x1, as far as these are smaller, each of half the weight of the one before.
+
+    Reference: Chen et al., "Distilling knowledge via knowledge review" (CVPR 2021), section 3.4.
+    """
+    student, teacher = widened(student, teacher)
+    total, weight, weights = jnp.square(student - teacher).mean(), 1.0, 1.0
+    for size in POOLED_SIZES:
+        if size < min(student.shape[1:3]):
+            weight /= 2
+            difference = average_pool_to(student, (size, size)) - average_pool_to(teacher, (size, size))
+            total += weight * jnp.square(difference).mean()
+            weights += weight
+    return total / weights
+
+
+def resize_nearest(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> Float[Array, "batch h w c"]:
+    """Output i is input floor(i * inputs / outputs), in height and in width (PyTorch's `nearest`)."""
+    for axis, outputs in zip((1, 2), size, strict=True):
+        if x.shape[axis] != outputs:
+            x = jnp.take(x, np.arange(outputs) * x.shape[axis] // outputs, axis=axis)
+    return x
+
+
+class ABF(nn.Module):
+    """Attention-based fusion: the stage's features by a 1x1 convolution, and what deeper stages handed on, resized to
+    them, added with weights in (0, 1) that a 1x1 convolution of both gives for each place.
+
+    Attributes:
+        middle: channels of what is handed on.
+        shape: (h', w', c'), the teacher's.
+
+    Reference: Chen et al. (CVPR 2021), section 3.3.
+    """
+
+    middle: int
+    shape: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch h w c"], deeper: Float[Array, "batch hd wd middle"] | None = None, *, train: bool
+    ) -> tuple[Float[Array, "batch h2 w2 c2"], Float[Array, "batch h2 w2 middle"]]:
+        """The output to be compared with the teacher's features, and what is handed on to the stage before."""
+        height, width, channels = self.shape
+        x = ConvNorm(self.middle, kernel_size=1, relu=False, dtype=x.dtype, name="conv1")(x, train=train)
+        if deeper is not None:
+            deeper = resize_nearest(deeper, (x.shape[1], x.shape[2]))
+            both = jnp.concatenate([x, deeper], axis=-1)
+            initialiser = uniform_by_fan_in(2 * self.middle)
+            attention = nn.sigmoid(
+                Conv(2, kernel_size=1, use_bias=True, dtype=x.dtype, kernel_init=initialiser, name="attention")(both)
+            )
+            x = x * attention[..., :1] + deeper * attention[..., 1:]
+        x = resize_nearest(x, (height, width))
+        output = ConvNorm(channels, kernel_size=3, relu=False, dtype=x.dtype, name="conv2")(x, train=train)
+        return output, x
+
+
+@dataclass(frozen=True)
+class ReviewKD(Objective):
+    """ce_weight * cross entropy + weight * min(epoch / warmup_epochs, 1) * the sum of `hcl_loss` over all stages but
+    the stem, and over what the last layers read as a 1x1 map.
+
+    Attributes:
+        weight: 1 by default; the published configs have .6 to 8 by pair.
+        max_middle: channels handed from stage to stage are those of the student's last map, but no more than these.
+        preactivations: whether the student's features are those before ReLU. The teacher's are, always.
+
+    Reference: Chen et al. (CVPR 2021); the numbers are those of the mdistiller protocol for CIFAR-100.
+
+    Raises:
+        ValueError: a negative weight, or no channels.
+    """
+
+    ce_weight: float = 1.0
+    weight: float = 1.0
+    warmup_epochs: int = 20
+    max_middle: int = 512
+    preactivations: bool = False
+
+    def __post_init__(self) -> None:
+        check_weights(ce_weight=self.ce_weight, weight=self.weight, warmup_epochs=self.warmup_epochs)
+        check_positive(max_middle=self.max_middle)
+
+    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+        modules, levels = self._modules(student, teacher)
+        variables: Variables = {"params": {}, "batch_stats": {}}
+        deeper: tuple[Any, ...] = ()
+        for (name, module), key in zip(modules.items(), jax.random.split(rng, len(modules)), strict=True):
+            x = _zeros(levels[name][0])
+            created = jax.jit(module.init, static_argnames="train")(key, x, *deeper, train=False)
+            for collection, entries in variables.items():
+                entries[name] = created[collection]
+            height, width, _ = module.shape
+            deeper = (jnp.zeros((x.shape[0], height, width, module.middle), x.dtype),)
+        return variables
+
+    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+        modules, levels = self._modules(lesson.student, lesson.teacher)
+        each: list[Array] = []
+        batch_stats: Collection = {}
+        deeper: tuple[Array, ...] = ()
+        for name, module in modules.items():
+            own = {collection: entries[name] for collection, entries in variables.items()}
+            x, target = (_as_map(level) for level in levels[name])
+            (output, handed_on), updated = module.apply(own, x, *deeper, train=True, mutable=["batch_stats"])
+            batch_stats[name] = updated["batch_stats"]
+            each.append(hcl_loss(output, target))
+            deeper = (handed_on,)
+        return with_labels(
+            lesson,
+            jnp.stack(each).sum(),
+            ce_weight=self.ce_weight,
+            weight=self.weight * warmup(lesson.epoch, self.warmup_epochs),
+            batch_stats=batch_stats,
+        )
+
+    def _modules(self, student: Outputs, teacher: Outputs) -> tuple[dict[str, ABF], dict[str, tuple[Any, Any]]]:
+        """Modules and (student, teacher) by name, the deepest first."""
+        features = student.preactivations if self.preactivations else student.features
+        levels = {"pooled": (student.pooled, teacher.pooled)}
+        for s, t in reversed(pair_stages(student, teacher)):
+            levels[f"stage{s}"] = (features[s], teacher.preactivations[t])
+        middle = min(self.max_middle, student.pooled.shape[-1])
+        modules = {}
+        for name, (_, target) in levels.items():
+            height, width, channels = target.shape[1:] if target.ndim == 4 else (1, 1, target.shape[-1])
+            modules[name] = ABF(middle, (height, width, channels))
+        return modules, levels
+
+
+def _as_map(x: Array) -> Array:
+    return x if x.ndim == 4 else x.reshape(x.shape[0], 1, 1, x.shape[1])
+
+
+def _zeros(like: Any) -> Array:
+    return _as_map(jnp.zeros(like.shape, like.dtype))

@@ -1,0 +1,50 @@
+"""Similarity-preserving distillation: images that are alike to the teacher are to be alike to the student."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kd_local.contract import Metrics
+from kd_local.distill.cross_entropy import with_labels
+from kd_local.distill.hyperparameters import check_weights
+from kd_local.distill.numerics import product, unit_vectors, widened
+from kd_local.distill.objective import Lesson, Objective
+from kd_local.networks import Collection
+
+
+def similarity_loss(student: Float[Array, "batch *s"], teacher: Float[Array, "batch *t"]) -> Float[Array, ""]:
+    """||G_t - G_s||^2 / batch^2, G = F F^T with rows made unit vectors, F the features, each image's in a row.
+
+    Reference: Tung and Mori, "Similarity-preserving knowledge distillation" (ICCV 2019), eqs. 1 to 4.
+    """
+
+    def similarity(features: Array) -> Array:
+        rows = features.reshape(len(features), -1)
+        return unit_vectors(product(rows, rows.T))
+
+    student, teacher = widened(student, teacher)
+    return jnp.square(similarity(teacher) - similarity(student)).mean()
+
+
+@dataclass(frozen=True)
+class SP(Objective):
+    """ce_weight * cross entropy + weight * `similarity_loss` of the last stage.
+
+    Reference: Tung and Mori (ICCV 2019); the numbers are those of the mdistiller protocol for CIFAR-100.
+
+    Raises:
+        ValueError: a negative weight.
+    """
+
+    ce_weight: float = 1.0
+    weight: float = 3000.0
+
+    def __post_init__(self) -> None:
+        check_weights(ce_weight=self.ce_weight, weight=self.weight)
+
+    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+        distillation = similarity_loss(lesson.student.features[-1], lesson.teacher.features[-1])
+        return with_labels(lesson, distillation, ce_weight=self.ce_weight, weight=self.weight)

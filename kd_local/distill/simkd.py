@@ -1,0 +1,108 @@
+"""SimKD: the student's last features are projected onto the teacher's, and go to the teacher's own classifier."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kd_local.contract import Metrics
+from kd_local.distill.connector import apply_connectors, init_connectors
+from kd_local.distill.cross_entropy import with_labels
+from kd_local.distill.fitnet import hint_loss
+from kd_local.distill.hyperparameters import check_weights
+from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
+from kd_local.local.contexts import average_pool_to
+from kd_local.models.layers import ConvNorm
+from kd_local.networks import Collection, Variables
+
+
+class Projector(nn.Module):
+    """1x1 convolution to `features // factor` channels, 3x3, 1x1 to `features`, each with batch normalisation and ReLU.
+
+    The last ReLU is left out without `relu`.
+    """
+
+    features: int
+    factor: int = 2
+    relu: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w k"]:
+        middle = max(self.features // self.factor, 1)
+        x = ConvNorm(middle, kernel_size=1, dtype=x.dtype, name="conv1")(x, train=train)
+        x = ConvNorm(middle, kernel_size=3, dtype=x.dtype, name="conv2")(x, train=train)
+        return ConvNorm(self.features, kernel_size=1, relu=self.relu, dtype=x.dtype, name="conv3")(x, train=train)
+
+
+@dataclass(frozen=True)
+class SimKD(Objective):
+    """weight * the mean squared difference of the projected features and the teacher's, of the last stage; and, if
+    asked for, ce_weight * cross entropy of what the teacher's rest makes of them.
+
+    That is what is deployed: the student without its own classifier, the projector, the teacher's rest. The larger
+    features are average-pooled to the smaller's resolution, the student's before they are projected.
+
+    Attributes:
+        factor: by how much the projector is narrower inside.
+        relu: whether the projector ends in ReLU, as the teacher's last stage should.
+
+    Reference: Chen et al., "Knowledge distillation with the reused teacher classifier" (CVPR 2022), eq. 3.
+
+    Raises:
+        ValueError: a negative weight, or a factor below 1.
+    """
+
+    ce_weight: float = 0.0
+    weight: float = 1.0
+    factor: int = 2
+    relu: bool = True
+
+    def __post_init__(self) -> None:
+        check_weights(ce_weight=self.ce_weight, weight=self.weight)
+        if self.factor < 1:
+            raise ValueError(f"factor is {self.factor}: use 1 or more; 1 keeps the projector as wide as the teacher")
+
+    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+        x = student.features[-1]
+        return init_connectors({"projector": self._projector(teacher)}, rng, {"projector": (x,)})
+
+    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+        projected, batch_stats = self._project(variables, lesson, train=True)
+        target = average_pool_to(lesson.teacher.features[-1], (projected.shape[1], projected.shape[2]))
+        return with_labels(
+            lesson,
+            hint_loss(projected, target),
+            ce_weight=self.ce_weight,
+            weight=self.weight,
+            logits=self._classify(lesson, projected),
+            batch_stats=batch_stats,
+        )
+
+    def logits(self, variables: Mapping[str, Any], exam: Exam) -> Float[Array, "batch _"]:
+        return self._classify(exam, self._project(variables, exam, train=False)[0])
+
+    def deployed(
+        self, pair: Pair, student: Mapping[str, Any], own: Mapping[str, Any], teacher: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        first = pair.student[: pair.student.position(pair.student.stages[-1]) + 1]
+        rest = pair.teacher[pair.teacher.position(pair.teacher.stages[-1]) + 1 :]
+        return {
+            "student": {name: student[name] for name in first.names if name in student},
+            "projector": own["projector"],
+            "teacher": {name: teacher[name] for name in rest.names if name in teacher},
+        }
+
+    def _projector(self, teacher: Outputs) -> Projector:
+        return Projector(teacher.features[-1].shape[-1], factor=self.factor, relu=self.relu)
+
+    def _project(self, variables: Mapping[str, Any], exam: Exam, *, train: bool) -> tuple[Array, Collection]:
+        x, like = exam.student.features[-1], exam.teacher.features[-1].shape
+        x = average_pool_to(x, (min(x.shape[1], like[1]), min(x.shape[2], like[2])))
+        projector = {"projector": self._projector(exam.teacher)}
+        outputs, statistics = apply_connectors(projector, variables, {"projector": (x,)}, train=train)
+        return outputs["projector"], statistics
+
+    def _classify(self, exam: Exam, projected: Array) -> Array:
+        return exam.teacher_rest(len(exam.teacher.features) - 1, projected)

@@ -1,0 +1,33 @@
+"""Which stage of a student stands beside which of its teacher, and features brought to one resolution."""
+
+from jaxtyping import Array, Float
+
+from kd_local.distill.objective import Outputs
+from kd_local.local.contexts import average_pool_to
+
+
+def pair_stages(student: Outputs, teacher: Outputs, *, stem: bool = False) -> tuple[tuple[int, int], ...]:
+    """Indices of (student, teacher) stages, from the last ones backwards as long as both have one, in network order.
+
+    The stem, index 0 of each, takes part only if asked for.
+
+    Raises:
+        ValueError: one of the two has no such stage.
+    """
+    counts = (len(student.features), len(teacher.features))
+    first = 0 if stem else 1
+    pairs = min(counts) - first
+    if pairs < 1:
+        raise ValueError(
+            f"a student of {counts[0]} and a teacher of {counts[1]} stages have none to pair: expected {first + 1} or "
+            "more of each; use a network of several stages, or an objective of logits alone"
+        )
+    return tuple((counts[0] - i, counts[1] - i) for i in range(pairs, 0, -1))
+
+
+def at_smaller_resolution(
+    student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"]
+) -> tuple[Float[Array, "batch h w cs"], Float[Array, "batch h w ct"]]:
+    """Both, the larger one average-pooled to the height and width of the smaller."""
+    size = (min(student.shape[1], teacher.shape[1]), min(student.shape[2], teacher.shape[2]))
+    return average_pool_to(student, size), average_pool_to(teacher, size)

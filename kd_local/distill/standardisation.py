@@ -1,0 +1,27 @@
+"""Logit standardisation: the student need not match the size of its teacher's logits, only their relations."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kd_local.distill.numerics import root, widened
+
+EPSILON = 1e-7
+
+
+def standardise(logits: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
+    """(logits - mean) / (std + 1e-7) of each sample, std the unbiased one over its classes, in float32 at least.
+
+    Reference: Sun et al., "Logit standardization in knowledge distillation" (CVPR 2024), algorithm 1.
+    """
+    (logits,) = widened(logits)
+    centred = logits - logits.mean(axis=-1, keepdims=True)
+    variance = jnp.sum(centred * centred, axis=-1, keepdims=True) / max(logits.shape[-1] - 1, 1)
+    return centred / (root(variance) + EPSILON)
+
+
+def logits_to_compare(
+    student: Float[Array, "batch classes"], target: Float[Array, "batch classes"], *, standardised: bool
+) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
+    """Both in one dtype, float32 at least, and standardised or as they are."""
+    student, target = widened(student, target)
+    return (standardise(student), standardise(target)) if standardised else (student, target)

@@ -1,0 +1,184 @@
+"""Weights of the zoo's networks from PyTorch, by the names of four code bases, and back.
+
+    ResNets, ShuffleNets   conv1, bn1, layerS.B.{convI,bnI}, a shortcut, a last layer
+        mdistiller, torchvision, ContSup    layerS.B.downsample.{0,1} and fc
+        mdistiller's four-stage ones        layerS.B.shortcut.{0,1} and linear
+        its ShuffleNets                     linear, and conv2, bn2 before it in version 2
+        akamaster's                         linear; the shortcuts have no weights
+    Wide ResNets           conv1, blockS.layer.B.{bn1,conv1,bn2,conv2,convShortcut}, bn1, fc
+    VGG                    blockS.{0,1, 3,4, ...}, classifier
+    MobileNet              model.B.{0,1, 3,4}, fc
+    MobileNetV2            conv1.{0,1}, blocks.G.B.conv.{0,1, 3,4, 6,7}, conv2.{0,1}, classifier.0
+        torchvision's      features.B.conv.{0.0,0.1, 1.0,1.1, 2,3}, features.18.{0,1}, classifier.1
+
+Stages S and blocks B are those of our names, except that MobileNets count their blocks through (torchvision from 1,
+since the stem is 0) or in groups G of equal width. Which of the names a file has is found out from it.
+
+Reference: github.com/megvii-research/mdistiller, github.com/akamaster/pytorch_resnet_cifar10 and
+github.com/pytorch/vision.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from kd_local.interop.layouts import Layer, conv_norm, read_all, write_layers
+from kd_local.models.ends import Stem
+from kd_local.models.imagenet_resnet import Bottleneck
+from kd_local.models.layers import DType
+from kd_local.models.mobilenet import CappedStem, InvertedResidual, SeparableBlock
+from kd_local.models.resnet import BasicBlock
+from kd_local.models.shufflenet import DownUnit, ShuffleUnit
+from kd_local.models.vgg import ConvBlock
+from kd_local.models.wide_resnet import ConvStem, PreActivationBlock
+from kd_local.networks import Network, Variables
+
+_GROUPS = (1, 2, 3, 4, 3, 3, 1)  # MobileNetV2's blocks of equal width
+_LINEAR = ("head", "linear", "dense")
+
+
+def load_network(network: Network, arrays: Mapping[str, Any], *, dtype: DType = None) -> Variables:
+    """Variables of a network from PyTorch's weights, statistics included.
+
+    Args:
+        network: a whole network of the zoo.
+        arrays: by the names of mdistiller, akamaster's ResNets, torchvision or ContSup, in PyTorch's layouts, such as
+            `read_state_dict` gives; `num_batches_tracked` is not looked at.
+        dtype: of the result; None keeps each array's.
+
+    Returns:
+        Variables as `Network.init` gives, as numpy arrays.
+
+    Raises:
+        ValueError: something is missing, has another shape or is unexpected; the first such is named. Or the network is
+            none of the zoo's.
+    """
+    layers = _layers(network, arrays)
+    first = np.shape(arrays.get(f"{layers[0].name}.weight", ()))
+    shapes = _shapes(network, first[1] if len(first) == 4 else 3)
+    try:
+        return read_all(layers, arrays, shapes, dtype=dtype)
+    except ValueError as error:
+        if "stage4/0" not in network.names and re.match(r"layer[23]\.0\.\w+\.0\.weight is missing", str(error)):
+            raise ValueError(f"{error}; shortcuts without weights are those of shortcut='padding'") from error
+        raise
+
+
+def network_to_torch(network: Network, variables: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The inverse of `load_network`: arrays by mdistiller's names, in PyTorch's layouts, dtypes kept.
+
+    MobileNetV2 in its ImageNet form gets torchvision's names, since mdistiller has no such network.
+
+    Raises:
+        ValueError: the variables are not the network's, or it is none of the zoo's.
+    """
+    layers = _layers(network)
+    first = flatten_dict(variables).get(("params", *layers[0].path, "kernel"))
+    return write_layers(layers, variables, _shapes(network, 3 if first is None else np.shape(first)[2]))
+
+
+def _shapes(network: Network, channels: int) -> Variables:
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), images))
+
+
+def _layers(network: Network, arrays: Mapping[str, Any] | None = None) -> list[Layer]:
+    """By the names that the arrays have, or without them by mdistiller's or else torchvision's."""
+    begins = network.names[0] == "stage0/0" or isinstance(network.modules[0], Stem | ConvStem | CappedStem)
+    if not begins or network.names[-1] != "head" or len(network) < 3:
+        raise ValueError(
+            f"blocks {network.names[0]} to {network.names[-1]} are not a whole network: load all of it, and take "
+            "network.select(variables) for its blocks"
+        )
+    match network.modules[1]:
+        case BasicBlock() | Bottleneck() | ShuffleUnit() | DownUnit():
+            return _resnet(network, arrays)
+        case PreActivationBlock():
+            return _wide_resnet(network)
+        case ConvBlock():
+            return _vgg(network)
+        case SeparableBlock():
+            return _mobilenetv1(network)
+        case InvertedResidual():
+            return _mobilenetv2(network)
+    kind = type(network.modules[1]).__name__
+    raise ValueError(
+        f"block {network.names[1]!r} ({kind}) is of no network of the zoo: describe its layers to read_layers"
+    )
+
+
+def _resnet(network: Network, arrays: Mapping[str, Any] | None) -> list[Layer]:
+    shuffles = isinstance(network.modules[1], ShuffleUnit | DownUnit)
+    small_images = "stage4/0" in network.names and not getattr(network.modules[1], "pool_first", False)
+    linear = "linear" if shuffles or small_images else "fc"
+    shortcut = "shortcut" if small_images else "downsample"
+    if arrays is not None:
+        linear = "linear" if "linear.weight" in arrays else "fc"
+        shortcut = "shortcut" if any(".shortcut." in name for name in arrays) else "downsample"
+    layers = [*conv_norm("conv1", "bn1", ("stem", "conv"))]
+    for name in network.names[1:-1]:
+        layer = "layer" + name.removeprefix("stage").replace("/", ".")
+        for i in range(1, 6):
+            layers += conv_norm(f"{layer}.conv{i}", f"{layer}.bn{i}", (name, f"conv{i}"))
+        layers += conv_norm(f"{layer}.{shortcut}.0", f"{layer}.{shortcut}.1", (name, "projection"))
+    return [*layers, *conv_norm("conv2", "bn2", ("head", "conv")), Layer(linear, _LINEAR, "linear")]
+
+
+def _wide_resnet(network: Network) -> list[Layer]:
+    layers = [Layer("conv1", ("stem", "conv"), "convolution")]
+    for name in network.names[1:-1]:
+        stage, index = name.removeprefix("stage").split("/")
+        block = f"block{stage}.layer.{index}"
+        layers += [
+            Layer(f"{block}.bn1", (name, "norm"), "batch_norm"),
+            *conv_norm(f"{block}.conv1", f"{block}.bn2", (name, "conv1")),
+            Layer(f"{block}.conv2", (name, "conv2"), "convolution"),
+            Layer(f"{block}.convShortcut", (name, "projection"), "convolution"),
+        ]
+    return [*layers, Layer("bn1", ("head", "norm"), "batch_norm"), Layer("fc", _LINEAR, "linear")]
+
+
+def _vgg(network: Network) -> list[Layer]:
+    layers: list[Layer] = []
+    for name in network.names[:-1]:
+        stage, index = name.removeprefix("stage").split("/")
+        place = 3 * int(index)  # convolution, batch normalisation, ReLU
+        layers += conv_norm(f"block{stage}.{place}", f"block{stage}.{place + 1}", (name, "conv"))
+    return [*layers, Layer("classifier", _LINEAR, "linear")]
+
+
+def _mobilenetv1(network: Network) -> list[Layer]:
+    layers = [*conv_norm("model.0.0", "model.0.1", (network.names[0], "conv"))]
+    for index, name in enumerate(network.names[1:-1], start=1):
+        layers += conv_norm(f"model.{index}.0", f"model.{index}.1", (name, "depthwise"))
+        layers += conv_norm(f"model.{index}.3", f"model.{index}.4", (name, "pointwise"))
+    return [*layers, Layer("fc", _LINEAR, "linear")]
+
+
+def _mobilenetv2(network: Network) -> list[Layer]:
+    first = network.modules[1]
+    torchvision = isinstance(first, InvertedResidual) and first.expansion is None
+    stem, last, classifier = (
+        ("features.0", "features.18", "classifier.1") if torchvision else ("conv1", "conv2", "classifier.0")
+    )
+    places = [f"{group}.{index}" for group, count in enumerate(_GROUPS) for index in range(count)]
+    layers = [*conv_norm(f"{stem}.0", f"{stem}.1", ("stem", "conv"))]
+    for number, (name, place) in enumerate(zip(network.names[1:-1], places, strict=True), start=1):
+        block = f"features.{number}.conv" if torchvision else f"blocks.{place}.conv"
+        pairs = [("0", "1"), ("3", "4"), ("6", "7")]
+        if torchvision:
+            pairs = [("0.0", "0.1"), ("1.0", "1.1"), ("2", "3")]
+            if number == 1:  # does not expand
+                pairs = [("", ""), ("0.0", "0.1"), ("1", "2")]
+        for (convolution, norm), part in zip(pairs, ("expand", "depthwise", "project"), strict=True):
+            layers += conv_norm(f"{block}.{convolution}", f"{block}.{norm}", (name, part))
+    return [
+        *layers,
+        *conv_norm(f"{last}.0", f"{last}.1", ("head", "conv")),
+        Layer(classifier, _LINEAR, "linear"),
+    ]

@@ -1,0 +1,87 @@
+"""The ends that families share: stems, and heads in two steps.
+
+A block that ends in ReLU (not ReLU6) has a field `relu`: `block.clone(relu=False)` gives what ReLU would take, with the
+same parameters. A head pools and then classifies; distillation reads the pooled features in between.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from kd_local.models.layers import ConvNorm, DType, Linear, global_average_pool
+
+
+class Stem(nn.Module):
+    """Convolution, batch normalisation, ReLU."""
+
+    features: int
+    dtype: DType = None
+    kernel_size: int = 3
+    stride: int = 1
+    relu: bool = True
+    layers: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 k"]:
+        return ConvNorm(
+            self.features,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            relu=self.relu,
+            dtype=self.dtype,
+            name="conv",
+        )(x, train=train)
+
+
+class Classifier(nn.Module):
+    """Global average pooling and a linear layer; gives the logits."""
+
+    classes: int
+    dtype: DType = None
+    layers: ClassVar[int] = 1
+
+    def setup(self) -> None:
+        self.linear = Linear(self.classes, dtype=self.dtype)
+
+    def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
+        """What the linear layer reads."""
+        return global_average_pool(x)
+
+    def classify(self, pooled: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
+        """The logits behind `pool`."""
+        return self.linear(pooled)
+
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
+        return self.classify(self.pool(x, train=train))
+
+
+class ConvClassifier(nn.Module):
+    """1x1 convolution, batch normalisation, ReLU, global average pooling and a linear layer; gives the logits."""
+
+    classes: int
+    features: int
+    relu6: bool = False
+    dtype: DType = None
+    layers: ClassVar[int] = 2
+
+    def setup(self) -> None:
+        self.conv = ConvNorm(self.features, kernel_size=1, relu6=self.relu6, dtype=self.dtype)
+        self.linear = Linear(self.classes, dtype=self.dtype)
+
+    def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch features"]:
+        """What the linear layer reads."""
+        return global_average_pool(self.conv(x, train=train))
+
+    def classify(self, pooled: Float[Array, "batch features"]) -> Float[Array, "batch k"]:
+        """The logits behind `pool`."""
+        return self.linear(pooled)
+
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
+        return self.classify(self.pool(x, train=train))
+
+
+def check_classes(classes: int) -> None:
+    """Raises ValueError unless there is at least one class."""
+    if classes < 1:
+        raise ValueError(f"classes is {classes}: a network needs at least 1")

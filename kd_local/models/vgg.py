@@ -1,0 +1,62 @@
+"""VGG with batch normalisation for small images, a block for each convolution.
+
+A stage ends before its pooling, which opens the next stage. The classifier is one linear layer behind global average
+pooling, as usual for small images, instead of the paper's three.
+
+Reference: Simonyan and Zisserman, "Very deep convolutional networks" (arXiv 1409.1556), table 1, A, B, D and E; with 8
+layers: Tian et al., "Contrastive representation distillation" (arXiv 1910.10699), section 6.1.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from kd_local.errors import unknown
+from kd_local.models.ends import Classifier, check_classes
+from kd_local.models.layers import ConvNorm, DType, max_pool
+from kd_local.networks import Network
+
+_WIDTHS = (64, 128, 256, 512, 512)
+_CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2,) * 5, 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+# The last stage works at 4x4 where images are 32x32, without pooling before it, and where they are 64x64, with it.
+_POOL_FROM = (None, 2, 2, 2, 8)
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution with bias, batch normalisation, ReLU; 2x2 maximum pooling first, of images of size `pool_from`
+    and larger (None: never)."""
+
+    features: int
+    pool_from: int | None = None
+    dtype: DType = None
+    relu: bool = True
+    layers: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 k"]:
+        if self.pool_from is not None and min(x.shape[1:3]) >= self.pool_from:
+            x = max_pool(x, 2, stride=2)
+        return ConvNorm(self.features, use_bias=True, relu=self.relu, dtype=self.dtype, name="conv")(x, train=train)
+
+
+def vgg(depth: int, *, classes: int, dtype: DType = None) -> Network:
+    """The VGG of that depth, for images of 2x2 to 96x96 and beyond; stages 0 to 4 of 64 to 512 channels.
+
+    Args:
+        depth: 8, 11, 13, 16 or 19 layers of the original, which has three linear ones.
+        classes: number of logits, at least 1.
+        dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
+
+    Raises:
+        ValueError: any of these is out of range.
+    """
+    if depth not in _CONVOLUTIONS:
+        raise unknown("depth of VGG", depth, map(str, _CONVOLUTIONS))
+    check_classes(classes)
+    blocks: dict[str, nn.Module] = {}
+    for stage, (features, convolutions) in enumerate(zip(_WIDTHS, _CONVOLUTIONS[depth], strict=True)):
+        for index in range(convolutions):
+            blocks[f"stage{stage}/{index}"] = ConvBlock(features, None if index else _POOL_FROM[stage], dtype)
+    blocks["head"] = Classifier(classes, dtype=dtype)
+    return Network.of(blocks)

@@ -1,0 +1,102 @@
+"""Wide ResNets for small images: pre-activation blocks, so that boundaries lie before batch normalisation and ReLU.
+
+Reference: Zagoruyko and Komodakis, "Wide residual networks" (arXiv 1605.07146), table 1, without dropout.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from kd_local.models.convolution import Conv
+from kd_local.models.ends import check_classes
+from kd_local.models.layers import ConvNorm, DType, Linear, global_average_pool
+from kd_local.models.normalization import BatchNorm
+from kd_local.networks import Network
+
+
+class ConvStem(nn.Module):
+    """A 3x3 convolution alone."""
+
+    features: int
+    dtype: DType = None
+    layers: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w k"]:
+        return Conv(self.features, dtype=self.dtype, name="conv")(x)
+
+
+class PreActivationBlock(nn.Module):
+    """Batch normalisation, ReLU, 3x3 convolution, twice, around a shortcut.
+
+    Where the number of channels changes, the shortcut too starts behind the first ReLU, with a 1x1 convolution.
+    """
+
+    features: int
+    stride: int = 1
+    dtype: DType = None
+    layers: ClassVar[int] = 2
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 k"]:
+        active = nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train=train))
+        residual = ConvNorm(self.features, stride=self.stride, dtype=self.dtype, name="conv1")(active, train=train)
+        residual = Conv(self.features, dtype=self.dtype, name="conv2")(residual)
+        if self.stride == 1 and x.shape[-1] == self.features:
+            return residual + x.astype(residual.dtype)
+        projection = Conv(self.features, kernel_size=1, stride=self.stride, dtype=self.dtype, name="projection")
+        return residual + projection(active)
+
+
+class NormClassifier(nn.Module):
+    """Batch normalisation, ReLU, global average pooling and a linear layer; gives the logits."""
+
+    classes: int
+    dtype: DType = None
+    layers: ClassVar[int] = 1
+
+    def setup(self) -> None:
+        self.norm = BatchNorm(dtype=self.dtype)
+        self.linear = Linear(self.classes, dtype=self.dtype)
+
+    def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
+        """What the linear layer reads."""
+        return global_average_pool(nn.relu(self.norm(x, train=train)))
+
+    def classify(self, pooled: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
+        """The logits behind `pool`."""
+        return self.linear(pooled)
+
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
+        return self.classify(self.pool(x, train=train))
+
+
+def wide_resnet(depth: int, width: int, *, classes: int, dtype: DType = None) -> Network:
+    """The Wide ResNet of that depth and width, for images of 8x8 to 96x96 and beyond.
+
+    Args:
+        depth: 6n+4 with n >= 1 blocks a stage: 10, 16, 22, 28, 40, ...
+        width: the factor of 16, 32 and 64 channels in the three stages; the stem has 16.
+        classes: number of logits, at least 1.
+        dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
+
+    Raises:
+        ValueError: any of these is out of range.
+    """
+    if depth < 10 or (depth - 4) % 6:
+        lower = max(10, (depth - 4) // 6 * 6 + 4)
+        raise ValueError(
+            f"no Wide ResNet of depth {depth}: the depth is 6n+4 (10, 16, 22, 28, 34, 40, ...); near are {lower} and "
+            f"{lower + 6}"
+        )
+    if width < 1:
+        raise ValueError(f"width is {width}: use a positive factor, such as 1, 2 or 10")
+    check_classes(classes)
+    blocks: dict[str, nn.Module] = {"stem": ConvStem(16, dtype=dtype)}
+    for stage in (1, 2, 3):
+        for index in range((depth - 4) // 6):
+            stride = 2 if stage > 1 and index == 0 else 1
+            blocks[f"stage{stage}/{index}"] = PreActivationBlock(8 * 2**stage * width, stride, dtype)
+    blocks["head"] = NormClassifier(classes, dtype=dtype)
+    return Network.of(blocks)

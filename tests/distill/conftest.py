@@ -1,0 +1,68 @@
+"""Small made-up outputs of a student and a teacher: what an objective is given, without running networks."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_local.distill.objective import Lesson, Outputs, Pair
+from kd_local.models import resnet
+
+EXAMPLES = 11
+STUDENT = ((8, 4), (8, 4), (4, 6), (2, 8))
+TEACHER = ((8, 5), (8, 5), (4, 7), (2, 10))
+
+
+@pytest.fixture(scope="session")
+def outputs() -> Callable[..., Outputs]:
+    """Random outputs of stages of these (resolution, channels), a stem first; ReLU gives the features."""
+
+    def make(seed: int, stages: Sequence[tuple[int, int]], *, batch: int = 6, dtype: str = "float32") -> Outputs:
+        rng = np.random.default_rng(seed)
+        maps = [rng.standard_normal((batch, size, size, channels)).astype(dtype) for size, channels in stages]
+        pooled = rng.standard_normal((batch, stages[-1][1])).astype(dtype)
+        logits = (2 * rng.standard_normal((batch, 5))).astype(dtype)
+        features = tuple(jnp.asarray(np.maximum(x, 0)) for x in maps)
+        return Outputs(features, tuple(jnp.asarray(x) for x in maps), jnp.asarray(pooled), jnp.asarray(logits))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lessons(outputs) -> Callable[..., Lesson]:
+    """A lesson of such outputs. The teacher's rest is the mean over the map and a matrix."""
+
+    def make(
+        student: Sequence[tuple[int, int]] = STUDENT,
+        teacher: Sequence[tuple[int, int]] = TEACHER,
+        *,
+        batch: int = 6,
+        dtype: str = "float32",
+        epoch: float = 100.0,
+    ) -> Lesson:
+        matrix = jnp.asarray(np.random.default_rng(3).standard_normal((teacher[-1][1], 5)).astype(dtype))
+
+        def rest(stage: int, x: jax.Array, until: int | None = None) -> jax.Array:
+            assert (stage, until) == (len(teacher) - 1, None)
+            return x.mean(axis=1).mean(axis=1) @ matrix
+
+        return Lesson(
+            pair=Pair(resnet(8, classes=5, widths=(4, 4, 6, 8)), resnet(8, classes=5, widths=(5, 5, 7, 10))),
+            student=outputs(1, student, batch=batch, dtype=dtype),
+            teacher=outputs(2, teacher, batch=batch, dtype=dtype),
+            teacher_rest=rest,
+            labels=jnp.arange(batch, dtype=jnp.int32) % 5,
+            indices=jnp.arange(batch, dtype=jnp.int32) + 2,
+            epoch=jnp.float32(epoch),
+            rng=jax.random.key(7),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def examples() -> int:
+    """The size of the training set that the lessons' indices point into."""
+    return EXAMPLES

@@ -1,0 +1,263 @@
+"""Block-KD against its equations written out plainly: no batching, nothing shared, one network after the other."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_local.distill import BlockKD, Distillation, Pair, Teacher, logit_distance, output_shapes
+from kd_local.distill.block_kd import connector_to, stepping_stones, through_teacher
+from kd_local.distill.teacher import rest_of
+from kd_local.models import create, resnet
+from kd_local.networks import Network, apply_block
+from kd_local.parallel import Step
+
+STUDENT = resnet(8, classes=5, widths=(4, 4, 6, 8))
+TEACHER_NETWORK = resnet(14, classes=5, widths=(4, 6, 8, 12))
+SHAPE = (8, 8, 3)
+LIKE = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
+STAGES = ("stage1", "stage2", "stage3")
+
+
+def varied(network: Network, seed: int) -> dict:
+    """Variables whose running statistics are not those of the start."""
+    variables = network.init(jax.random.key(seed), LIKE)
+    random = np.random.default_rng(seed)
+    statistics = jax.tree.map(
+        lambda x: jnp.asarray(random.uniform(0.5, 1.5, x.shape), jnp.float32), variables["batch_stats"]
+    )
+    return {"params": variables["params"], "batch_stats": statistics}
+
+
+TEACHER = Teacher(TEACHER_NETWORK, varied(TEACHER_NETWORK, 3))
+
+
+def method(objective: BlockKD, student: Network = STUDENT, teacher: Teacher = TEACHER) -> Distillation:
+    return Distillation(student, (teacher,), objective, optax.sgd(0.1), examples=40, steps_per_epoch=4)
+
+
+def batch(size: int = 6) -> tuple[jax.Array, jax.Array]:
+    images = np.random.default_rng(1).standard_normal((size, *SHAPE), np.float32)
+    return jnp.asarray(images), jnp.arange(size, dtype=jnp.int32) % 5
+
+
+def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, images, labels):
+    """L = alpha L_task + beta L_distill + gamma L_cross from whole networks: S, T and each N_i on its own."""
+
+    def logits_of(network: Network, variables, x, train):
+        return network.apply(network.select(variables), x, train=train)[0]
+
+    def cross_entropy(logits):
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
+
+    def distance(logits, target):
+        t = objective.temperature
+        p, q = jax.nn.softmax(target / t), jax.nn.softmax(logits / t)
+        return t**2 * (p * (jnp.log(p) - jnp.log(q))).sum(axis=1).mean()
+
+    student = {"params": params["student"], "batch_stats": batch_stats["student"]}
+    s = logits_of(STUDENT, student, images, True)
+    t = jax.lax.stop_gradient(logits_of(TEACHER_NETWORK, teacher_variables, images, False))
+    hybrids, weights = [], []
+    for i in (1, 2, 3):
+        stone = f"stone{i}"
+        if stone not in params["teacher0"]:
+            continue
+        last = STUDENT.position(f"{STAGES[i - 1]}/0")
+        first_part = STUDENT[: last + 1]
+        feature = logits_of(first_part, student, images, True)
+        connector = connector_to(Pair(STUDENT, TEACHER_NETWORK), output_shapes(TEACHER_NETWORK, LIKE), i)
+        own = {"params": params["teacher0"][stone], "batch_stats": batch_stats["teacher0"][stone]}
+        feature, _ = apply_block(connector, own, feature, train=True)
+        rest = TEACHER_NETWORK[TEACHER_NETWORK.position(f"{STAGES[i - 1]}/1") + 1 :]
+        hybrids.append(logits_of(rest, teacher_variables, feature, False))
+        weights.append(1 / 2 ** (3 - i))
+    ensemble = sum(hybrids) / len(hybrids)
+    if not objective.ensemble_gradient:
+        ensemble = jax.lax.stop_gradient(ensemble)
+    task, distill, cross = cross_entropy(s), distance(s, t), distance(s, ensemble)
+    for w, n in zip(weights, hybrids, strict=True):
+        task += w * cross_entropy(n)
+        distill += w * distance(n, t)
+        cross += w * distance(n, ensemble)
+    return objective.alpha * task + objective.beta * distill + objective.gamma * cross
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        BlockKD(alpha=0.7, beta=1.3, gamma=0.4),
+        BlockKD(alpha=0.7, beta=1.3, gamma=0.4, batched=False),
+        BlockKD(stones="2,3", temperature=2.0),
+        BlockKD(stones="1", ensemble_gradient=True),
+        BlockKD(ensemble_gradient=True),
+    ],
+    ids=["batched", "one by one", "fewer stones", "first stone", "ensemble learns"],
+)
+def test_the_gradient_is_that_of_the_plain_composition(objective):
+    distillation = method(objective)
+    images, labels = batch()
+    state = jax.tree.map(jnp.array, distillation.init(jax.random.key(0), LIKE))
+    student, teacher = state["student"], state["teacher0"]
+    expected, gradients = jax.value_and_grad(plain_loss)(
+        student["params"], student["batch_stats"], objective, teacher, images, labels
+    )
+    before = jax.tree.map(np.array, (student["params"], teacher))
+    after, metrics = Step(distillation)(state, images, labels, jax.random.key(1))
+    np.testing.assert_allclose(metrics["student"]["loss"], expected, rtol=1e-5)
+    # One step of plain SGD: what parameters moved by is the rate times the gradient.
+    moved = jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / 0.1, before[0], after["student"]["params"])
+    for (path, ours), theirs in zip(jax.tree.leaves_with_path(moved), jax.tree.leaves(gradients), strict=True):
+        scale = max(float(jnp.abs(theirs).max()), 1e-3)
+        np.testing.assert_allclose(ours, theirs, atol=2e-4 * scale + 2e-6, err_msg=jax.tree_util.keystr(path))
+    # The teacher stands still, statistics included.
+    jax.tree.map(np.testing.assert_array_equal, after["teacher0"], before[1])
+
+
+def test_no_gradient_reaches_the_teacher():
+    objective = BlockKD()
+    distillation = method(objective)
+    images, labels = batch()
+    state = distillation.init(jax.random.key(0), LIKE)
+    (program,) = distillation.programs()
+
+    def loss(teacher):
+        own, frozen = state["student"], (teacher,)
+        return program.function(own, frozen, (images, labels), jax.random.key(1), jnp.zeros(0))[2]["loss"]
+
+    # Of the loss as it is reported, which does depend on the teacher, ...
+    gradients = jax.grad(loss, allow_int=True)(state["teacher0"])
+    assert any(bool(jnp.any(x != 0)) for x in jax.tree.leaves(gradients))
+    # ... but no program owns it: nothing would update it.
+    assert [p.name for p in distillation.programs()] == ["student"]
+    assert program.frozen == ("teacher0",)
+
+
+def test_teacher_parameters_are_arguments_and_not_constants():
+    distillation = method(BlockKD())
+    state = jax.eval_shape(partial(distillation.init, jax.random.key(0)), LIKE)
+    images, labels = jax.ShapeDtypeStruct((6, *SHAPE), jnp.float32), jax.ShapeDtypeStruct((6,), jnp.int32)
+    (call,) = Step(distillation).calls(state, images, labels, jax.random.key(0))
+    text = call.lower().as_text()
+    largest = max(x.size for x in jax.tree.leaves(TEACHER.variables))
+    constants = [line for line in text.splitlines() if "stablehlo.constant" in line and 'dense<"0x' in line]
+    assert largest > 1000
+    assert not constants, constants[0][:200]
+
+
+def entering(*stages: int) -> list[tuple[int, jax.Array]]:
+    random, shapes = np.random.default_rng(0), output_shapes(TEACHER_NETWORK, LIKE)
+    return [
+        (stage, jnp.asarray(random.standard_normal((4, *shapes.features[stage].shape[1:])), jnp.float32))
+        for stage in stages
+    ]
+
+
+@pytest.mark.parametrize("stages", [(1, 2, 3), (1, 3), (2, 2, 3), (2,)])
+def test_batched_is_one_by_one(stages):
+    rest = partial(rest_of, TEACHER_NETWORK, TEACHER.variables)
+    together = through_teacher(rest, entering(*stages), batched=True)
+    alone = through_teacher(rest, entering(*stages), batched=False)
+    assert len(together) == len(alone) == len(stages)
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        assert not np.allclose(a[0], a[1], atol=1e-2)
+
+
+def test_a_batched_image_sees_no_other():
+    rest = partial(rest_of, TEACHER_NETWORK, TEACHER.variables)
+    together = through_teacher(rest, entering(1, 3), batched=True)
+    changed = [(stage, x.at[0].add(1.0)) for stage, x in entering(1, 3)]
+    after = through_teacher(rest, changed, batched=True)
+    for a, b in zip(together, after, strict=True):
+        assert bool((a[0] != b[0]).any())
+        np.testing.assert_allclose(a[1:], b[1:], rtol=1e-6)
+
+
+def test_weights_and_choice_of_stones():
+    student, teacher = output_shapes(STUDENT, LIKE), output_shapes(TEACHER_NETWORK, LIKE)
+    stones = stepping_stones(student, teacher, "all")
+    assert [(stone.name, stone.student, stone.teacher, stone.weight) for stone in stones] == [
+        ("stone1", 1, 1, 0.25),
+        ("stone2", 2, 2, 0.5),
+        ("stone3", 3, 3, 1.0),
+    ]
+    assert stepping_stones(student, teacher, "3,1") == (stones[0], stones[2])
+
+
+@pytest.mark.parametrize("chosen", ["4", "0", "some", "", "1,2,5"])
+def test_stones_that_are_none(chosen):
+    with pytest.raises(ValueError, match=r"stones is .*: use all, or numbers from 1 to 3 with commas between"):
+        method(BlockKD(stones=chosen)).init(jax.random.key(0), LIKE)
+
+
+PAIRS = [
+    ("resnet8", "resnet8x4"),
+    ("wrn_16_1", "wrn_16_2"),
+    ("vgg8", "vgg11"),
+    ("shufflenetv1", "resnet8x4"),
+    ("mobilenetv2_half", "vgg8"),
+    ("shufflenetv2", "wrn_16_2"),
+    ("resnet8", "vgg8"),
+]
+
+
+@pytest.mark.parametrize("names", PAIRS, ids=lambda names: "-".join(names))
+def test_pairs_whatever_their_resolutions_and_widths(names):
+    """Shapes only: nothing is computed."""
+    student, teacher = (create(name, classes=10) for name in names)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    variables = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(teacher.init, jax.random.key(0), images)
+    )
+    distillation = method(BlockKD(), student, Teacher(teacher, variables))
+    state = jax.eval_shape(partial(distillation.init, jax.random.key(0)), images)
+    (call,) = Step(distillation).calls(state, images, labels, jax.random.key(0))
+    parts, _, metrics = call.shapes
+    assert {"loss", "accuracy", "task", "distillation", "cross"} < set(metrics[0])
+    assert jax.tree.structure(parts[0]) == jax.tree.structure(state["student"])
+    exits = jax.eval_shape(distillation.exits, state, images)
+    n = min(len(student.stages), len(teacher.stages)) - 1
+    assert list(exits) == [f"stone{i}" for i in range(1, n + 1)]
+    assert all(x.shape == (2, 10) for x in exits.values())
+
+
+def test_connectors_end_as_the_teachers_blocks_do():
+    rectified, pre_activation = create("resnet8x4", classes=10), create("wrn_16_2", classes=10)
+    for teacher, relu in ((rectified, True), (pre_activation, False)):
+        connector = connector_to(Pair(STUDENT, teacher), output_shapes(teacher, LIKE), 2)
+        assert connector.relu is relu
+
+
+def test_any_distance():
+    images, labels = batch()
+    losses = {}
+    for name in ("kd", "dkd", "mlkd", "dist"):
+        distillation = method(BlockKD(distance=name))
+        state = distillation.init(jax.random.key(0), LIKE)
+        _, metrics = Step(distillation)(state, jnp.array(images), jnp.array(labels), jax.random.key(1))
+        losses[name] = float(metrics["student"]["distillation"])
+    assert len(set(losses.values())) == 4 and all(map(np.isfinite, losses.values()))
+    with pytest.raises(ValueError, match="unknown logit distance 'kl': use kd, dkd, mlkd or dist"):
+        BlockKD(distance="kl")
+    assert logit_distance("kd", temperature=4.0) is not None
+
+
+def test_warm_up():
+    """Terms of distances grow epoch by epoch; that of the labels is there from the start."""
+    objective = BlockKD(warmup_epochs=4)
+    distillation = method(objective)
+    images, labels = batch()
+    state = distillation.init(jax.random.key(0), LIKE)
+    (program,) = distillation.programs()
+    seen = []
+    for step in (0, 3, 4, 12, 40):
+        part = {**state["student"], "step": jnp.int32(step)}
+        metrics = program.function(part, (state["teacher0"],), (images, labels), jax.random.key(1), jnp.zeros(0))[2]
+        others = objective.beta * metrics["distillation"] + objective.gamma * metrics["cross"]
+        seen.append(float((metrics["loss"] - objective.alpha * metrics["task"]) / others))
+    np.testing.assert_allclose(seen, [0.25, 0.25, 0.5, 1, 1], rtol=1e-4)

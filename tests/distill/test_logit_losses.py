@@ -1,0 +1,149 @@
+"""KD, DKD, MLKD and DIST against hand calculations and plain numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_local.distill.dist import dist_loss
+from kd_local.distill.distances import DISTANCES, logit_distance
+from kd_local.distill.dkd import dkd_loss
+from kd_local.distill.kd import kd_loss
+from kd_local.distill.mlkd import batch_correlation_loss, class_correlation_loss, mlkd_loss
+from kd_local.distill.registry import OBJECTIVES
+from kd_local.distill.standardisation import standardise
+
+RNG = np.random.default_rng(0)
+STUDENT, TARGET = 3 * RNG.standard_normal((2, 4, 5))
+LABELS = np.array([0, 4, 2, 4])
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    return np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+
+
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    return float(sum(a * np.log(a / b) for a, b in zip(p, q, strict=True)))
+
+
+def test_kd_by_hand():
+    # Softened by T = 2: (1/2, 1/2) of the student, (1/4, 3/4) of the teacher.
+    student, target = jnp.zeros((1, 2)), 2 * jnp.log(jnp.array([[1.0, 3.0]]))
+    expected = 4 * (0.25 * np.log(0.5) + 0.75 * np.log(1.5))
+    np.testing.assert_allclose(kd_loss(student, target, temperature=2.0), expected, rtol=1e-14)
+
+
+def test_kd_is_a_mean_of_divergences():
+    expected = 9 * np.mean([divergence(*rows) for rows in zip(softmax(TARGET / 3), softmax(STUDENT / 3), strict=True)])
+    np.testing.assert_allclose(kd_loss(jnp.asarray(STUDENT), jnp.asarray(TARGET), temperature=3.0), expected)
+
+
+def test_kd_gradient_is_the_difference_of_probabilities():
+    gradient = jax.grad(kd_loss)(jnp.asarray(STUDENT), jnp.asarray(TARGET), temperature=4.0)
+    np.testing.assert_allclose(gradient, 4 * (softmax(STUDENT / 4) - softmax(TARGET / 4)) / 4, atol=1e-14)
+
+
+def test_standardise_by_hand():
+    root = np.sqrt(2.5)  # the unbiased variance of 1..5
+    expected = np.arange(-2, 3) / (root + 1e-7)
+    np.testing.assert_allclose(standardise(jnp.arange(1.0, 6.0)[None]), expected[None], rtol=1e-14)
+
+
+def test_standardise_forgets_shift_and_scale():
+    logits = jnp.asarray(STUDENT)
+    np.testing.assert_allclose(standardise(7 * logits - 3), standardise(logits), rtol=1e-6)
+    gradient = jax.grad(lambda x: (standardise(x) * logits).sum())(jnp.ones_like(logits))
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_standardised_distances(name):
+    student, target, labels = jnp.asarray(STUDENT), jnp.asarray(TARGET), jnp.asarray(LABELS)
+    plain = logit_distance(name, temperature=2.0)
+    of_standardised = logit_distance(name, temperature=2.0, standardise=True)
+    expected = plain(standardise(student), standardise(target), labels)
+    if name == "mlkd":  # of which the predictions alone are standardised
+        expected = kd_loss(standardise(student), standardise(target), temperature=2.0)
+        for correlation in (batch_correlation_loss, class_correlation_loss):
+            expected += correlation(student, target, temperature=2.0)
+    np.testing.assert_allclose(of_standardised(student, target, labels), expected, rtol=1e-12)
+    assert abs(of_standardised(student, target, labels) / plain(student, target, labels) - 1) > 1e-2
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.0, 1.0), (1.5, 8.0)])
+def test_dkd_by_its_definition(alpha, beta):
+    each = []
+    for student, target, label in zip(softmax(STUDENT / 4), softmax(TARGET / 4), LABELS, strict=True):
+        p, q = np.delete(target, label), np.delete(student, label)
+        tckd = divergence([target[label], p.sum()], [student[label], q.sum()])
+        each.append(alpha * tckd + beta * divergence(p / p.sum(), q / q.sum()))
+    found = dkd_loss(jnp.asarray(STUDENT), jnp.asarray(TARGET), jnp.asarray(LABELS), alpha=alpha, beta=beta)
+    np.testing.assert_allclose(found, 16 * np.mean(each), rtol=1e-12)
+
+
+def test_dkd_of_the_right_weight_is_kd():
+    """Eq. 6: KD = TCKD + (1 - the teacher's probability of the label) NCKD."""
+    for i in range(len(LABELS)):
+        row = slice(i, i + 1)
+        student, target, labels = jnp.asarray(STUDENT[row]), jnp.asarray(TARGET[row]), jnp.asarray(LABELS[row])
+        rest = float(1 - softmax(TARGET / 4)[i, LABELS[i]])
+        found = dkd_loss(student, target, labels, alpha=1.0, beta=rest)
+        np.testing.assert_allclose(found, kd_loss(student, target), rtol=1e-12)
+
+
+def test_dkd_of_certain_predictions():
+    certain = jnp.float32(200) * jax.nn.one_hot(jnp.array([0, 1]), 4, dtype=jnp.float32)
+    labels = jnp.array([0, 1], jnp.int32)
+    value, gradient = jax.value_and_grad(dkd_loss)(certain, -certain, labels, temperature=1.0)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_correlations_by_their_definition():
+    p, q = softmax(TARGET / 2), softmax(STUDENT / 2)
+    batch = sum((p[i] @ p[j] - q[i] @ q[j]) ** 2 for i in range(4) for j in range(4)) / 4
+    classes = sum((p[:, i] @ p[:, j] - q[:, i] @ q[:, j]) ** 2 for i in range(5) for j in range(5)) / 5
+    student, target = jnp.asarray(STUDENT), jnp.asarray(TARGET)
+    np.testing.assert_allclose(batch_correlation_loss(student, target, temperature=2.0), batch, rtol=1e-12)
+    np.testing.assert_allclose(class_correlation_loss(student, target, temperature=2.0), classes, rtol=1e-12)
+    expected = kd_loss(student, target, temperature=2.0) + batch + classes
+    np.testing.assert_allclose(mlkd_loss(student, target, temperatures=(2.0,)), expected, rtol=1e-12)
+
+
+def test_mlkd_adds_temperatures_up():
+    student, target = jnp.asarray(STUDENT), jnp.asarray(TARGET)
+    each = [mlkd_loss(student, target, temperatures=(t,)) for t in (2.0, 3.0, 4.0, 5.0, 6.0)]
+    np.testing.assert_allclose(mlkd_loss(student, target), sum(each), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("beta", "gamma", "temperature"), [(1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (2.0, 3.0, 4.0)])
+def test_dist_is_of_pearson_correlations(beta, gamma, temperature):
+    p, q = softmax(TARGET / temperature), softmax(STUDENT / temperature)
+    between = 1 - np.mean([np.corrcoef(p[i], q[i])[0, 1] for i in range(4)])
+    within = 1 - np.mean([np.corrcoef(p[:, j], q[:, j])[0, 1] for j in range(5)])
+    found = dist_loss(jnp.asarray(STUDENT), jnp.asarray(TARGET), beta=beta, gamma=gamma, temperature=temperature)
+    # Their 1e-8 in the denominator is felt where probabilities are small.
+    np.testing.assert_allclose(found, temperature**2 * (beta * between + gamma * within), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_a_distance_is_that_of_its_objective(name, lessons):
+    lesson = lessons(dtype="float64")
+    numbers = {"temperatures": (2.0,)} if name == "mlkd" else {"temperature": 2.0}
+    _, metrics, _ = OBJECTIVES[name](**numbers, standardise=True).loss({}, lesson)
+    distance = logit_distance(name, temperature=2.0, standardise=True)
+    found = distance(lesson.student.logits, lesson.teacher.logits, lesson.labels)
+    np.testing.assert_allclose(found, metrics["distillation"], rtol=1e-12)
+    np.testing.assert_allclose(distance(lesson.student.logits, lesson.student.logits, lesson.labels), 0, atol=1e-5)
+
+
+def test_distances_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="unknown logit distance 'kdd': use kd, dkd, mlkd or dist .nearest: kd"):
+        logit_distance("kdd", temperature=4.0)
+    with pytest.raises(ValueError, match="temperature is 0.0: use a finite number above 0"):
+        logit_distance("kd", temperature=0.0)

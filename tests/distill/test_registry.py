@@ -1,0 +1,217 @@
+"""Every objective through the same checks."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_local.distill.objective import Outputs
+from kd_local.distill.registry import OBJECTIVES
+from kd_local.local.losses import softmax
+
+LOGITS_ONLY = {"kd", "dkd", "mlkd", "dist"}
+VGG = ((8, 4), (4, 6), (2, 8), (1, 8), (1, 8))
+# As published: the mdistiller protocol for CIFAR-100.
+DEFAULTS = {
+    "kd": {"ce_weight": 0.1, "weight": 0.9, "temperature": 4, "standardise": False},
+    "dkd": {"ce_weight": 1, "alpha": 1, "beta": 8, "temperature": 4, "warmup_epochs": 20, "standardise": False},
+    "mlkd": {"ce_weight": 0.1, "weight": 0.9, "temperatures": (2, 3, 4, 5, 6), "standardise": False},
+    "dist": {"ce_weight": 1, "beta": 1, "gamma": 1, "temperature": 1, "standardise": False},
+    "fitnet": {"ce_weight": 1, "weight": 100, "stage": 2, "relu": True},
+    "at": {"ce_weight": 1, "weight": 1000, "power": 2},
+    "sp": {"ce_weight": 1, "weight": 3000},
+    "rkd": {"ce_weight": 1, "distance_weight": 25, "angle_weight": 50},
+    "pkt": {"ce_weight": 1, "weight": 30000},
+    "nst": {"ce_weight": 1, "weight": 50},
+    "vid": {"ce_weight": 1, "weight": 1, "init_variance": 5},
+    "crd": {"ce_weight": 1, "weight": 0.8, "dim": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5},
+    "ofd": {"ce_weight": 1, "weight": 0.001},
+    "reviewkd": {"ce_weight": 1, "weight": 1, "warmup_epochs": 20, "max_middle": 512, "preactivations": False},
+    "simkd": {"ce_weight": 0, "weight": 1, "factor": 2, "relu": True},
+}
+NAMES = tuple(DEFAULTS)
+
+
+def initialise(objective, lesson, examples):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (lesson.student, lesson.teacher))
+    return objective.init(jax.random.key(0), lesson.pair, *shapes, examples=examples)
+
+
+def step(objective, lesson, variables):
+    """Loss, metrics, statistics, and gradients by the objective's parameters and the student's outputs."""
+
+    @jax.jit
+    def run(params, student):
+        def loss(params, student):
+            total, *rest = objective.loss({**variables, "params": params}, dataclasses.replace(lesson, student=student))
+            return total, rest
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, student)
+
+    (total, (metrics, batch_stats)), gradients = run(variables["params"], lesson.student)
+    return total, metrics, batch_stats, gradients
+
+
+def specification(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_defaults_are_the_published_ones_and_primitive(name):
+    fields = {field.name: field.default for field in dataclasses.fields(OBJECTIVES[name])}
+    assert fields == DEFAULTS[name]
+    assert all(isinstance(value, float | int | bool | str | tuple) for value in fields.values())
+    hash(OBJECTIVES[name]())  # part of a program's key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step(name, lessons, examples):
+    objective, lesson = OBJECTIVES[name](), lessons()
+    variables = initialise(objective, lesson, examples)
+    total, metrics, batch_stats, gradients = step(objective, lesson, variables)
+    assert specification(batch_stats) == specification(variables["batch_stats"])
+    assert set(metrics) == {"cross_entropy", "distillation"}
+    assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), (total, metrics, batch_stats, gradients)))
+    of_params, of_student = gradients
+    # What learns gets a gradient. (A convolution before batch normalisation may have next to none, but not 0.)
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(of_params))
+    assert np.abs(of_student.logits).max() > 0 or name == "simkd"
+    parts = (*of_student.features, *of_student.preactivations, of_student.pooled)
+    assert any(np.abs(x).max() > 0 for x in parts) == (name not in LOGITS_ONLY)
+    weight = getattr(objective, "weight", 1.0)
+    expected = objective.ce_weight * metrics["cross_entropy"] + weight * metrics["distillation"]
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    if name != "simkd":
+        np.testing.assert_allclose(
+            metrics["cross_entropy"], softmax(lesson.student.logits, lesson.labels)["loss"], rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shapes", [(VGG, ((8, 5), (8, 5), (4, 7), (2, 10))), (((8, 4), (4, 6), (3, 8)), VGG)])
+def test_networks_of_other_stages(name, shapes, lessons, examples):
+    objective, lesson = OBJECTIVES[name](), lessons(*shapes)
+    variables = initialise(objective, lesson, examples)
+    total, _, batch_stats, gradients = jax.eval_shape(partial(step, objective, lesson), variables)
+    assert total.shape == ()
+    assert specification(batch_stats) == specification(variables["batch_stats"])
+    assert specification(gradients) == specification((variables["params"], lesson.student))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_one(name, lessons, examples):
+    objective, lesson = OBJECTIVES[name](), lessons(batch=1)
+    total, _, _, gradients = step(objective, lesson, initialise(objective, lesson, examples))
+    assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), (total, gradients)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [None, 0.0])
+def test_gradients_are_finite_where_all_are_the_same(name, value, lessons, examples):
+    """With None the student's outputs are the teacher's; else all outputs are that number: distances are 0."""
+    lesson = lessons(teacher=((8, 4), (8, 4), (4, 6), (2, 8)))
+    if value is None:
+        lesson = dataclasses.replace(lesson, student=lesson.teacher)
+    else:
+        same = jax.tree.map(lambda x: jnp.full_like(x, value), (lesson.student, lesson.teacher))
+        lesson = dataclasses.replace(lesson, student=same[0], teacher=same[1])
+    objective = OBJECTIVES[name]()
+    total, _, _, gradients = step(objective, lesson, initialise(objective, lesson, examples))
+    assert np.isfinite(total)
+    for gradient in jax.tree.leaves(gradients):
+        assert np.abs(gradient).max() < 1e5  # 1e12 would be finite too
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_precisions(name, dtype, lessons, examples):
+    with jax.enable_x64(dtype == "float64"):
+        objective, lesson = OBJECTIVES[name](), lessons(dtype=dtype)
+        variables = initialise(objective, lesson, examples)
+        total, metrics, batch_stats, (_, of_student) = jax.eval_shape(partial(step, objective, lesson), variables)
+        expected = jnp.dtype("float64" if dtype == "float64" else "float32")
+        assert {total.dtype, *(x.dtype for x in metrics.values())} == {expected}
+        assert specification(batch_stats) == specification(variables["batch_stats"])
+        assert {x.dtype for x in jax.tree.leaves(of_student)} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reads(name, lessons, examples):
+    objective, lesson = OBJECTIVES[name](), lessons()
+    assert objective.reads == ("logits" if name in LOGITS_ONLY else "features")
+    assert objective.needs_indices == (name == "crd")
+    if name in LOGITS_ONLY:
+        cached = Outputs((), (), lesson.teacher.logits, lesson.teacher.logits)
+        variables = initialise(objective, lesson, examples)
+        whole, of_logits = (
+            objective.loss(variables, dataclasses.replace(lesson, teacher=teacher))[0]
+            for teacher in (lesson.teacher, cached)
+        )
+        assert whole == of_logits
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "ramp"),
+    [*(("dkd", *each) for each in ((1.0, 0.05), (10.0, 0.5), (20.0, 1.0), (21.0, 1.0))), ("reviewkd", 10.0, 0.5)],
+)
+def test_warmup(name, epoch, ramp, lessons, examples):
+    objective, lesson = OBJECTIVES[name](), lessons(epoch=epoch)
+    total, metrics, _, _ = step(objective, lesson, initialise(objective, lesson, examples))
+    np.testing.assert_allclose(total, metrics["cross_entropy"] + ramp * metrics["distillation"], rtol=1e-6)
+
+
+def test_no_warmup(lessons):
+    lesson = lessons(epoch=1.0)
+    total, metrics, _ = OBJECTIVES["dkd"](warmup_epochs=0).loss({}, lesson)
+    np.testing.assert_allclose(total, metrics["cross_entropy"] + metrics["distillation"], rtol=1e-6)
+
+
+WRONG = [
+    *((name, {"ce_weight": -1.0}, "ce_weight is -1.0: use a finite number, 0 or larger") for name in NAMES),
+    *((name, {"ce_weight": float("nan")}, "ce_weight is nan") for name in NAMES),
+    *((name, {"weight": -2.0}, "weight is -2.0") for name in NAMES if "weight" in DEFAULTS[name]),
+    *(
+        (name, {"temperature": value}, f"temperature is {value}: use a finite number above 0")
+        for name in ("kd", "dkd", "dist", "crd")
+        for value in (0.0, -4.0, float("inf"))
+    ),
+    ("dkd", {"alpha": -1.0}, "alpha is -1.0"),
+    ("dkd", {"beta": -1.0}, "beta is -1.0"),
+    ("dkd", {"warmup_epochs": -1}, "warmup_epochs is -1"),
+    ("mlkd", {"temperatures": (2.0, 0.0)}, "temperature is 0.0"),
+    ("mlkd", {"temperatures": ()}, "temperatures is .*: give at least one"),
+    ("dist", {"gamma": -1.0}, "gamma is -1.0"),
+    ("fitnet", {"stage": -1}, "stage is -1: use 0 for the stem"),
+    ("at", {"power": 0}, "power is 0: use 1 or more"),
+    ("rkd", {"distance_weight": -1.0}, "distance_weight is -1.0"),
+    ("rkd", {"angle_weight": -1.0}, "angle_weight is -1.0"),
+    ("vid", {"init_variance": 0.0}, "init_variance is 0.0"),
+    ("vid", {"init_variance": 1e-6}, "init_variance is 1e-06: use more than 1e-05"),
+    ("crd", {"momentum": 1.0}, "momentum is 1.0: use 0 or more, below 1"),
+    ("crd", {"negatives": 0}, "negatives is 0"),
+    ("crd", {"dim": 0}, "dim is 0"),
+    ("reviewkd", {"max_middle": 0}, "max_middle is 0"),
+    ("simkd", {"factor": 0}, "factor is 0: use 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("name", "numbers", "text"), WRONG)
+def test_numbers_out_of_range_are_refused(name, numbers, text):
+    with pytest.raises(ValueError, match=text):
+        OBJECTIVES[name](**numbers)
+
+
+@pytest.mark.parametrize("name", ["at", "nst", "vid", "ofd", "reviewkd"])
+def test_a_stem_alone_has_no_stages_to_pair(name, lessons, examples):
+    with pytest.raises(ValueError, match="a student of 1 and a teacher of 4 stages have none to pair"):
+        initialise(OBJECTIVES[name](), lessons(((8, 4),)), examples)
+
+
+def test_a_hint_that_is_not_there(lessons, examples):
+    with pytest.raises(ValueError, match="stage 4: the student's stages with one of the teacher beside .* 0, 1, 2, 3"):
+        initialise(OBJECTIVES["fitnet"](stage=4), lessons(), examples)
+    with pytest.raises(ValueError, match="stage 0: .* are 1, 2, 3, 4"):
+        initialise(OBJECTIVES["fitnet"](stage=0), lessons(VGG), examples)

@@ -1,0 +1,68 @@
+"""SimKD: what is learnt, and what is deployed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_local.distill.objective import Exam
+from kd_local.distill.simkd import Projector, SimKD
+from kd_local.local.contexts import average_pool_to
+from kd_local.local.losses import softmax
+
+SIZES = [(2, 2), (4, 2), (2, 4)]
+
+
+def initialise(objective, lesson):
+    return objective.init(jax.random.key(0), lesson.pair, lesson.student, lesson.teacher, examples=9)
+
+
+@pytest.mark.parametrize(("student", "teacher"), SIZES)
+def test_the_projected_features_are_drawn_to_the_teachers(student, teacher, lessons):
+    lesson, objective = lessons(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD(ce_weight=0.5)
+    variables = initialise(objective, lesson)
+    total, metrics, batch_stats = objective.loss(variables, lesson)
+    x, target = (average_pool_to(shown.features[-1], (2, 2)) for shown in (lesson.student, lesson.teacher))
+    own = {collection: entries["projector"] for collection, entries in variables.items()}
+    projected, updated = Projector(10).apply(own, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(metrics["distillation"], np.square(projected - target).mean(), rtol=1e-5)
+    classified = softmax(lesson.teacher_rest(1, projected), lesson.labels)["loss"]
+    np.testing.assert_allclose(metrics["cross_entropy"], classified, rtol=1e-5)
+    np.testing.assert_allclose(total, metrics["distillation"] + 0.5 * classified, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, batch_stats, {"projector": updated["batch_stats"]})
+
+
+@pytest.mark.parametrize(("student", "teacher"), SIZES)
+def test_the_teachers_classifier_is_deployed(student, teacher, lessons):
+    lesson, objective = lessons(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD()
+    variables = initialise(objective, lesson)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lesson.teacher)
+    exam = Exam(lesson.pair, lesson.student, shapes, lesson.teacher_rest)
+    own = {collection: entries["projector"] for collection, entries in variables.items()}
+    x = average_pool_to(lesson.student.features[-1], (2, 2))
+    expected = lesson.teacher_rest(1, Projector(10).apply(own, x, train=False))
+    np.testing.assert_allclose(objective.logits(variables, exam), expected, rtol=1e-5)
+
+
+def test_by_default_the_labels_do_not_count(lessons):
+    lesson, objective = lessons(), SimKD()
+    total, metrics, _ = objective.loss(initialise(objective, lesson), lesson)
+    assert total == metrics["distillation"]
+
+
+def test_projector_has_three_convolutions():
+    params = Projector(10, factor=2).init(jax.random.key(0), jnp.ones((1, 2, 2, 6)), train=False)["params"]
+    kernels = [params[name]["conv"]["kernel"].shape for name in ("conv1", "conv2", "conv3")]
+    assert kernels == [(1, 1, 6, 5), (3, 3, 5, 5), (1, 1, 5, 10)]
+    assert len(params) == 3
+
+
+def test_deployed_are_neither_the_students_classifier_nor_the_teachers_first_blocks(lessons):
+    lesson = lessons()
+    student, teacher = (
+        {name: {"w": name} for name in network.names} for network in (lesson.pair.student, lesson.pair.teacher)
+    )
+    deployed = SimKD().deployed(lesson.pair, student, {"projector": {"w": "own"}}, teacher)
+    assert list(deployed["student"]) == ["stem", "stage1/0", "stage2/0", "stage3/0"]
+    assert list(deployed["teacher"]) == ["head"]
+    assert deployed["projector"] == {"w": "own"}
