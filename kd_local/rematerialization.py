@@ -48,7 +48,8 @@ def rematerialize(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def rematerialize_in_turn(*functions: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
     """As `rematerialize`, of several functions of the same inputs: `((variables, ...), *inputs)` gives a tuple of
-    results. In both passes each is finished before the next is begun, so that only one needs room."""
+    results. In both passes each is finished before the next is begun, so that only one needs room; the backward pass
+    goes from the last to the first, so whichever needs most had better be the first."""
 
     def apply(each: tuple[Any, ...], *inputs: Any) -> tuple[Any, ...]:
         results: list[Any] = []
@@ -63,12 +64,14 @@ def rematerialize_in_turn(*functions: Callable[..., Any]) -> Callable[..., tuple
         each, inputs = kept
         of_variables: list[Any] = []
         of_inputs: list[Any] = []
-        for function, variables, gradient in zip(functions, each, gradients, strict=True):
+        # Where results are added up they have one gradient, which exists until the last of these has read it. That one
+        # reads it before its own inner gradients need room, so it had better be the one with the largest: the first.
+        for function, variables, gradient in reversed([*zip(functions, each, gradients, strict=True)]):
             variables = wait_for((of_variables[-1:], gradient), variables)
             own, *others = jax.vjp(function, variables, *inputs)[1](gradient)
             of_variables.append(own)
             of_inputs = jax.tree.map(jnp.add, of_inputs, others) if of_inputs else others
-        return tuple(of_variables), *of_inputs
+        return tuple(reversed(of_variables)), *of_inputs
 
     call = jax.custom_vjp(apply)
     call.defvjp(forward, backward)

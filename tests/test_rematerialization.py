@@ -81,6 +81,32 @@ def test_one_at_a_time_needs_room_for_one():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, in_turn)
 
 
+def test_the_backward_pass_goes_from_the_last_to_the_first():
+    variables, x = arguments()
+    each = tuple({"kernels": [kernel * scale for kernel in variables["kernels"]]} for scale in (0.5, 1.0, 2.0))
+    order = []
+
+    def named(name):
+        def function(variables, x):
+            order.append(name)
+            return layers(variables, x)
+
+        return function
+
+    functions = [named(name) for name in "abc"]
+
+    def loss(call):
+        return lambda each, x: sum((y**2).sum() for y, _ in call(each, x))
+
+    def plain(each, x):
+        return [layers(own, x) for own in each]
+
+    in_turn = jax.grad(loss(rematerialize_in_turn(*functions)), argnums=(0, 1))(each, x)
+    assert "".join(order) == "abccba"
+    expected = jax.grad(loss(plain), argnums=(0, 1))(each, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), in_turn, expected)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_waiting_changes_nothing(dtype):
     first = [jnp.full((3, 2), 7.0), jnp.float32(-2.0)]

@@ -131,9 +131,9 @@ def supply(
 ) -> list[tuple[Float[Array, "batch h w c"], Collection]]:
     """What context networks make of their contexts, in the shape of `like`, and their statistics.
 
-    With `remat` they are computed again for their gradients, one after the other, and each so many output channels at
-    a time: the same numbers, since its last convolution, batch normalisation, ReLU and pooling act on each output
-    channel by itself.
+    With `remat` they are computed again for their gradients, one after the other, the image's last, and each so many
+    output channels at a time: the same numbers, since its last convolution, batch normalisation, ReLU and pooling act
+    on each output channel by itself.
     """
     if remat is None:
         return [

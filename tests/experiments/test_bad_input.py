@@ -27,7 +27,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.data.train_examples=half"], r"config\.data\.train_examples=half: invalid literal for int"),
     (["--config.data.validation_examples=-1"], "validation_examples -1 of 1437 .*: use 0 .* to 1436"),
     (["--config.data.validation_examples=1437"], "validation_examples 1437 of 1437"),
-    (["--config.network.name=resnet31"], r"unknown network 'resnet31': use resnet8, .* \(nearest: resnet32"),
+    (["--config.network.name=resnet31"], r"unknown network 'resnet31': use resnet8, .* \(nearest: resnet34"),
     (["--config.network.name=vit"], "unknown network 'vit': use resnet8, resnet14"),
     (["--config.network.dtype=float16"], r"unknown dtype 'float16': use float32 or bfloat16 \(nearest: \w*float"),
     (["--config.network.shortcut=identity"], "unknown shortcut 'identity': use projection or padding"),
