@@ -1,16 +1,15 @@
 """What training needs of a device's memory: python -m experiments.memory [--config=FILE.py] [--modules=1,2,4,8,16]
 
-A row for end to end, with and without rematerialisation, and for local learning in each form, context and number of
-modules K. Nothing is trained, and no data are read. The same command goes on where it stopped, and compiles nothing
-twice. What is left in the folder: memory.csv, memory.jsonl and memory.png, kept up to date after every row.
+A row for end to end, with and without rematerialisation, for local learning in each form, context and number of
+modules K, and for distillation where the config names a teacher, whose weights are not needed. Nothing is trained, and
+no data are read. The same command goes on where it stopped, and compiles nothing twice. What is left in the folder:
+memory.csv, memory.jsonl and memory.png, kept up to date after every row.
 """
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,33 @@ from rich.console import Console
 from experiments import memory_table, workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import build
-from experiments.memory_observed import ObservationError, observe
-from experiments.memory_rows import Row, describe, in_order_of_effort, rows_of
+from experiments.folder_lock import FolderLock
+from experiments.memory_bench import Bench
+from experiments.memory_rows import (
+    BLOCK_KD,
+    KD,
+    LOCAL_DISTILLATION,
+    Row,
+    distillation_rows,
+    has_teacher,
+    in_order_of_effort,
+    rows_of,
+)
 from experiments.memory_table import MIB, Record, terminal_table
-from experiments.planning import left_to_measurement, planned
-from experiments.row_process import compilation_cache
 from kd_local.local import Context
-from kd_local.memory import TARGETS, Executables, Target, footprint, saved_activations, target
+from kd_local.memory import TARGETS, Target, target
 
-EXECUTABLES = "executables.jsonl"
-MEASURED = "measured.jsonl"
+DEFAULT_DISTILLATION = (KD, BLOCK_KD, LOCAL_DISTILLATION)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
 _MODULES = flags.DEFINE_string("modules", "1,2,4,8,16", "Numbers of modules K.")
 _CONTEXTS = flags.DEFINE_string("contexts", "R0,E,R1,R1E", "Contexts of local learning.")
 _DECODERS = flags.DEFINE_bool("decoders", True, "Rows of local learning with decoders too.")
+_DISTILLATION = flags.DEFINE_string(
+    "distillation",
+    None,
+    f"Methods of distillation; if none, {','.join(DEFAULT_DISTILLATION)} where the config names a teacher.",
+)
 _TARGET = flags.DEFINE_string("target", "local", f"What to compile for: {', '.join(TARGETS)}, gpu.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices of the target among which the batch is divided.")
 _MEASURE = flags.DEFINE_bool("measure", None, "Run real steps too; if none, where the target is at hand.")
@@ -53,6 +64,7 @@ def main(_: list[str]) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         base = _base(_CONFIG.value)
         rows = rows_of(_numbers(_MODULES.value), _contexts(_CONTEXTS.value), decoders=_DECODERS.value)
+        rows += distillation_rows(_methods(_DISTILLATION.value, base), base)
         on = target(_TARGET.value, devices=_DEVICES.value)
         if base.batch_size % _DEVICES.value:
             raise ValueError(
@@ -64,13 +76,23 @@ def main(_: list[str]) -> None:
         _check(_CONFIG.value, rows)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir(base)
         workdirs.claim(workdir, base)
+        lock = FolderLock(workdir, report=print, stopped=lambda: False)
     except (ValueError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
 
+    try:
+        _make_table(base, rows, on, workdir)
+    finally:
+        lock.release()
+
+
+def _make_table(base: ConfigDict, rows: Sequence[Row], on: Target, workdir: Path) -> None:
+    """Find out what is not known yet, and show the table; ends the program where not all goes well."""
     console = Console() if sys.stdout.isatty() else Console(width=160)
     measure = on.present if _MEASURE.value is None else _MEASURE.value
     bench = Bench(base, replace(on, name=_TARGET.value), _DEVICES.value, workdir, measure=measure)
-    title = f"{base.network.name} on {base.data.name}, batch {base.batch_size}, {_TARGET.value}"
+    taught = f", taught by {_teachers(base)}" if has_teacher(base) else ""
+    title = f"{base.network.name} on {base.data.name}{taught}, batch {base.batch_size}, {_TARGET.value}"
     _say(console, f"{len(rows)} rows: {title}, workdir: {workdir}")
     try:
         records, failures = _run_all(bench, rows, title, console)
@@ -88,99 +110,6 @@ def main(_: list[str]) -> None:
         fail(f"{len(failures)} of {len(rows)} rows failed; the same command tries them again:{listed}", 1)
 
 
-@dataclass(frozen=True)
-class Need:
-    """A row's record, but for what is relative to end to end."""
-
-    absolute: dict[str, Any]
-    trouble: str | None
-
-
-class Bench:
-    """Finds out what rows need, each thing once.
-
-    Attributes:
-        base: the config that rows are put into.
-        executables: those known.
-    """
-
-    def __init__(self, base: ConfigDict, on: Target, devices: int, workdir: Path, *, measure: bool) -> None:
-        self.base = base
-        self.workdir = workdir
-        self.executables = Executables(workdir / EXECUTABLES)
-        self.on = on
-        self._devices = devices
-        self._known: dict[str, Need] = {}
-        self._environment = compilation_cache(workdir) if measure else None
-        self._measured = workdir / MEASURED
-        if self._environment is not None:
-            # What is compiled here is not compiled again by the process that runs it.
-            jax.config.update("jax_compilation_cache_dir", self._environment["JAX_COMPILATION_CACHE_DIR"])
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-    def need(self, row: Row) -> Need:
-        """What a row needs, and why it could not be measured, if so."""
-        identity = row.identity(self.base)
-        if identity not in self._known:
-            self._known[identity] = self._find_out(row, identity)
-        return self._known[identity]
-
-    def _find_out(self, row: Row, identity: str) -> Need:
-        base = self._planned(row, identity)
-        described = describe(row, base, self.on.mesh.devices.flat[0].platform)
-        batch = base.batch_size
-        found = footprint(
-            described.method, described.shape, batch, self.on, form=row.form, executables=self.executables
-        )
-        saved = saved_activations(described.method, described.shape, batch // self._devices)
-        measured, trouble = self._measure(row, base, identity, found.peak_bytes)
-        absolute = {
-            "boundaries": described.boundaries,
-            "peak_bytes": found.peak_bytes,
-            "state_bytes": found.state_bytes,
-            "carried_bytes": found.carried_bytes,
-            "temp_bytes": found.temp_bytes,
-            "flops": found.flops,
-            "executables": found.executables,
-            "compile_seconds": round(found.compile_seconds, 3),
-            "saved_bytes": max(saved.values()),
-            "measured_bytes": measured,
-            "largest": found.largest.name,
-        }
-        return Need(absolute, trouble)
-
-    def _planned(self, row: Row, identity: str) -> ConfigDict:
-        """The config that the row is put into, its boundaries balanced if they are to be."""
-        config = row.config(self.base)
-        if not left_to_measurement(config):
-            return self.base
-        plan = self.workdir / "plans" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-        plan.mkdir(parents=True, exist_ok=True)
-        decided = planned(config, plan, on=self.on, executables=self.executables, report=lambda _: None)
-        base = self.base.copy_and_resolve_references()
-        with base.unlocked():
-            base.local.boundaries = decided.local.boundaries
-        return base
-
-    def _measure(self, row: Row, base: ConfigDict, identity: str, foretold: int) -> tuple[int | None, str | None]:
-        if self._environment is None:
-            return None, None
-        # Where something else is foretold, something else runs.
-        text = json.dumps([identity, self._devices, jax.__version__, jax.devices()[0].device_kind, foretold])
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        known = _read_measured(self._measured)
-        if digest in known:
-            return known[digest], None
-        try:
-            measured = observe(row, base, devices=self._devices, environment=self._environment)
-        except ObservationError as error:
-            return None, f"its steps could not be measured: {error}"
-        if measured is not None:
-            with self._measured.open("a") as file:
-                file.write(json.dumps({"digest": digest, "row": str(row), "measured_bytes": measured}) + "\n")
-        return measured, None
-
-
 def _run_all(
     bench: Bench, rows: Sequence[Row], title: str, console: Console
 ) -> tuple[dict[Row, Record], dict[Row, str]]:
@@ -189,6 +118,7 @@ def _run_all(
     records = memory_table.read(rows, bench.workdir, target=bench.on.name, batch=batch)
     failures: dict[Row, str] = {}
     whole: dict[str, Any] | None = None
+    kd: dict[str, Any] | None = None
     for number, row in enumerate(in_order_of_effort(rows), start=1):
         which = f"row {number} of {len(rows)}: {row}"
         try:
@@ -206,6 +136,7 @@ def _run_all(
             failures[row] = need.trouble
         whole = need.absolute if whole is None else whole
         found = need.absolute
+        kd = found if row.method == KD else kd
         records[row] = Record(
             method=row.method,
             context=row.context,
@@ -213,6 +144,7 @@ def _run_all(
             target=bench.on.name,
             batch=batch,
             ratio=round(found["peak_bytes"] / whole["peak_bytes"], 4),
+            kd_ratio=round(found["peak_bytes"] / kd["peak_bytes"], 4) if row.taught and kd else None,
             flops_ratio=round(found["flops"] / whole["flops"], 4),
             saved_ratio=round(found["saved_bytes"] / whole["saved_bytes"], 4),
             **found,
@@ -239,9 +171,9 @@ def _check(config: ConfigDict, rows: Sequence[Row]) -> None:
     Raises:
         ValueError: one cannot.
     """
-    build(config)
+    build(config, fresh_teachers=has_teacher(config))
     for row in rows:
-        build(row.config(_base(config)))
+        build(row.config(_base(config)), fresh_teachers=True)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -258,22 +190,26 @@ def _contexts(text: str) -> tuple[str, ...]:
     return names
 
 
+def _methods(text: str | None, base: ConfigDict) -> tuple[str, ...]:
+    """Methods of distillation, each once."""
+    if text is None:
+        return DEFAULT_DISTILLATION if has_teacher(base) else ()
+    return tuple(dict.fromkeys(part.strip() for part in text.split(","))) if text.strip() else ()
+
+
+def _teachers(base: ConfigDict) -> str:
+    """Their names in one word."""
+    places = base.teacher.network or base.teacher.weights
+    return "-".join(Path(place.strip()).stem for place in places.split(","))
+
+
 def _default_workdir(base: ConfigDict) -> Path:
     words = ["memory", base.network.name, base.data.name, f"batch{base.batch_size}", _TARGET.value.replace(":", "-")]
     if _DEVICES.value > 1:
         words.append(f"{_DEVICES.value}devices")
+    if has_teacher(base):
+        words.append(_teachers(base))
     return Path("runs") / "-".join(words)
-
-
-def _read_measured(path: Path) -> dict[str, int]:
-    known = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-            known[record["digest"]] = record["measured_bytes"]
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short when a run was killed: measured again
-    return known
 
 
 def _say(console: Console, text: str) -> None:

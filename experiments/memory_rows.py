@@ -1,15 +1,18 @@
 """The rows of the memory table: each a method, a context and a number of modules, put into a copy of one config."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
 from experiments.factory import build
 from kd_local.contract import Method
+from kd_local.distill import OBJECTIVES, LocalDistillation
+from kd_local.errors import unknown
 from kd_local.local import ContSup
 from kd_local.memory import SummedLosses
+from kd_local.networks import Network
 
 END_TO_END = "end_to_end"
 REMATERIALIZED = "end_to_end_remat"
@@ -18,7 +21,12 @@ JOINED = "contsup_joined"
 CONTSUP = "contsup"
 CONTEXTS_AGAIN = "contsup_remat"
 DECODER = "contsup_decoder"
-METHODS: tuple[str, ...] = (END_TO_END, REMATERIALIZED, NAIVE, JOINED, CONTSUP, CONTEXTS_AGAIN, DECODER)
+KD, BLOCK_KD = "kd", "block_kd"
+LOCAL_DISTILLATION = "local_distillation"
+DISTILLATION: tuple[str, ...] = (*OBJECTIVES, LOCAL_DISTILLATION)
+METHODS: tuple[str, ...] = (
+    END_TO_END, REMATERIALIZED, NAIVE, JOINED, CONTSUP, CONTEXTS_AGAIN, DECODER, *DISTILLATION
+)  # fmt: skip
 """`contsup_remat` has its context networks rematerialised, the others what the config says."""
 
 
@@ -28,8 +36,8 @@ class Row:
 
     Attributes:
         method: one of `METHODS`.
-        modules: K; 1 end to end.
-        context: of local learning; None end to end.
+        modules: K; 1 end to end, and of all distillation but `local_distillation`.
+        context: of local learning; None of all else.
     """
 
     method: str
@@ -37,7 +45,13 @@ class Row:
     context: str | None = None
 
     def __str__(self) -> str:
-        return self.method if self.context is None else f"{self.method} {self.context} K={self.modules}"
+        words = [self.method, self.context, f"K={self.modules}" if self.context or self.modules > 1 else None]
+        return " ".join(filter(None, words))
+
+    @property
+    def taught(self) -> bool:
+        """Whether it has a teacher."""
+        return self.method in DISTILLATION
 
     @property
     def form(self) -> str:
@@ -48,9 +62,9 @@ class Row:
         """The config that describes it."""
         config = base.copy_and_resolve_references()
         with config.unlocked():
-            config.method = "contsup" if self.context else "end_to_end"
+            config.method = self.method if self.taught else "contsup" if self.context else "end_to_end"
             config.end_to_end.remat = self.method == REMATERIALIZED
-            config.local.modules = self.modules
+            config.local.modules = self.modules if self.context else 1
             # A single module has neither context nor decoder.
             config.local.context = self.context if self.context and self.modules > 1 else "R0"
             config.local.decoder = self.method == DECODER and self.modules > 1
@@ -75,27 +89,41 @@ class Described:
     """A row in the package's own terms.
 
     Attributes:
+        separate: the same step, a program for each module: of `naive` another method.
+        network: that is trained; of distillation the student.
         boundaries: the blocks behind which the network is cut.
+        blocks: that each program of `separate` trains, by their names.
         shape: height, width and channels of the images.
     """
 
     method: Method
+    separate: Method
+    network: Network
     boundaries: tuple[str, ...]
+    blocks: Mapping[str, tuple[str, ...]]
     shape: tuple[int, int, int]
 
 
 def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Described:
-    """What a row is, on the devices here or another platform.
+    """What a row is, on the devices here or another platform; weights of teachers need not be named.
 
     Raises:
         ValueError: as `experiments.factory.build`, for example more modules than the network has blocks.
     """
-    experiment = build(row.config(base), platform)
-    method = experiment.method
+    experiment = build(row.config(base), platform, fresh_teachers=True)
+    method, network = experiment.method, experiment.network
+    if isinstance(method, LocalDistillation):
+        blocks = {module.name: module.blocks.names for module in method.modules()}
+    elif isinstance(method, ContSup):
+        blocks = {module.name: module.names for module in method.cut.modules}
+    else:
+        blocks = {program.name: network.names for program in method.programs()}
+    boundaries = tuple(names[-1] for names in blocks.values())[:-1]
+    runs = method
     if row.method == NAIVE:
         assert isinstance(method, ContSup)
-        method = SummedLosses(method.cut, method.optimizer)
-    return Described(method, experiment.boundaries, experiment.shape)
+        runs = SummedLosses(method.cut, method.optimizer)
+    return Described(runs, method, network, boundaries, blocks, experiment.shape)
 
 
 def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool) -> list[Row]:
@@ -108,15 +136,39 @@ def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool) 
     return [Row(END_TO_END), Row(REMATERIALIZED), *(Row(kind, k, context) for kind, context in kinds for k in modules)]
 
 
+def distillation_rows(methods: Sequence[str], base: ConfigDict) -> list[Row]:
+    """The rows of these methods, with the teacher that the config names; plain KD first.
+
+    Raises:
+        ValueError: an unknown method, no teacher, or what `experiments.factory.build` raises.
+    """
+    for name in methods:
+        if name not in DISTILLATION:
+            raise unknown("distillation method", name, DISTILLATION)
+    if methods and not has_teacher(base):
+        raise ValueError(
+            f"no teacher for {', '.join(methods)}: name one, such as --config.teacher.network=resnet56, whose weights "
+            "are not needed"
+        )
+    rows = [Row(name) for name in sorted(methods, key=DISTILLATION.index)]
+    # How many modules there are is not asked for: the networks' stages tell.
+    return [Row(row.method, len(describe(row, base).boundaries) + 1) for row in rows]
+
+
+def has_teacher(config: ConfigDict) -> bool:
+    """Whether the config names a teacher."""
+    return (config.teacher.network or config.teacher.weights) is not None
+
+
 def in_order_of_effort(rows: Sequence[Row]) -> list[Row]:
-    """End to end first, which the others are compared with; then those whose pieces are smallest, and what is compiled
-    as a whole at last."""
+    """End to end first, which the others are compared with, then distillation, plain KD first; then those whose pieces
+    are smallest, and what is compiled as a whole at last."""
 
     def effort(row: Row) -> tuple[int, int]:
         if row.context is None:
-            return 0, METHODS.index(row.method)
+            return int(row.taught), METHODS.index(row.method)
         if row.method in (CONTSUP, CONTEXTS_AGAIN, DECODER):
-            return 1 + METHODS.index(row.method), -row.modules
+            return 2 + METHODS.index(row.method), -row.modules
         return 10, row.modules
 
     return sorted(rows, key=effort)

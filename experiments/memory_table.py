@@ -12,7 +12,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from experiments.memory_rows import CONTEXTS_AGAIN, CONTSUP, DECODER, END_TO_END, JOINED, NAIVE, REMATERIALIZED, Row
+from experiments.memory_rows import (
+    CONTEXTS_AGAIN,
+    CONTSUP,
+    DECODER,
+    END_TO_END,
+    JOINED,
+    NAIVE,
+    REMATERIALIZED,
+    Row,
+)
 from kd_local.training.logging import replace_text
 
 CSV, LINES, PICTURE = "memory.csv", "memory.jsonl", "memory.png"
@@ -25,8 +34,8 @@ class Record:
 
     Attributes:
         method: one of `experiments.memory_rows.METHODS`.
-        context: of local learning; None end to end.
-        modules: K; 1 end to end.
+        context: of local learning; None of all else.
+        modules: K; 1 end to end, and of all distillation but `local_distillation`.
         boundaries: the blocks behind which the network is cut.
         batch: images of a step, over all devices.
         peak_bytes: while the largest piece of the step runs, all counted: its temporary memory, arguments and
@@ -34,7 +43,9 @@ class Record:
         state_bytes: parameters, statistics and optimizer state of all modules.
         carried_bytes: tensors carried between modules while the largest piece runs.
         temp_bytes: temporary memory of the largest piece.
-        ratio: of the peak to end to end's.
+        floor_bytes: what no form of the step can do without, see `kd_local.memory.footprint.floor_bytes`.
+        ratio: of the peak to end to end's; of distillation, to its student's.
+        kd_ratio: of the peak to plain KD's; of distillation only, and where there is a row of it.
         flops: of a step.
         executables: how many different ones.
         compile_seconds: of all of them, when each was compiled.
@@ -53,7 +64,9 @@ class Record:
     state_bytes: int
     carried_bytes: int
     temp_bytes: int
+    floor_bytes: int
     ratio: float
+    kd_ratio: float | None
     flops: int
     flops_ratio: float
     executables: int
@@ -95,13 +108,16 @@ def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict
 
 
 def terminal_table(records: Sequence[Record], *, title: str) -> Table:
-    table = Table(title=title, caption="in MiB, of one device; ratios are to end to end")
+    table = Table(title=title, caption="in MiB, of one device; ratios are to end to end, or to kd where it says so")
     for heading in ("method", "context", "K"):
         table.add_column(heading, justify="right" if heading == "K" else "left", no_wrap=True)
     measured = any(record.measured_bytes is not None for record in records)
+    taught = any(record.kd_ratio is not None for record in records)
     for heading in (
         "peak",
         "ratio",
+        *(("to kd",) if taught else ()),
+        "floor",
         "state",
         "carried",
         "temporary",
@@ -116,13 +132,14 @@ def terminal_table(records: Sequence[Record], *, title: str) -> Table:
         table.add_column("measured", justify="right")
         table.add_column("measured / peak", justify="right")
     for record in records:
-        sizes = (record.state_bytes, record.carried_bytes, record.temp_bytes)
+        sizes = (record.floor_bytes, record.state_bytes, record.carried_bytes, record.temp_bytes)
         cells = [
             record.method,
             record.context or "",
             str(record.modules),
             _mib(record.peak_bytes),
             f"{record.ratio:.3f}",
+            *(("" if record.kd_ratio is None else f"{record.kd_ratio:.3f}",) if taught else ()),
             *map(_mib, sizes),
             f"{record.flops_ratio:.2f}",
             str(record.executables),
@@ -148,7 +165,8 @@ _LEVELS = {END_TO_END: "-", REMATERIALIZED: "--"}
 
 
 def draw(records: Sequence[Record], *, title: str) -> Figure:
-    """Peak memory over the number of modules: a line for each method and context, end to end as levels."""
+    """Peak memory over the number of modules: a line for each method and context; end to end, and distillation of the
+    student as a whole, as levels; local distillation as a point."""
     figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -156,9 +174,18 @@ def draw(records: Sequence[Record], *, title: str) -> Figure:
         dict.fromkeys(record.context for record in records if record.method in (CONTSUP, CONTEXTS_AGAIN, DECODER))
     )
     lines: dict[tuple[str, str], list[Record]] = {}
+    counts = {record.modules for record in records if record.context is not None or record.modules > 1}
+    taught = [record.method for record in records if record.context is None and record.method not in _LEVELS]
     for record in records:
-        if record.context is None:
-            axes.axhline(record.peak_bytes / MIB, color="black", linestyle=_LEVELS[record.method], label=record.method)
+        peak, name = record.peak_bytes / MIB, record.method
+        if record.context is None and name in _LEVELS:
+            axes.axhline(peak, color="black", linestyle=_LEVELS[name], label=name)
+        elif record.context is None:
+            color = f"C{(len(contexts) + taught.index(name)) % 10}"
+            if record.modules > 1:
+                axes.plot([record.modules], [peak], color=color, linestyle="", marker="D", label=name)
+            else:
+                axes.axhline(peak, color=color, linestyle="-.", label=name)
         else:
             lines.setdefault((record.method, record.context), []).append(record)
     for (method, context), points in lines.items():
@@ -169,10 +196,9 @@ def draw(records: Sequence[Record], *, title: str) -> Figure:
             label=f"{method} {context}",
             **{"color": f"C{contexts.index(context)}" if context in contexts else "0.4", **_STYLES[method]},
         )
-    counts = sorted({record.modules for points in lines.values() for record in points})
     if counts:
         axes.set_xscale("log", base=2)
-        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_xticks(sorted(counts), [str(count) for count in sorted(counts)])
         axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("modules K")

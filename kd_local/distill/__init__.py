@@ -1,6 +1,7 @@
 """Splice: a student learns from frozen teachers, by Block-KD's stepping stones and the field's other objectives."""
 
 from kd_local.distill.block_kd import BlockKD
+from kd_local.distill.connector import Connector
 from kd_local.distill.distances import DISTANCES, logit_distance
 from kd_local.distill.distillation import Distillation
 from kd_local.distill.local_distillation import LocalDistillation, StoneLoss
@@ -13,6 +14,7 @@ __all__ = [
     "DISTANCES",
     "OBJECTIVES",
     "BlockKD",
+    "Connector",
     "Distillation",
     "Exam",
     "Lesson",

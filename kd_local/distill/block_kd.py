@@ -23,7 +23,7 @@ from kd_local.distill.connector import Connector, apply_connectors, init_connect
 from kd_local.distill.distances import logit_distance
 from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair, Rest
-from kd_local.distill.stages import pair_stages
+from kd_local.distill.stages import pair_stages, rectified
 from kd_local.distill.warmup import warmup
 from kd_local.local.losses import softmax
 from kd_local.networks import Collection, Variables
@@ -76,9 +76,7 @@ def stepping_stones(student: Outputs, teacher: Outputs, chosen: str) -> tuple[St
 def connector_to(pair: Pair, teacher: Outputs, stage: int) -> Connector:
     """From a student's features to what the teacher's block behind that stage expects: its shape, and its ReLU where
     the block before ends in one (pre-activation networks do not)."""
-    block = pair.teacher[pair.teacher.stages[stage]]
-    shape = teacher.features[stage].shape
-    return Connector(shape[1:], relu=getattr(block, "relu", False))
+    return Connector(teacher.features[stage].shape[1:], relu=rectified(pair.teacher, stage))
 
 
 def through_teacher(

@@ -13,7 +13,7 @@ from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import widened
 from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
-from kd_local.distill.stages import pair_stages
+from kd_local.distill.stages import pair_stages, rectified
 from kd_local.networks import Collection, Variables
 
 
@@ -32,7 +32,6 @@ class FitNet(Objective):
 
     Attributes:
         stage: the student's, 0 the stem; the teacher's is the one that `pair_stages` puts beside it.
-        relu: whether the regressor ends in ReLU, as the teacher's stage should.
 
     Reference: Romero et al. (ICLR 2015), here in one phase as in the mdistiller protocol, whose numbers these are.
 
@@ -43,7 +42,6 @@ class FitNet(Objective):
     ce_weight: float = 1.0
     weight: float = 100.0
     stage: int = 2
-    relu: bool = True
 
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
@@ -51,13 +49,12 @@ class FitNet(Objective):
             raise ValueError(f"stage is {self.stage}: use 0 for the stem, or a later one's index")
 
     def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
-        hint, target = self._hint(student, teacher)
-        return init_connectors({"regressor": self._regressor(target)}, rng, {"regressor": (hint,)})
+        hint, _, regressor = self._hint(pair, student, teacher)
+        return init_connectors({"regressor": regressor}, rng, {"regressor": (hint,)})
 
     def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
-        hint, target = self._hint(lesson.student, lesson.teacher)
-        regressor = {"regressor": self._regressor(target)}
-        outputs, batch_stats = apply_connectors(regressor, variables, {"regressor": (hint,)}, train=True)
+        hint, target, regressor = self._hint(lesson.pair, lesson.student, lesson.teacher)
+        outputs, batch_stats = apply_connectors({"regressor": regressor}, variables, {"regressor": (hint,)}, train=True)
         return with_labels(
             lesson,
             hint_loss(outputs["regressor"], target),
@@ -66,14 +63,14 @@ class FitNet(Objective):
             batch_stats=batch_stats,
         )
 
-    def _hint(self, student: Outputs, teacher: Outputs) -> tuple[Any, Any]:
+    def _hint(self, pair: Pair, student: Outputs, teacher: Outputs) -> tuple[Any, Any, Connector]:
         pairs = dict(pair_stages(student, teacher, stem=True))
         if self.stage not in pairs:
             raise ValueError(
                 f"stage {self.stage}: the student's stages with one of the teacher beside them are "
                 f"{', '.join(map(str, pairs))}"
             )
-        return student.features[self.stage], teacher.features[pairs[self.stage]]
-
-    def _regressor(self, target: Any) -> Connector:
-        return Connector(tuple(target.shape[1:]), relu=self.relu)
+        place = pairs[self.stage]
+        target = teacher.features[place]
+        regressor = Connector(tuple(target.shape[1:]), relu=rectified(pair.teacher, place))
+        return student.features[self.stage], target, regressor

@@ -13,6 +13,7 @@ from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.fitnet import hint_loss
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
+from kd_local.distill.stages import rectified
 from kd_local.local.contexts import average_pool_to
 from kd_local.models.layers import ConvNorm
 from kd_local.networks import Collection, Variables
@@ -46,7 +47,6 @@ class SimKD(Objective):
 
     Attributes:
         factor: by how much the projector is narrower inside.
-        relu: whether the projector ends in ReLU, as the teacher's last stage should.
 
     Reference: Chen et al., "Knowledge distillation with the reused teacher classifier" (CVPR 2022), eq. 3.
 
@@ -57,7 +57,6 @@ class SimKD(Objective):
     ce_weight: float = 0.0
     weight: float = 1.0
     factor: int = 2
-    relu: bool = True
 
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
@@ -66,7 +65,7 @@ class SimKD(Objective):
 
     def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
         x = student.features[-1]
-        return init_connectors({"projector": self._projector(teacher)}, rng, {"projector": (x,)})
+        return init_connectors({"projector": self._projector(pair, teacher)}, rng, {"projector": (x,)})
 
     def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         projected, batch_stats = self._project(variables, lesson, train=True)
@@ -94,13 +93,14 @@ class SimKD(Objective):
             "teacher": {name: teacher[name] for name in rest.names if name in teacher},
         }
 
-    def _projector(self, teacher: Outputs) -> Projector:
-        return Projector(teacher.features[-1].shape[-1], factor=self.factor, relu=self.relu)
+    def _projector(self, pair: Pair, teacher: Outputs) -> Projector:
+        relu = rectified(pair.teacher, -1)
+        return Projector(teacher.features[-1].shape[-1], factor=self.factor, relu=relu)
 
     def _project(self, variables: Mapping[str, Any], exam: Exam, *, train: bool) -> tuple[Array, Collection]:
         x, like = exam.student.features[-1], exam.teacher.features[-1].shape
         x = average_pool_to(x, (min(x.shape[1], like[1]), min(x.shape[2], like[2])))
-        projector = {"projector": self._projector(exam.teacher)}
+        projector = {"projector": self._projector(exam.pair, exam.teacher)}
         outputs, statistics = apply_connectors(projector, variables, {"projector": (x,)}, train=train)
         return outputs["projector"], statistics
 

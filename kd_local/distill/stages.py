@@ -4,6 +4,7 @@ from jaxtyping import Array, Float
 
 from kd_local.distill.objective import Outputs
 from kd_local.local.contexts import average_pool_to
+from kd_local.networks import Network
 
 
 def pair_stages(student: Outputs, teacher: Outputs, *, stem: bool = False) -> tuple[tuple[int, int], ...]:
@@ -23,6 +24,12 @@ def pair_stages(student: Outputs, teacher: Outputs, *, stem: bool = False) -> tu
             "more of each; use a network of several stages, or an objective of logits alone"
         )
     return tuple((counts[0] - i, counts[1] - i) for i in range(pairs, 0, -1))
+
+
+def rectified(network: Network, stage: int) -> bool:
+    """Whether features at the end of that stage are behind a ReLU, as of ResNets, or before one, as of pre-activation
+    networks: what takes their place should be so too."""
+    return bool(getattr(network[network.stages[stage]], "relu", False))
 
 
 def at_smaller_resolution(

@@ -6,7 +6,7 @@
 Reference: XLA's buffer assignment as `jax.stages.Compiled.memory_analysis` reports it, in bytes of one device.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,27 @@ def footprint(
     )
 
 
+def floor_bytes(method: Method, shape: tuple[int, int, int], batch: int, target: Target, own: Mapping[str, int]) -> int:
+    """What no form of a method's step can do without, unless it computes convolutions again: the largest, over its
+    programs, of the state of all of them, the tensors carried while one runs (those that it reads, that it writes, and
+    that are kept for later ones), and the activations of the smallest block that it trains. Nothing is compiled.
+
+    Args:
+        method: any.
+        shape: height, width and channels of the images (float32).
+        batch: images of a step, over all devices of the target.
+        target: where.
+        own: bytes of these activations on one device by the program's name, see `own_activations`; none of a program
+            that trains no block.
+
+    Raises:
+        ValueError: fewer than one image.
+    """
+    calls = step_calls(method, shape, batch, target)
+    state = _state(calls)
+    return max(state + _carried(call) + own.get(call.piece.name, 0) for call in calls)
+
+
 def step_calls(
     method: Method, shape: tuple[int, int, int], batch: int, target: Target, *, form: str = "separate"
 ) -> list[Call]:
@@ -148,6 +169,18 @@ def batch_shapes(
 
 
 def piece_footprints(calls: list[Call], found: dict[Hashable, Executable]) -> tuple[PieceFootprint, ...]:
+    state = _state(calls)
+    pieces = []
+    for call in calls:
+        executable = found[call.signature]
+        kept = {name: tensor for name, tensor in call.live.items() if name not in call.piece.reads}
+        others = state - _bytes(call.arguments[:1]) - _bytes(call.arguments[1])
+        peak = executable.step_bytes + others + _bytes(kept) // call.devices
+        pieces.append(PieceFootprint(call.piece.name, executable, state, _carried(call), peak))
+    return tuple(pieces)
+
+
+def _state(calls: list[Call]) -> int:
     owned = {program.name for call in calls for program in call.piece.programs}
     read_only = {
         name: part
@@ -156,16 +189,11 @@ def piece_footprints(calls: list[Call], found: dict[Hashable, Executable]) -> tu
         for name, part in zip(program.frozen, parts, strict=True)
         if name not in owned
     }
-    state = sum(_bytes(call.arguments[:1]) for call in calls) + _bytes(read_only)
-    pieces = []
-    for call in calls:
-        executable, devices = found[call.signature], call.devices
-        kept = {name: tensor for name, tensor in call.live.items() if name not in call.piece.reads}
-        carried = (_bytes(call.live) + _bytes(call.shapes[1])) // devices
-        others = state - _bytes(call.arguments[:1]) - _bytes(call.arguments[1])
-        peak = executable.step_bytes + others + _bytes(kept) // devices
-        pieces.append(PieceFootprint(call.piece.name, executable, state, carried, peak))
-    return tuple(pieces)
+    return sum(_bytes(call.arguments[:1]) for call in calls) + _bytes(read_only)
+
+
+def _carried(call: Call) -> int:
+    return (_bytes(call.live) + _bytes(call.shapes[1])) // call.devices
 
 
 def _bytes(tree: Any) -> int:

@@ -3,128 +3,159 @@
 This is how memory is mostly counted for frameworks that run each operation as it comes, as in the ContSup authors'
 code: parameters, gradients, optimizer and temporary memory are left out. A compiler may save less than this, or need
 more on the way; what an executable needs is what `footprint` tells.
+
+What is saved is read off the traced code of a gradient: operations of the backward pass stand under `transpose` in
+their name stacks, and what they read of the others was saved for them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jaxtyping import Array
 
 from kd_local.contract import Method
-from kd_local.local import ContSup, EndToEnd
-from kd_local.local.losses import softmax
-from kd_local.memory.naive import SummedLosses, by_module
+from kd_local.memory.footprint import step_calls
+from kd_local.memory.targets import target
+from kd_local.networks import Network, apply_block
 
 Objective = Callable[..., Array]
+
+_LINEAR = ("conv_general_dilated", "dot_general")
 
 
 def saved_bytes(objective: Objective, variables: Mapping[str, Any], *tensors: Any) -> int:
     """The bytes that the gradient of an objective with respect to parameters saves, each array counted once.
 
-    Parameters and statistics do not count. Tensors do where they are saved, as a module's input is. Nothing is
-    computed.
+    Parameters and statistics do not count, nor does what follows from them alone. Tensors do where they are saved, as a
+    module's input is. Nothing is computed.
 
     Args:
         objective: `(variables, *tensors)` to a scalar.
         variables: `{"params": ..., "batch_stats": ...}`, pytrees of arrays or of `jax.ShapeDtypeStruct`.
         tensors: arrays or `jax.ShapeDtypeStruct`.
     """
-
-    def saved(variables: Mapping[str, Any], *tensors: Any) -> list[Any]:
-        def of_params(params: Any) -> Array:
-            return objective({**variables, "params": params}, *tensors)
-
-        return jax.tree.leaves(jax.vjp(of_params, variables["params"])[1])
-
-    jaxpr = jax.make_jaxpr(saved)(dict(variables), *tensors).jaxpr
-    given = jaxpr.invars[: len(jax.tree.leaves(dict(variables)))]
-    found = {variable for variable in jaxpr.outvars if isinstance(variable, Var)}
-    kept = (found & _dependent(jaxpr)).difference(given)
-    return sum(variable.aval.size * variable.aval.dtype.itemsize for variable in kept)  # type: ignore[attr-defined]
-
-
-def _dependent(jaxpr: Jaxpr) -> set[Var]:
-    """What is computed from what is given: the zeros of a ReLU's gradient, for one, are not."""
-    dependent = set(jaxpr.invars)
-    for equation in jaxpr.eqns:
-        if any(isinstance(variable, Var) and variable in dependent for variable in equation.invars):
-            dependent.update(equation.outvars)
-    return dependent
+    jaxpr = jax.make_jaxpr(partial(_gradient, objective))(dict(variables), *tensors).jaxpr
+    return _size(_saved(jaxpr, jaxpr.invars[len(jax.tree.leaves(dict(variables))) :]))
 
 
 def saved_activations(method: Method, shape: tuple[int, int, int], batch: int) -> dict[str, int]:
-    """What `saved_bytes` gives for each program of a method, by its name: where programs run one after the other, the
-    largest of them is what is saved at once.
+    """The bytes that the gradient in each program of a method saves, by the program's name: where programs run one
+    after the other, the largest of them is what is saved at once.
+
+    Counted as in `saved_bytes`: what a program reads of the state does not count, nor do the constants handed to it. A
+    program without a gradient saves nothing.
 
     Args:
-        method: `EndToEnd`, `ContSup` or `SummedLosses`.
+        method: any.
         shape: height, width and channels of the images (float32).
         batch: images of a step.
 
     Raises:
-        ValueError: fewer than one image, or another method.
+        ValueError: fewer than one image.
     """
-    if batch < 1:
-        raise ValueError(f"batch is {batch}: use 1 or more images")
-    images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
-    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    state = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)), images)
-    if isinstance(method, ContSup):
-        return _of_modules(method, state, images, labels)
-    if isinstance(method, EndToEnd):
-        objective = _end_to_end(method)
-    elif isinstance(method, SummedLosses):
-        objective = _summed(method)
-    else:
-        raise ValueError(
-            f"what {type(method).__name__} saves is not known: use EndToEnd, ContSup or SummedLosses, or give its "
-            "objective to saved_bytes"
-        )
-    (program,) = method.programs()
-    part = state[program.name]
-    variables = {key: part[key] for key in ("params", "batch_stats")}
-    return {program.name: saved_bytes(objective, variables, images, labels)}
-
-
-def _end_to_end(method: EndToEnd) -> Objective:
-    def objective(variables: Mapping[str, Any], images: Array, labels: Array) -> Array:
-        logits, _ = method.network.apply(variables, images, train=True, remat=method.remat)
-        return softmax(logits, labels)["loss"]
-
-    return objective
-
-
-def _summed(method: SummedLosses) -> Objective:
-    def objective(variables: Mapping[str, Any], images: Array, labels: Array) -> Array:
-        losses = method.cut.losses(by_module(variables), images, labels).losses
-        return jnp.stack(list(losses.values())).sum()
-
-    return objective
-
-
-def _of_modules(method: ContSup, state: Mapping[str, Any], images: Any, labels: Any) -> dict[str, int]:
-    tensors: dict[str, Any] = {"images": images}
-    known: dict[Any, int] = {}
+    known: dict[Hashable, int] = {}
     saved = {}
-    for module in method.cut.modules:
-        variables = {key: state[module.name][key] for key in ("params", "batch_stats")}
-        read = [tensors[name] for name in module.reads]
-        like = (module, tuple((tensor.shape, tensor.dtype) for tensor in read))
-        if like not in known:
-
-            def objective(variables: Mapping[str, Any], *given: Array, module: Any = module) -> Array:
-                *read, labels = given
-                return module.evaluate(variables, read, labels, train=True)[0]["loss"]
-
-            known[like] = saved_bytes(objective, variables, *read, labels)
-        saved[module.name] = known[like]
-
-        def written(variables: Mapping[str, Any], read: Any, module: Any = module) -> Any:
-            supply, output, _ = module.apply(variables, read, train=True)
-            return module.hand_on(supply, output)
-
-        tensors.update(zip(module.writes, jax.eval_shape(written, variables, read), strict=True))
+    for call in step_calls(method, shape, batch, target()):
+        if call.signature not in known:
+            jaxpr = jax.make_jaxpr(call.piece.run)(*call.arguments).jaxpr
+            own, frozen, *_, constants = call.arguments
+            first, end = len(jax.tree.leaves((own, frozen))), len(jaxpr.invars) - len(jax.tree.leaves(constants))
+            known[call.signature] = _size(_saved(jaxpr, jaxpr.invars[first:end]))
+        saved[call.piece.name] = known[call.signature]
     return saved
+
+
+def own_activations(network: Network, shape: tuple[int, int, int], batch: int) -> dict[str, int]:
+    """The bytes that each block's gradient cannot do without, besides the block's input, by the block's name.
+
+    Of what the gradient saves, only what convolutions and matrix products inside the block gave: whatever else it saves
+    follows from that, or from the input, by less work.
+
+    Args:
+        network: whose blocks.
+        shape: height, width and channels of the images (float32).
+        batch: images of a step.
+    """
+    x: Any = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    own: dict[str, int] = {}
+    known: dict[Hashable, int] = {}
+    for name, block in network:
+        variables = jax.eval_shape(partial(block.init, train=False), jax.random.key(0), x)
+
+        def objective(variables: Mapping[str, Any], x: Array, block: Any = block) -> Array:
+            return apply_block(block, variables, x, train=True)[0].astype(jnp.float32).sum()
+
+        like = (block, x.shape, x.dtype)
+        if like not in known:
+            jaxpr = jax.make_jaxpr(partial(_gradient, objective))(variables, x).jaxpr
+            known[like] = _size(_sources(jaxpr, _saved(jaxpr, jaxpr.invars[-1:])))
+        own[name] = known[like]
+        x = jax.eval_shape(partial(apply_block, block, train=False), variables, x)[0]
+    return own
+
+
+def _gradient(objective: Objective, variables: Mapping[str, Any], *tensors: Any) -> Any:
+    def of_params(params: Any) -> Array:
+        return objective({**variables, "params": params}, *tensors)
+
+    return jax.grad(of_params)(variables.get("params", {}))
+
+
+def _saved(jaxpr: Jaxpr, tensors: Sequence[Var]) -> set[Var]:
+    """What the backward pass reads of these tensors and of what the forward pass computes from them.
+
+    What does not depend on them is left out: the zeros of a ReLU's gradient, for one.
+    """
+    there, read = set(tensors), set()
+    for equation in jaxpr.eqns:
+        variables = _read(equation)
+        if "transpose(" in str(equation.source_info.name_stack):
+            read.update(variables)
+        elif not there.isdisjoint(variables):
+            there.update(equation.outvars)
+    return read & there
+
+
+def _sources(jaxpr: Jaxpr, wanted: set[Var]) -> set[Var]:
+    """The results of convolutions and matrix products that these follow from without any other."""
+    by = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+    found: set[Var] = set()
+    seen: set[Var] = set()
+    left = set(wanted)
+    while left:
+        variable = left.pop()
+        seen.add(variable)
+        if variable not in by:
+            continue
+        if _multiplies(by[variable]):
+            found.add(variable)
+        else:
+            left.update(_read(by[variable]) - seen)
+    return found
+
+
+def _multiplies(equation: JaxprEqn) -> bool:
+    return equation.primitive.name in _LINEAR or any(
+        _multiplies(inner) for jaxpr in _inside(tuple(equation.params.values())) for inner in jaxpr.eqns
+    )
+
+
+def _inside(value: Any) -> Iterator[Jaxpr]:
+    """Every jaxpr among an equation's parameters."""
+    if isinstance(value, Jaxpr | ClosedJaxpr):
+        yield value if isinstance(value, Jaxpr) else value.jaxpr
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _inside(item)
+
+
+def _read(equation: JaxprEqn) -> set[Var]:
+    return {variable for variable in equation.invars if isinstance(variable, Var)}
+
+
+def _size(variables: set[Var]) -> int:
+    return sum(variable.aval.size * variable.aval.dtype.itemsize for variable in variables)  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ DEFAULTS = {
     "dkd": {"ce_weight": 1, "alpha": 1, "beta": 8, "temperature": 4, "warmup_epochs": 20, "standardise": False},
     "mlkd": {"ce_weight": 0.1, "weight": 0.9, "temperatures": (2, 3, 4, 5, 6), "standardise": False},
     "dist": {"ce_weight": 1, "beta": 1, "gamma": 1, "temperature": 1, "standardise": False},
-    "fitnet": {"ce_weight": 1, "weight": 100, "stage": 2, "relu": True},
+    "fitnet": {"ce_weight": 1, "weight": 100, "stage": 2},
     "at": {"ce_weight": 1, "weight": 1000, "power": 2},
     "sp": {"ce_weight": 1, "weight": 3000},
     "rkd": {"ce_weight": 1, "distance_weight": 25, "angle_weight": 50},
@@ -30,7 +30,7 @@ DEFAULTS = {
     "crd": {"ce_weight": 1, "weight": 0.8, "dim": 128, "negatives": 16384, "temperature": 0.07, "momentum": 0.5},
     "ofd": {"ce_weight": 1, "weight": 0.001},
     "reviewkd": {"ce_weight": 1, "weight": 1, "warmup_epochs": 20, "max_middle": 512, "preactivations": False},
-    "simkd": {"ce_weight": 0, "weight": 1, "factor": 2, "relu": True},
+    "simkd": {"ce_weight": 0, "weight": 1, "factor": 2},
 }
 NAMES = tuple(DEFAULTS)
 

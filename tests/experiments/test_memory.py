@@ -13,16 +13,18 @@ from pathlib import Path
 import pytest
 
 from experiments.configs import default
+from experiments.folder_lock import FolderLock
 from experiments.memory_observed import ObservationError, observe
-from experiments.memory_rows import Row, describe, in_order_of_effort, rows_of
+from experiments.memory_rows import Row, describe, distillation_rows, in_order_of_effort, rows_of
 from experiments.memory_table import MIB, Record, draw
 
 ROOT = Path(__file__).parents[2]
 KEYS = [
     "method", "context", "modules", "boundaries", "target", "batch", "peak_bytes", "state_bytes", "carried_bytes",
-    "temp_bytes", "ratio", "flops", "flops_ratio", "executables", "compile_seconds", "saved_bytes", "saved_ratio",
-    "measured_bytes", "largest",
+    "temp_bytes", "floor_bytes", "ratio", "kd_ratio", "flops", "flops_ratio", "executables", "compile_seconds",
+    "saved_bytes", "saved_ratio", "measured_bytes", "largest",
 ]  # fmt: skip
+TEACHER = "--config.teacher.network=resnet14"
 SMALL = ["--config.batch_size=8", "--contexts=R0", "--nodecoders"]
 
 BAD_INPUT: list[tuple[list[str], str]] = [
@@ -42,6 +44,11 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--modules=1", "--config.local.context=r0"], "unknown context 'r0'"),
     (["--modules=3", "--config.local.modules=2", "--config.local.boundaries=stage1/0"], "3 modules, but 1 boundaries"),
     (["--modules=1", "--devices=two"], "flag --devices=two: invalid literal for int"),
+    (["--modules=1", "--distillation=kd"], "no teacher for kd: name one, such as --config.teacher.network=resnet56, "),
+    (["--modules=1", "--distillation=kdd", TEACHER], r"unknown distillation method 'kdd': use kd, .*\(nearest: kd\)"),
+    (["--modules=1", "--config.teacher.network=resnet9"], r"unknown network 'resnet9': use .* \(nearest: resnet"),
+    (["--modules=1", "--config.method=kd"], "teacher.weights is not set: method 'kd' needs a trained teacher"),
+    (["--modules=1", "--config.teacher.network=resnet8,resnet14"], "2 teachers for local_distillation: give one"),
     (["--modules=1", "--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*; use another --workdir"),
 ]
 REFUSED = """
@@ -130,6 +137,9 @@ def test_stopped_and_gone_on(tmp_path):
     assert (cut["context"], cut["boundaries"], cut["executables"]) == ("R0", ["stage1/0", "stage2/0"], 3)
     assert cut["ratio"] == round(cut["peak_bytes"] / whole["peak_bytes"], 4)
     assert cut["saved_ratio"] < 1 < cut["flops_ratio"]
+    assert all(one["state_bytes"] < one["floor_bytes"] < one["peak_bytes"] for one in records)
+    assert records[3]["floor_bytes"] == records[5]["floor_bytes"] == cut["floor_bytes"]  # of the cut, not of the form
+    assert all(one["kd_ratio"] is None for one in records)
     assert all((one["target"], one["batch"], one["measured_bytes"]) == ("local", 8, None) for one in records)
     with (workdir / "memory.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -164,6 +174,43 @@ def test_measured(tmp_path):
     assert "nothing compiled" in out
     assert lines(tmp_path) == records
     assert len((tmp_path / "measured.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_distillation(tmp_path):
+    status, out, err = finish(start(tmp_path, *SMALL, "--modules=1", TEACHER))
+    assert status == 0, err
+    assert "8 rows: resnet8 on digits, taught by resnet14, batch 8, local, workdir" in out
+    assert out.index("row 3 of 8: kd, ") < out.index("row 4 of 8: block_kd, ")
+    whole, *_, kd, block_kd, local = lines(tmp_path)
+    assert [(one["method"], one["context"], one["modules"]) for one in (kd, block_kd, local)] == [
+        ("kd", None, 1), ("block_kd", None, 1), ("local_distillation", None, 3),
+    ]  # fmt: skip
+    assert (kd["boundaries"], local["boundaries"]) == ([], ["stage1/0", "stage2/0"])
+    assert local["executables"] == 4  # the teacher's answer is one
+    for one in (kd, block_kd, local):
+        assert one["ratio"] == round(one["peak_bytes"] / whole["peak_bytes"], 4)
+        assert one["kd_ratio"] == round(one["peak_bytes"] / kd["peak_bytes"], 4)
+        assert one["measured_bytes"] > one["state_bytes"] > whole["state_bytes"]
+        assert one["floor_bytes"] < one["peak_bytes"]
+    assert kd["kd_ratio"] == 1 < block_kd["kd_ratio"]
+    assert "to kd" in out
+    status, out, _ = finish(start(tmp_path, *SMALL, "--modules=1", TEACHER, "--distillation="))
+    assert (status, "5 rows: " in out, "nothing compiled" in out) == (0, True, True)
+
+
+@pytest.mark.slow
+def test_two_at_once_in_a_folder(tmp_path):
+    workdir = tmp_path / "table"
+    workdir.mkdir()
+    lock = FolderLock(workdir, report=print, stopped=lambda: False)
+    status, out, err = finish(start(workdir, *SMALL, "--modules=1", "--nomeasure"))
+    lock.release()
+    assert (status, out) == (2, "")
+    assert re.fullmatch(
+        rf"error: workdir '{workdir}' is in use by .*, process {os.getpid()} on .*another --workdir\n", err
+    )
+    assert not (workdir / "memory.jsonl").exists()
 
 
 @pytest.mark.slow
@@ -208,6 +255,21 @@ def test_rows_in_order():
     assert rows_of((4,), ("R0",), decoders=False)[-1] == Row("contsup", 4, "R0")
 
 
+def test_rows_of_distillation():
+    config = default.get_config()
+    config.teacher.network = "resnet14"
+    rows = distillation_rows(("local_distillation", "fitnet", "kd"), config)
+    assert list(map(str, rows)) == ["kd", "fitnet", "local_distillation K=3"]
+    order = in_order_of_effort([*rows_of((1,), ("R0",), decoders=False), *rows[::-1]])
+    assert list(map(str, order[:5])) == ["end_to_end", "end_to_end_remat", "kd", "fitnet", "local_distillation K=3"]
+    config.local_distillation.stones = "2"
+    described = describe(distillation_rows(("local_distillation",), config)[0], config)
+    assert described.boundaries == ("stage2/0",)
+    assert described.blocks == {"module00": ("stem", "stage1/0", "stage2/0"), "module01": ("stage3/0", "head")}
+    assert distillation_rows((), default.get_config()) == []
+    assert describe(Row("kd"), config).blocks == {"student": described.network.names}
+
+
 def test_rows_differ_in_what_they_say_only():
     config = default.get_config()
     config.local.head = "0c1f"
@@ -230,15 +292,23 @@ def test_rows_differ_in_what_they_say_only():
 def test_picture():
     def record(method, modules, context, peak):
         return Record(
-            method, context, modules, (), "local", 8, peak * MIB, 0, 0, 0, 1.0, 1, 1.0, 1, 0.0, 1, 1.0, None, "network"
-        )
+            method, context, modules, (), "local", 8, peak * MIB, 0, 0, 0, 0, 1.0, None, 1, 1.0, 1, 0.0, 1, 1.0, None,
+            "network",
+        )  # fmt: skip
 
     records = [record("end_to_end", 1, None, 80), record("end_to_end_remat", 1, None, 40)]
     records += [record("contsup", k, context, 64 // k) for context in ("R0", "E") for k in (4, 2)]
     records += [record("naive", k, "R0", 90) for k in (2, 4)]
+    records += [record("kd", 1, None, 85), record("local_distillation", 3, None, 50)]
     (axes,) = draw(records, title="resnet8").axes
     named = {line.get_label(): line for line in axes.get_lines()}
-    assert list(named) == ["end_to_end", "end_to_end_remat", "contsup R0", "contsup E", "naive R0"]
+    assert set(named) == {
+        "end_to_end", "end_to_end_remat", "contsup R0", "contsup E", "naive R0", "kd", "local_distillation"
+    }  # fmt: skip
+    assert set(named["kd"].get_ydata()) == {85}
+    assert (list(named["local_distillation"].get_xdata()), axes.get_xticks().tolist()) == ([3], [2, 3, 4])
+    colors = [named[name].get_color() for name in ("contsup R0", "contsup E", "kd", "local_distillation")]
+    assert len(set(colors)) == 4
     assert list(named["contsup E"].get_xdata()) == [2, 4]
     assert list(named["contsup E"].get_ydata()) == [32, 16]
     assert named["contsup R0"].get_color() != named["contsup E"].get_color()

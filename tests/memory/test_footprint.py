@@ -8,6 +8,7 @@ import pytest
 from kd_local.contract import Program
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.memory import Executables, footprint, step_calls, target
+from kd_local.memory.footprint import floor_bytes
 from kd_local.models import create
 
 NETWORK = create("resnet32", classes=10)
@@ -94,6 +95,18 @@ def test_tensors_kept_for_a_later_piece_count_while_others_run():
     first, second, _ = found.pieces
     assert first.peak == first.executable.step_bytes + 2 * part
     assert second.peak == second.executable.step_bytes + 2 * part + image
+
+
+def test_the_floor_is_the_most_that_state_carried_tensors_and_a_block_make():
+    method, batch = contsup(3, "R1"), 8
+    found = footprint(method, CIFAR, batch, HERE)
+    own = {"module00": 3, "module01": 10**6, "module02": 7}
+    assert floor_bytes(method, CIFAR, batch, HERE, own) == found.state_bytes + found.pieces[1].carried + 10**6
+    image, label = 8 * 32 * 32 * 3 * 4, 8 * 4
+    # A program that trains no block has none of its own.
+    assert floor_bytes(Relay(), CIFAR, 8, HERE, {"third": 5}) == 3 * 3 * 4 + 3 * image + label
+    with pytest.raises(ValueError, match="batch is 0: use 1 or more images"):
+        floor_bytes(method, CIFAR, 0, HERE, own)
 
 
 def test_joined_has_one_executable_and_the_same_work():

@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from kd_local.local import ContSup, EndToEnd, cut
+from kd_local.distill import BlockKD, Distillation, LocalDistillation, StoneLoss, Teacher
+from kd_local.distill.kd import KD
+from kd_local.local import ContSup, EndToEnd, PixelScale, cut
 from kd_local.memory import SummedLosses, saved_activations, saved_bytes
+from kd_local.memory.saved import own_activations
 from kd_local.models import create
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -89,6 +92,57 @@ def test_contexts_and_the_batch_count():
     twice = saved_activations(contsup(3), CIFAR, 2 * BATCH)["module00"]
     once = saved_activations(contsup(3), CIFAR, BATCH)["module00"]
     assert 1.99 * once < twice < 2 * once
+
+
+def test_constants_do_not_count():
+    decoding = contsup(3, decoder=PixelScale((0.5,) * 3, (0.2,) * 3))
+    module = decoding.cut.modules[0]
+    images, labels = shaped(BATCH, *CIFAR), shaped(BATCH, dtype=jnp.int32)
+    state = jax.eval_shape(decoding.init, jax.random.key(0), images)[module.name]
+
+    def objective(variables, images, labels):
+        return module.evaluate(variables, [images], labels, train=True)[0]["loss"]
+
+    variables = {key: state[key] for key in ("params", "batch_stats")}
+    # Weights of the loss are numbers there, and arguments of the program.
+    assert saved_activations(decoding, CIFAR, BATCH)[module.name] == saved_bytes(objective, variables, images, labels)
+
+
+def taught():
+    """A ResNet-8 by itself, by plain KD, by Block-KD and in modules, the teacher a ResNet-14."""
+    student, network = create("resnet8", classes=10), create("resnet14", classes=10)
+    variables = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(network.init, jax.random.key(0), shaped(1, *CIFAR))
+    )
+    teacher = Teacher(network, variables)
+    course = {"examples": 100, "steps_per_epoch": 10}
+    return (
+        EndToEnd(student, OPTIMIZER),
+        Distillation(student, (teacher,), KD(), OPTIMIZER, **course),
+        Distillation(student, (teacher,), BlockKD(), OPTIMIZER, **course),
+        LocalDistillation(student, teacher, StoneLoss(), OPTIMIZER, CIFAR),
+    )
+
+
+def test_distillation():
+    alone, kd, block_kd, local = (saved_activations(method, CIFAR, BATCH) for method in taught())
+    # Of the teacher nothing is saved but what its answer becomes in the loss: a few numbers an image.
+    assert alone["network"] < kd["student"] < alone["network"] + BATCH * 200
+    # Its rest, through which the stones go, is saved, but no parameter of it.
+    assert block_kd["student"] > 1.5 * kd["student"]
+    assert list(local) == ["teacher", "module00", "module01", "module02"]
+    assert local["teacher"] == 0 < local["module02"] < local["module01"] < local["module00"] < block_kd["student"]
+
+
+def test_own_activations_are_what_convolutions_gave():
+    # A block has two convolutions, and where it makes the image smaller a third, the projection. Means and variances,
+    # matrix products too, are small; the head's product is not needed again.
+    own = own_activations(create("resnet8", classes=10), CIFAR, BATCH)
+    wide, narrow, least = (BATCH * n * 4 for n in (32 * 32 * 16, 16 * 16 * 32, 8 * 8 * 64))
+    expected = {"stem": wide, "stage1/0": 2 * wide, "stage2/0": 3 * narrow, "stage3/0": 3 * least, "head": 0}
+    assert own == pytest.approx(expected, rel=0.01)
+    half = own_activations(create("resnet8", classes=10, dtype=jnp.bfloat16), CIFAR, BATCH)
+    assert half == pytest.approx({name: size / 2 for name, size in expected.items()}, rel=0.02)
 
 
 def test_refused():

@@ -1,0 +1,150 @@
+"""The method around an objective: teachers, what is deployed, what is refused."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_local.distill import OBJECTIVES, Distillation, Teacher, outputs
+from kd_local.models import resnet
+from kd_local.parallel import Step
+
+STUDENT = resnet(8, classes=5, widths=(4, 4, 6, 8))
+TEACHER_NETWORK = resnet(8, classes=5, widths=(4, 6, 8, 12))
+LIKE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+KEY = jax.random.key(1)
+
+
+def teacher(seed: int, **options) -> Teacher:
+    network = resnet(8, classes=5, widths=(4, 6, 8, 12), **options)
+    return Teacher(network, network.init(jax.random.key(seed), LIKE))
+
+
+def method(*teachers: Teacher, name: str = "kd", **options) -> Distillation:
+    return Distillation(
+        STUDENT, teachers, OBJECTIVES[name](), optax.sgd(0.1), examples=12, steps_per_epoch=2, **options
+    )
+
+
+def batch() -> tuple[jax.Array, jax.Array]:
+    images = np.random.default_rng(1).standard_normal((6, 8, 8, 3), np.float32)
+    return jnp.asarray(images), jnp.arange(6, dtype=jnp.int32) % 5
+
+
+def step(distillation: Distillation, **extra):
+    state = distillation.init(jax.random.key(0), LIKE)
+    images, labels = batch()
+    return Step(distillation)(state, images, labels, KEY, extra)
+
+
+def test_kd_is_its_equation():
+    """0.1 CE(S, y) + 0.9 T^2 KL(softmax(T/4) || softmax(S/4)), by numpy, of logits that the networks give."""
+    distillation = method(teacher(3))
+    state = distillation.init(jax.random.key(0), LIKE)
+    images, labels = batch()
+    student = distillation.network_variables(state)
+    s = np.asarray(STUDENT.apply(student, images, train=True)[0], np.float64)
+    t = np.asarray(TEACHER_NETWORK.apply(state["teacher0"], images, train=False)[0], np.float64)
+
+    def log_softmax(x):
+        return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+    cross_entropy = -log_softmax(s)[np.arange(6), np.asarray(labels)].mean()
+    p, q = log_softmax(t / 4), log_softmax(s / 4)
+    divergence = 16 * (np.exp(p) * (p - q)).sum(axis=1).mean()
+    _, metrics = step(distillation)
+    found = {name: float(value) for name, value in metrics["student"].items()}
+    assert found["cross_entropy"] == pytest.approx(cross_entropy, rel=1e-5)
+    assert found["distillation"] == pytest.approx(divergence, rel=1e-4, abs=1e-6)
+    assert found["loss"] == pytest.approx(0.1 * cross_entropy + 0.9 * divergence, rel=1e-5)
+
+
+def test_several_teachers_are_the_mean_of_each_alone():
+    first, second = teacher(3), teacher(4)
+    together = method(first, second)
+    start = together.init(jax.random.key(0), LIKE)["student"]
+    _, both = step(together)
+    losses = []
+    for alone in (method(first), method(second)):
+        state = alone.init(jax.random.key(0), LIKE)
+        # The student as it starts with both.
+        params = {**state["student"]["params"], "student": jax.tree.map(jnp.array, start["params"]["student"])}
+        state["student"] = {**state["student"], "params": params}
+        images, labels = batch()
+        _, metrics = Step(alone)(state, images, labels, KEY)
+        losses.append(float(metrics["student"]["loss"]))
+    assert losses[0] != losses[1]
+    assert float(both["student"]["loss"]) == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_connectors_are_of_each_teacher():
+    state = method(teacher(3), teacher(4), name="fitnet").init(jax.random.key(0), LIKE)
+    params = state["student"]["params"]
+    assert set(params) == {"student", "teacher0", "teacher1"}
+    kernels = [jax.tree.leaves(params[name]) for name in ("teacher0", "teacher1")]
+    assert any(bool((a != b).any()) for a, b in zip(*kernels, strict=True))
+
+
+def test_a_teacher_may_compute_in_bfloat16():
+    wide, narrow = teacher(3), teacher(3, dtype=jnp.bfloat16)
+    _, expected = step(method(wide))
+    after, metrics = step(method(narrow))
+    assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves(after))
+    assert float(metrics["student"]["loss"]) == pytest.approx(float(expected["student"]["loss"]), rel=2e-2)
+    assert float(metrics["student"]["loss"]) != float(expected["student"]["loss"])
+
+
+def test_cached_logits_take_the_teachers_place():
+    known = teacher(3)
+    images, _ = batch()
+    logits = known.network.apply(known.variables, images, train=False)[0]
+    expected, metrics = step(method(known))
+    cached = method(known, cached=True)
+    after, cached_metrics = step(cached, teacher0_logits=logits)
+    assert set(after) == {"student"}
+    assert cached_metrics["student"]["loss"] == pytest.approx(float(metrics["student"]["loss"]), rel=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after["student"], expected["student"]
+    )
+    with pytest.raises(ValueError, match="the step reads teacher0_logits too: hand it in as extra="):
+        step(cached)
+
+
+def test_one_executable_serves_any_teacher_of_a_network():
+    one, other = (method(teacher(seed)).programs()[0].key for seed in (3, 4))
+    assert (one.pairs, one.objective) == (other.pairs, other.objective)
+
+
+def test_outputs_are_the_networks_own():
+    network = TEACHER_NETWORK
+    variables = teacher(3).variables
+    images, _ = batch()
+    for train in (False, True):
+        features, statistics = network.features(variables, images, train=train)
+        found, found_statistics = outputs(network, variables, images, train=train)
+        for name, ours, before in zip(network.stages, found.features, found.preactivations, strict=True):
+            np.testing.assert_allclose(ours, features[name], rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(ours, np.maximum(before, 0))
+            assert float(before.min()) < 0
+        np.testing.assert_allclose(found.logits, features["head"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.pooled, features["stage3/0"].mean(axis=(1, 2)), rtol=1e-5, atol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found_statistics, statistics)
+
+
+def test_what_is_refused():
+    known = teacher(3)
+    with pytest.raises(ValueError, match="no teacher: give at least one"):
+        method()
+    with pytest.raises(ValueError, match="examples is 0: use 1 or more"):
+        replace(method(known), examples=0)
+    with pytest.raises(ValueError, match="BlockKD reads the teacher's features, and a cache has its logits only"):
+        method(known, name="block_kd", cached=True)
+    wrong = Teacher(STUDENT, known.variables)
+    with pytest.raises(ValueError, match=r"the teacher's batch_stats/stage1/0/.* is \(.*\), expected \(.*\)"):
+        method(wrong).init(jax.random.key(0), LIKE)
+    missing = Teacher(TEACHER_NETWORK, {**known.variables, "batch_stats": {}})
+    with pytest.raises(ValueError, match="the teacher.s batch_stats/.* is missing, expected"):
+        method(missing).init(jax.random.key(0), LIKE)
