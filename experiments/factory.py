@@ -123,8 +123,8 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
             "use step=separate, or boundaries by name"
         )
     local_method = ContSup(pieces, optimizer, config.local.answer)
-    objectives = {name: kind(**config[name].to_dict()) for name, kind in OBJECTIVES.items()}
-    stone_loss = StoneLoss(**config.local_distillation.to_dict())
+    objectives = {name: kind(**_numbers_of(config[name])) for name, kind in OBJECTIVES.items()}
+    stone_loss = StoneLoss(**_numbers_of(config.local_distillation))
 
     def taught_by(objective: Objective) -> Method:
         return Distillation(
@@ -134,6 +134,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
             optimizer,
             examples=data.train,
             steps_per_epoch=course.steps_per_epoch,
+            cached=config.teacher.cache is not None,
         )
 
     def taught_locally() -> Method:
@@ -150,6 +151,10 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     }
     if config.method not in methods:
         raise unknown("method", config.method, methods)
+    if config.teacher.cache is not None and config.method not in objectives:
+        raise ValueError(
+            f"teacher.cache is set, but {config.method} reads no teacher's logits that could be cached: leave it out"
+        )
     local = config.method == "contsup"
     return Experiment(
         method=methods[config.method](),
@@ -171,6 +176,11 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
             augmentation=data.augmentation,
         ),
     )
+
+
+def _numbers_of(section: ConfigDict) -> dict[str, Any]:
+    """Of a way to teach; what was written as JSON has lists for tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in section.to_dict().items()}
 
 
 def _augmentation(config: ConfigDict, usual: Augmentation) -> Augmentation:

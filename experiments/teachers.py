@@ -37,16 +37,17 @@ def load_weights(network: Network, weights: Path) -> Variables:
         ValueError: there is no such file or folder, the run has not ended, or the weights are not the network's.
         ModuleNotFoundError: a file of PyTorch, which is not installed.
     """
-    if weights.is_dir():
-        path = weights / WEIGHTS
-        if not path.is_file():
-            raise ValueError(
-                f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended, of a method that trains a "
-                "network as it is (end_to_end, or any distillation)"
-            )
-        return unflatten_dict({tuple(name.split(":")): x for name, x in read_state_dict(path).items()})
+    path = weights / WEIGHTS if weights.is_dir() else weights
+    if weights.is_dir() and not path.is_file():
+        raise ValueError(
+            f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended, of a method that trains a "
+            "network as it is (end_to_end, or any distillation)"
+        )
+    arrays = read_state_dict(path)
+    if all(":" in name for name in arrays):
+        return unflatten_dict({tuple(name.split(":")): x for name, x in arrays.items()})
     try:
-        return load_network(network, read_state_dict(weights), dtype=jnp.float32)
+        return load_network(network, arrays, dtype=jnp.float32)
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
 

@@ -28,6 +28,7 @@ from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build, count_parameters
 from experiments.planning import left_to_measurement, planned
+from experiments.teacher_caches import caches, supplies
 from experiments.teachers import save_network
 from kd_local.contract import State, Taught, TrainsNetwork
 from kd_local.costs import multiply_adds
@@ -40,6 +41,7 @@ from kd_local.training.logging import METRICS, STEPS, Log, read_records, replace
 from kd_local.training.loop import NotFiniteError, Record, Result, train
 from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
+from kd_local.training.teacher_cache import CacheError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; runs/NAME-OF-THE-CONFIG if none.")
@@ -51,6 +53,7 @@ def main(_: list[str]) -> None:
     try:
         experiment = build(config)
         data = experiment.read()
+        cached = caches(experiment, config, data)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
         workdirs.claim(workdir, config)
         if left_to_measurement(config):
@@ -66,23 +69,25 @@ def main(_: list[str]) -> None:
         with (
             Interruption() as interruption,
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, report=_report) as checkpoints,
-            ProgressBar(console) as bar,
         ):
-            result = train(
-                experiment.method,
-                data,
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                steps=config.steps,
-                mesh=experiment.mesh,
-                form=config.step,
-                schedule=experiment.schedule,
-                checkpoints=checkpoints,
-                checkpoint_seconds=config.checkpoint.seconds,
-                observers=(bar, log),
-                interruption=interruption,
-            )
+            supplied = supplies(cached, console, interruption)
+            with ProgressBar(console) as bar:
+                result = train(
+                    experiment.method,
+                    data,
+                    epochs=config.epochs,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    steps=config.steps,
+                    mesh=experiment.mesh,
+                    form=config.step,
+                    schedule=experiment.schedule,
+                    checkpoints=checkpoints,
+                    checkpoint_seconds=config.checkpoint.seconds,
+                    observers=(bar, log),
+                    interruption=interruption,
+                    supplies=supplied,
+                )
         if isinstance(experiment.method, TrainsNetwork):
             save_network(experiment.method.network_variables(result.state), workdir)
         _conclude(console, experiment, config, result, data, workdir)
@@ -92,7 +97,7 @@ def main(_: list[str]) -> None:
         good = checkpoints.last_good()
         kept = f"checkpoint {good} in {workdir} is the last good one" if good else "no checkpoint was saved before"
         fail(f"{error}; {kept}; a lower --config.optimizer.learning_rate may help", 1)
-    except CheckpointError as error:
+    except (CheckpointError, CacheError) as error:
         fail(error, 1)
     except OSError as error:
         if error.errno != errno.ENOSPC:

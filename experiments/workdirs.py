@@ -66,4 +66,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _binding(flat: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flat.items() if not key.startswith(_FREE)}
+    binding = {key: value for key, value in flat.items() if not key.startswith(_FREE)}
+    # With a cache the teacher is no part of the state; where the cache lies is free.
+    if binding.pop("teacher.cache", None) is not None:
+        binding["teacher.cache"] = "a folder"
+    return binding

@@ -5,8 +5,8 @@ Command: python -m experiments.evaluate --config=experiments/configs/cifar10_tea
              --config.data.data_dir=DIR --weights=resnet20.npz
          python -m experiments.train --config=experiments/configs/cifar10_teacher.py --config.data.data_dir=DIR
 
-Reference: github.com/akamaster/pytorch_resnet_cifar10: 200 epochs of 128 images, rate 0.1, a tenth of it from epochs 100
-and 150 each.
+Reference: github.com/akamaster/pytorch_resnet_cifar10: 200 epochs of 128 images, rate 0.1, a tenth of it from 100 and
+from 150.
 """
 
 from ml_collections import ConfigDict

@@ -59,6 +59,7 @@ def get_config(options: str = "") -> ConfigDict:
                 "weights": placeholder(str),  # a file of PyTorch's weights or the folder of a run; several with commas
                 "shortcut": "projection",  # or padding
                 "dtype": "float32",  # of its computation, or bfloat16
+                "cache": placeholder(str),  # a folder to keep its logits in, for kd, dkd, mlkd and dist
             },
             **_objectives(),
             "optimizer": {

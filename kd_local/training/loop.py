@@ -144,7 +144,7 @@ def train(
     course = plan(len(data.train), epochs=epochs, batch_size=batch_size, steps=steps, mesh=mesh)
     last_step, each = course.last_step, course.steps_per_epoch
     replicated = on_every_device(mesh)
-    rng, init_rng = jax.random.split(jax.random.key(seed))
+    rng, init_rng = keys(seed)
     shape = data.train.images.shape[1:]
     state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     state, rng = jax.device_put((state, rng), replicated)
@@ -157,11 +157,11 @@ def train(
     def extra(step: int, chosen: np.ndarray) -> dict[str, np.ndarray]:
         return {name: supplies[name](step, chosen) for name in step_once.further}
 
+    first_batch = next(batch_indices(len(data.train), seed=seed, batch_size=batch_size))
+    like_first = extra(*first_batch)
     for size in sizes:
         like = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
-        further = {
-            name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in extra(0, np.zeros(1, int)).items()
-        }
+        further = {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in like_first.items()}
         step_once.compile(state, like, jax.ShapeDtypeStruct((size,), jnp.int32), rng, further)
 
     metrics = _Metrics(step_once.metrics, replicated, observers)
@@ -181,12 +181,10 @@ def train(
     with jax.transfer_guard("disallow"):
         stream = batch_indices(len(data.train), seed=seed, batch_size=batch_size, start_step=first_step)
         for step, chosen in islice(stream, last_step - first_step):
+            inputs, step_rng = batch_inputs(data, mesh, rng, step, chosen)
             batched = over_the_batch(mesh, len(chosen))
-            raw, labels, further = jax.device_put(
-                (data.train.images[chosen], data.train.labels[chosen], extra(step, chosen)), batched
-            )
-            number, size = jax.device_put((np.uint32(step), np.float32(len(chosen))), replicated)
-            inputs, step_rng = prepare(data.augmentation, batched, raw, rng, number)
+            labels, further = jax.device_put((data.train.labels[chosen], extra(step, chosen)), batched)
+            size = jax.device_put(np.float32(len(chosen)), replicated)
             state, step_metrics = step_once(state, inputs, labels, step_rng, further)
             metrics.add(step + 1, step_metrics, size)
             count += len(chosen)
@@ -236,6 +234,27 @@ def train(
 
 def _int32(step: int, chosen: np.ndarray) -> np.ndarray:
     return chosen.astype(np.int32)
+
+
+def keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The key of all steps of a run, and that of its initialisation."""
+    rng, init_rng = jax.random.split(jax.random.key(seed))
+    return rng, init_rng
+
+
+def batch_inputs(
+    data: Data, mesh: Mesh, rng: PRNGKeyArray, step: int, chosen: Int64[np.ndarray, " batch"]
+) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
+    """The batch of a step as the network sees it, and the key of the step.
+
+    Args:
+        rng: that of all steps, on every device of the mesh.
+        step, chosen: as `batch_indices` gives them.
+    """
+    batched = over_the_batch(mesh, len(chosen))
+    raw = jax.device_put(data.train.images[chosen], batched)
+    number = jax.device_put(np.uint32(step), on_every_device(mesh))
+    return prepare(data.augmentation, batched, raw, rng, number)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kd_local.distill.objective import Lesson, Outputs, Pair
-from kd_local.models import resnet
+from kd_local.models import create, resnet
 
 EXAMPLES = 11
 STUDENT = ((8, 4), (8, 4), (4, 6), (2, 8))
@@ -48,8 +48,9 @@ def lessons(outputs) -> Callable[..., Lesson]:
             assert (stage, until) == (len(teacher) - 1, None)
             return x.mean(axis=1).mean(axis=1) @ matrix
 
+        taught_by = resnet(8, classes=5, widths=(5, 5, 7, 10)) if len(teacher) == 4 else create("vgg8", classes=5)
         return Lesson(
-            pair=Pair(resnet(8, classes=5, widths=(4, 4, 6, 8)), resnet(8, classes=5, widths=(5, 5, 7, 10))),
+            pair=Pair(resnet(8, classes=5, widths=(4, 4, 6, 8)), taught_by),
             student=outputs(1, student, batch=batch, dtype=dtype),
             teacher=outputs(2, teacher, batch=batch, dtype=dtype),
             teacher_rest=rest,

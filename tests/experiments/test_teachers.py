@@ -103,14 +103,14 @@ def test_two_teachers_at_once(teacher, student):
             ["--config.teacher.weights=nowhere.npz", "--config.teacher.network=resnet20"],
             "nowhere.npz: there is no such file",
         ),
-        (["--config.teacher.weights={teacher}", "--config.teacher.network=resnet20"], "is of resnet8, but"),
+        (["--config.teacher.weights={teacher}", "--config.teacher.network=resnet20"], "is a run of resnet8, but"),
         (
             ["--config.teacher.weights={teacher}", "--config.teacher.network=resnet8,resnet8"],
             "teacher.network names 2 networks, teacher.weights 1 places: give one for each",
         ),
         (
             ["--config.teacher.weights={teacher}/network.npz", "--config.teacher.network=resnet14"],
-            "conv1.weight is missing",
+            "stage1/1/conv1/norm/mean is missing, expected (16,)",
         ),
         (["--config.teacher.weights={empty}"], "teacher.network is not set, and"),
         (["--config.teacher.weights={teacher}", "--config.teacher.dtype=half"], "unknown dtype 'half'"),

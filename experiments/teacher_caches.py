@@ -1,0 +1,88 @@
+"""The folder `teacher.cache`: the logits of a config's teachers, computed before training starts."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from signal import Signals
+
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from experiments.command_line import fail
+from experiments.factory import Experiment
+from kd_local.data import Data, steps_per_epoch
+from kd_local.distill import Distillation
+from kd_local.training.interruption import Interruption
+from kd_local.training.loop import Supply, plan
+from kd_local.training.teacher_cache import TeacherCache, shown_bytes
+
+
+def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, TeacherCache]:
+    """A cache for each teacher, by the name of the tensor that it supplies; none where the config asks for none.
+
+    Raises:
+        ValueError: the folder cannot be used.
+    """
+    method = experiment.method
+    if not isinstance(method, Distillation) or not method.cached:
+        return {}
+    folder = Path(config.teacher.cache)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"teacher.cache {str(folder)!r} cannot be used: {error.strerror}; use another folder"
+        ) from None
+    course = plan(
+        len(data.train), epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=experiment.mesh
+    )
+    return {
+        f"{name}_logits": TeacherCache(
+            teacher.network,
+            teacher.variables,
+            data,
+            folder=folder,
+            batch_size=config.batch_size,
+            steps=course.last_step,
+            seed=config.seed,
+            mesh=experiment.mesh,
+        )
+        for (name, _), teacher in zip(method.pairs, method.teachers, strict=True)
+    }
+
+
+def supplies(of: Mapping[str, TeacherCache], console: Console, interruption: Interruption) -> dict[str, Supply]:
+    """What `train` reads the teachers' logits from; what is missing is computed first, with a bar on a terminal.
+
+    Asked to stop, it ends the program: the same command goes on from there.
+
+    Raises:
+        CacheError: see `TeacherCache.fill`.
+    """
+    found = {}
+    for name, cache in of.items():
+        console.print(f"{name}: {_size(cache)}, {cache.path}", soft_wrap=True, highlight=False)
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(f"caching {name}", total=None)
+
+            found[name] = cache.fill(partial(_tell, bar, task, name, interruption))
+    return found
+
+
+def _tell(bar: Progress, task: TaskID, name: str, interruption: Interruption, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+    if interruption.received is not None:
+        fail(
+            f"interrupted by {Signals(interruption.received).name} with {done:,} of {total:,} rows of {name} cached: "
+            "the same command goes on from there",
+            128 + interruption.received,
+        )
+
+
+def _size(cache: TeacherCache) -> str:
+    size, rows = shown_bytes(cache.size), cache.shape[0]
+    if len(cache.shape) == 2:
+        return f"{size} for {rows:,} images, as often as they are shown"
+    epochs = rows / steps_per_epoch(len(cache.data.train), cache.batch_size)
+    return f"{size} for {epochs:g} epochs" if epochs >= 1 else f"{size} for {rows:,} steps"

@@ -1,0 +1,144 @@
+"""Rows of numbers in a file that can be trusted: each counts only once its checksum lies in a second file.
+
+So whatever a kill, a crash or damage left behind, what is missing is known, and is written again. Rows are written in
+any order, and can be added to a file later.
+"""
+
+import io
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+_VALUE, _CHECKSUM = np.dtype("<f4"), np.dtype("<u4")
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Float32 rows in a .npy file, and their checksums in one beside it.
+
+    Attributes:
+        path: of the rows; it ends in .npy.
+        name: what the rows are. Those of another name do not count, whatever the file is called.
+        shape: of the rows wanted; the file may have more.
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The bytes that both files take."""
+        return sum(len(file.header) + file.row_bytes * self.shape[0] for file in self._files)
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of a row."""
+        return math.prod(self.shape[1:]) * _VALUE.itemsize
+
+    def missing(self) -> Int64[np.ndarray, " rows"]:
+        """The rows that are not there yet, or are damaged: all that is there is read.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        here = np.zeros(self.shape[0], bool)
+        present = min(len(here), *(file.rows for file in self._files))
+        if present > 0:
+            values, checksums = self._files
+            sums = np.fromfile(checksums.path, _CHECKSUM, present, offset=len(checksums.header))
+            # Not through a memory map: on a full disk in memory, looking at a hole in a file kills the process.
+            with values.path.open("rb") as file:
+                file.seek(len(values.header))
+                for i in range(present):
+                    here[i] = sums[i] == self._checksum(i, file.read(values.row_bytes))
+        return np.flatnonzero(~here).astype(np.int64)
+
+    @contextmanager
+    def writing(self) -> Iterator["Writer"]:
+        """What writes rows, each at once; the files are made, or made larger, if need be.
+
+        Raises:
+            OSError: from here and from the writer, also where the disk is full.
+        """
+        for file in self._files:
+            file.make()
+        values, checksums = self._files
+        with values.path.open("r+b", buffering=0) as first, checksums.path.open("r+b", buffering=0) as second:
+
+            def write(row: int, numbers: np.ndarray) -> None:
+                content = np.ascontiguousarray(numbers, _VALUE).tobytes()
+                _write(first, len(values.header) + row * values.row_bytes, content)
+                checksum = np.array(self._checksum(row, content), _CHECKSUM)
+                _write(second, len(checksums.header) + row * checksums.row_bytes, checksum.tobytes())
+
+            yield write
+
+    def read(self) -> Float32[np.ndarray, "rows *shape"]:
+        """A memory map of the rows; those that are missing are anything."""
+        return np.memmap(self.path, _VALUE, "r", len(self._files[0].header), self.shape)
+
+    @cached_property
+    def _files(self) -> tuple["_File", "_File"]:
+        sums = self.path.with_suffix(".crc32.npy")
+        return _File(self.path, self.shape, _VALUE), _File(sums, self.shape[:1], _CHECKSUM)
+
+    def _checksum(self, row: int, content: bytes) -> int:
+        # It starts from name and place, so that no row can be taken for another.
+        return zlib.crc32(content, zlib.crc32(f"{self.name}/{row}".encode()))
+
+
+class Writer(Protocol):
+    """Writes a row of that index."""
+
+    def __call__(self, row: int, numbers: np.ndarray) -> None: ...
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @cached_property
+    def header(self) -> bytes:
+        """Numpy makes it as long for any number of rows, so that rows can be added."""
+        file = io.BytesIO()
+        described = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(file, described)
+        return file.getvalue()
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def rows(self) -> int:
+        """Whole rows in the file, as far as its size tells; less than none where there is none."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        return (size - len(self.header)) // self.row_bytes
+
+    def make(self) -> None:
+        """Room for all rows; more that there are already stay."""
+        self.path.touch()
+        if self.rows > self.shape[0]:
+            return
+        with self.path.open("r+b") as file:
+            file.write(self.header)
+            file.truncate(len(self.header) + self.shape[0] * self.row_bytes)
+
+
+def _write(file: io.FileIO, offset: int, content: bytes) -> None:
+    # Not through a memory map, by which a full disk would kill the process.
+    file.seek(offset)
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]

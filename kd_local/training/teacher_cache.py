@@ -1,0 +1,271 @@
+"""A teacher's logits on disk: computed once, and read again by every run that shows it the same images.
+
+With augmentation a row holds the logits of a step's very batch: what a step shows is a function of seed and step, so it
+is replayed here by the loop's own code. Without, a row holds those of an image.
+
+Filling goes on wherever it was stopped, and a row that is damaged is computed again: see `checked_rows`.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int64
+
+import kd_local
+from kd_local.data import Augmentation, Data, batch_indices, epoch_order, normalise, steps_per_epoch
+from kd_local.networks import Network, Variables
+from kd_local.parallel import data_mesh, on_every_device, over_the_batch
+from kd_local.training.checked_rows import CheckedRows
+from kd_local.training.loop import Supply, batch_inputs, keys
+
+Rows = tuple[Int64[np.ndarray, " rows"], Float32[np.ndarray, "rows *shape"]]
+"""Indices of rows, and the rows."""
+
+_order = lru_cache(maxsize=1)(epoch_order)
+
+
+class CacheError(Exception):
+    """A cache could not be written or read; the text says why, and what is left."""
+
+
+def varies(augmentation: Augmentation) -> bool:
+    """Whether an image may look different each time that it is shown."""
+    return augmentation.pad > 0 or augmentation.flip
+
+
+def cache_shape(
+    augmentation: Augmentation, *, examples: int, classes: int, batch_size: int, steps: int
+) -> tuple[int, ...]:
+    """Of the logits of so many steps: `(steps, batch, classes)`, or `(examples, classes)` without augmentation."""
+    return (steps, batch_size, classes) if varies(augmentation) else (examples, classes)
+
+
+def cache_bytes(shape: tuple[int, ...]) -> int:
+    """The bytes that a cache of that shape takes on disk: the logits and a checksum for each row."""
+    return CheckedRows(Path("logits.npy"), "", shape).size
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherCache:
+    """The logits of one teacher, in evaluation mode, for a run of so many steps.
+
+    Its files are named by a digest of all that a row depends on (`facts`), so that runs which differ in any of it never
+    share one. A shorter run reads the first rows of a longer one's file, and a longer run adds to it.
+
+    Attributes:
+        network, variables: the teacher.
+        folder: where the files lie.
+        batch_size, seed, steps, mesh: of the run, as `train` takes them; `steps` are all of its steps.
+    """
+
+    network: Network
+    variables: Variables
+    data: Data
+    folder: Path
+    batch_size: int
+    steps: int
+    seed: int = 0
+    mesh: Mesh | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `cache_shape`."""
+        return cache_shape(
+            self.data.augmentation,
+            examples=len(self.data.train),
+            classes=self.data.classes,
+            batch_size=self.batch_size,
+            steps=self.steps,
+        )
+
+    @property
+    def size(self) -> int:
+        """The bytes that it takes on disk when it is full."""
+        return cache_bytes(self.shape)
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """All that a row depends on, by name; numbers and text."""
+        augmentation, variables = self.data.augmentation, hashlib.sha256()
+        for name, leaf in sorted(flatten_dict(jax.device_get(dict(self.variables)), sep="/").items()):
+            variables.update(f"{name} {leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes())
+        facts = {
+            "network": repr(self.network),  # its compute dtype too
+            "variables": variables.hexdigest(),
+            "images": _digest(self.data.train.images),
+            "shape": self.data.train.images.shape,
+            "classes": self.data.classes,
+            "mean": augmentation.mean,
+            "std": augmentation.std,
+            # Which decide on how the same numbers are computed.
+            "platform": self._mesh.devices.flat[0].platform,
+            "precision": jax.config.jax_default_matmul_precision,
+            "kd_local": kd_local.__version__,
+        }
+        if varies(augmentation):
+            # What is seen in the first step tells of everything that crops depend on, such as JAX's random numbers.
+            channels = len(augmentation.mean)
+            plain = replace(augmentation, mean=(0.0,) * channels, std=(1.0,) * channels)
+            _, first = next(self._batches(0))
+            pixels, _ = batch_inputs(replace(self.data, augmentation=plain), self._mesh, self._rng, 0, first)
+            facts |= {
+                **asdict(augmentation),
+                "seed": self.seed,
+                "batch_size": self.batch_size,
+                "pixels": _digest(np.asarray(pixels).round().astype(np.uint8)),
+            }
+        return facts
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of `facts`."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:24]
+
+    @property
+    def path(self) -> Path:
+        """The file of logits, float32, of `shape` or with more steps; numpy reads it too."""
+        return self.folder / f"logits-{self.key}.npy"
+
+    def missing(self) -> Int64[np.ndarray, " rows"]:
+        """The rows that are not there yet, or are damaged: all that is there is read.
+
+        Raises:
+            CacheError: a file cannot be read.
+        """
+        try:
+            return self._rows.missing()
+        except OSError as error:
+            raise self._failed("cannot be read", error) from error
+
+    def fill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Supply:
+        """Compute what is missing, and give what `train` takes as a supply.
+
+        Args:
+            progress: told after every batch how many rows there are, and of how many. What it raises ends the filling,
+                and loses nothing.
+
+        Raises:
+            CacheError: a file cannot be read or written, or the disk has no room for it.
+        """
+        missing = self.missing()
+        if missing.size:
+            done, total = self.shape[0] - len(missing), self.shape[0]
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._check_room(len(missing))
+                self.path.with_suffix(".json").write_text(json.dumps(self.facts, indent=2) + "\n")  # for people
+                with self._rows.writing() as write:
+                    for indices, rows in self._computed(missing):
+                        for i, row in zip(indices.tolist(), rows, strict=True):
+                            write(i, row)
+                        done += len(indices)
+                        progress(done, total)
+            except OSError as error:
+                raise self._failed(f"cannot be written; {done:,} of {total:,} rows are there", error) from error
+        return partial(self._supply, self._rows.read())
+
+    def _supply(
+        self, rows: Float32[np.ndarray, "rows *shape"], step: int, chosen: Int64[np.ndarray, " batch"]
+    ) -> Float32[np.ndarray, "batch classes"]:
+        if not varies(self.data.augmentation):
+            return np.array(rows[chosen])
+        epoch, position = divmod(step, steps_per_epoch(len(self.data.train), self.batch_size))
+        start = position * self.batch_size
+        order = _order(self.seed, epoch, len(self.data.train))
+        if step >= self.steps or not np.array_equal(chosen, order[start : start + self.batch_size]):
+            raise ValueError(
+                f"the batch of step {step} is not the one that the teacher's logits were cached for: fill the cache "
+                f"with the data, seed, batch size and steps of the run (here {len(self.data.train)} images, seed "
+                f"{self.seed}, batches of {self.batch_size}, {self.steps} steps)"
+            )
+        return np.array(rows[step, : len(chosen)])
+
+    def _computed(self, missing: Int64[np.ndarray, " rows"]) -> Iterator[Rows]:
+        """Rows as they are done; the device computes the next ones meanwhile."""
+        waiting: tuple[np.ndarray, Array] | None = None
+        variables = jax.device_put(dict(self.variables), on_every_device(self._mesh))
+        for indices, inputs in self._inputs(missing):
+            logits = _logits(self.network, variables, inputs)
+            if waiting is not None:
+                yield self._as_rows(*waiting)
+            waiting = indices, logits
+        if waiting is not None:
+            yield self._as_rows(*waiting)
+
+    def _inputs(self, missing: Int64[np.ndarray, " rows"]) -> Iterator[tuple[Int64[np.ndarray, " rows"], Array]]:
+        if varies(self.data.augmentation):
+            wanted = np.isin(np.arange(self.steps), missing)
+            for step, chosen in islice(self._batches(int(missing[0])), int(missing[-1] - missing[0]) + 1):
+                if wanted[step]:
+                    inputs, _ = batch_inputs(self.data, self._mesh, self._rng, step, chosen)
+                    yield np.array([step]), inputs
+            return
+        for start in range(0, len(missing), self.batch_size):
+            indices = missing[start : start + self.batch_size]
+            images = self.data.train.images[np.resize(indices, self.batch_size)]  # always so many: compiled once
+            placed = jax.device_put(images, over_the_batch(self._mesh, self.batch_size))
+            yield indices, normalise(self.data.augmentation, placed)
+
+    def _as_rows(self, indices: Int64[np.ndarray, " rows"], logits: Array) -> Rows:
+        found = np.asarray(logits)
+        if not varies(self.data.augmentation):
+            return indices, found[: len(indices)]
+        return indices, np.pad(found, ((0, self.batch_size - len(found)), (0, 0)))[None]
+
+    def _check_room(self, rows: int) -> None:
+        needed, free = rows * self._rows.row_bytes, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise CacheError(
+                f"the teacher's logits need {shown_bytes(needed)} more on the disk that holds {self.folder}, which has "
+                f"{shown_bytes(free)} left: make room, use another disk, train without crops and flips, or without a "
+                "cache"
+            )
+
+    def _failed(self, what: str, error: OSError) -> CacheError:
+        return CacheError(
+            f"the teacher's logits in {self.path} {what}: {error.strerror or error}; the same command goes on from "
+            "there once that is mended"
+        )
+
+    @cached_property
+    def _rows(self) -> CheckedRows:
+        return CheckedRows(self.path, self.key, self.shape)
+
+    def _batches(self, step: int) -> Iterator[tuple[int, Int64[np.ndarray, " batch"]]]:
+        return batch_indices(len(self.data.train), seed=self.seed, batch_size=self.batch_size, start_step=step)
+
+    @cached_property
+    def _mesh(self) -> Mesh:
+        return data_mesh() if self.mesh is None else self.mesh
+
+    @cached_property
+    def _rng(self) -> Array:
+        return jax.device_put(keys(self.seed)[0], on_every_device(self._mesh))
+
+
+def shown_bytes(size: int) -> str:
+    """A size as people read it, `1.2 GiB`."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(size.bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{size / 1024**power:.{min(power, 1)}f} {units[power]}"
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(network: Network, variables: Variables, images: Float[Array, "batch h w c"]) -> Float[Array, "batch k"]:
+    return network.apply(variables, images, train=False)[0].astype(jnp.float32)
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

@@ -1,0 +1,139 @@
+"""The key `teacher.cache`, from the command line to the folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import workdirs
+from experiments.configs.default import get_config
+from experiments.factory import build
+from experiments.teacher_caches import caches, supplies
+from experiments.teachers import save_network
+from kd_local.models import create
+from kd_local.training.interruption import Interruption
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """What a run that has trained a ResNet-8 leaves."""
+    folder = tmp_path_factory.mktemp("teacher")
+    network = create("resnet8", classes=10)
+    save_network(network.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1))), folder)
+    (folder / "config.json").write_text(json.dumps({"network": {"name": "resnet8", "shortcut": "projection"}}))
+    return folder
+
+
+def config(teacher: Path, cache: Path | None, **changes) -> ConfigDict:
+    made = get_config()
+    made.update_from_flattened_dict(
+        {
+            "method": "kd",
+            "epochs": 2,
+            "batch_size": 32,
+            "data.train_examples": 80,
+            "teacher.weights": str(teacher),
+            "teacher.cache": None if cache is None else str(cache),
+            **changes,
+        }
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("block_kd", "BlockKD reads the teacher's features, and a cache has its logits only: train without a cache"),
+        ("at", "AT reads the teacher's features"),
+        ("local_distillation", "teacher.cache is set, but local_distillation reads no teacher's logits that could be"),
+        ("contsup", "teacher.cache is set, but contsup reads no teacher's logits that could be cached: leave it out"),
+        ("end_to_end", "teacher.cache is set, but end_to_end reads no teacher's logits"),
+    ],
+)
+def test_a_method_that_has_no_use_for_it_is_refused_before_data_are_read(teacher, tmp_path, method, message):
+    with pytest.raises(ValueError, match=message):
+        build(config(teacher, tmp_path / "cache", method=method))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_is_refused(teacher):
+    experiment = build(config(teacher, Path("/proc/nowhere")))
+    with pytest.raises(ValueError, match=r"teacher.cache '/proc/nowhere' cannot be used: .*; use another folder"):
+        caches(experiment, config(teacher, Path("/proc/nowhere")), experiment.read())
+
+
+def test_asked_to_stop_while_filling_it_says_so_and_goes_on(teacher, tmp_path, capsys):
+    asked = config(teacher, tmp_path)
+    experiment = build(asked)
+    found = caches(experiment, asked, experiment.read())
+    console, interruption = Console(width=200), Interruption()
+    interruption.received = signal.SIGTERM
+    with pytest.raises(SystemExit) as stopped:
+        supplies(found, console, interruption)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    out, err = capsys.readouterr()
+    # 6 steps of 32 x 10 numbers and a checksum, and two headers: 6 * 1284 + 256 bytes.
+    assert f"teacher0_logits: 7.8 KiB for 2 epochs, {tmp_path}/logits-" in out
+    assert "interrupted by SIGTERM with 1 of 6 rows of teacher0_logits cached: the same command goes on from" in err
+    interruption.received = None
+    assert len(found["teacher0_logits"].missing()) == 5
+    supplies(found, console, interruption)
+    assert len(found["teacher0_logits"].missing()) == 0
+
+
+def test_without_crops_a_row_is_an_image(teacher, tmp_path, capsys):
+    asked = config(teacher, tmp_path, **{"data.augment": False})
+    experiment = build(asked)
+    supplies(caches(experiment, asked, experiment.read()), Console(width=200), Interruption())
+    assert "teacher0_logits: 3.7 KiB for 80 images, as often as they are shown" in capsys.readouterr().out
+
+
+def test_no_cache_is_none(teacher):
+    experiment = build(config(teacher, None))
+    assert not experiment.method.cached
+    assert caches(experiment, config(teacher, None), experiment.read()) == {}
+
+
+def test_where_a_cache_lies_may_change_but_not_whether_there_is_one(teacher, tmp_path):
+    one, other, none = (config(teacher, cache) for cache in (tmp_path / "one", tmp_path / "other", None))
+    assert workdirs.default_workdir(one) == workdirs.default_workdir(other) != workdirs.default_workdir(none)
+    workdirs.claim(tmp_path, one)
+    workdirs.claim(tmp_path, other)
+    with pytest.raises(ValueError, match='teacher.cache: "a folder" there, null now'):
+        workdirs.claim(tmp_path, none)
+
+
+def run(workdir: Path, teacher: Path, *more: str) -> tuple[str, dict]:
+    flags = ["method=kd", "epochs=3", "batch_size=32", "data.train_examples=200", f"teacher.weights={teacher}", *more]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *(f"--config.{flag}" for flag in flags)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((workdir / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_program_gives_the_same_with_a_cache_and_fills_it_once(teacher, tmp_path):
+    cache = tmp_path / "cache"
+    _, plain = run(tmp_path / "plain", teacher)
+    out, cached = run(tmp_path / "cached", teacher, f"teacher.cache={cache}")
+    assert "teacher0_logits: 26.6 KiB for 3 epochs" in out
+    written = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(written) == 3
+    # Another way to learn from the same logits, and fewer of them.
+    run(tmp_path / "dkd", teacher, f"teacher.cache={cache}", "method=dkd", "epochs=2", "optimizer.warmup_epochs=1")
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
+    for name in ("test_accuracy", "test_loss", "agreement", "teacher_accuracy"):
+        assert plain[name] == pytest.approx(cached[name], rel=1e-3), name
