@@ -68,7 +68,7 @@ class FolderLock:
             holder = {"host": None, "sweep": None, "row": None}
         if holder["host"] != socket.gethostname() or _alive(holder["sweep"]):
             raise ValueError(
-                f"workdir {str(folder)!r} is in use by another command, process {holder['sweep']} on {holder['host']}: wait "
+                f"workdir {str(folder)!r} is in use already, process {holder['sweep']} on {holder['host']}: wait "
                 "for its end, or use another --workdir"
             )
         if holder["row"] is None:

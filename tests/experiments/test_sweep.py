@@ -45,9 +45,7 @@ def test_a_row_that_fails_is_told_by_its_last_error_line(code, error, tmp_path):
 def test_a_folder_belongs_to_one_sweep(tmp_path):
     first = FolderLock(tmp_path, report=print, stopped=lambda: False)
     first.name_row(123)
-    with pytest.raises(
-        ValueError, match=rf"is in use by another command, process {os.getpid()} on .*use another --workdir"
-    ):
+    with pytest.raises(ValueError, match=rf"is in use already, process {os.getpid()} on .*use another --workdir"):
         FolderLock(tmp_path, report=print, stopped=lambda: False)
     first.release()
     FolderLock(tmp_path, report=print, stopped=lambda: False).release()
