@@ -121,7 +121,9 @@ def run(method: Method, devices: int, sizes: tuple[int, ...], dtype: type = np.f
 
 @pytest.fixture(params=METHODS, scope="module")
 def one(request) -> Run:
-    return run(METHODS[request.param], 1, SIZES)
+    # The last, smaller batch is a compilation more: of objectives it is tried where the batch matters most.
+    few = request.param in OBJECTIVES and request.param not in ("kd", "rkd", "crd", "block_kd")
+    return run(METHODS[request.param], 1, SIZES[:2] if few else SIZES)
 
 
 def test_programs_read_what_is_there_and_own_the_state(one):
@@ -155,10 +157,10 @@ def test_a_teacher_stands_still(one):
 
 
 def test_a_shape_is_compiled_once(one):
-    first, second, last_batch = one.compilations
+    first, second, *last_batch = one.compilations
     assert first
     assert not second
-    assert len(last_batch) <= len(first)
+    assert all(len(smaller) <= len(first) for smaller in last_batch)
 
 
 def test_the_state_is_donated(one):
