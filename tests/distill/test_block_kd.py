@@ -26,8 +26,10 @@ def varied(network: Network, seed: int) -> dict:
     """Variables whose running statistics are not those of the start."""
     variables = network.init(jax.random.key(seed), LIKE)
     random = np.random.default_rng(seed)
-    statistics = jax.tree.map(
-        lambda x: jnp.asarray(random.uniform(0.5, 1.5, x.shape), jnp.float32), variables["batch_stats"]
+    statistics = jax.tree.map_with_path(
+        # Means far from 0 would leave nothing behind the ReLUs.
+        lambda path, x: random.uniform(*((-0.1, 0.1) if path[-1].key == "mean" else (0.3, 1.0)), x.shape).astype("f4"),
+        variables["batch_stats"],
     )
     return {"params": variables["params"], "batch_stats": statistics}
 
@@ -55,8 +57,8 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
 
     def distance(logits, target):
         t = objective.temperature
-        p, q = jax.nn.softmax(target / t), jax.nn.softmax(logits / t)
-        return t**2 * (p * (jnp.log(p) - jnp.log(q))).sum(axis=1).mean()
+        p, q = jax.nn.log_softmax(target / t), jax.nn.log_softmax(logits / t)
+        return t**2 * (jnp.exp(p) * (p - q)).sum(axis=1).mean()
 
     student = {"params": params["student"], "batch_stats": batch_stats["student"]}
     s = logits_of(STUDENT, student, images, True)

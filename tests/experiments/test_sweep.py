@@ -81,7 +81,10 @@ def sweep(arguments: list[str], log: Path) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "default.py has no ROWS, a tuple .*: use experiments/configs/contsup/dgl.py, .*table1.py"),
+        (
+            [],
+            "default.py has no ROWS, a tuple .*: use .*blockkd/cifar10.py, .*contsup/dgl.py, .*table1.py",
+        ),
         (["--config=nothing.py"], "no config file 'nothing.py'"),
         ([f"--config={TABLE2}", "--sedes=1"], "Unknown command line flag 'sedes'. Did you mean: seeds"),
         ([f"--config={TABLE2}", "--config.epoch=1"], r"unknown config key 'epoch': use .*\(nearest: epochs\)"),

@@ -71,7 +71,8 @@ def distillation(teachers, cached, objective="kd"):
     [
         ("kd", VARIED, 2, None, 1e-6),
         ("dkd", VARIED, 1, jnp.bfloat16, 1e-3),  # it rounds where it is compiled to
-        ("mlkd", PLAIN, 1, None, 1e-4),  # an epoch's last batch is smaller than those that rows are computed in
+        # An epoch's last batch is smaller than those that rows are computed in; MLKD's gradients are in the tens.
+        ("mlkd", PLAIN, 1, None, 2e-3),
         ("dist", PLAIN, 1, None, 1e-4),
     ],
 )
