@@ -98,6 +98,7 @@ class TeacherCache:
     @cached_property
     def facts(self) -> Mapping[str, Any]:
         """All that a row depends on, by name; numbers and text."""
+        config: Any = jax.config  # of whose settings older type stubs know a few only
         augmentation, variables = self.data.augmentation, hashlib.sha256()
         for name, leaf in sorted(flatten_dict(jax.device_get(dict(self.variables)), sep="/").items()):
             variables.update(f"{name} {leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes())
@@ -111,7 +112,7 @@ class TeacherCache:
             "std": augmentation.std,
             # Which decide on how the same numbers are computed.
             "platform": self._mesh.devices.flat[0].platform,
-            "precision": jax.config.jax_default_matmul_precision,
+            "precision": config.jax_default_matmul_precision,
             "kd_local": kd_local.__version__,
         }
         if varies(augmentation):
