@@ -27,7 +27,6 @@ from experiments.factory import build, count_parameters
 from experiments.teachers import load_weights
 from experiments.workdirs import CONFIG
 from kd_local.costs import multiply_adds
-from kd_local.distill import Teacher
 from kd_local.local import EndToEnd
 from kd_local.training import evaluate
 from kd_local.training.logging import replace_text
@@ -50,7 +49,7 @@ def main(_: list[str]) -> None:
         experiment = build(config)
         variables = load_weights(experiment.network, Path(_WEIGHTS.value))
         images = jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32)
-        Teacher(experiment.network, variables).check(images)
+        experiment.network.check(variables, images)
         data = experiment.read()
         workdir = Path(_WORKDIR.value or f"runs/evaluate-{config.network.name}-{config.data.name}")
         if (workdir / CONFIG).exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -127,7 +128,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     stone_loss = StoneLoss(**_numbers_of(config.local_distillation))
 
     def taught_by(objective: Objective) -> Method:
-        return Distillation(
+        method = Distillation(
             network,
             teachers(config, classes=data.classes, shape=data.shape, fresh=fresh_teachers),
             objective,
@@ -136,6 +137,9 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
             steps_per_epoch=course.steps_per_epoch,
             cached=config.teacher.cache is not None,
         )
+        # Stages that are not there and the like show when connectors are made, here by their shapes only.
+        jax.eval_shape(method.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), jnp.float32))
+        return method
 
     def taught_locally() -> Method:
         found = teachers(config, classes=data.classes, shape=data.shape, fresh=fresh_teachers)

@@ -41,7 +41,7 @@ def load_weights(network: Network, weights: Path) -> Variables:
     if weights.is_dir() and not path.is_file():
         raise ValueError(
             f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended, of a method that trains a "
-            "network as it is (end_to_end, or any distillation)"
+            "network as it is (end_to_end, or any distillation but simkd)"
         )
     arrays = read_state_dict(path)
     if all(":" in name for name in arrays):
@@ -95,12 +95,11 @@ def teachers(
             variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
         else:
             variables = load_weights(network, place)
-        teacher = Teacher(network, variables)
         try:
-            teacher.check(images)
+            network.check(variables, images)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        found.append(teacher)
+        found.append(Teacher(network, variables))
     return tuple(found)
 
 
@@ -109,7 +108,7 @@ def _network_of(place: Path) -> dict[str, Any]:
     path = place / CONFIG
     if not path.is_file():
         raise ValueError(
-            f"teacher.network is not set, and {place} is not the folder of a run, which would tell: give "
-            "--config.teacher.network=NAME"
+            f"{place} is not the folder of a run, which would tell its network: give such a folder, or a file of "
+            "weights and --config.teacher.network=NAME"
         )
     return json.loads(path.read_text())["network"]

@@ -89,7 +89,9 @@ def main(_: list[str]) -> None:
                     supplies=supplied,
                 )
         if isinstance(experiment.method, TrainsNetwork):
-            save_network(experiment.method.network_variables(result.state), workdir)
+            variables = experiment.method.network_variables(result.state)
+            if variables is not None:
+                save_network(variables, workdir)
         _conclude(console, experiment, config, result, data, workdir)
     except Interrupted as stopped:
         fail(f"{stopped}; saved in {workdir}: the same command goes on from there", 128 + stopped.signal)

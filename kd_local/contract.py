@@ -83,8 +83,8 @@ class Method(Protocol):
 class TrainsNetwork(Protocol):
     """A method that trains a network as it is, which can then be used without the method, as a teacher for one."""
 
-    def network_variables(self, state: State) -> dict[str, Any]:
-        """The network's variables, see `kd_local.networks.Network`."""
+    def network_variables(self, state: State) -> dict[str, Any] | None:
+        """The network's variables, see `kd_local.networks.Network`; None where it cannot do without the method."""
         ...
 
 

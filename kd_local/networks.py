@@ -8,6 +8,7 @@ from typing import Any, overload
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.rematerialization import rematerialize
@@ -104,6 +105,21 @@ class Network:
             collection: {name: entries[name] for name in self.names if name in entries}
             for collection, entries in variables.items()
         }
+
+    def check(self, variables: Mapping[str, Any], images: Float[Array, "batch *shape"] | jax.ShapeDtypeStruct) -> None:
+        """Whether these are variables of this network; of `images` only shape and dtype count.
+
+        Raises:
+            ValueError: the first that is missing, of another shape, or not expected.
+        """
+        expected = flatten_dict(jax.eval_shape(self.init, jax.random.key(0), images), sep="/")
+        given = flatten_dict(dict(variables), sep="/")
+        for name, like in expected.items():
+            if name not in given or given[name].shape != like.shape:
+                found = given[name].shape if name in given else "missing"
+                raise ValueError(f"{name} is {found}, expected {like.shape}: give variables of this very network")
+        if more := sorted(given.keys() - expected.keys()):
+            raise ValueError(f"{more[0]} has no place in the network: give variables of this very network")
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch *shape"] | jax.ShapeDtypeStruct) -> Variables:
         """Fresh variables; of `images` (an array or a `jax.ShapeDtypeStruct`) only shape and dtype count.

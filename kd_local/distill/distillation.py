@@ -79,7 +79,7 @@ class Distillation:
         shapes = output_shapes(self.student, images)
         state: State = {}
         for (name, pair), teacher, key in zip(self.pairs, self.teachers, rngs, strict=True):
-            teacher.check(images)
+            teacher.network.check(teacher.variables, images)
             own = self.objective.init(key, pair, shapes, output_shapes(pair.teacher, images), examples=self.examples)
             for collection, entries in variables.items():
                 entries[name] = own[collection]
@@ -137,9 +137,9 @@ class Distillation:
             for (name, _), teacher in zip(self.pairs, self.teachers, strict=True)
         }
 
-    def network_variables(self, state: State) -> Variables:
-        """The student's variables."""
-        return _of(state[NAME], NAME)
+    def network_variables(self, state: State) -> Variables | None:
+        """The student's variables; None where what is deployed is not the student alone."""
+        return _of(state[NAME], NAME) if self.deployed(state) is state[NAME]["params"][NAME] else None
 
     def _exams(self, state: State, images: Array) -> list[tuple[str, Any, Exam]]:
         part = state[NAME]

@@ -149,7 +149,7 @@ class LocalDistillation:
         """
         if tuple(images.shape[1:]) != self.shape:
             raise ValueError(f"images of shape {tuple(images.shape[1:])}: this method was made for {self.shape}")
-        self.teacher.check(images)
+        self.teacher.network.check(self.teacher.variables, images)
         teacher = {key: self.teacher.variables[key] for key in ("params", "batch_stats")}
         state: State = {TEACHER: jax.tree.map(jnp.array, teacher)}
         x: Any = jax.ShapeDtypeStruct((1, *self.shape), images.dtype)

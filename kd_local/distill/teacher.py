@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-from flax.traverse_util import flatten_dict
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from kd_local.networks import Network, Variables
 
@@ -21,25 +19,6 @@ class Teacher:
 
     network: Network
     variables: Variables
-
-    def check(self, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> None:
-        """Whether the variables are those of the network.
-
-        Raises:
-            ValueError: the first that is missing, of another shape, or not expected.
-        """
-        expected = flatten_dict(jax.eval_shape(self.network.init, jax.random.key(0), images), sep="/")
-        given = flatten_dict(dict(self.variables), sep="/")
-        for name, like in expected.items():
-            if name not in given or given[name].shape != like.shape:
-                shape = given[name].shape if name in given else "missing"
-                raise ValueError(
-                    f"the teacher's {name} is {shape}, expected {like.shape}: give variables of this very network"
-                )
-        if more := sorted(given.keys() - expected.keys()):
-            raise ValueError(
-                f"the teacher's {more[0]} has no place in its network: give variables of this very network"
-            )
 
 
 def rest_of(

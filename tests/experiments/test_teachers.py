@@ -98,7 +98,10 @@ def test_two_teachers_at_once(teacher, student):
     ("arguments", "message"),
     [
         ([], "teacher.weights is not set: method 'kd' needs a trained teacher; give a file of weights or the folder"),
-        (["--config.teacher.weights=nowhere.npz"], "teacher.network is not set, and nowhere.npz is not the folder"),
+        (
+            ["--config.teacher.weights=nowhere.npz"],
+            "nowhere.npz is not the folder of a run, which would tell its network",
+        ),
         (
             ["--config.teacher.weights=nowhere.npz", "--config.teacher.network=resnet20"],
             "nowhere.npz: there is no such file",
@@ -112,7 +115,16 @@ def test_two_teachers_at_once(teacher, student):
             ["--config.teacher.weights={teacher}/network.npz", "--config.teacher.network=resnet14"],
             "stage1/1/conv1/norm/mean is missing, expected (16,)",
         ),
-        (["--config.teacher.weights={empty}"], "teacher.network is not set, and"),
+        (["--config.teacher.weights={empty}"], "is not the folder of a run, which would tell its network"),
+        (["--config.teacher.weights={empty}", "--config.teacher.network=resnet8"], "is not the folder of a run"),
+        (
+            ["--config.method=block_kd", "--config.block_kd.stones=7", "--config.teacher.weights={teacher}"],
+            "stones is '7': use all, or numbers from 1 to 3 with commas between",
+        ),
+        (
+            ["--config.method=fitnet", "--config.fitnet.stage=9", "--config.teacher.weights={teacher}"],
+            "stage 9: the student's stages with one of the teacher beside them are 0, 1, 2, 3",
+        ),
         (["--config.teacher.weights={teacher}", "--config.teacher.dtype=half"], "unknown dtype 'half'"),
         (["--config.kd.temperature=0"], "temperature is 0"),
         (["--config.block_kd.distance=l2"], "unknown logit distance 'l2': use kd, dkd, mlkd or dist"),
