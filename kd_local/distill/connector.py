@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.local.contexts import average_pool_to
-from kd_local.models.layers import ConvNorm, DType
+from kd_local.models.layers import ConvNorm, DType, average_pool_to
 from kd_local.networks import Collection, Variables, apply_block, init_block
 
 

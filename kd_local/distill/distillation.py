@@ -91,8 +91,7 @@ class Distillation:
     def programs(self) -> tuple[Program, ...]:
         """One program for the whole step."""
         names = tuple(name for name, _ in self.pairs)
-        pairs = tuple(pair for _, pair in self.pairs)
-        settings = _Settings(pairs, self.objective, self.optimizer, self.steps_per_epoch, self.cached)
+        settings = _Settings(self.pairs, self.objective, self.optimizer, self.steps_per_epoch, self.cached)
         return (
             Program(
                 name=NAME,
@@ -155,7 +154,7 @@ class Distillation:
 class _Settings:
     """What a step depends on besides its arguments."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[tuple[str, Pair], ...]
     objective: Objective
     optimizer: optax.GradientTransformation
     steps_per_epoch: int
@@ -178,22 +177,21 @@ def _teach(
     indices = further.pop(0) if settings.objective.needs_indices else jnp.zeros_like(labels)
     rngs = jax.random.split(rng, len(settings.pairs))
     epoch = (part["step"] // settings.steps_per_epoch + 1).astype(jnp.float32)
-    names = [f"teacher{i}" for i in range(len(settings.pairs))]
     if settings.cached:
-        frozen = ({},) * len(names)
+        frozen = ({},) * len(settings.pairs)
         shown = [Outputs((), (), logits, logits) for logits in further]
     else:
         shown = [
             outputs(pair.teacher, variables, images, train=False)[0]
-            for pair, variables in zip(settings.pairs, frozen, strict=True)
+            for (_, pair), variables in zip(settings.pairs, frozen, strict=True)
         ]
     shown = jax.lax.stop_gradient(shown)
 
     def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
         whole = {**part, "params": params}
-        student, statistics = outputs(settings.pairs[0].student, _of(whole, NAME), images, train=True)
+        student, statistics = outputs(settings.pairs[0][1].student, _of(whole, NAME), images, train=True)
         batch_stats, losses, all_metrics = {NAME: statistics}, [], []
-        for name, pair, variables, teacher, key in zip(names, settings.pairs, frozen, shown, rngs, strict=True):
+        for (name, pair), variables, teacher, key in zip(settings.pairs, frozen, shown, rngs, strict=True):
             rest = partial(rest_of, pair.teacher, variables)
             lesson = Lesson(pair, student, teacher, rest, labels, indices, epoch, key)
             loss, metrics, batch_stats[name] = settings.objective.loss(_of(whole, name), lesson)

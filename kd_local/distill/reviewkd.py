@@ -17,9 +17,8 @@ from kd_local.distill.numerics import widened
 from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
 from kd_local.distill.stages import pair_stages
 from kd_local.distill.warmup import warmup
-from kd_local.local.contexts import average_pool_to
 from kd_local.models.convolution import Conv, uniform_by_fan_in
-from kd_local.models.layers import ConvNorm
+from kd_local.models.layers import ConvNorm, average_pool_to
 from kd_local.networks import Collection, Variables
 
 POOLED_SIZES = (4, 2, 1)

@@ -14,8 +14,7 @@ from kd_local.distill.fitnet import hint_loss
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
 from kd_local.distill.stages import rectified
-from kd_local.local.contexts import average_pool_to
-from kd_local.models.layers import ConvNorm
+from kd_local.models.layers import ConvNorm, average_pool_to
 from kd_local.networks import Collection, Variables
 
 

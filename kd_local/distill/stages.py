@@ -3,7 +3,7 @@
 from jaxtyping import Array, Float
 
 from kd_local.distill.objective import Outputs
-from kd_local.local.contexts import average_pool_to
+from kd_local.models.layers import average_pool_to
 from kd_local.networks import Network
 
 

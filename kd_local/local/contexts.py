@@ -15,10 +15,9 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from kd_local.models.layers import ConvNorm, DType
+from kd_local.models.layers import ConvNorm, DType, average_pool_to
 from kd_local.networks import Collection, apply_block
 from kd_local.rematerialization import rematerialize_in_turn
 
@@ -176,29 +175,3 @@ def _encode_in_groups(
     outputs, each = zip(*rematerialize_in_turn(*[group] * len(groups))(groups, x), strict=True)
     statistics[last] = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *each)
     return jnp.concatenate(outputs, axis=-1), statistics
-
-
-def average_pool_to(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> Float[Array, "batch h w c"]:
-    """Average pooling to a smaller or equal size, each output the mean of the inputs that it overlaps.
-
-    Reference: PyTorch's `adaptive_avg_pool2d`; where the sizes divide, plain average pooling.
-    """
-    batch, height, width, channels = x.shape
-    if (height, width) == size:
-        return x
-    if height % size[0] == 0 and width % size[1] == 0:
-        factors = height // size[0], width // size[1]
-        # One axis after the other: reductions over two axes apart crashed on the CPU under jax 0.10.2, now and then.
-        x = x.reshape(batch, size[0], factors[0], width, channels).mean(axis=2)
-        return x.reshape(batch, *size, factors[1], channels).mean(axis=3)
-    rows = jnp.asarray(_averaging(height, size[0]), x.dtype)
-    columns = jnp.asarray(_averaging(width, size[1]), x.dtype)
-    return jnp.einsum("oh,nhwc,pw->nopc", rows, x, columns)
-
-
-def _averaging(inputs: int, outputs: int) -> np.ndarray:
-    matrix = np.zeros((outputs, inputs))
-    for i in range(outputs):
-        start, end = i * inputs // outputs, -(-(i + 1) * inputs // outputs)
-        matrix[i, start:end] = 1 / (end - start)
-    return matrix

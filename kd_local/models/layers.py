@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kd_local.models.convolution import Conv, shifted, uniform_by_fan_in
@@ -80,3 +81,29 @@ def average_pool(
 ) -> Float[Array, "batch h2 w2 c"]:
     """The mean of each window; places outside of the image count as zeros."""
     return reduce(jnp.add, shifted(x, (size, size), stride, (padding, padding))) / size**2
+
+
+def average_pool_to(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> Float[Array, "batch h w c"]:
+    """Average pooling to a smaller or equal size, each output the mean of the inputs that it overlaps.
+
+    Reference: PyTorch's `adaptive_avg_pool2d`; where the sizes divide, plain average pooling.
+    """
+    batch, height, width, channels = x.shape
+    if (height, width) == size:
+        return x
+    if height % size[0] == 0 and width % size[1] == 0:
+        factors = height // size[0], width // size[1]
+        # One axis after the other: reductions over two axes apart crashed on the CPU under jax 0.10.2, now and then.
+        x = x.reshape(batch, size[0], factors[0], width, channels).mean(axis=2)
+        return x.reshape(batch, *size, factors[1], channels).mean(axis=3)
+    rows = jnp.asarray(_averaging(height, size[0]), x.dtype)
+    columns = jnp.asarray(_averaging(width, size[1]), x.dtype)
+    return jnp.einsum("oh,nhwc,pw->nopc", rows, x, columns)
+
+
+def _averaging(inputs: int, outputs: int) -> np.ndarray:
+    matrix = np.zeros((outputs, inputs))
+    for i in range(outputs):
+        start, end = i * inputs // outputs, -(-(i + 1) * inputs // outputs)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix

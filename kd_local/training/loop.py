@@ -7,7 +7,7 @@ that was never stopped.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -18,22 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Int64, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float
 
 from kd_local.contract import Method, Metrics, State
-from kd_local.data import Augmentation, Data, augment, batch_indices, steps_per_epoch
+from kd_local.data import Data, batch_indices, steps_per_epoch
 from kd_local.parallel import NOTHING, Step, data_mesh, on_every_device, over_the_batch
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.evaluation import evaluate
+from kd_local.training.inputs import Supply, batch_inputs, keys
 from kd_local.training.interruption import Interrupted, Interruption
 
 Record = dict[str, int | float]
 """What is known at the end of an epoch: `epoch`, `step`, means over the epoch's training images (`train/...`, by
 program and metric), what `evaluate` gives, `images_per_second`, `seconds`."""
-
-
-Supply = Callable[[int, Int64[np.ndarray, " batch"]], np.ndarray]
-"""`(step, places of its examples in the training set)` to a tensor whose leading dimension is the batch."""
 
 
 class NotFiniteError(Exception):
@@ -234,40 +231,6 @@ def train(
 
 def _int32(step: int, chosen: np.ndarray) -> np.ndarray:
     return chosen.astype(np.int32)
-
-
-def keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """The key of all steps of a run, and that of its initialisation."""
-    rng, init_rng = jax.random.split(jax.random.key(seed))
-    return rng, init_rng
-
-
-def batch_inputs(
-    data: Data, mesh: Mesh, rng: PRNGKeyArray, step: int, chosen: Int64[np.ndarray, " batch"]
-) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
-    """The batch of a step as the network sees it, and the key of the step.
-
-    Args:
-        rng: that of all steps, on every device of the mesh.
-        step, chosen: as `batch_indices` gives them.
-    """
-    batched = over_the_batch(mesh, len(chosen))
-    raw = jax.device_put(data.train.images[chosen], batched)
-    number = jax.device_put(np.uint32(step), on_every_device(mesh))
-    return prepare(data.augmentation, batched, raw, rng, number)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def prepare(
-    augmentation: Augmentation,
-    batched: NamedSharding,
-    images: UInt8[Array, "batch h w c"],
-    rng: PRNGKeyArray,
-    step: Array,
-) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
-    """The batch as the network sees it, and the key of the step."""
-    rng, augment_rng = jax.random.split(jax.random.fold_in(rng, step))
-    return jax.lax.with_sharding_constraint(augment(augmentation, images, augment_rng), batched), rng
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -28,7 +28,7 @@ from kd_local.data import Augmentation, Data, batch_indices, epoch_order, normal
 from kd_local.networks import Network, Variables
 from kd_local.parallel import data_mesh, on_every_device, over_the_batch
 from kd_local.training.checked_rows import CheckedRows
-from kd_local.training.loop import Supply, batch_inputs, keys
+from kd_local.training.inputs import Supply, batch_inputs, keys
 
 Rows = tuple[Int64[np.ndarray, " rows"], Float32[np.ndarray, "rows *shape"]]
 """Indices of rows, and the rows."""

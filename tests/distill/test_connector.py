@@ -7,7 +7,7 @@ import pytest
 
 from kd_local.distill.connector import Connector
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
-from kd_local.local.contexts import average_pool_to
+from kd_local.models.layers import average_pool_to
 
 X = jax.random.normal(jax.random.key(0), (5, 8, 8, 3))
 

@@ -9,7 +9,7 @@ import pytest
 
 from kd_local.distill.registry import OBJECTIVES
 from kd_local.distill.reviewkd import ABF, hcl_loss, resize_nearest
-from kd_local.local.contexts import average_pool_to
+from kd_local.models.layers import average_pool_to
 
 
 def test_hcl_of_a_single_place_is_the_squared_difference():

@@ -7,8 +7,8 @@ import pytest
 
 from kd_local.distill.objective import Exam
 from kd_local.distill.simkd import Projector, SimKD
-from kd_local.local.contexts import average_pool_to
 from kd_local.local.losses import softmax
+from kd_local.models.layers import average_pool_to
 
 SIZES = [(2, 2), (4, 2), (2, 4)]
 

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.local.contexts import Context, FeatureEncoder, ImageEncoder, average_pool_to
+from kd_local.local.contexts import Context, FeatureEncoder, ImageEncoder
+from kd_local.models.layers import average_pool_to
 
 
 @pytest.mark.parametrize(

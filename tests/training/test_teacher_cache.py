@@ -17,7 +17,7 @@ from kd_local.models import resnet
 from kd_local.parallel import data_mesh, on_every_device
 from kd_local.training import CacheError, TeacherCache, checked_rows, train
 from kd_local.training import teacher_cache as module
-from kd_local.training.loop import batch_inputs, keys
+from kd_local.training.inputs import batch_inputs, keys
 from kd_local.training.teacher_cache import cache_bytes, cache_shape, shown_bytes
 
 STUDENT = resnet(8, classes=4, widths=(4, 4, 8, 8))

@@ -1,0 +1,49 @@
+"""What a step of a run is given, from seed and step alone: for the loop, and for whoever needs the same images."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int64, PRNGKeyArray, UInt8
+
+from kd_local.data import Augmentation, Data, augment
+from kd_local.parallel import on_every_device, over_the_batch
+
+Supply = Callable[[int, Int64[np.ndarray, " batch"]], np.ndarray]
+"""`(step, places of its examples in the training set)` to a tensor whose leading dimension is the batch."""
+
+
+def keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The key of all steps of a run, and that of its initialisation."""
+    rng, init_rng = jax.random.split(jax.random.key(seed))
+    return rng, init_rng
+
+
+def batch_inputs(
+    data: Data, mesh: Mesh, rng: PRNGKeyArray, step: int, chosen: Int64[np.ndarray, " batch"]
+) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
+    """The batch of a step as the network sees it, and the key of the step.
+
+    Args:
+        rng: that of all steps, on every device of the mesh.
+        step, chosen: as `batch_indices` gives them.
+    """
+    batched = over_the_batch(mesh, len(chosen))
+    raw = jax.device_put(data.train.images[chosen], batched)
+    number = jax.device_put(np.uint32(step), on_every_device(mesh))
+    return _prepare(data.augmentation, batched, raw, rng, number)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _prepare(
+    augmentation: Augmentation,
+    batched: NamedSharding,
+    images: UInt8[Array, "batch h w c"],
+    rng: PRNGKeyArray,
+    step: Array,
+) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
+    """The batch as the network sees it, and the key of the step."""
+    rng, augment_rng = jax.random.split(jax.random.fold_in(rng, step))
+    return jax.lax.with_sharding_constraint(augment(augmentation, images, augment_rng), batched), rng
