@@ -1,6 +1,8 @@
 """How well a network does on data that it was not trained on."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from kd_local.contract import Method, State, Taught
-from kd_local.data import Augmentation, Data, evaluation_batches, normalise
+from kd_local.data import Augmentation, Data, Split, evaluation_batches, normalise
 from kd_local.parallel import over_the_batch
 
 
@@ -21,25 +23,26 @@ def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh:
     for name, split in (("validation", data.validation), ("test", data.test)):
         if split is None:
             continue
-        totals: dict[str, np.ndarray] = {}
-        for batch in evaluation_batches(split, batch_size):
-            placed = jax.device_put(batch, over_the_batch(mesh, len(batch[0])))
-            sums = jax.device_get(_evaluate_batch(method, data.augmentation, state, *placed))
-            totals = {who: totals.get(who, 0) + both.astype(np.float64) for who, both in sums.items()}
-        for who, both in totals.items():
-            results[f"{name}/{who}loss"], results[f"{name}/{who}accuracy"] = (both / len(split)).tolist()
+        means = _means(partial(_evaluate_batch, method, data.augmentation, state), split, batch_size, mesh)
+        for who, both in means.items():
+            results[f"{name}/{who}loss"], results[f"{name}/{who}accuracy"] = both.tolist()
     return results
 
 
 def compare(method: Taught, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> tuple[float, float]:
     """Of the test images, the share that the teachers answer rightly, several of them by the mean of their logits, and
     the share on which what is deployed gives the same answer as they."""
-    totals = np.zeros(2)
-    for batch in evaluation_batches(data.test, batch_size):
-        placed = jax.device_put(batch, over_the_batch(mesh, len(batch[0])))
-        totals += jax.device_get(_compare_batch(method, data.augmentation, state, *placed))
-    right, alike = (totals / len(data.test)).tolist()
+    means = _means(partial(_compare_batch, method, data.augmentation, state), data.test, batch_size, mesh)
+    right, alike = means.tolist()
     return right, alike
+
+
+def _means(sums_of: Callable[..., Any], split: Split, batch_size: int, mesh: Mesh) -> Any:
+    """Over all examples of a split, of what `sums_of(images, labels, valid)` sums up over a batch: a pytree."""
+    batches = evaluation_batches(split, batch_size)
+    placed = (jax.device_put(batch, over_the_batch(mesh, len(batch[0]))) for batch in batches)
+    sums = [jax.device_get(sums_of(*batch)) for batch in placed]
+    return jax.tree.map(lambda *each: np.sum(each, axis=0, dtype=np.float64) / len(split), *sums)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
