@@ -7,6 +7,7 @@ memory.csv, memory.jsonl and memory.png, kept up to date after every row.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -80,6 +81,8 @@ def main(_: list[str]) -> None:
     except (ValueError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
 
+    # A shell has it ignored in what it starts in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _make_table(base, rows, on, workdir)
     finally:
