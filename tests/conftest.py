@@ -19,6 +19,7 @@ for _flag, _value in ((_DEVICES, 8), (_OPTIMIZATION, 1)):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 from kd_local.allocator import keep_freed_memory  # noqa: E402
 
@@ -26,3 +27,10 @@ keep_freed_memory()
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def let_go_of_executables():
+    """Each executable maps memory, and a process may have only so many mappings (65530 on Linux): then it crashes."""
+    yield
+    jax.clear_caches()

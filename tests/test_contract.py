@@ -1,5 +1,6 @@
 """Every method, context, head and loss through the same checks of the contract."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,10 +121,11 @@ def run(method: Method, devices: int, sizes: tuple[int, ...], dtype: type = np.f
 
 
 @pytest.fixture(params=METHODS, scope="module")
-def one(request) -> Run:
+def one(request) -> Iterator[Run]:
     # The last, smaller batch is a compilation more: of objectives it is tried where the batch matters most.
     few = request.param in OBJECTIVES and request.param not in ("kd", "rkd", "crd", "block_kd")
-    return run(METHODS[request.param], 1, SIZES[:2] if few else SIZES)
+    yield run(METHODS[request.param], 1, SIZES[:2] if few else SIZES)
+    jax.clear_caches()
 
 
 def test_programs_read_what_is_there_and_own_the_state(one):
