@@ -32,7 +32,7 @@ from kd_local.local import (
 from kd_local.memory import parse_bytes
 from kd_local.models import create
 from kd_local.networks import Network
-from kd_local.parallel import FORMS, data_mesh
+from kd_local.parallel import FORMS, Step, device_mesh
 from kd_local.training.loop import plan
 from kd_local.training.optimizers import make_optimizer
 from kd_local.training.schedules import make_schedule
@@ -82,7 +82,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         validation_examples=config.data.validation_examples,
     )
     data = replace(data, augmentation=_augmentation(config, data.augmentation))
-    mesh = data_mesh(config.mesh.data)
+    mesh = device_mesh(config.mesh.data, config.mesh.module)
     course = plan(data.train, epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=mesh)
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed is {config.seed}: use 0 to {2**32 - 1}")
@@ -160,8 +160,10 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
             f"teacher.cache is set, but {config.method} reads no teacher's logits that could be cached: leave it out"
         )
     local = config.method == "contsup"
+    method = methods[config.method]()
+    Step(method, mesh, form=config.step, shard=config.mesh.shard)  # refuses what does not fit the mesh
     return Experiment(
-        method=methods[config.method](),
+        method=method,
         network=network,
         modules=len(pieces.modules) if local else 1,
         context=config.local.context if local else None,

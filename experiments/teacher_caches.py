@@ -13,6 +13,7 @@ from experiments.command_line import fail
 from experiments.factory import Experiment
 from kd_local.data import Data, steps_per_epoch
 from kd_local.distill import Distillation
+from kd_local.parallel import groups
 from kd_local.training.interruption import Interruption
 from kd_local.training.loop import Supply, plan
 from kd_local.training.teacher_cache import TeacherCache, shown_bytes
@@ -46,7 +47,7 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
             batch_size=config.batch_size,
             steps=course.last_step,
             seed=config.seed,
-            mesh=experiment.mesh,
+            mesh=groups(experiment.mesh)[0],
         )
         for (name, _), teacher in zip(method.pairs, method.teachers, strict=True)
     }

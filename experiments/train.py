@@ -81,6 +81,7 @@ def main(_: list[str]) -> None:
                     steps=config.steps,
                     mesh=experiment.mesh,
                     form=config.step,
+                    shard=config.mesh.shard,
                     schedule=experiment.schedule,
                     checkpoints=checkpoints,
                     checkpoint_seconds=config.checkpoint.seconds,

@@ -77,6 +77,8 @@ def get_config(options: str = "") -> ConfigDict:
             "step": "separate",  # an executable for each module, or joined into one: fewer launches, more memory
             "mesh": {
                 "data": 1,  # devices among which a batch is divided
+                "module": 1,  # groups of so many devices among which modules are divided, working at once
+                "shard": "nothing",  # or optimizer, state: what else is divided among the devices of `data`
             },
             "checkpoint": {
                 "keep": 3,

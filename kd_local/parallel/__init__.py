@@ -1,16 +1,39 @@
-"""Meshes of devices, and the one place where programs are compiled."""
+"""Meshes of devices, the one place where programs are compiled, and the step that runs them."""
 
-from kd_local.parallel.execution import FORMS, NOTHING, Call, Piece, Step, compile_lowered
-from kd_local.parallel.mesh import data_mesh, on_every_device, over_the_batch
+from kd_local.parallel.mesh import (
+    DATA,
+    MODULE,
+    all_devices,
+    data_mesh,
+    device_mesh,
+    groups,
+    on_every_device,
+    over_the_batch,
+)
+from kd_local.parallel.pieces import FORMS, Call, Piece, compile_lowered
+from kd_local.parallel.placement import contiguous, hops
+from kd_local.parallel.sharding import SHARDED, part_shardings
+from kd_local.parallel.step import NOTHING, Step
+from kd_local.parallel.transfer import move
 
 __all__ = [
+    "DATA",
     "FORMS",
+    "MODULE",
     "NOTHING",
+    "SHARDED",
     "Call",
     "Piece",
     "Step",
+    "all_devices",
     "compile_lowered",
+    "contiguous",
     "data_mesh",
+    "device_mesh",
+    "groups",
+    "hops",
+    "move",
     "on_every_device",
     "over_the_batch",
+    "part_shardings",
 ]

@@ -1,27 +1,76 @@
 """Meshes of devices and how batches and state lie on them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
+MODULE = "module"
 
 
 def data_mesh(data: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with one axis, `data`, over that many devices: the batch is divided among them.
 
     Raises:
-        ValueError: fewer than one device is asked for, or more than there are.
+        ValueError: see `device_mesh`.
+    """
+    return device_mesh(data, devices=devices)
+
+
+def device_mesh(data: int = 1, module: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of `module` groups of `data` devices: a batch is divided among the devices of a group, and goes from group
+    to group. One group only is a mesh with the axis `data`, several have the axes `module` and `data`.
+
+    Of several processes each has the same number of devices in every group, so that what goes from group to group stays
+    in the process.
+
+    Raises:
+        ValueError: fewer than one device is asked for, or more than there are, or a number of devices that the
+            processes do not divide.
     """
     devices = jax.devices() if devices is None else devices
-    if not 1 <= data <= len(devices):
+    asked = f"a mesh of {data} devices on the data axis" + (f" and {module} on the module axis" if module != 1 else "")
+    there = f"{len(devices)} ({devices[0].platform})"
+    if data < 1 or module < 1 or data * module > len(devices):
+        most = f"1 to {len(devices)}" if module == 1 else f"{len(devices)} or fewer in all"
         raise ValueError(
-            f"a mesh of {data} devices on the data axis, but there are {len(devices)} ({devices[0].platform}): use 1 "
-            f"to {len(devices)}, or on a CPU set XLA_FLAGS=--xla_force_host_platform_device_count={max(data, 1)}"
+            f"{asked}, but there are {there}: use {most}, or on a CPU set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={max(data, 1) * max(module, 1)}"
         )
-    return Mesh(np.asarray(devices[:data]), (DATA,), axis_types=(AxisType.Auto,))
+    processes = sorted({device.process_index for device in devices})
+    if data % len(processes):
+        raise ValueError(
+            f"{asked}, but there are {there} in {len(processes)} processes: use a multiple of {len(processes)} for data"
+        )
+    each = data // len(processes)
+    rows = []
+    for process in processes:
+        own = [device for device in devices if device.process_index == process][: module * each]
+        if len(own) < module * each:
+            raise ValueError(f"{asked}, but process {process} has {len(own)} devices, not {module * each}: use fewer")
+        rows.append(np.asarray(own).reshape(module, each))
+    grid = np.concatenate(rows, axis=1)
+    if module == 1:
+        return Mesh(grid[0], (DATA,), axis_types=(AxisType.Auto,))
+    return Mesh(grid, (MODULE, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def groups(mesh: Mesh) -> tuple[Mesh, ...]:
+    """The groups of devices that a batch goes through, each a mesh with the axis `data`."""
+    if MODULE not in mesh.axis_names:
+        return (mesh,)
+    return tuple(Mesh(row, (DATA,), axis_types=(AxisType.Auto,)) for row in mesh.devices)
+
+
+def all_devices(mesh: Mesh) -> Mesh:
+    """All its devices on one axis, `data`: for what is not divided into modules, such as evaluation."""
+    if MODULE not in mesh.axis_names:
+        return mesh
+    # Of each process its devices side by side.
+    return Mesh(mesh.devices.T.reshape(-1), (DATA,), axis_types=(AxisType.Auto,))
 
 
 def on_every_device(mesh: Mesh) -> NamedSharding:

@@ -13,17 +13,18 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from kd_local.contract import Method, State, Taught
 from kd_local.data import Augmentation, Data, Split, evaluation_batches, normalise
-from kd_local.parallel import over_the_batch
+from kd_local.parallel import all_devices, move, on_every_device, over_the_batch
 
 
 def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> dict[str, float]:
     """Loss and accuracy on the test split and, where there is one, the validation split: of what is deployed, as
     `test/loss`, and of every other exit, as `test/module03/loss`."""
+    mesh, here = _together(state, mesh)
     results: dict[str, float] = {}
     for name, split in (("validation", data.validation), ("test", data.test)):
         if split is None:
             continue
-        means = _means(partial(_evaluate_batch, method, data.augmentation, state), split, batch_size, mesh)
+        means = _means(partial(_evaluate_batch, method, data.augmentation, here), split, batch_size, mesh)
         for who, both in means.items():
             results[f"{name}/{who}loss"], results[f"{name}/{who}accuracy"] = both.tolist()
     return results
@@ -32,9 +33,19 @@ def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh:
 def compare(method: Taught, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> tuple[float, float]:
     """Of the test images, the share that the teachers answer rightly, several of them by the mean of their logits, and
     the share on which what is deployed gives the same answer as they."""
-    means = _means(partial(_compare_batch, method, data.augmentation, state), data.test, batch_size, mesh)
+    mesh, here = _together(state, mesh)
+    means = _means(partial(_compare_batch, method, data.augmentation, here), data.test, batch_size, mesh)
     right, alike = means.tolist()
     return right, alike
+
+
+def _together(state: State, mesh: Mesh) -> tuple[Mesh, State]:
+    """All devices on one axis, and on each what an answer can depend on, wherever it lies in training."""
+    mesh = all_devices(mesh)
+    answering = {
+        name: {kind: tree for kind, tree in part.items() if kind != "opt_state"} for name, part in state.items()
+    }
+    return mesh, move(answering, on_every_device(mesh))
 
 
 def _means(sums_of: Callable[..., Any], split: Split, batch_size: int, mesh: Mesh) -> Any:

@@ -7,6 +7,7 @@ that was never stopped.
 
 import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from kd_local.contract import Method, Metrics, State
 from kd_local.data import Data, batch_indices, steps_per_epoch
-from kd_local.parallel import NOTHING, Step, data_mesh, on_every_device, over_the_batch
+from kd_local.parallel import DATA, NOTHING, Step, data_mesh, move, on_every_device, over_the_batch
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.evaluation import evaluate
 from kd_local.training.inputs import Supply, batch_inputs, keys
@@ -53,7 +54,7 @@ class Observer(Protocol):
 
     def on_start(self, course: Course) -> None: ...
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
-        """The metrics of the batch of one step, a step late: the next has been dispatched already."""
+        """The metrics of the batch of one step, late by as many steps as are in flight."""
         ...
 
     def on_epoch(self, record: Record) -> None: ...
@@ -89,10 +90,11 @@ def plan(examples: int, *, epochs: int, batch_size: int, steps: int | None, mesh
     if steps is not None and steps < 1:
         raise ValueError(f"steps is {steps}: use 1 or more, or None for no limit")
     each = steps_per_epoch(examples, batch_size)
-    if batch_size % mesh.size:
+    devices = mesh.shape[DATA]
+    if batch_size % devices:
         raise ValueError(
-            f"a batch of {batch_size} cannot be divided among {mesh.size} devices: use a multiple of {mesh.size}, "
-            f"such as {-(-batch_size // mesh.size) * mesh.size}"
+            f"a batch of {batch_size} cannot be divided among {devices} devices: use a multiple of {devices}, "
+            f"such as {-(-batch_size // devices) * devices}"
         )
     return Course(0, min(epochs * each, steps or epochs * each), each, batch_size)
 
@@ -107,6 +109,8 @@ def train(
     steps: int | None = None,
     mesh: Mesh | None = None,
     form: str = "separate",
+    shard: str = "nothing",
+    placement: Sequence[int] | None = None,
     schedule: optax.Schedule | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 10.0,
@@ -123,8 +127,11 @@ def train(
         batch_size: over all devices; the last, smaller batch of an epoch is kept.
         seed: of initialisation, order and augmentation.
         steps: a limit on the steps, if any.
-        mesh: of devices to divide each batch among; one device if None.
+        mesh: of devices to divide each batch and the modules among, see `kd_local.parallel.device_mesh`; one device if
+            None. At most a batch more than it has groups of devices is in flight.
         form: of the step, see `kd_local.parallel.FORMS`.
+        shard: what of the state is divided among the devices of a group, see `kd_local.parallel.SHARDED`.
+        placement: the group of devices of each piece of the step; by their multiply-adds if None.
         schedule: the learning rate that the method's optimizer was given, to be recorded.
         checkpoints: where to save; nowhere if None.
         checkpoint_seconds: at least so long between two checkpoints; the end of a run is always saved.
@@ -133,20 +140,19 @@ def train(
         supplies: tensors that the method's programs read besides `images`, `labels` and `indices`, by name.
 
     Raises:
-        ValueError: see `plan`; or a tensor that the method reads is not supplied.
+        ValueError: see `plan` and `kd_local.parallel.Step`; or a tensor that the method reads is not supplied.
         NotFiniteError: a loss is not finite; the state behind it was not saved.
         Interrupted: as the interruption asked; the state was saved.
     """
     mesh = data_mesh() if mesh is None else mesh
     course = plan(len(data.train), epochs=epochs, batch_size=batch_size, steps=steps, mesh=mesh)
     last_step, each = course.last_step, course.steps_per_epoch
-    replicated = on_every_device(mesh)
+    step_once = Step(method, mesh, form=form, shard=shard, placement=placement)
+    first_group = step_once.groups[0]  # where a batch begins
     rng, init_rng = keys(seed)
     shape = data.train.images.shape[1:]
     state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    state, rng = jax.device_put((state, rng), replicated)
     sizes = {batch_size, len(data.train) - (each - 1) * batch_size} if last_step >= each else {batch_size}
-    step_once = Step(method, mesh, form=form)
     supplies = {"indices": _int32, **supplies}
     if missing := [name for name in step_once.further if name not in supplies]:
         raise ValueError(f"the method reads {', '.join(missing)}: give it as supplies={{{missing[0]!r}: ...}}")
@@ -156,18 +162,20 @@ def train(
 
     first_batch = next(batch_indices(len(data.train), seed=seed, batch_size=batch_size))
     like_first = extra(*first_batch)
-    for size in sizes:
+    for size in sorted(sizes, reverse=True):
         like = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
         further = {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in like_first.items()}
         step_once.compile(state, like, jax.ShapeDtypeStruct((size,), jnp.int32), rng, further)
 
-    metrics = _Metrics(step_once.metrics, replicated, observers)
+    state, rng = step_once.place(state), move(rng, on_every_device(first_group))
+    metrics = _Metrics(step_once, observers)
     first_step = 0
     if checkpoints is not None:
         restored = checkpoints.restore_latest({"state": state, "sums": metrics.sums})
         if restored is not None:
             first_step, tree = restored
-            state, metrics.sums = tree["state"], tree["sums"]
+            state = tree["state"]
+            metrics.go_on(tree["sums"], first_step % each * batch_size)
     for observer in observers:
         observer.on_start(replace(course, first_step=first_step))
 
@@ -178,12 +186,11 @@ def train(
     with jax.transfer_guard("disallow"):
         stream = batch_indices(len(data.train), seed=seed, batch_size=batch_size, start_step=first_step)
         for step, chosen in islice(stream, last_step - first_step):
-            inputs, step_rng = batch_inputs(data, mesh, rng, step, chosen)
-            batched = over_the_batch(mesh, len(chosen))
+            inputs, step_rng = batch_inputs(data, first_group, rng, step, chosen)
+            batched = over_the_batch(first_group, len(chosen))
             labels, further = jax.device_put((data.train.labels[chosen], extra(step, chosen)), batched)
-            size = jax.device_put(np.float32(len(chosen)), replicated)
             state, step_metrics = step_once(state, inputs, labels, step_rng, further)
-            metrics.add(step + 1, step_metrics, size)
+            metrics.add(step + 1, step_metrics, len(chosen))
             count += len(chosen)
 
             last, ended = step + 1 == last_step, (step + 1) % each == 0
@@ -235,52 +242,83 @@ def _int32(step: int, chosen: np.ndarray) -> np.ndarray:
 
 @partial(jax.jit, donate_argnums=0)
 def _accumulate(
-    sums: Float[Array, " metrics_and_count"], metrics: dict[str, Metrics], size: Float[Array, ""]
-) -> tuple[Float[Array, " metrics_and_count"], Float[Array, " metrics"]]:
+    sums: Float[Array, " metrics"], metrics: dict[str, Metrics], size: Float[Array, ""]
+) -> tuple[Float[Array, " metrics"], Float[Array, " metrics"]]:
     values = jnp.stack([value.astype(jnp.float32) for of in metrics.values() for value in of.values()])
-    return sums + size * jnp.append(values, jnp.float32(1)), values
+    return sums + size * values, values
 
 
 class _Metrics:
-    """Metrics of the step before the last, read without waiting for the last, and sums over the epoch."""
+    """Metrics of steps, read as late as batches are in flight, and their sums over the epoch.
 
-    def __init__(
-        self, names: Sequence[tuple[str, str]], replicated: NamedSharding, observers: Sequence[Observer]
-    ) -> None:
-        self.names = names
+    They stay on the devices of the programs that gave them, so that no group of devices waits for another.
+    """
+
+    def __init__(self, step: Step, observers: Sequence[Observer]) -> None:
+        self.names = step.metrics
         self.observers = observers
-        self.replicated = replicated
-        self.unread: tuple[int, Array] | None = None
+        self.unread: deque[tuple[int, list[Array]]] = deque()
+        self._replicated = [on_every_device(group) for group in step.groups]
+        assert step.placement is not None  # compiled
+        self._programs: list[list[str]] = [[] for _ in step.groups]
+        for piece, group in zip(step.pieces, step.placement, strict=True):
+            self._programs[group].extend(program.name for program in piece.programs)
         self.reset()
 
-    def reset(self) -> None:
-        self.sums = jax.device_put(np.zeros(len(self.names) + 1, np.float32), self.replicated)
+    @property
+    def sums(self) -> Float[Array, " metrics"]:
+        """In the order of their names, on the devices of the first group: what a checkpoint holds."""
+        sums = dict(zip(self._order(), np.concatenate(jax.device_get(self._sums)), strict=True))
+        return move(np.array([sums[name] for name in self.names], np.float32), self._replicated[0])
 
-    def add(self, step: int, metrics: dict[str, Metrics], size: Array) -> None:
-        previous = self.unread
-        self.sums, values = _accumulate(self.sums, metrics, size)
-        self._read(previous)
-        self.unread = (step, values)
+    def reset(self) -> None:
+        self.go_on(np.zeros(len(self.names), np.float32), 0)
+
+    def go_on(self, sums: Float[Array | np.ndarray, " metrics"], count: int) -> None:
+        """With sums over so many images."""
+        known = dict(zip(self.names, jax.device_get(sums), strict=True))
+        self._count = count
+        self._sums = [
+            move(np.array([known[name] for name in self._names_of(group)], np.float32), replicated)
+            for group, replicated in enumerate(self._replicated)
+        ]
+
+    def add(self, step: int, metrics: dict[str, Metrics], size: int) -> None:
+        self._count += size
+        values = []
+        for group, programs in enumerate(self._programs):
+            given = {name: metrics[name] for name in programs}
+            weight = move(np.float32(size), self._replicated[group])
+            self._sums[group], value = _accumulate(self._sums[group], given, weight)
+            values.append(value)
+        self.unread.append((step, values))
+        while len(self.unread) > len(self._replicated):
+            self._read(*self.unread.popleft())
 
     def settle(self) -> None:
         """Wait for the last step and read it too."""
-        self._read(self.unread)
-        self.unread = None
+        while self.unread:
+            self._read(*self.unread.popleft())
 
     def means(self) -> dict[str, float]:
-        *sums, count = jax.device_get(self.sums).tolist()
+        sums = jax.device_get(self.sums).tolist()
         return {
-            f"train/{program}/{metric}": total / count
+            f"train/{program}/{metric}": total / self._count
             for (program, metric), total in zip(self.names, sums, strict=True)
         }
 
-    def _read(self, unread: tuple[int, Array] | None) -> None:
-        if unread is None:
-            return
-        step, values = unread
-        metrics = dict(zip(self.names, jax.device_get(values).tolist(), strict=True))
-        for (program, metric), value in metrics.items():
+    def _names_of(self, group: int) -> list[tuple[str, str]]:
+        return [name for name in self.names if name[0] in self._programs[group]]
+
+    def _order(self) -> list[tuple[str, str]]:
+        return [name for group in range(len(self._programs)) for name in self._names_of(group)]
+
+    def _read(self, step: int, values: list[Array]) -> None:
+        numbers = np.concatenate(jax.device_get(values)).tolist()
+        metrics = dict(zip(self._order(), numbers, strict=True))
+        for program, metric in self.names:
+            value = metrics[program, metric]
             if not math.isfinite(value):
                 raise NotFiniteError(f"the {metric} of {program} is {value} at step {step}")
         for observer in self.observers:
-            observer.on_step(step, {f"{program}/{metric}": value for (program, metric), value in metrics.items()})
+            observer.on_step(step, {f"{program}/{metric}": metrics[program, metric] for program, metric in self.names})

@@ -1,0 +1,70 @@
+"""Which group of devices each piece of a step runs on.
+
+Pieces stay in order, so that a batch travels from group to group once. While a group works on one batch, the one before
+works on the next: the step's pace is that of its slowest group.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import jax
+
+from kd_local.parallel.pieces import Call
+
+
+def check_groups(pieces: int, groups: int) -> None:
+    """Whether so many pieces can be divided among so many groups.
+
+    Raises:
+        ValueError: a group would be left without a piece.
+    """
+    if not 1 <= groups <= pieces:
+        raise ValueError(
+            f"{groups} groups of devices for {pieces} pieces of a step: use 1 to {pieces} (mesh.module), or "
+            "more modules"
+        )
+
+
+def contiguous(costs: Sequence[int] | Sequence[float], groups: int) -> tuple[int, ...]:
+    """The group of each piece, rising from 0, such that the dearest group is as cheap as can be.
+
+    Args:
+        costs: of each piece, 0 or more, in any unit: operations, or seconds as measured.
+        groups: at least 1, at most as many as there are pieces; each has at least one.
+
+    Raises:
+        ValueError: numbers out of range, see `check_groups` too.
+    """
+    pieces = len(costs)
+    check_groups(pieces, groups)
+    if min(costs) < 0:
+        raise ValueError(f"costs are {tuple(costs)}: use numbers of 0 or more")
+    # best[g][n]: the dearest group, and the sizes of all, when the first n pieces are divided among g groups. Of
+    # divisions alike the one whose groups are most even is taken, by the sum of squares.
+    ends = [0.0]
+    for cost in costs:
+        ends.append(ends[-1] + cost)
+    best: list[tuple[float, float, tuple[int, ...]] | None] = [(0.0, 0.0, ()), *[None] * pieces]
+    for _ in range(groups):
+        following: list[tuple[float, float, tuple[int, ...]] | None] = [None] * (pieces + 1)
+        for n in range(1, pieces + 1):
+            found = []
+            for start in range(n):
+                before = best[start]
+                if before is not None:
+                    cost = ends[n] - ends[start]
+                    found.append((max(before[0], cost), before[1] + cost**2, (*before[2], n)))
+            following[n] = min(found, default=None)
+        best = following
+    chosen = best[pieces]
+    assert chosen is not None  # there are as many pieces as groups
+    return tuple(group for group, (start, end) in enumerate(pairwise((0, *chosen[2]))) for _ in range(start, end))
+
+
+def hops(calls: Sequence[Call], placement: Sequence[int]) -> tuple[int, ...]:
+    """Bytes that travel with a batch from each group to the next."""
+    moved = []
+    for (_, before), (call, after) in pairwise(zip(calls, placement, strict=True)):
+        if after != before:
+            moved.append(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(call.live)))
+    return tuple(moved)

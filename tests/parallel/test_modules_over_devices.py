@@ -1,0 +1,144 @@
+"""Modules on devices of their own, working at once: what one device gives, bit by bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_local.data import from_arrays
+from kd_local.distill import LocalDistillation, StoneLoss, Teacher
+from kd_local.local import ContSup, EndToEnd, cut
+from kd_local.models import resnet
+from kd_local.parallel import Step, device_mesh, on_every_device, over_the_batch
+from kd_local.training import Checkpoints, train
+from kd_local.training.interruption import Interrupted, Interruption
+
+NETWORK = resnet(8, classes=4, widths=(4, 4, 8, 8))
+OPTIMIZER = optax.sgd(0.05, momentum=0.9)
+IMAGE = (8, 8, 1)
+
+
+def contsup(context, **arguments):
+    return ContSup(cut(NETWORK, 4, classes=4, context=context, **arguments), OPTIMIZER)
+
+
+def taught():
+    like = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
+    return LocalDistillation(
+        NETWORK, Teacher(NETWORK, NETWORK.init(jax.random.key(3), like)), StoneLoss(), OPTIMIZER, IMAGE
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.default_rng(0)
+    labels = np.arange(56) % 4
+    images = random.integers(0, 255, (56, *IMAGE), np.uint8)
+    return from_arrays((images[:48], labels[:48]), (images[48:], labels[48:]), classes=4)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+
+
+METHODS = {
+    "R0": lambda: contsup("R0"),
+    "E": lambda: contsup("E"),
+    "R1E": lambda: contsup("R1E"),
+    "local_distillation": taught,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_over_groups_is_the_run_on_one_device(name, data):
+    method = METHODS[name]()
+    groups = len(method.programs())
+    # 48 images in batches of 16: 3 steps an epoch.
+    one, many = (train(method, data, epochs=17, batch_size=16, mesh=device_mesh(1, each)) for each in (1, groups))
+    assert one.step == many.step == 51
+    assert_same(one.state, many.state)
+    for a, b in zip(one.records, many.records, strict=True):
+        for key, value in a.items():
+            if key.startswith("train/") or key.endswith("accuracy"):
+                assert b[key] == value, key
+            elif key.startswith("test/"):  # the sum over a batch that is divided among more devices
+                assert b[key] == pytest.approx(value, rel=1e-6)
+
+
+def test_each_part_lives_where_it_is_trained(data):
+    method = contsup("R1E")
+    result = train(method, data, epochs=1, batch_size=16, mesh=device_mesh(1, 4))
+    devices = {name: {next(iter(leaf.devices())).id for leaf in jax.tree.leaves(part)} for name, part in result.state.items()}
+    assert devices == {f"module0{i}": {jax.devices()[i].id} for i in range(4)}
+
+
+def test_groups_of_several_devices(data):
+    """Four groups of two: in float64 what one device gives, to rounding."""
+    method = contsup("R1E")
+    random = np.random.default_rng(1)
+    images, labels = random.standard_normal((16, *IMAGE)), np.arange(16, dtype=np.int32) % 4
+    after = []
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        for mesh in (device_mesh(1, 1), device_mesh(2, 4)):
+            step = Step(method, mesh)
+            first = step.groups[0]
+            state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))
+            state = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == jnp.float32 else x, state)
+            key = jax.device_put(jax.random.key(1), on_every_device(first))
+            for _ in range(2):
+                batch = jax.device_put((images, labels), over_the_batch(first, 16))
+                state, _ = step(state, *batch, key)
+            after.append(jax.device_get(state))
+    for a, b in zip(*map(jax.tree.leaves, after), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
+
+
+class StopAt:
+    def __init__(self, step, interruption):
+        self.step, self.interruption = step, interruption
+
+    def on_start(self, course):
+        self.first = course.first_step
+
+    def on_step(self, step, metrics):
+        if step == self.step:
+            self.interruption.received = 15
+
+    def on_epoch(self, record):
+        pass
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_groups(data, tmp_path):
+    method = contsup("R1E")
+    whole = train(method, data, epochs=5, batch_size=16)
+    interruption = Interruption()
+    with pytest.raises(Interrupted), Checkpoints(tmp_path / "c") as checkpoints:
+        train(
+            method,
+            data,
+            epochs=5,
+            batch_size=16,
+            mesh=device_mesh(1, 4),
+            checkpoints=checkpoints,
+            observers=(StopAt(6, interruption),),
+            interruption=interruption,
+        )
+    watch = StopAt(None, interruption)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        resumed = train(
+            method, data, epochs=5, batch_size=16, mesh=device_mesh(1, 2), checkpoints=checkpoints, observers=(watch,)
+        )
+    assert 6 < watch.first < 15
+    assert_same(whole.state, resumed.state)
+    # The epoch in which it was stopped counts every batch.
+    for key, value in whole.records[-len(resumed.records)].items():
+        if key.startswith("train/"):
+            assert resumed.records[0][key] == value
+
+
+def test_more_groups_than_modules():
+    with pytest.raises(ValueError, match=r"^2 groups of devices for 1 pieces of a step: use 1 to 1 \(mesh.module\)"):
+        Step(EndToEnd(NETWORK, OPTIMIZER), device_mesh(1, 2))

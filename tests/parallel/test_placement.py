@@ -1,0 +1,79 @@
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_local.local import ContSup, cut
+from kd_local.models import resnet
+from kd_local.parallel import Step, contiguous, device_mesh, hops
+
+COSTS = (7, 1, 1, 2, 9, 3, 3, 1)
+
+
+def slowest(costs, placement):
+    return max(sum(cost for cost, at in zip(costs, placement, strict=True) if at == group) for group in set(placement))
+
+
+@pytest.mark.parametrize("groups", range(1, len(COSTS) + 1))
+def test_the_slowest_group_is_as_fast_as_can_be(groups):
+    placement = contiguous(COSTS, groups)
+    assert list(placement) == sorted(placement) and set(placement) == set(range(groups))
+    # Every way to divide them.
+    every = [
+        tuple(sum(piece >= start for start in starts) for piece in range(len(COSTS)))
+        for starts in combinations(range(1, len(COSTS)), groups - 1)
+    ]
+    assert slowest(COSTS, placement) == min(slowest(COSTS, each) for each in every)
+
+
+def test_equal_pieces_are_divided_evenly():
+    assert contiguous([2] * 6, 3) == (0, 0, 1, 1, 2, 2)
+    assert contiguous([9, 1, 1, 1, 1], 3) == (0, 1, 1, 2, 2)  # not only the slowest counts
+
+
+def test_numbers_out_of_range():
+    with pytest.raises(
+        ValueError, match=r"^5 groups of devices for 4 pieces of a step: use 1 to 4 \(mesh.module\), or"
+    ):
+        contiguous([1] * 4, 5)
+    with pytest.raises(ValueError, match=r"^0 groups of devices"):
+        contiguous([1], 0)
+    with pytest.raises(ValueError, match=r"^costs are \(1, -1\): use numbers of 0 or more"):
+        contiguous([1, -1], 1)
+
+
+def test_what_travels_from_group_to_group():
+    method = ContSup(cut(resnet(8, classes=10), 4, classes=10, context="R1E"), optax.sgd(0.1))
+    images = jax.ShapeDtypeStruct((6, 8, 8, 3), jnp.float32)
+    labels = jax.ShapeDtypeStruct((6,), jnp.int32)
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(method.init, rng, images)
+    step = Step(method, device_mesh(1, 4), placement=(0, 1, 2, 3))
+    calls = step.calls(state, images, labels, rng)
+    # float32: images 8x8x3, outputs and inputs (R1) of the modules; labels int32.
+    map16, map32, map64 = 8 * 8 * 16 * 4, 4 * 4 * 32 * 4, 2 * 2 * 64 * 4
+    ends = [module.names[-1] for module in method.cut.modules[:-1]]
+    sizes = {"stem": map16, "stage1/0": map16, "stage2/0": map32, "stage3/0": map64}
+    always = 8 * 8 * 3 * 4 + 4
+    given = [sizes[end] for end in ends]
+    supplied = [0, given[0], given[1]]  # each module hands on its own input too, but the first
+    expected = tuple(6 * (always + out + kept) for out, kept in zip(given, supplied, strict=True))
+    assert hops(calls, step.placement) == expected
+
+
+def test_the_placement_is_by_multiply_adds_unless_given():
+    method = ContSup(cut(resnet(8, classes=10), 4, classes=10, context="R0"), optax.sgd(0.1))
+    images, labels = np.zeros((4, 8, 8, 3), np.float32), np.zeros(4, np.int32)
+    key = jax.random.key(0)
+    state = jax.eval_shape(method.init, key, images)
+    step = Step(method, device_mesh(1, 2))
+    with pytest.raises(ValueError, match="^where the pieces go is not known yet: call compile first"):
+        step.place(state)
+    step.calls(state, images, labels, key)
+    assert step.placement in {(0, 0, 1, 1), (0, 1, 1, 1), (0, 0, 0, 1)}
+    for wrong in ((0, 1), (0, 0, 0, 0), (1, 0, 0, 1), (0, 0, 1, 2)):
+        with pytest.raises(ValueError, match="of 4 pieces in 2 groups: use a group for each piece, rising from 0 to 1"):
+            Step(method, device_mesh(1, 2), placement=wrong)
