@@ -37,6 +37,7 @@ from kd_local.training.loop import plan
 from kd_local.training.optimizers import make_optimizer
 from kd_local.training.schedules import make_schedule
 
+PLACEMENTS = ("operations", "time")
 BOUNDARY_RULES = ("equal", "balanced", "published")
 
 
@@ -113,6 +114,8 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         weight_decay=options["weight_decay"],
     )
     # Cut whatever the method is: a mistake in `local` is one even where it is not used.
+    if config.mesh.placement not in PLACEMENTS:
+        raise unknown("placement", config.mesh.placement, PLACEMENTS)
     if config.step not in FORMS:
         raise unknown("form of the step", config.step, FORMS)
     pieces = _cut(config, network, data, dtype, platform or mesh.devices.flat[0].platform)

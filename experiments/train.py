@@ -28,6 +28,7 @@ from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build, count_parameters
 from experiments.planning import left_to_measurement, planned
+from experiments.rehearsal import placement
 from experiments.teacher_caches import caches, supplies
 from experiments.teachers import save_network
 from kd_local.contract import State, Taught, TrainsNetwork
@@ -82,6 +83,7 @@ def main(_: list[str]) -> None:
                     mesh=experiment.mesh,
                     form=config.step,
                     shard=config.mesh.shard,
+                    placement=placement(experiment, config),
                     schedule=experiment.schedule,
                     checkpoints=checkpoints,
                     checkpoint_seconds=config.checkpoint.seconds,

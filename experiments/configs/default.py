@@ -78,6 +78,7 @@ def get_config(options: str = "") -> ConfigDict:
             "mesh": {
                 "data": 1,  # devices among which a batch is divided
                 "module": 1,  # groups of so many devices among which modules are divided, working at once
+                "placement": "operations",  # what makes groups equal: multiply-adds, or time, measured before the run
                 "shard": "nothing",  # or optimizer, state: what else is divided among the devices of `data`
             },
             "checkpoint": {

@@ -4,6 +4,7 @@ from kd_local.memory.balance import MeasuredCut, balance
 from kd_local.memory.executables import Executable, Executables
 from kd_local.memory.fit import Fit, fit, parse_bytes
 from kd_local.memory.footprint import Footprint, PieceFootprint, footprint, step_calls
+from kd_local.memory.groups import GroupFootprint, group_footprints
 from kd_local.memory.naive import SummedLosses
 from kd_local.memory.observed import observed_peak
 from kd_local.memory.saved import saved_activations, saved_bytes
@@ -15,6 +16,7 @@ __all__ = [
     "Executables",
     "Fit",
     "Footprint",
+    "GroupFootprint",
     "MeasuredCut",
     "PieceFootprint",
     "SummedLosses",
@@ -22,6 +24,7 @@ __all__ = [
     "balance",
     "fit",
     "footprint",
+    "group_footprints",
     "observed_peak",
     "parse_bytes",
     "saved_activations",

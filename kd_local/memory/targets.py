@@ -31,12 +31,14 @@ class Target:
     Attributes:
         name: one of `TARGETS`.
         mesh: of its devices, with the axis `data`.
+        devices: all that it has, for a mesh of another form.
         present: whether a step can be run on them.
         capacity: bytes of memory of one device, where known.
     """
 
     name: str
     mesh: Mesh
+    devices: tuple[jax.Device, ...]
     present: bool
     capacity: int | None
 
@@ -51,7 +53,7 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
     if name == "local":
         mesh = data_mesh(devices)
         stats = mesh.devices.flat[0].memory_stats() or {}
-        return Target(name, mesh, present=True, capacity=stats.get("bytes_limit"))
+        return Target(name, mesh, tuple(jax.devices()), present=True, capacity=stats.get("bytes_limit"))
     if name == "gpu":
         if jax.default_backend() == "gpu":
             return target("local", devices=devices)
@@ -62,7 +64,8 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
     if name not in TARGETS:
         raise unknown("target", name, TARGETS)
     kind = name.removeprefix("tpu:")
-    return Target(name, data_mesh(devices, _topology(kind)), present=False, capacity=_CAPACITY[kind])
+    topology = _topology(kind)
+    return Target(name, data_mesh(devices, topology), tuple(topology), present=False, capacity=_CAPACITY[kind])
 
 
 def _topology(kind: str) -> list[jax.Device]:

@@ -14,6 +14,7 @@ from kd_local.parallel.pieces import FORMS, Call, Piece, compile_lowered
 from kd_local.parallel.placement import contiguous, hops
 from kd_local.parallel.sharding import SHARDED, part_shardings
 from kd_local.parallel.step import NOTHING, Step
+from kd_local.parallel.timeline import Span, Timeline, recording
 from kd_local.parallel.transfer import move
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "SHARDED",
     "Call",
     "Piece",
+    "Span",
     "Step",
+    "Timeline",
     "all_devices",
     "compile_lowered",
     "contiguous",
@@ -36,4 +39,5 @@ __all__ = [
     "on_every_device",
     "over_the_batch",
     "part_shardings",
+    "recording",
 ]

@@ -1,0 +1,83 @@
+"""What each group of devices needs and does when the modules of a network are divided among groups.
+
+Told by executables before anything is run, for devices that are there and for those that are not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from kd_local.contract import Method
+from kd_local.costs import multiply_adds
+from kd_local.memory.executables import Executables
+from kd_local.memory.footprint import batch_shapes, piece_footprints
+from kd_local.memory.targets import Target
+from kd_local.parallel import Step, hops
+
+
+@dataclass(frozen=True)
+class GroupFootprint:
+    """What a group of devices needs, in bytes of one of its devices.
+
+    Attributes:
+        pieces: names of what runs on it.
+        peak_bytes: while its largest piece runs, its state and whatever else is there counted, but for batches that
+            wait for it.
+        arriving_bytes: of one batch that waits for it; there are at most as many as are in flight.
+        flops: of its pieces, as of `Footprint`, over all its devices.
+    """
+
+    pieces: tuple[str, ...]
+    peak_bytes: int
+    arriving_bytes: int
+    flops: int
+
+
+def group_footprints(
+    method: Method,
+    shape: tuple[int, int, int],
+    batch: int,
+    target: Target,
+    *,
+    placement: Sequence[int] | None = None,
+    executables: Executables | None = None,
+) -> tuple[GroupFootprint, ...]:
+    """What each group of a target's devices needs for its share of a method's training step.
+
+    Args:
+        method: any.
+        shape: height, width and channels of the images (float32).
+        batch: images of a step, over all devices of a group.
+        target: with a mesh as `kd_local.parallel.device_mesh` gives it.
+        placement: the group of each piece; by their multiply-adds if None.
+        executables: those known already, to which new ones are added.
+
+    Raises:
+        ValueError: see `Step` and `footprint`.
+    """
+    known = Executables() if executables is None else executables
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    step = Step(method, target.mesh, placement=placement)
+    images, labels, further = batch_shapes(step, shape, batch)
+    calls = step.calls(state, images, labels, rng, further)
+    assert step.placement is not None  # calls has found it
+    found = {call.signature: known.of(call, replace(target, mesh=call.mesh)) for call in calls}
+    counted = {call.signature: 2 * multiply_adds(call.piece.run, *call.arguments) for call in calls}
+    whole = (images.size + labels.size) * 4
+    arriving = (whole, *hops(calls, step.placement))
+    groups = []
+    for group in range(len(step.groups)):
+        own = [call for call, at in zip(calls, step.placement, strict=True) if at == group]
+        pieces = piece_footprints(own, found)
+        groups.append(
+            GroupFootprint(
+                tuple(piece.name for piece in pieces),
+                max(piece.peak for piece in pieces),
+                arriving[group] // own[0].devices,
+                sum(counted[call.signature] for call in own),
+            )
+        )
+    return tuple(groups)
