@@ -7,6 +7,7 @@ from kd_local.models.registry import NAMES, create
 from kd_local.models.resnet import resnet
 from kd_local.models.shufflenet import shufflenetv1, shufflenetv2
 from kd_local.models.vgg import vgg
+from kd_local.models.vision_transformer import vision_transformer
 from kd_local.models.wide_resnet import wide_resnet
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "shufflenetv1",
     "shufflenetv2",
     "vgg",
+    "vision_transformer",
     "wide_resnet",
 ]

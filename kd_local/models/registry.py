@@ -10,6 +10,7 @@ from kd_local.models.mobilenet import mobilenetv1, mobilenetv2
 from kd_local.models.resnet import SHORTCUTS, resnet
 from kd_local.models.shufflenet import shufflenetv1, shufflenetv2
 from kd_local.models.vgg import vgg
+from kd_local.models.vision_transformer import vision_transformer
 from kd_local.models.wide_resnet import wide_resnet
 from kd_local.networks import Network
 
@@ -30,6 +31,8 @@ _OTHERS: dict[str, Callable[..., Network]] = {
     "mobilenetv2_half": partial(mobilenetv2, width=0.5, relu6=False, small_images=True),
     "shufflenetv1": shufflenetv1,
     "shufflenetv2": shufflenetv2,
+    "vit_ti16": partial(vision_transformer, width=192, heads=3),
+    "vit_s16": partial(vision_transformer, width=384, heads=6),
 }
 
 NAMES = (*_CIFAR_RESNETS, *_OTHERS)

@@ -1,0 +1,215 @@
+"""Vision transformers: patches, pre-norm encoder blocks that keep resolution and width, pooling and a linear head.
+
+Between blocks features are maps (batch, h / patch, w / patch, channels), and there is no class token, so that local
+heads, contexts and connectors take them as they take a ResNet's. Positions are fixed sines and cosines: no parameters
+that would tie a network to one image size, nor interpolation of them; the reference trains with these too.
+
+Nothing in a transformer says where a stage ends. Here each is a quarter of the blocks: as many stages as an ImageNet
+ResNet has, and Block-KD pairs the ends of equal parts of the depth. Cuts into 2 or 4 modules of equal numbers of layers
+fall on the same boundaries, the stem's one layer counted with stage 1.
+
+As a context the image is dear here: at 224x224 the full encoder takes 2.1 billion multiply-adds a boundary of S/16,
+which itself has 4.6; `cut` with `image_encoder="pooled"` takes 0.01.
+
+Reference: Dosovitskiy et al., "An image is worth 16x16 words" (arXiv 2010.11929), with the changes of Beyer, Zhai and
+Kolesnikov, "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580): mean over the map, fixed positions, and a
+single linear layer in the head. Initialisation, the order of the positions and GELU in its tanh form are those of the
+authors' code (big_vision). Not optimal yet: the weights of attention, heads * (h * w / patch^2)^2 numbers an image and
+block, are kept for the backward pass, unless blocks are rematerialised (a gradient of Ti/16 of 64 images of 224x224 on
+a CPU: 820 MiB instead of 3938).
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen import dtypes
+from jaxtyping import Array, Float
+
+from kd_local.models.convolution import conv2d
+from kd_local.models.ends import check_classes
+from kd_local.models.layers import DType, global_average_pool
+from kd_local.networks import Network
+from kd_local.precision import at_least_float32
+
+STAGES = 4
+_XAVIER = nn.initializers.xavier_uniform()
+_TINY = nn.initializers.normal(1e-6)
+
+
+class LayerNorm(nn.Module):
+    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, mean and variance over the channels of each place.
+
+    Both are taken in float32, or wider where the input is; parameters are kept as they come, float32 from `init`.
+
+    Reference: Ba, Kiros and Hinton, "Layer normalization" (arXiv 1607.06450).
+    """
+
+    epsilon: float = 1e-6
+    dtype: DType = None
+
+    # Flax's own mixes dtypes where the input is not float32, and strict promotion refuses that.
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        wide = at_least_float32(x.dtype)
+        centred = x.astype(wide) - x.astype(wide).mean(axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt((centred * centred).mean(axis=-1, keepdims=True) + self.epsilon)
+        scale, bias = (parameter.astype(wide).reshape(1, 1, 1, -1) for parameter in (scale, bias))
+        return (centred * inverse * scale + bias).astype(self.dtype or x.dtype)
+
+
+def positions(height: int, width: int, channels: int) -> Float[np.ndarray, "h w c"]:
+    """The encoding of each place (y, x) of a map, in float64: the sines of x, the cosines of x, the sines of y and the
+    cosines of y, each for n = channels / 4 frequencies 10000^(-i / (n - 1)), i = 0, ..., n - 1.
+
+    Reference: Chen, Xie and He (MoCo v3, arXiv 2104.02057), in the order of Beyer et al. (arXiv 2205.01580).
+
+    Raises:
+        ValueError: channels are no multiple of 4, or fewer than 8.
+    """
+    _check_width(channels)
+    frequencies = 10_000.0 ** -np.linspace(0, 1, channels // 4)
+    along_y, along_x = (np.arange(size)[:, None] * frequencies for size in (height, width))
+    rows, columns = (np.concatenate([np.sin(angle), np.cos(angle)], axis=1) for angle in (along_y, along_x))
+    shape = (height, width, channels // 2)
+    return np.concatenate([np.broadcast_to(columns, shape), np.broadcast_to(rows[:, None], shape)], axis=2)
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its size, and the positions added.
+
+    Raises:
+        ValueError: images whose height or width the patch does not divide.
+    """
+
+    features: int
+    patch_size: int = 16
+    dtype: DType = None
+    layers: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 k"]:
+        height, width, patch = *x.shape[1:3], self.patch_size
+        if height % patch or width % patch:
+            near = "x".join(str(max(1, size // patch) * patch) for size in (height, width))
+            raise ValueError(
+                f"images of {height}x{width} are not made of whole patches of {patch}x{patch}: crop or resize them to "
+                f"multiples of {patch}, such as {near}, or use another patch_size"
+            )
+        shape = (patch, patch, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv2d(x, kernel, stride=patch, padding=0) + bias.reshape(1, 1, 1, -1)
+        return y + jnp.asarray(positions(y.shape[1], y.shape[2], self.features), y.dtype)[None]
+
+
+def attend(
+    query: Float[Array, "batch queries heads c"],
+    key: Float[Array, "batch keys heads c"],
+    value: Float[Array, "batch keys heads c"],
+) -> Float[Array, "batch queries heads c"]:
+    """softmax(Q K^T / sqrt(c)) V for each head; the softmax is taken in float32, or wider where the input is.
+
+    Reference: Vaswani et al., "Attention is all you need" (arXiv 1706.03762), equation 1.
+    """
+    scores = jnp.einsum("nqhc,nkhc->nhqk", query * query.shape[-1] ** -0.5, key)
+    # Flax's own takes the softmax of bfloat16 in bfloat16, or else that of float64 in float32.
+    weights = jax.nn.softmax(scores.astype(at_least_float32(scores.dtype))).astype(value.dtype)
+    return jnp.einsum("nhqk,nkhc->nqhc", weights, value)
+
+
+class EncoderBlock(nn.Module):
+    """Layer normalisation and self-attention over all places of the map, then layer normalisation and two linear layers
+    with four times the channels and GELU between them, each around a shortcut. Its output is not rectified."""
+
+    heads: int
+    dtype: DType = None
+    # Query, key and value stand side by side.
+    layers: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w c"]:
+        batch, height, width, channels = x.shape
+        y = LayerNorm(dtype=self.dtype, name="norm1")(x)
+        attention = nn.MultiHeadDotProductAttention(
+            self.heads, dtype=self.dtype, kernel_init=_XAVIER, attention_fn=attend, name="attention"
+        )
+        y = attention(y.reshape(batch, height * width, channels)).reshape(x.shape)
+        x = x.astype(y.dtype) + y
+        y = LayerNorm(dtype=self.dtype, name="norm2")(x)
+        y = nn.Dense(4 * channels, dtype=self.dtype, kernel_init=_XAVIER, bias_init=_TINY, name="linear1")(y)
+        y = nn.Dense(channels, dtype=self.dtype, kernel_init=_XAVIER, bias_init=_TINY, name="linear2")(nn.gelu(y))
+        return x + y
+
+
+class LayerNormClassifier(nn.Module):
+    """Layer normalisation, global average pooling and a linear layer that starts at zero; gives the logits."""
+
+    classes: int
+    dtype: DType = None
+    layers: ClassVar[int] = 1
+
+    def setup(self) -> None:
+        self.norm = LayerNorm(dtype=self.dtype)
+        self.linear = nn.Dense(self.classes, dtype=self.dtype, kernel_init=nn.initializers.zeros)
+
+    def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
+        """What the linear layer reads."""
+        return global_average_pool(self.norm(x))
+
+    def classify(self, pooled: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
+        """The logits behind `pool`."""
+        return self.linear(pooled)
+
+    def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
+        return self.classify(self.pool(x, train=train))
+
+
+def vision_transformer(
+    *, classes: int, width: int, heads: int, depth: int = 12, patch_size: int = 16, dtype: DType = None
+) -> Network:
+    """The vision transformer of that width, for images of any size that the patch divides.
+
+    Args:
+        classes: number of logits, at least 1.
+        width: channels: 192 (Ti), 384 (S), 768 (B); a multiple of 4 and of `heads`, at least 8.
+        heads: of attention: 3 (Ti), 6 (S), 12 (B).
+        depth: encoder blocks, a multiple of 4: the same number in each of the four stages.
+        patch_size: height and width of a patch, in pixels.
+        dtype: compute dtype; parameters stay float32, and statistics and softmax are taken in float32 at least. None
+            computes in the common type of images and parameters.
+
+    Raises:
+        ValueError: any of these is out of range.
+    """
+    check_classes(classes)
+    _check_width(width)
+    if heads < 1 or width % heads:
+        raise ValueError(f"heads is {heads}: use a positive divisor of the width {width}, such as one for 64 channels")
+    if depth < STAGES or depth % STAGES:
+        lower = max(STAGES, depth // STAGES * STAGES)
+        raise ValueError(
+            f"depth is {depth}: use a multiple of {STAGES}, one for each stage; near are {lower} and {lower + STAGES}"
+        )
+    if patch_size < 1:
+        raise ValueError(f"patch_size is {patch_size}: use 1 or more, such as 16 for images of 224x224")
+    blocks: dict[str, nn.Module] = {"stem": PatchEmbedding(width, patch_size, dtype)}
+    for stage in range(1, STAGES + 1):
+        for index in range(depth // STAGES):
+            blocks[f"stage{stage}/{index}"] = EncoderBlock(heads, dtype)
+    blocks["head"] = LayerNormClassifier(classes, dtype)
+    return Network.of(blocks)
+
+
+def _check_width(width: int) -> None:
+    """Raises ValueError unless positions of so many channels have sine and cosine, x and y, and two frequencies."""
+    if width < 8 or width % 4:
+        lower = max(8, width // 4 * 4)
+        raise ValueError(
+            f"width is {width}: positions take a multiple of 4, at least 8; near are {lower} and {lower + 4}"
+        )
