@@ -6,9 +6,9 @@ So training can go on from any step, without a state of its own to keep.
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, UInt8
+from jaxtyping import Int32, UInt8
 
-from kd_local.data.splits import Split
+from kd_local.data.splits import Examples, PaddedBatch
 
 Batch = tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
 """Images and labels."""
@@ -16,103 +16,29 @@ Batch = tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
 NumberedBatch = tuple[int, UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
 """The step, images and labels."""
 
-NumberedIndices = tuple[int, Int64[np.ndarray, " batch"]]
-"""The step and the places of its examples."""
 
-PaddedBatch = tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"], Bool[np.ndarray, " batch"]]
-"""Images, labels, and which of them are examples."""
-
-_SEEDS = 2**64
-
-
-def _check_batch_size(examples: int, batch_size: int) -> None:
-    if not 1 <= batch_size <= examples:
-        raise ValueError(f"batch_size {batch_size} for {examples} examples: use 1 to {examples}")
-
-
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < _SEEDS:
-        raise ValueError(f"seed {seed}: use a whole number from 0 to 2**64 - 1")
-
-
-def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """How many batches hold all examples once; the last may be smaller.
-
-    Raises:
-        ValueError: a batch size below 1 or above the number of examples.
-    """
-    _check_batch_size(examples, batch_size)
-    return -(-examples // batch_size)
-
-
-def epoch_order(seed: int, epoch: int, examples: int) -> Int64[np.ndarray, " examples"]:
-    """The order in which an epoch visits the examples: a permutation of their indices.
-
-    It is the order of the first 64-bit outputs of Philox 4x64 with the key (seed, epoch). Those
-    numpy keeps the same over its versions, what its own shuffling makes of them it does not.
-
-    Raises:
-        ValueError: a seed outside 0 to 2**64 - 1, or a negative epoch.
-
-    Reference:
-        Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
-    """
-    _check_seed(seed)
-    if epoch < 0:
-        raise ValueError(f"epoch {epoch}: epochs count from 0")
-    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(examples)
-    return np.argsort(bits, kind="stable").astype(np.int64)
-
-
-def batch_at(split: Split, *, seed: int, step: int, batch_size: int) -> Batch:
+def batch_at(split: Examples, *, seed: int, step: int, batch_size: int) -> Batch:
     """Images and labels of a training step, counted from 0 over all epochs.
 
     Raises:
         ValueError: see `steps_per_epoch` and `epoch_order`; a negative step.
     """
-    _, images, labels = next(batches(split, seed=seed, batch_size=batch_size, start_step=step))
+    stream = batches(split, seed=seed, batch_size=batch_size, start_step=step)
+    _, images, labels = next(stream)
     return images, labels
 
 
-def batches(split: Split, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[NumberedBatch]:
+def batches(split: Examples, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[NumberedBatch]:
     """Endless steps from `start_step` on, each with its images and labels: what `batch_at` gives.
 
     Raises:
         ValueError: see `batch_at`; at once, not with the first batch.
     """
-    return _batches(split, batch_indices(len(split), seed=seed, batch_size=batch_size, start_step=start_step))
+    steps = split.training_batches(seed=seed, batch_size=batch_size, start_step=start_step)
+    return ((step, images, labels) for step, _, images, labels in steps)
 
 
-def _batches(split: Split, steps: Iterator[NumberedIndices]) -> Iterator[NumberedBatch]:
-    for step, chosen in steps:
-        yield step, split.images[chosen], split.labels[chosen]
-
-
-def batch_indices(examples: int, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[NumberedIndices]:
-    """Endless steps from `start_step` on, each with the places of its examples in the training set, from 0.
-
-    Raises:
-        ValueError: see `batch_at`; at once, not with the first batch.
-    """
-    _check_seed(seed)
-    if start_step < 0:
-        raise ValueError(f"step {start_step}: steps count from 0")
-    epoch, position = divmod(start_step, steps_per_epoch(examples, batch_size))
-    return _batch_indices(examples, seed, batch_size, start_step, epoch, position)
-
-
-def _batch_indices(
-    examples: int, seed: int, batch_size: int, step: int, epoch: int, position: int
-) -> Iterator[NumberedIndices]:
-    while True:
-        order = epoch_order(seed, epoch, examples)
-        for start in range(position * batch_size, examples, batch_size):
-            yield step, order[start : start + batch_size]
-            step += 1
-        epoch, position = epoch + 1, 0
-
-
-def evaluation_batches(split: Split, batch_size: int) -> Iterator[PaddedBatch]:
+def evaluation_batches(split: Examples, batch_size: int) -> Iterator[PaddedBatch]:
     """All examples once, in order, as images, labels and which of them are examples.
 
     All batches are of one size: the last is filled up with black images of label 0, marked False.
@@ -120,17 +46,4 @@ def evaluation_batches(split: Split, batch_size: int) -> Iterator[PaddedBatch]:
     Raises:
         ValueError: a batch size below 1; at once, not with the first batch.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size {batch_size}: use 1 or more")
-    return _evaluation_batches(split, batch_size)
-
-
-def _evaluation_batches(split: Split, batch_size: int) -> Iterator[PaddedBatch]:
-    for start in range(0, len(split), batch_size):
-        images = split.images[start : start + batch_size]
-        labels = split.labels[start : start + batch_size]
-        missing = batch_size - len(labels)
-        if missing:
-            images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            labels = np.pad(labels, (0, missing))
-        yield images, labels, np.arange(batch_size) < batch_size - missing
+    return split.evaluation_batches(batch_size)

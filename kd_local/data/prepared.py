@@ -1,4 +1,4 @@
-"""Data sets prepared by tensorflow-datasets, read into memory without tensorflow.
+"""Data sets prepared by tensorflow-datasets, read without tensorflow.
 
 Only what is already on a local disk, in the array_record format, is read: nothing is downloaded or
 converted here.
@@ -10,7 +10,8 @@ import importlib.util
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def _how_to_prepare(name: str, data_dir: Path) -> str:
     )
 
 
+def _root(data_dir: str | Path | None) -> Path:
+    return Path(_tfds().core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
+
+
+def _versions(folder: Path) -> list[Path]:
+    return [
+        path.parent for path in folder.glob("*/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+    ]
+
+
+def is_there(name: str, data_dir: str | Path | None = None) -> bool:
+    """Whether `find` would find a data set, be it in a format that can be read or not."""
+    if data_dir is None and not _installed("tensorflow_datasets"):
+        return False
+    return bool(_versions(_root(data_dir) / name))
+
+
 def find(name: str, data_dir: str | Path | None = None) -> Path:
     """The folder of the newest prepared version of a data set, such as `data_dir/cifar10/3.0.2`.
 
@@ -69,13 +87,9 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
         ValueError: it is prepared in a format without random access.
         ModuleNotFoundError: tensorflow-datasets or array_record is not installed.
     """
-    tfds = _tfds()
-    root = Path(tfds.core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
-    versions = [
-        path.parent
-        for path in (root / name).glob("*/dataset_info.json")
-        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
-    ]
+    _tfds()
+    root = _root(data_dir)
+    versions = _versions(root / name)
     if not versions:
         raise FileNotFoundError(
             f"no prepared {name} in {root / name}: give the data_dir that holds {name}/, or "
@@ -98,6 +112,47 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a prepared data set says of itself.
+
+    Attributes:
+        shape: height, width and channels of its images; None where they differ.
+        classes: labels are from 0 to `classes - 1`.
+        examples: of each split.
+    """
+
+    shape: tuple[int | None, ...]
+    classes: int
+    examples: Mapping[str, int]
+
+
+def contents(folder: Path) -> Contents:
+    """What a folder holds, as `find` gives it, without reading an example.
+
+    Raises:
+        ValueError: its descriptions cannot be read, or are not those of labelled images of 8 bits.
+    """
+    return _open(folder)[1]
+
+
+def _open(folder: Path) -> tuple[Any, Contents]:
+    """The builder too."""
+    tfds = _tfds()
+    try:
+        builder = tfds.builder_from_directory(folder, file_format=_FORMAT)
+        image, label = builder.info.features["image"], builder.info.features["label"]
+        if image.np_dtype != np.uint8:
+            raise TypeError(f"its images are {np.dtype(image.np_dtype)}, not uint8")
+        examples = {name: split.num_examples for name, split in builder.info.splits.items()}
+        return builder, Contents(tuple(image.shape), label.num_classes, examples)
+    except Exception as error:
+        raise ValueError(
+            f"{folder} is not a prepared set of labelled images ({error!r}): use another data set or, if it should be "
+            "one, remove it and prepare it again"
+        ) from error
+
+
 class PreparedSplit:
     """One split of a prepared data set, of which any examples can be read.
 
@@ -106,7 +161,7 @@ class PreparedSplit:
         split: such as `train`.
 
     Attributes:
-        shape: height, width and channels of its images.
+        shape: height, width and channels of its images; None where they differ.
         classes: labels are from 0 to `classes - 1`.
 
     Raises:
@@ -114,56 +169,69 @@ class PreparedSplit:
         ValueError: the folder has no such split, or its descriptions cannot be read.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int | None, ...]
     classes: int
 
     def __init__(self, folder: Path, split: str) -> None:
-        tfds = _tfds()
-        try:
-            builder = tfds.builder_from_directory(folder, file_format=_FORMAT)
-            self._image = builder.info.features["image"]
-            self.shape = tuple(self._image.shape)
-            self.classes = builder.info.features["label"].num_classes
-            splits = builder.info.splits
-        except Exception as error:
-            raise ValueError(
-                f"{folder} is not a prepared set of labelled images ({error!r}): remove it and prepare it again"
-            ) from error
-        if split not in splits:
-            raise ValueError(f"{folder} has no split {split!r}, only {', '.join(splits)}")
-        self._files = [Path(path) for path in splits[split].filepaths]
-        self._ends = np.cumsum(splits[split].shard_lengths)
+        builder, held = _open(folder)
+        self.shape, self.classes = held.shape, held.classes
+        self._origin = folder, split
+        if split not in held.examples:
+            raise ValueError(f"{folder} has no split {split!r}, only {', '.join(held.examples)}")
+        self._image = builder.info.features["image"]
+        info = builder.info.splits[split]
+        self._files = [Path(path) for path in info.filepaths]
+        self._ends = np.cumsum(info.shard_lengths)
         for file in self._files:
             if not file.is_file():
                 raise FileNotFoundError(f"{file} is missing: copy it there, or remove {folder} and prepare it again")
         self._records = builder.as_data_source(
-            split, decoders={"image": tfds.decode.SkipDecoding()}, file_format=_FORMAT
+            split, decoders={"image": _tfds().decode.SkipDecoding()}, file_format=_FORMAT
         )
+        self._labels: Int32[np.ndarray, " n"] | None = None
+
+    def __reduce__(self) -> tuple[type["PreparedSplit"], tuple[Path, str]]:
+        # Another process opens the files anew.
+        return PreparedSplit, self._origin
 
     def __len__(self) -> int:
         return len(self._records)
 
     def labels(self) -> Int32[np.ndarray, " n"]:
-        """All labels, without decoding an image.
+        """All labels, without decoding an image. They are read once, and then kept.
 
         Raises:
             ValueError: a record that cannot be read, naming it.
         """
-        labels = np.empty(len(self), np.int32)
-        for index, record in self._read(range(len(self))):
-            labels[index] = self._label(index, record)
-        return labels
+        if self._labels is None:
+            labels = np.empty(len(self), np.int32)
+            for index, record in self._read(range(len(self))):
+                labels[index] = self._label(index, record)
+            self._labels = labels
+        return self._labels
+
+    def encoded(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes, int]]:
+        """Of these examples, in this order, the index, the image as its file holds it, and the label.
+
+        Raises:
+            ValueError: a record that cannot be read, naming it.
+        """
+        for index, record in self._read(indices):
+            yield index, record["image"], self._label(index, record)
 
     def examples(
         self, indices: Integer[np.ndarray, " n"] | None = None
     ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
-        """Images and labels of these examples, by default of all, in this order.
+        """Images and labels of these examples, by default of all, in this order: of a split of images of one shape.
 
         Raises:
-            ValueError: a record that cannot be read or decoded, naming it.
+            ValueError: a record that cannot be read or decoded, naming it; or images of differing shapes.
         """
+        shape = tuple(side for side in self.shape if side is not None)
+        if len(shape) < len(self.shape):
+            raise ValueError(f"{self._origin[0]} holds images of shape {self.shape}: read them by a StreamedSplit")
         wanted = list(range(len(self))) if indices is None else indices.tolist()
-        images = np.empty((len(wanted), *self.shape), np.uint8)
+        images = np.empty((len(wanted), *shape), np.uint8)
         labels = np.empty(len(wanted), np.int32)
         with _quiet():
             for place, (index, record) in enumerate(self._read(wanted)):
@@ -174,16 +242,16 @@ class PreparedSplit:
     def _label(self, index: int, record: Any) -> int:
         label = int(record["label"])
         if not 0 <= label < self.classes:
-            raise self._damaged(index, f"its label is {label}, not 0 to {self.classes - 1}")
+            raise self.damaged(index, f"its label is {label}, not 0 to {self.classes - 1}")
         return label
 
     def _decode(self, index: int, record: Any) -> np.ndarray:
         try:
             image: np.ndarray = self._image.decode_example_np(record["image"])
         except Exception as error:
-            raise self._damaged(index, f"its image does not decode: {error}") from error
+            raise self.damaged(index, f"its image does not decode: {error}") from error
         if image.shape != self.shape:
-            raise self._damaged(index, f"its image is {image.shape}, not {self.shape}")
+            raise self.damaged(index, f"its image is {image.shape}, not {self.shape}")
         return image
 
     def _read(self, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
@@ -200,9 +268,10 @@ class PreparedSplit:
         try:
             return self._records[index]
         except Exception as error:
-            raise self._damaged(index, f"it cannot be read: {error}") from error
+            raise self.damaged(index, f"it cannot be read: {error}") from error
 
-    def _damaged(self, index: int, reason: str) -> ValueError:
+    def damaged(self, index: int, reason: str) -> ValueError:
+        """The error, to be raised by the caller, that names a record and what ails it."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         record = index - (int(self._ends[shard - 1]) if shard else 0)
         return ValueError(

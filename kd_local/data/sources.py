@@ -1,82 +1,25 @@
-"""Where labelled images come from: the data sets known by name, or arrays of one's own.
+"""Where labelled images come from: the data sets known by name, others prepared beside them, or arrays of one's own.
 
-All images are held in memory as uint8. What a network sees is made of them on the device.
+Images of one small shape are held in memory, others are read as they are needed: all as uint8. What a network sees is
+made of them on the device.
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from kd_local.data import prepared
 from kd_local.data.augmentation import Augmentation, check_shape
 from kd_local.data.digits import read_digits
-from kd_local.data.splits import Data, Split, check_limits, parts
-from kd_local.errors import unknown
+from kd_local.data.known import Known, look_up
+from kd_local.data.splits import Data, Examples, Split, check_limits, parts
+from kd_local.data.streamed import StreamedSplit
 
-
-@dataclass(frozen=True)
-class _Known:
-    shape: tuple[int, int, int]
-    classes: int
-    train: int
-    test: int
-    augmentation: Augmentation
-
-
-_HALF = (127.5, 127.5, 127.5)
-_KNOWN = {
-    "cifar10": _Known(
-        shape=(32, 32, 3),
-        classes=10,
-        train=50_000,
-        test=10_000,
-        augmentation=Augmentation(
-            padding="reflect",
-            pad=4,
-            flip=True,
-            mean=(125.3, 123.0, 113.9),
-            std=(63.0, 62.1, 66.7),
-        ),
-    ),
-    "cifar100": _Known(
-        shape=(32, 32, 3),
-        classes=100,
-        train=50_000,
-        test=10_000,
-        augmentation=Augmentation(
-            padding="zero",
-            pad=4,
-            flip=True,
-            mean=(0.5071 * 255, 0.4867 * 255, 0.4408 * 255),
-            std=(0.2675 * 255, 0.2565 * 255, 0.2761 * 255),
-        ),
-    ),
-    "digits": _Known(
-        shape=(8, 8, 1),
-        classes=10,
-        train=1_437,
-        test=360,
-        # Those of the training split. A mirrored digit is not that digit.
-        augmentation=Augmentation(padding="zero", pad=1, flip=False, mean=(77.89,), std=(95.87,)),
-    ),
-    "stl10": _Known(
-        shape=(96, 96, 3),
-        classes=10,
-        train=5_000,
-        test=8_000,
-        augmentation=Augmentation(padding="zero", pad=4, flip=True, mean=_HALF, std=_HALF),
-    ),
-    "svhn_cropped": _Known(
-        shape=(32, 32, 3),
-        classes=10,
-        train=73_257,
-        test=26_032,
-        augmentation=Augmentation(padding="zero", pad=2, flip=False, mean=_HALF, std=_HALF),
-    ),
-}
+_MOST_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -96,15 +39,22 @@ class Description:
     augmentation: Augmentation
 
 
-def describe(name: str, *, train_examples: int | None = None, validation_examples: int = 0) -> Description:
-    """What `load` would give for these arguments, without reading anything.
+def describe(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    image_size: int | None = None,
+    train_examples: int | None = None,
+    validation_examples: int = 0,
+) -> Description:
+    """What `load` would give for these arguments, without reading an example.
+
+    Only of a data set that is not known by name its folder's descriptions are read.
 
     Raises:
-        ValueError: see `load`.
+        ValueError, FileNotFoundError, ModuleNotFoundError: see `load`.
     """
-    if name not in _KNOWN:
-        raise unknown("dataset", name, _KNOWN)
-    known = _KNOWN[name]
+    known = look_up(name, data_dir, image_size)
     check_limits(known.train, train_examples, validation_examples)
     train = known.train - validation_examples if train_examples is None else train_examples
     return Description(known.shape, known.classes, train, known.augmentation)
@@ -114,32 +64,46 @@ def load(
     name: str,
     *,
     data_dir: str | Path | None = None,
+    image_size: int | None = None,
+    workers: int | None = None,
     train_examples: int | None = None,
     validation_examples: int = 0,
 ) -> Data:
-    """A known data set: `cifar10`, `cifar100`, `digits`, `stl10` or `svhn_cropped`.
+    """A data set: `cifar10`, `cifar100`, `digits`, `imagenet2012`, `stl10`, `svhn_cropped`, or another prepared one.
 
-    Of STL-10 the labelled part, of SVHN without `extra`.
+    Of STL-10 the labelled part, of SVHN without `extra`; what ImageNet calls validation is `test` here. Any other name
+    is that of a folder in `data_dir` (with a config, as `name/config`) of a data set with the features `image` and
+    `label` and the split `train`; its split `test` or, if there is none, `validation` is tested on. Images of one shape
+    of at most 128 pixels are held in memory, unflipped, with crops from a border of an eighth; all others, as ImageNet,
+    are a `StreamedSplit`, augmented as ImageNet is.
 
     Args:
         name: of the data set, as tensorflow-datasets spells it; `digits` comes with the package.
         data_dir: where tensorflow-datasets prepared it; see `prepared.find`.
+        image_size: of a `StreamedSplit`, in pixels; by default 224.
+        workers: of each iterator over a `StreamedSplit`; by default one for each core, and at most 16. Of no matter to
+            images in memory.
         train_examples: the most that are trained on; by default all that are not held out.
         validation_examples: so many examples of the training split are held out; by default none.
 
-    Both parts hold the classes in the proportions of the training split, and are the same each time.
+    Both parts hold the classes in the proportions of the training split, and are the same each time. To divide a
+    streamed split, all of its labels are read, and its files with them.
 
     Raises:
-        ValueError: an unknown name, a `data_dir` for `digits`, more examples than there are,
-            prepared data that is damaged or something else than its name says.
+        ValueError: an unknown name, a `data_dir` for `digits`, an `image_size` for images in memory, a number out of
+            range, more examples than there are, prepared data that is damaged or something else than its name says.
         FileNotFoundError: the data set, or a file of it, is not there.
+        ModuleNotFoundError: a package is missing that reads it.
 
     Reference:
         Augmentation of CIFAR-10, STL-10 and SVHN: ContSup (arXiv 2312.07636), the authors' code;
-        of CIFAR-100: mdistiller, the code of DKD (arXiv 2203.08679).
+        of CIFAR-100: mdistiller, the code of DKD (arXiv 2203.08679);
+        of ImageNet: Szegedy et al. (arXiv 1409.4842), section 6, with the means of torchvision's models.
     """
-    describe(name, train_examples=train_examples, validation_examples=validation_examples)
-    known = _KNOWN[name]
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers {workers}: use 1 or more processes, 0 to decode in this one, or None for the usual")
+    known = look_up(name, data_dir, image_size)
+    check_limits(known.train, train_examples, validation_examples)
     if name == "digits":
         if data_dir is not None:
             raise ValueError(f"data_dir {str(data_dir)!r}: digits comes with the package, leave it out")
@@ -154,24 +118,41 @@ def load(
         )
 
     folder = prepared.find(name, data_dir)
-    sources = [prepared.PreparedSplit(folder, split) for split in ("train", "test")]
-    for source in sources:
-        if (source.shape, source.classes) != (known.shape, known.classes):
-            raise ValueError(
-                f"{folder} holds images of shape {source.shape} and {source.classes} classes, but "
-                f"{name} has {known.shape} and {known.classes}: use another data_dir"
-            )
-    train, test = sources
+    train, test = (prepared.PreparedSplit(folder, split) for split in ("train", known.evaluated_on))
+    _check_contents(name, folder, known, train)
     check_limits(len(train), train_examples, validation_examples)
-    validation = None
-    if train_examples is None and not validation_examples:
-        trained_on = Split(*train.examples())
-    else:
+
+    def split(source: prepared.PreparedSplit, chosen: Int64[np.ndarray, " n"] | None = None) -> Examples:
+        if not known.streamed:
+            return Split(*source.examples(chosen))
+        processes = _usual_workers() if workers is None else workers
+        return StreamedSplit(source, image_size=known.shape[0], workers=processes, chosen=chosen)
+
+    kept = held_out = None
+    if train_examples is not None or validation_examples:
         kept, held_out = parts(train.labels(), train_examples, validation_examples)
-        trained_on = Split(*train.examples(kept))
-        if held_out.size:
-            validation = Split(*train.examples(held_out))
-    return Data(name, trained_on, Split(*test.examples()), validation, known.classes, known.augmentation)
+    return Data(
+        name=name,
+        train=split(train, kept),
+        test=split(test),
+        validation=split(train, held_out) if held_out is not None and held_out.size else None,
+        classes=known.classes,
+        augmentation=known.augmentation,
+    )
+
+
+def _check_contents(name: str, folder: Path, known: Known, found: prepared.PreparedSplit) -> None:
+    shape = "of any shape" if known.streamed else f"of shape {known.shape}"
+    if found.classes != known.classes or not (known.streamed or found.shape == known.shape):
+        raise ValueError(
+            f"{folder} holds images of shape {found.shape} and {found.classes} classes, but {name} has images {shape} "
+            f"and {known.classes} classes: use another data_dir"
+        )
+
+
+def _usual_workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)
 
 
 def from_arrays(

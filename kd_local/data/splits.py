@@ -1,26 +1,141 @@
-"""What a data set is, and which examples of its training split are trained on or held out.
+"""What a data set is, how batches of it come, and which examples of its training split are trained on or held out.
 
 That choice is fixed: no seed of a training run changes it.
 """
 
 import operator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Bool, Int32, Int64, UInt8
 
 from kd_local.data.augmentation import Augmentation
+from kd_local.data.order import NumberedIndices, batch_indices, evaluation_steps
+
+TrainingBatch = tuple[int, Int64[np.ndarray, " batch"], UInt8[np.ndarray, "rows h w c"], Int32[np.ndarray, " rows"]]
+"""The step, the places of the whole batch in the training set, and images and labels of this process's rows."""
+
+PaddedBatch = tuple[UInt8[np.ndarray, "rows h w c"], Int32[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]
+"""Images, labels, and which of them are examples, of this process's rows."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes has of each batch.
+
+    Attributes:
+        index, count: it is process `index`, from 0, of `count`.
+        parts: into so many a batch is divided: the devices of all processes.
+
+    Raises:
+        ValueError: an index that does not fit the count, or no parts.
+    """
+
+    index: int = 0
+    count: int = 1
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.index < self.count:
+            raise ValueError(
+                f"process {self.index} of {self.count}: use a count of 1 or more, and an index from 0 to count - 1"
+            )
+        if self.parts < 1:
+            raise ValueError(f"a batch divided in {self.parts} parts: use 1 or more, as many as there are devices")
+
+    def rows(self, batch: int) -> slice:
+        """This process's rows of a batch: all of them where its parts do not divide it, as every device then computes
+        the whole."""
+        if batch % self.parts:
+            return slice(0, batch)
+        return slice(batch * self.index // self.count, batch * (self.index + 1) // self.count)
+
+    def evaluation_rows(self, step: int, batch_size: int) -> range:
+        """The places, in the split, of this process's rows of an evaluation batch: of the last, also past its end."""
+        rows = self.rows(batch_size)
+        return range(step * batch_size + rows.start, step * batch_size + rows.stop)
+
+
+WHOLE = Share()
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """A split of labelled images, wherever they lie.
+
+    The batches of streamed ones come from worker processes, which start with the call: whoever does not read them to
+    their end calls `close()`.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images, as batches give them."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def training_batches(
+        self, *, seed: int, batch_size: int, start_step: int = 0, share: Share = WHOLE
+    ) -> Generator[TrainingBatch, None, None]:
+        """Endless steps from `start_step` on, a function of seed and step alone; see `batch_indices`.
+
+        Raises:
+            ValueError: see `batch_indices`; at once, not with the first batch.
+        """
+        ...
+
+    def evaluation_batches(self, batch_size: int, share: Share = WHOLE) -> Generator[PaddedBatch, None, None]:
+        """All examples once, in order, in batches of one size; see `kd_local.data.evaluation_batches`.
+
+        Raises:
+            ValueError: a batch size below 1; at once, not with the first batch.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images in memory, from 0 to 255."""
+    """Labelled images in memory, from 0 to 255: `Examples`."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images."""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
+    def training_batches(
+        self, *, seed: int, batch_size: int, start_step: int = 0, share: Share = WHOLE
+    ) -> Generator[TrainingBatch, None, None]:
+        """See `Examples`."""
+        steps = batch_indices(len(self), seed=seed, batch_size=batch_size, start_step=start_step)
+        return self._training_batches(steps, share)
+
+    def _training_batches(self, steps: Iterator[NumberedIndices], share: Share) -> Generator[TrainingBatch, None, None]:
+        for step, chosen in steps:
+            mine = chosen[share.rows(len(chosen))]
+            yield step, chosen, self.images[mine], self.labels[mine]
+
+    def evaluation_batches(self, batch_size: int, share: Share = WHOLE) -> Generator[PaddedBatch, None, None]:
+        """See `Examples`."""
+        return self._evaluation_batches(evaluation_steps(len(self), batch_size), batch_size, share)
+
+    def _evaluation_batches(self, steps: int, batch_size: int, share: Share) -> Generator[PaddedBatch, None, None]:
+        for step in range(steps):
+            rows = share.evaluation_rows(step, batch_size)
+            images, labels = self.images[rows.start : rows.stop], self.labels[rows.start : rows.stop]
+            missing = len(rows) - len(labels)
+            if missing:
+                images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+                labels = np.pad(labels, (0, missing))
+            yield images, labels, np.arange(rows.start, rows.stop) < len(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +146,9 @@ class Data:
     """
 
     name: str
-    train: Split
-    test: Split
-    validation: Split | None
+    train: Examples
+    test: Examples
+    validation: Examples | None
     classes: int
     augmentation: Augmentation
 

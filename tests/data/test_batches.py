@@ -1,18 +1,13 @@
 """Order and content of batches as a function of seed and step."""
 
-import importlib
 import itertools
 
 import numpy as np
 import pytest
 
-from kd_local.data.batches import (
-    batch_at,
-    batches,
-    epoch_order,
-    evaluation_batches,
-    steps_per_epoch,
-)
+from kd_local.data import order as order_module
+from kd_local.data.batches import batch_at, batches, evaluation_batches
+from kd_local.data.order import epoch_order, steps_per_epoch
 from kd_local.data.splits import Split
 
 
@@ -65,15 +60,13 @@ def test_iterator_gives_the_same_from_any_step(start_step: int) -> None:
 
 
 def test_iterator_computes_the_order_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    # By its full name: `kd_local.data.batches` is also the function.
-    module = importlib.import_module("kd_local.data.batches")
     epochs = []
 
     def counted(seed: int, epoch: int, examples: int) -> np.ndarray:
         epochs.append(epoch)
         return epoch_order(seed, epoch, examples)
 
-    monkeypatch.setattr(module, "epoch_order", counted)
+    monkeypatch.setattr(order_module, "epoch_order", counted)
     list(itertools.islice(batches(_split(20), seed=0, batch_size=2, start_step=15), 20))
     assert epochs == [1, 2, 3]
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from kd_local.data.augmentation import Augmentation
-from kd_local.data.sources import from_arrays, load
+from kd_local.data.sources import describe, from_arrays, load
+from kd_local.data.splits import Split
+from kd_local.data.streamed import StreamedSplit
 
 TFDS = Path(os.environ.get("KD_LOCAL_TFDS", Path(__file__).parents[2].parent / "shared" / "tfds"))
 
@@ -104,7 +106,7 @@ def test_augmentation_is_that_of_the_papers(name: str, prepare: Any, examples: A
 def test_other_data_under_a_known_name(prepare: Any, examples: Any, tmp_path: Path) -> None:
     prepare("cifar100", train=examples(2, (32, 32, 3), 100), test=examples(2, (32, 32, 3), 100))
     (tmp_path / "cifar100").rename(tmp_path / "cifar10")
-    with pytest.raises(ValueError, match=r"100 classes, but cifar10 has \(32, 32, 3\) and 10: use"):
+    with pytest.raises(ValueError, match=r"100 classes, but cifar10 has .* \(32, 32, 3\) and 10 classes: use"):
         load("cifar10", data_dir=tmp_path)
 
 
@@ -117,12 +119,16 @@ def test_limits_are_checked_against_what_is_there(prepare: Any, examples: Any, t
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
-        ("cifr10", {}, r"unknown dataset 'cifr10': use cifar10, cifar100, digits, stl10 or svhn"),
+        ("cifr10", {}, r"unknown dataset 'cifr10': use cifar10, cifar100, digits, imagenet2012, stl10 or svhn"),
         ("digits", {"data_dir": "/data"}, "data_dir '/data': digits comes with the package"),
         ("digits", {"train_examples": 0}, "train_examples 0 of 1437 training examples"),
         ("cifar100", {"train_examples": 50_001}, "train_examples 50001 of 50000 training"),
         ("svhn_cropped", {"validation_examples": 73_257}, "validation_examples 73257 of 73257"),
         ("stl10", {"validation_examples": -1}, "validation_examples -1 of 5000 training"),
+        ("cifar10", {"image_size": 64}, "image_size 64 for cifar10: its images are 32x32 and stay so, leave it out"),
+        ("imagenet2012", {"image_size": 0}, "image_size 0: use 1 or more pixels, as 224"),
+        ("imagenet2012", {"train_examples": 1_281_168}, "train_examples 1281168 of 1281167 training"),
+        ("imagenet2012", {"workers": -1}, "workers -1: use 1 or more processes, 0 to decode in this one, or None"),
     ],
 )
 def test_bad_arguments_are_found_before_any_data_is(name: str, arguments: dict[str, Any], text: str) -> None:
@@ -133,6 +139,96 @@ def test_bad_arguments_are_found_before_any_data_is(name: str, arguments: dict[s
 def test_data_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no prepared cifar100 in .*download_and_prepare"):
         load("cifar100", data_dir=tmp_path)
+
+
+def _augmentation(augmentation: Augmentation) -> tuple[Any, ...]:
+    return augmentation.pad, augmentation.flip, augmentation.mean, augmentation.std
+
+
+IMAGENET = (0, True, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
+def _photographs(photograph: Any, count: int, classes: int) -> list[Any]:
+    return [(photograph(20 + i, 40 - i, seed=i), i % classes) for i in range(count)]
+
+
+def test_imagenet_is_described_without_its_files(tmp_path: Path) -> None:
+    whole = describe("imagenet2012", data_dir=tmp_path / "nowhere")
+    assert (whole.shape, whole.classes, whole.train) == ((224, 224, 3), 1000, 1_281_167)
+    assert _augmentation(whole.augmentation) == (0, True, pytest.approx(IMAGENET[2]), pytest.approx(IMAGENET[3]))
+    part = describe("imagenet2012", image_size=96, validation_examples=10_000)
+    assert (part.shape, part.train) == ((96, 96, 3), 1_271_167)
+
+
+def test_imagenet_is_streamed(prepare: Any, photograph: Any) -> None:
+    pytest.importorskip("grain")
+    train, validation = _photographs(photograph, 12, 3), _photographs(photograph, 4, 2)
+    data_dir = prepare("imagenet2012", train=train, validation=validation)
+    data = load("imagenet2012", data_dir=data_dir, image_size=16, workers=0, train_examples=6, validation_examples=3)
+    assert isinstance(data.train, StreamedSplit) and data.validation is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (6, 3, 4)
+    assert data.train.shape == data.test.shape == (16, 16, 3) and data.classes == 1000
+    whole = load("imagenet2012", data_dir=data_dir, image_size=16, workers=0)
+    assert whole.validation is None and len(whole.train) == 12
+    images = {}
+    for name, split in (("train", data.train), ("held out", data.validation), ("whole", whole.train)):
+        ((read, labels, valid),) = split.evaluation_batches(12)
+        images[name] = {image.tobytes() for image in read[valid]}
+        assert np.bincount(labels[valid]).tolist() == [len(split) // 3] * 3
+    assert not images["train"] & images["held out"] and images["train"] | images["held out"] < images["whole"]
+    ((_, labels, _),) = data.test.evaluation_batches(4)
+    assert sorted(labels.tolist()) == [0, 0, 1, 1]
+
+
+def _features(classes: int, **of_image: Any) -> dict[str, Any]:
+    features = pytest.importorskip("tensorflow_datasets").features
+    return {"image": features.Image(**of_image), "label": features.ClassLabel(num_classes=classes)}
+
+
+def test_any_prepared_images_of_differing_sizes_are_streamed(prepare: Any, photograph: Any) -> None:
+    pytest.importorskip("grain")
+    splits = {
+        split: _photographs(photograph, count, 5) for split, count in (("train", 6), ("validation", 3), ("test", 2))
+    }
+    data_dir = prepare("plants", features=_features(5, encoding_format="jpeg"), **splits)
+    described = describe("plants", data_dir=data_dir, validation_examples=2)
+    assert (described.shape, described.classes, described.train) == ((224, 224, 3), 5, 4)
+    assert _augmentation(described.augmentation) == (0, True, pytest.approx(IMAGENET[2]), pytest.approx(IMAGENET[3]))
+    data = load("plants", data_dir=data_dir, image_size=8, workers=0)
+    assert isinstance(data.train, StreamedSplit) and isinstance(data.test, StreamedSplit)
+    assert (data.train.shape, data.classes, len(data.train), len(data.test)) == ((8, 8, 3), 5, 6, 2)
+
+
+def test_any_prepared_images_of_one_shape_are_held_in_memory_if_they_are_small(prepare: Any, examples: Any) -> None:
+    small = prepare(
+        "small",
+        features=_features(4, shape=(16, 24, 1)),
+        train=examples(8, (16, 24, 1), 4),
+        validation=examples(4, (16, 24, 1), 4),
+    )
+    data = load("small", data_dir=small, train_examples=4)
+    assert isinstance(data.train, Split) and isinstance(data.test, Split)
+    assert data.train.images.shape == (4, 16, 24, 1) and data.test.images.shape == (4, 16, 24, 1)
+    described = describe("small", data_dir=small)
+    assert (described.shape, described.classes, described.train) == ((16, 24, 1), 4, 8)
+    assert _augmentation(data.augmentation) == (2, False, (127.5,), (127.5,))
+    assert described.augmentation == data.augmentation
+    with pytest.raises(ValueError, match="image_size 8 for small: its images are 16x24 and stay so"):
+        load("small", data_dir=small, image_size=8)
+
+
+def test_prepared_sets_that_cannot_be_trained_on(prepare: Any, examples: Any, tmp_path: Path) -> None:
+    prepare("alone", features=_features(4, shape=(8, 8, 3)), train=examples(4, (8, 8, 3), 4))
+    with pytest.raises(ValueError, match=r"alone/1.0.0 has the splits train: use .* with train and with test or val"):
+        describe("alone", data_dir=tmp_path)
+    features = pytest.importorskip("tensorflow_datasets").features
+    images, number = features.Image(shape=(8, 8, 3)), features.Scalar(np.int64)
+    prepare("counts", features={"image": images, "label": number}, train=examples(4, (8, 8, 3), 4))
+    with pytest.raises(ValueError, match="counts/1.0.0 is not a prepared set of labelled images .*use another"):
+        load("counts", data_dir=tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="unknown dataset 'empty': use cifar10"):
+        describe("empty", data_dir=tmp_path)
 
 
 def _arrays(n: int = 6, classes: int = 3, shape: Any = (4, 5, 2)) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,13 @@
 """Which examples are trained on and which are held out."""
 
+from itertools import islice
+from typing import Any
+
 import numpy as np
 import pytest
 
-from kd_local.data.splits import check_limits, parts
+from kd_local.data.order import epoch_order
+from kd_local.data.splits import WHOLE, Examples, Share, Split, check_limits, parts
 
 LABELS = np.repeat(np.arange(4, dtype=np.int32), (100, 50, 30, 20))
 
@@ -64,3 +68,67 @@ def test_possible_limits() -> None:
     check_limits(50, None, 0)
     check_limits(50, 50, 0)
     check_limits(50, 1, 49)
+
+
+@pytest.mark.parametrize(
+    ("share", "batch", "rows"),
+    [
+        (WHOLE, 5, (0, 5)),
+        (Share(0, 2, 4), 8, (0, 4)),
+        (Share(1, 2, 4), 8, (4, 8)),
+        (Share(2, 3, 3), 12, (8, 12)),
+        # What the devices cannot be given parts of, each has whole.
+        (Share(1, 2, 4), 6, (0, 6)),
+        (Share(1, 2, 4), 3, (0, 3)),
+    ],
+)
+def test_rows_of_a_share(share: Share, batch: int, rows: tuple[int, int]) -> None:
+    assert share.rows(batch) == slice(*rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((2, 2, 2), "process 2 of 2: use a count of 1 or more, and an index from 0 to count - 1"),
+        ((0, 0, 1), "process 0 of 0: use a count"),
+        ((-1, 2, 2), "process -1 of 2"),
+        ((0, 1, 0), "a batch divided in 0 parts: use 1 or more"),
+    ],
+)
+def test_impossible_shares(arguments: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Share(*arguments)
+
+
+def _split(examples: int) -> Split:
+    images = np.arange(examples * 6, dtype=np.uint8).reshape(examples, 2, 3, 1)
+    return Split(images, np.arange(examples, dtype=np.int32) * 10)
+
+
+def test_images_in_memory_are_examples() -> None:
+    split = _split(11)
+    assert isinstance(split, Examples)
+    assert split.shape == (2, 3, 1) and len(split) == 11
+    for step, chosen, images, labels in islice(split.training_batches(seed=3, batch_size=4, start_step=2), 5):
+        epoch, position = divmod(step, 3)
+        assert chosen.tolist() == epoch_order(3, epoch, 11)[position * 4 :][:4].tolist()
+        assert np.array_equal(images, split.images[chosen]) and np.array_equal(labels, split.labels[chosen])
+
+
+def test_shares_in_memory_make_up_the_whole() -> None:
+    split = _split(11)
+    shares = [Share(index, 2, 2) for index in (0, 1)]
+    steps = zip(*(split.training_batches(seed=3, batch_size=4, share=share) for share in (WHOLE, *shares)), strict=True)
+    sizes = []
+    for whole, first, second in islice(steps, 6):
+        sizes.append((len(whole[2]), len(first[2]), len(second[2])))
+        assert np.array_equal(whole[1], first[1]) and np.array_equal(whole[1], second[1])
+        for part in (2, 3):
+            together = first[part] if len(whole[1]) % 2 else np.concatenate([first[part], second[part]])
+            assert np.array_equal(together, whole[part])
+    assert sizes == [(4, 2, 2), (4, 2, 2), (3, 3, 3)] * 2
+    for batch_size in (4, 8):
+        batches = zip(*(split.evaluation_batches(batch_size, share) for share in (WHOLE, *shares)), strict=True)
+        for parts_of in batches:
+            for of_whole, *of_parts in zip(*parts_of, strict=True):
+                assert np.array_equal(of_whole, np.concatenate(of_parts))
