@@ -79,6 +79,8 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     """
     data = describe(
         config.data.name,
+        data_dir=config.data.data_dir,
+        image_size=config.data.image_size,
         train_examples=config.data.train_examples,
         validation_examples=config.data.validation_examples,
     )
@@ -179,6 +181,8 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
             load(
                 config.data.name,
                 data_dir=None if config.data.data_dir is None else Path(config.data.data_dir),
+                image_size=config.data.image_size,
+                workers=config.data.workers,
                 train_examples=config.data.train_examples,
                 validation_examples=config.data.validation_examples,
             ),

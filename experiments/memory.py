@@ -78,7 +78,7 @@ def main(_: list[str]) -> None:
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir(base)
         workdirs.claim(workdir, base)
         lock = FolderLock(workdir, report=print, stopped=lambda: False)
-    except (ValueError, ModuleNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
 
     # A shell has it ignored in what it starts in the background.

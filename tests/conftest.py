@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 _DEVICES = "--xla_force_host_platform_device_count"
 # Tests compile much and compute little.
 _OPTIMIZATION = "--xla_backend_optimization_level"
-for _flag, _value in ((_DEVICES, 8), (_OPTIMIZATION, 1)):
+for _flag, _value in ((_DEVICES, 8), (_OPTIMIZATION, 0)):
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 

@@ -28,8 +28,10 @@ def get_config(options: str = "") -> ConfigDict:
                 "shortcut": "projection",  # or padding (He et al.'s option A)
             },
             "data": {
-                "name": "digits",  # or cifar10, cifar100, svhn_cropped, stl10
+                "name": "digits",  # or cifar10, cifar100, svhn_cropped, stl10, imagenet2012, any that is prepared
                 "data_dir": placeholder(str),  # where tensorflow-datasets keeps them; its own default if none
+                "image_size": placeholder(int),  # of images that are streamed: 224 if none
+                "workers": placeholder(int),  # processes that decode streamed images; one a core if none
                 "train_examples": placeholder(int),  # a limit on the training images, if any
                 "validation_examples": 0,  # held out from the training images
                 "augment": True,  # crops and flips, as the data set is usually trained with

@@ -15,7 +15,7 @@ from kd_local.parallel.placement import contiguous, hops
 from kd_local.parallel.sharding import SHARDED, part_shardings
 from kd_local.parallel.step import NOTHING, Step
 from kd_local.parallel.timeline import Span, Timeline, recording
-from kd_local.parallel.transfer import move
+from kd_local.parallel.transfer import move, put_rows
 
 __all__ = [
     "DATA",
@@ -39,5 +39,6 @@ __all__ = [
     "on_every_device",
     "over_the_batch",
     "part_shardings",
+    "put_rows",
     "recording",
 ]

@@ -3,8 +3,9 @@
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
+
+from kd_local.parallel.hosts import put, put_share
 
 
 def move(tree: Any, shardings: Any) -> Any:
@@ -22,22 +23,31 @@ def move(tree: Any, shardings: Any) -> Any:
 
 
 def _move(leaf: Any, sharding: NamedSharding) -> Any:
-    if isinstance(leaf, jax.Array):
-        if leaf.sharding == sharding:
-            return leaf
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(_move(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
-        if not leaf.is_fully_addressable:
-            return _between_groups(leaf, sharding)
-    host = np.asarray(leaf)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return put(leaf, sharding)
+    if leaf.sharding == sharding:
+        return leaf
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_move(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    if leaf.sharding.device_set == sharding.device_set:
+        return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+    return _between_groups(leaf, sharding)
 
 
 def _between_groups(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """Each device's part to the device at the same place in the other group."""
-    place = {device: i for i, device in enumerate(leaf.sharding.mesh.devices.flat)}  # type: ignore[attr-defined]
-    target = list(sharding.mesh.devices.flat)
-    if leaf.is_fully_replicated != sharding.is_fully_replicated:
-        raise ValueError(f"an array of {leaf.sharding} cannot go to {sharding}: both divided or neither")
-    parts = [jax.device_put(shard.data, target[place[shard.device]]) for shard in leaf.addressable_shards]
+    """A copy to each device, or each device's part to the one at the same place in the other group."""
+    shards = {shard.device: shard.data for shard in leaf.addressable_shards}
+    if leaf.is_fully_replicated and sharding.is_fully_replicated:
+        here = next(iter(shards.values()))
+        parts = [jax.device_put(here, device) for device in sharding.mesh.local_devices]
+    else:
+        place = dict(zip(sharding.mesh.devices.flat, leaf.sharding.mesh.devices.flat, strict=True))  # type: ignore[attr-defined]
+        parts = [jax.device_put(shards[place[device]], device) for device in sharding.mesh.local_devices]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
+
+
+def put_rows(tree: Any, sharding: NamedSharding, batch: int) -> Any:
+    """A pytree of a batch's arrays on the devices of all processes, from the rows that this one has: `put_share`."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda rows: put_share(rows, sharding, batch), tree)

@@ -1,6 +1,7 @@
 """How well a network does on data that it was not trained on."""
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -8,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from kd_local.contract import Method, State, Taught
-from kd_local.data import Augmentation, Data, Split, evaluation_batches, normalise
-from kd_local.parallel import all_devices, move, on_every_device, over_the_batch
+from kd_local.data import Augmentation, Data, Examples, normalise
+from kd_local.parallel import all_devices, move, on_every_device, over_the_batch, put_rows
+from kd_local.training.inputs import share_of
 
 
 def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> dict[str, float]:
@@ -48,19 +50,21 @@ def _together(state: State, mesh: Mesh) -> tuple[Mesh, State]:
     return mesh, move(answering, on_every_device(mesh))
 
 
-def _means(sums_of: Callable[..., Any], split: Split, batch_size: int, mesh: Mesh) -> Any:
+def _means(sums_of: Callable[..., Any], split: Examples, batch_size: int, mesh: Mesh) -> Any:
     """Over all examples of a split, of what `sums_of(images, labels, valid)` sums up over a batch: a pytree."""
-    batches = evaluation_batches(split, batch_size)
-    placed = (jax.device_put(batch, over_the_batch(mesh, len(batch[0]))) for batch in batches)
-    sums = [jax.device_get(sums_of(*batch)) for batch in placed]
+    batched, replicated = over_the_batch(mesh, batch_size), on_every_device(mesh)
+    with closing(split.evaluation_batches(batch_size, share_of(mesh))) as batches:
+        placed = (put_rows(batch, batched, batch_size) for batch in batches)
+        sums = [jax.device_get(sums_of(replicated, *batch)) for batch in placed]
     return jax.tree.map(lambda *each: np.sum(each, axis=0, dtype=np.float64) / len(split), *sums)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 3))
 def _compare_batch(
     method: Taught,
     augmentation: Augmentation,
     state: State,
+    replicated: NamedSharding,
     images: UInt8[Array, "batch h w c"],
     labels: Int[Array, " batch"],
     valid: Bool[Array, " batch"],
@@ -70,14 +74,16 @@ def _compare_batch(
     answer = jnp.argmax(teachers, axis=-1)
     right = answer.astype(labels.dtype) == labels
     alike = answer == jnp.argmax(method.logits(state, inputs), axis=-1)
-    return jnp.stack([(valid & right).sum(), (valid & alike).sum()]).astype(jnp.float32)
+    sums = jnp.stack([(valid & right).sum(), (valid & alike).sum()]).astype(jnp.float32)
+    return jax.lax.with_sharding_constraint(sums, replicated)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 3))
 def _evaluate_batch(
     method: Method,
     augmentation: Augmentation,
     state: State,
+    replicated: NamedSharding,
     images: UInt8[Array, "batch h w c"],
     labels: Int[Array, " batch"],
     valid: Bool[Array, " batch"],
@@ -92,4 +98,4 @@ def _evaluate_batch(
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
         correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
         sums[who] = jnp.stack([jnp.where(valid, losses, 0).sum(), (valid & correct).sum().astype(jnp.float32)])
-    return sums
+    return jax.lax.with_sharding_constraint(sums, replicated)

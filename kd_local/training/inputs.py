@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int64, PRNGKeyArray, UInt8
 
-from kd_local.data import Augmentation, Data, augment
-from kd_local.parallel import on_every_device, over_the_batch
+from kd_local.data import Augmentation, Share, augment
+from kd_local.parallel import DATA, move, on_every_device, over_the_batch, put_rows
 
 Supply = Callable[[int, Int64[np.ndarray, " batch"]], np.ndarray]
 """`(step, places of its examples in the training set)` to a tensor whose leading dimension is the batch."""
@@ -21,19 +21,31 @@ def keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
     return rng, init_rng
 
 
+def share_of(mesh: Mesh) -> Share:
+    """What of each batch this process hands in, when batches are divided among the devices of a mesh."""
+    return Share(jax.process_index(), jax.process_count(), mesh.shape[DATA])
+
+
 def batch_inputs(
-    data: Data, mesh: Mesh, rng: PRNGKeyArray, step: int, chosen: Int64[np.ndarray, " batch"]
+    augmentation: Augmentation,
+    mesh: Mesh,
+    rng: PRNGKeyArray,
+    step: int,
+    images: UInt8[np.ndarray, "rows h w c"],
+    batch: int,
 ) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
     """The batch of a step as the network sees it, and the key of the step.
 
     Args:
         rng: that of all steps, on every device of the mesh.
-        step, chosen: as `batch_indices` gives them.
+        step: from 0.
+        images: this process's rows of the batch, see `share_of`.
+        batch: images of all processes.
     """
-    batched = over_the_batch(mesh, len(chosen))
-    raw = jax.device_put(data.train.images[chosen], batched)
-    number = jax.device_put(np.uint32(step), on_every_device(mesh))
-    return _prepare(data.augmentation, batched, raw, rng, number)
+    batched = over_the_batch(mesh, batch)
+    raw = put_rows(images, batched, batch)
+    number = move(np.uint32(step), on_every_device(mesh))
+    return _prepare(augmentation, batched, raw, rng, number)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

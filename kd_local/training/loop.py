@@ -9,6 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -23,10 +24,10 @@ from jaxtyping import Array, Float
 
 from kd_local.contract import Method, Metrics, State
 from kd_local.data import Data, batch_indices, steps_per_epoch
-from kd_local.parallel import DATA, NOTHING, Step, data_mesh, move, on_every_device, over_the_batch
+from kd_local.parallel import DATA, NOTHING, Step, data_mesh, move, on_every_device, over_the_batch, put_rows
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.evaluation import evaluate
-from kd_local.training.inputs import Supply, batch_inputs, keys
+from kd_local.training.inputs import Supply, batch_inputs, keys, share_of
 from kd_local.training.interruption import Interrupted, Interruption
 
 Record = dict[str, int | float]
@@ -149,8 +150,9 @@ def train(
     last_step, each = course.last_step, course.steps_per_epoch
     step_once = Step(method, mesh, form=form, shard=shard, placement=placement)
     first_group = step_once.groups[0]  # where a batch begins
+    share = share_of(first_group)
     rng, init_rng = keys(seed)
-    shape = data.train.images.shape[1:]
+    shape = data.train.shape
     state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     sizes = {batch_size, len(data.train) - (each - 1) * batch_size} if last_step >= each else {batch_size}
     supplies = {"indices": _int32, **supplies}
@@ -183,15 +185,19 @@ def train(
     last_saved = started = time.monotonic()
     count = 0
     stop: int | None = None
-    with jax.transfer_guard("disallow"):
-        stream = batch_indices(len(data.train), seed=seed, batch_size=batch_size, start_step=first_step)
-        for step, chosen in islice(stream, last_step - first_step):
-            inputs, step_rng = batch_inputs(data, first_group, rng, step, chosen)
-            batched = over_the_batch(first_group, len(chosen))
-            labels, further = jax.device_put((data.train.labels[chosen], extra(step, chosen)), batched)
+    stream = data.train.training_batches(seed=seed, batch_size=batch_size, start_step=first_step, share=share)
+    with jax.transfer_guard("disallow"), closing(stream):
+        for step, chosen, images, labels in islice(stream, last_step - first_step):
+            size, rows = len(chosen), share.rows(len(chosen))
+            inputs, step_rng = batch_inputs(data.augmentation, first_group, rng, step, images, size)
+            labels, further = put_rows(
+                (labels, {name: given[rows] for name, given in extra(step, chosen).items()}),
+                over_the_batch(first_group, size),
+                size,
+            )
             state, step_metrics = step_once(state, inputs, labels, step_rng, further)
-            metrics.add(step + 1, step_metrics, len(chosen))
-            count += len(chosen)
+            metrics.add(step + 1, step_metrics, size)
+            count += size
 
             last, ended = step + 1 == last_step, (step + 1) % each == 0
             if ended or last:

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int64
+from jaxtyping import Array, Float, Float32, Int64, UInt8
 
 import kd_local
-from kd_local.data import Augmentation, Data, batch_indices, epoch_order, normalise, steps_per_epoch
+from kd_local.data import Augmentation, Data, Split, batch_indices, epoch_order, normalise, steps_per_epoch
 from kd_local.networks import Network, Variables
 from kd_local.parallel import data_mesh, on_every_device, over_the_batch
 from kd_local.training.checked_rows import CheckedRows
@@ -105,8 +105,8 @@ class TeacherCache:
         facts = {
             "network": repr(self.network),  # its compute dtype too
             "variables": variables.hexdigest(),
-            "images": _digest(self.data.train.images),
-            "shape": self.data.train.images.shape,
+            "images": _digest(self._images),
+            "shape": self._images.shape,
             "classes": self.data.classes,
             "mean": augmentation.mean,
             "std": augmentation.std,
@@ -120,7 +120,7 @@ class TeacherCache:
             channels = len(augmentation.mean)
             plain = replace(augmentation, mean=(0.0,) * channels, std=(1.0,) * channels)
             _, first = next(self._batches(0))
-            pixels, _ = batch_inputs(replace(self.data, augmentation=plain), self._mesh, self._rng, 0, first)
+            pixels, _ = batch_inputs(plain, self._mesh, self._rng, 0, self._images[first], len(first))
             facts |= {
                 **asdict(augmentation),
                 "seed": self.seed,
@@ -210,12 +210,13 @@ class TeacherCache:
             wanted = np.isin(np.arange(self.steps), missing)
             for step, chosen in islice(self._batches(int(missing[0])), int(missing[-1] - missing[0]) + 1):
                 if wanted[step]:
-                    inputs, _ = batch_inputs(self.data, self._mesh, self._rng, step, chosen)
+                    images = self._images[chosen]
+                    inputs, _ = batch_inputs(self.data.augmentation, self._mesh, self._rng, step, images, len(chosen))
                     yield np.array([step]), inputs
             return
         for start in range(0, len(missing), self.batch_size):
             indices = missing[start : start + self.batch_size]
-            images = self.data.train.images[np.resize(indices, self.batch_size)]  # always so many: compiled once
+            images = self._images[np.resize(indices, self.batch_size)]  # always so many: compiled once
             placed = jax.device_put(images, over_the_batch(self._mesh, self.batch_size))
             yield indices, normalise(self.data.augmentation, placed)
 
@@ -246,6 +247,18 @@ class TeacherCache:
 
     def _batches(self, step: int) -> Iterator[tuple[int, Int64[np.ndarray, " batch"]]]:
         return batch_indices(len(self.data.train), seed=self.seed, batch_size=self.batch_size, start_step=step)
+
+    @property
+    def _images(self) -> UInt8[np.ndarray, "n h w c"]:
+        train = self.data.train
+        if not isinstance(train, Split):
+            raise CacheError(
+                f"the images of {self.data.name} are not held in memory, and other crops are cut of them each time: "
+                "train without a cache of the teacher's logits"
+            )
+        if jax.process_count() > 1:
+            raise CacheError("a cache of the teacher's logits is for one process: train without it")
+        return train.images
 
     @cached_property
     def _mesh(self) -> Mesh:

@@ -71,7 +71,9 @@ def test_a_run_over_groups_is_the_run_on_one_device(name, data):
 def test_each_part_lives_where_it_is_trained(data):
     method = contsup("R1E")
     result = train(method, data, epochs=1, batch_size=16, mesh=device_mesh(1, 4))
-    devices = {name: {next(iter(leaf.devices())).id for leaf in jax.tree.leaves(part)} for name, part in result.state.items()}
+    devices = {
+        name: {next(iter(leaf.devices())).id for leaf in jax.tree.leaves(part)} for name, part in result.state.items()
+    }
     assert devices == {f"module0{i}": {jax.devices()[i].id} for i in range(4)}
 
 
@@ -123,7 +125,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_groups(data, tmp_path):
             batch_size=16,
             mesh=device_mesh(1, 4),
             checkpoints=checkpoints,
-            observers=(StopAt(6, interruption),),
+            observers=(StopAt(7, interruption),),
             interruption=interruption,
         )
     watch = StopAt(None, interruption)
@@ -131,7 +133,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_groups(data, tmp_path):
         resumed = train(
             method, data, epochs=5, batch_size=16, mesh=device_mesh(1, 2), checkpoints=checkpoints, observers=(watch,)
         )
-    assert 6 < watch.first < 15
+    assert 7 < watch.first < 15  # later by what was in flight
     assert_same(whole.state, resumed.state)
     # The epoch in which it was stopped counts every batch.
     for key, value in whole.records[-len(resumed.records)].items():

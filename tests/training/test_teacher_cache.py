@@ -116,7 +116,7 @@ def test_rows_are_the_logits_of_what_each_step_shows(tmp_path):
             np.random.Philox(key=np.array([3, step // 3], np.uint64)).random_raw(EXAMPLES), kind="stable"
         )
         chosen = order[step % 3 * BATCH :][:BATCH]
-        inputs, _ = batch_inputs(cache.data, data_mesh(), rng, step, chosen)
+        inputs, _ = batch_inputs(cache.data.augmentation, data_mesh(), rng, step, cache.data.train.images[chosen], size)
         expected = teacher.network.apply(teacher.variables, inputs, train=False)[0]
         np.testing.assert_allclose(rows[step, :size], expected, rtol=1e-5, atol=1e-6)
         assert not rows[step, size:].any()

@@ -1,0 +1,336 @@
+"""Processes that train as one: what is refused, what they agree on, and how they end when one of them is killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.distributed import global_state
+
+import kd_local
+from kd_local.parallel import data_mesh, hosts, on_every_device, over_the_batch
+
+ROOT = Path(kd_local.__file__).parents[1]
+HEARTBEAT = 5
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start_program(
+    what: str, index: int, port: int, *arguments: object, processes: int = 2, devices: int = 2
+) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
+    return subprocess.Popen(
+        [sys.executable, __file__, what, str(port), str(processes), str(index), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(programs: Sequence[subprocess.Popen], seconds: float = 60) -> list[tuple[int, list[list], str]]:
+    """Exit status, what was said, and standard error of each."""
+    try:
+        ends = [program.communicate(timeout=seconds) for program in programs]
+    finally:
+        for program in programs:
+            program.kill()
+    # Gloo writes to standard output too.
+    said = [[json.loads(line[5:]) for line in out.splitlines() if line.startswith("said ")] for out, _ in ends]
+    return [(program.returncode, words, err) for program, words, (_, err) in zip(programs, said, ends, strict=True)]
+
+
+def wait_until_going(programs: Sequence[subprocess.Popen]) -> None:
+    for program in programs:
+        assert program.stdout is not None
+        while (line := program.stdout.readline()) != 'said ["going"]\n':
+            assert line, program.communicate()
+
+
+# ---- In this process.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"processes": 2}, "coordinator is None, processes is 2, index is None: give all three, or none where"),
+        ({"coordinator": "node0:1234"}, "coordinator is 'node0:1234', processes is None, index is None: give all"),
+        ({"coordinator": "node0", "processes": 2, "index": 0}, "coordinator is 'node0': use HOST:PORT, such as"),
+        ({"coordinator": ":1234", "processes": 2, "index": 0}, "coordinator is ':1234': use HOST:PORT"),
+        ({"coordinator": "::1:1234", "processes": 2, "index": 0}, "coordinator is '::1:1234': use HOST:PORT"),
+        ({"coordinator": "node0:0", "processes": 2, "index": 0}, "coordinator is 'node0:0': use HOST:PORT"),
+        ({"coordinator": "node0:65536", "processes": 2, "index": 0}, "coordinator is 'node0:65536': use HOST:PORT"),
+        ({"coordinator": "node0:1", "processes": 0, "index": 0}, "processes is 0: use 1 or more"),
+        ({"coordinator": "node0:1", "processes": 2, "index": 2}, "index is 2 of 2 processes: use 0 to 1"),
+        ({"coordinator": "node0:1", "processes": 2, "index": -1}, "index is -1 of 2 processes: use 0 to 1"),
+        ({"heartbeat_seconds": 0}, "heartbeat_seconds is 0: use 1 or more"),
+        ({"start_seconds": 0}, "start_seconds is 0: use 1 or more"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_at_once(arguments, text):
+    with pytest.raises(ValueError) as raised:
+        hosts.start(**{"heartbeat_seconds": 10, "start_seconds": 10, **arguments})
+    assert str(raised.value).startswith(text)
+
+
+def test_a_coordinator_that_is_not_there(port):
+    started = time.monotonic()
+    with pytest.raises(hosts.HostsError, match=f"^nobody listened at localhost:{port} for 1 s: start process 0 there"):
+        hosts.start(f"localhost:{port}", 2, 1, heartbeat_seconds=10, start_seconds=1)
+    assert 1 <= time.monotonic() - started < 5
+
+
+def test_a_port_that_is_taken(port):
+    text = rf"^process 0 cannot listen on port {port} \(Address already in use\): use another one"
+    with socket.create_server(("", port)), pytest.raises(hosts.HostsError, match=text):
+        hosts.start(f"localhost:{port}", 2, 0, heartbeat_seconds=10, start_seconds=1)
+
+
+def chained(cause: Exception) -> Exception:
+    error = hosts.HostsError("outer")
+    error.__cause__ = ValueError("between")
+    error.__cause__.__context__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "loss"),
+    [
+        (hosts.LossError("process 1 was lost"), True),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: [tcp/pair.cc:547] Connection closed by peer"), True),
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo ReduceScatter timed out: "), True),
+        (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited"), True),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: Failed to send RPC to coordination service."), True),
+        (chained(hosts.LossError("process 1 was lost")), True),
+        (chained(ValueError("shapes differ")), False),
+        (hosts.HostsError("process 1 did not come within 3 s"), False),
+        (KeyError("Gloo all-reduce failed"), False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+        (None, False),
+    ],
+)
+def test_which_errors_come_of_a_loss(error, loss):
+    assert hosts.is_loss(error) is loss
+
+
+def test_alone_nothing_is_waited_for():
+    assert hosts.is_first()
+    meeting = hosts.Meeting("alone")
+    assert meeting.wait("word", seconds=1) == ["word"]
+    assert meeting.decide(lambda: {"step": [3, None]}, seconds=1) == {"step": [3, None]}
+    with pytest.raises(KeyError), meeting.together(seconds=1):
+        raise KeyError
+    with meeting.together(seconds=1):
+        pass
+    hosts.barrier("alone", 1)
+    assert not hosts.asked_to_stop(3)
+
+
+def test_alone_arrays_are_put_as_by_device_put():
+    mesh = data_mesh(8)
+    rows = np.arange(48, dtype=np.float32).reshape(16, 3)
+    key = jax.random.key(7)
+    with jax.transfer_guard("disallow"):
+        for batch in (16, 5):
+            sharding = over_the_batch(mesh, batch)
+            ours, theirs = hosts.put_share(rows[:batch], sharding, batch), jax.device_put(rows[:batch], sharding)
+            assert ours.sharding == theirs.sharding and hosts.share(sharding, batch) == slice(0, batch)
+            np.testing.assert_array_equal(jax.device_get(ours), rows[:batch])
+        put = hosts.put({"rows": rows, "key": key}, on_every_device(mesh))
+    assert put["rows"].sharding == put["key"].sharding == on_every_device(mesh)
+    np.testing.assert_array_equal(put["rows"], rows)
+    np.testing.assert_array_equal(jax.random.bits(put["key"]), jax.random.bits(key))
+
+
+def test_a_share_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="^3 rows of a batch of 8: hand in rows 0 to 7, those of process 0"):
+        hosts.put_share(np.zeros((3, 2)), over_the_batch(data_mesh(8), 8), 8)
+
+
+# ---- Several processes. What they run stands below, and is told by its name.
+
+
+def everywhere(say: Callable) -> None:
+    """Arrays on the devices of both, and what they tell each other."""
+    index, mesh = jax.process_index(), data_mesh(jax.device_count())
+    say(jax.process_count(), jax.device_count(), jax.config.values["jax_cpu_collectives_implementation"])
+    rows = np.arange(24, dtype=np.float64).reshape(8, 3)
+    replicated, batched, whole = on_every_device(mesh), over_the_batch(mesh, 8), over_the_batch(mesh, 5)
+    key = jax.random.key(3)
+    with jax.transfer_guard("disallow"):
+        mine = hosts.share(batched, 8)
+        say(mine.start, mine.stop, hosts.share(whole, 5) == slice(0, 5))
+        put = hosts.put({"rows": rows, "key": key}, replicated)
+        divided = hosts.put(rows, batched)
+        shares = hosts.put_share(rows[mine], batched, 8)
+        last = hosts.put_share(rows[:5], whole, 5)
+        total = jax.jit(lambda x: jnp.sum(x * x), out_shardings=replicated)
+        say(*(float(jax.device_get(total(x))) for x in (put["rows"], divided, shares, last)))
+        bits = jax.jit(jax.random.bits, out_shardings=replicated)(put["key"])
+        say(int(jax.device_get(bits)), put["key"].sharding == replicated, str(put["rows"].dtype))
+    say([np.array_equal(shard.data, rows[shard.index]) for shard in shares.addressable_shards])
+
+    meeting = hosts.Meeting("words")
+    say([meeting.wait(f"{turn} of {index}", seconds=30) for turn in range(3)])
+    say(len(global_state.client.key_value_dir_get("kd_local/words/")) <= 3)
+    say(meeting.decide(lambda: {"step": 7, "of": index}, seconds=30))
+    for what, failing in (("together", 1), ("decide", 0)):
+        meeting, started = hosts.Meeting("words"), time.monotonic()
+        try:
+            if what == "together":
+                with meeting.together(seconds=30):
+                    if index == failing:
+                        raise KeyError("mine")
+            else:
+                meeting.decide(lambda: {}["mine"], seconds=30)
+        except Exception as error:
+            say(type(error).__name__, str(error), time.monotonic() - started < 10)
+    meeting = hosts.Meeting("words")
+    if index == 0:
+        try:
+            meeting.wait(seconds=1)
+        except hosts.HostsError as error:
+            say(str(error), hosts.is_loss(error))
+    hosts.barrier("end", 30)
+    say("end")
+
+
+@pytest.mark.slow
+def test_two_processes_compute_and_decide_as_one(port):
+    ends = finish([start_program("everywhere", index, port) for index in range(2)])
+    for index, (status, said, err) in enumerate(ends):
+        assert status == 0, err
+        squares = sum(x * x for x in range(24))
+        assert said[:2] == [[2, 4, "gloo"], [4 * index, 4 * index + 4, True]]
+        assert said[2] == [squares, squares, squares, sum(x * x for x in range(15))]
+        assert said[3] == [int(jax.random.bits(jax.random.key(3))), True, "float32"]
+        assert said[4] == [[True, True]]
+        assert said[5] == [[[f"{turn} of 0", f"{turn} of 1"] for turn in range(3)]]
+        assert said[6] == [True], "words of earlier turns are kept"
+        assert said[7] == [{"step": 7, "of": 0}]
+        own, others = ["KeyError", "'mine'", True], ["HostsError", f"process {1 - index}: 'mine'", True]
+        assert said[8:10] == ([others, own] if index == 0 else [own, others])
+        assert said[10:-1] == ([["process 1 did not come within 1 s: see what it does", False]] if index == 0 else [])
+        assert said[-1] == ["end"]
+
+
+def steps(say: Callable, how: str) -> None:
+    """Computes with the others until one is lost; or has computed, and then waits for something else."""
+    hosts.GRACE_SECONDS = 1.0
+    mesh = data_mesh(jax.device_count())
+    mean = jax.jit(lambda x: x + jnp.mean(x), out_shardings=over_the_batch(mesh, 8))
+    x = hosts.put(np.ones(8, np.float32), over_the_batch(mesh, 8))
+    hosts.last_words(lambda: f"{hosts.lost()}, says the runtime")
+    try:
+        for step in range(10_000):
+            x = mean(x)
+            jax.block_until_ready(x)
+            time.sleep(0.01)
+            if step == 5:
+                say("going")
+                if how == "idle":
+                    time.sleep(1000)
+    except Exception as error:
+        if not hosts.is_loss(error):
+            raise
+        print(f"error: {hosts.lost()}, says a computation", file=sys.stderr)
+        hosts.leave(3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("how", ["computing", "idle"])
+def test_a_process_that_is_killed_ends_the_others(port, killed, how):
+    programs = [start_program("steps", index, port, how, devices=1) for index in range(2)]
+    wait_until_going(programs)
+    programs[killed].kill()
+    started = time.monotonic()
+    (status, _, err) = finish([programs[1 - killed]])[0]
+    seconds = time.monotonic() - started
+    programs[killed].communicate()
+    lost = f"process 0 (localhost:{port})" if killed == 0 else "process 1"
+    if how == "computing":
+        assert status == 3 and f"error: {lost} was lost, says a computation" in err.splitlines()
+        assert seconds < 4
+    else:
+        # The loss of process 0 shows by itself, that of another by its heartbeat.
+        assert status == 1 and err.splitlines()[-1] == f"error: {lost} was lost, says the runtime"
+        assert seconds < (5 if killed == 0 else 3 * HEARTBEAT)
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_others_in_vain(port):
+    started = time.monotonic()
+    (status, said, err) = finish([start_program("nothing", 0, port, 1)])[0]
+    assert (status, said) == (1, [])
+    assert err.splitlines()[-1] == (
+        f"error: not all processes came together at localhost:{port} within 1 s: start all of them"
+    )
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.slow
+def test_where_there_is_no_cluster(port):
+    (status, said, _) = finish([start_program("no_cluster", 0, port)])[0]
+    assert status == 0
+    assert said == [
+        [
+            "no cluster was found (Slurm, Open MPI, Kubernetes, a TPU pod): give coordinator (HOST:PORT), processes "
+            "and index"
+        ]
+    ]
+
+
+def stopping(say: Callable) -> None:
+    mesh = data_mesh(jax.device_count())
+    total = jax.jit(jnp.sum, out_shardings=on_every_device(mesh))
+    x = hosts.put(np.ones(8, np.float32), over_the_batch(mesh, 8))
+    for step in range(10_000):
+        total(x).block_until_ready()
+        time.sleep(0.01)
+        if step == 5:
+            say("going")
+        if hosts.asked_to_stop(step):
+            say(step)
+            return
+
+
+@pytest.mark.slow
+def test_asked_to_stop_all_stop_at_the_same_step(port):
+    programs = [start_program("stopping", index, port) for index in range(2)]
+    wait_until_going(programs)
+    programs[1].send_signal(signal.SIGTERM)
+    (first, ours, err), (second, theirs, _) = finish(programs)
+    assert first == second == 0, err
+    assert ours == theirs and 5 < ours[0][0] < 2000
+
+
+def main(what: str, port: str, processes: str, index: str, *arguments: str) -> None:
+    def say(*values: object) -> None:
+        print("said", json.dumps(values), flush=True)
+
+    if what == "no_cluster":
+        try:
+            hosts.start(heartbeat_seconds=HEARTBEAT, start_seconds=1)
+        except ValueError as error:
+            say(str(error))
+        return
+    patience = int(arguments[0]) if what == "nothing" else 30
+    hosts.start(f"localhost:{port}", int(processes), int(index), heartbeat_seconds=HEARTBEAT, start_seconds=patience)
+    {"everywhere": everywhere, "steps": steps, "stopping": stopping}[what](say, *arguments)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
