@@ -13,9 +13,10 @@ import errno
 import json
 import re
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from rich.table import Table
 from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build, count_parameters
-from experiments.planning import left_to_measurement, planned
+from experiments.planning import PLAN, left_to_measurement, planned
 from experiments.rehearsal import placement
 from experiments.teacher_caches import caches, supplies
 from experiments.teachers import save_network
@@ -35,8 +36,9 @@ from kd_local.contract import State, Taught, TrainsNetwork
 from kd_local.costs import multiply_adds
 from kd_local.data import Data
 from kd_local.local import ContSup
+from kd_local.parallel import hosts
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
-from kd_local.training.evaluation import compare
+from kd_local.training.evaluation import compare, gather
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.logging import METRICS, STEPS, Log, read_records, replace_text
 from kd_local.training.loop import NotFiniteError, Record, Result, train
@@ -44,28 +46,48 @@ from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
 from kd_local.training.teacher_cache import CacheError
 
+_MEETING_SECONDS = 600  # how long process 0 may take for what it does for all
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; runs/NAME-OF-THE-CONFIG if none.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, on this host or on others.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; if none, as the cluster tells.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are; if none, as the cluster tells.")
+_INDEX = flags.DEFINE_integer("index", None, "Which of them this is, from 0; if none, as the cluster tells.")
 
 
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     try:
+        _join(config)
         experiment = build(config)
         data = experiment.read()
         cached = caches(experiment, config, data)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
-        workdirs.claim(workdir, config)
+        hosts.Meeting("workdir").decide(lambda: workdirs.claim(workdir, config), seconds=_MEETING_SECONDS)
         if left_to_measurement(config):
+            if jax.process_count() > 1 and not (workdir / PLAN).exists():
+                raise ValueError(
+                    f"balanced boundaries and memory budgets are found by one process: start this run without "
+                    f"--distributed once, or copy {PLAN} of another one into {workdir}"
+                )
             config = planned(config, workdir)
             experiment = build(config)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        fail(error, USAGE_STATUS)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError, hosts.HostsError) as error:
+        _end(error, USAGE_STATUS)
 
-    console = Console(stderr=False)
+    first = hosts.is_first()
+    console = Console(quiet=not first)
     _describe(console, experiment, config, workdir)
-    log = Log(workdir)
+    log = Log(workdir) if first else None
+    checkpoints = None
+
+    def good() -> str:
+        newest = checkpoints.last_good() if checkpoints is not None else None
+        return f"checkpoint {newest} in {workdir} is the last good one" if newest else "no checkpoint was saved before"
+
+    hosts.last_words(lambda: f"{hosts.lost()}; {good()}: the same command goes on from there")
     try:
         with (
             Interruption() as interruption,
@@ -87,29 +109,60 @@ def main(_: list[str]) -> None:
                     schedule=experiment.schedule,
                     checkpoints=checkpoints,
                     checkpoint_seconds=config.checkpoint.seconds,
-                    observers=(bar, log),
+                    observers=() if log is None else (bar, log),
                     interruption=interruption,
                     supplies=supplied,
                 )
-        if isinstance(experiment.method, TrainsNetwork):
-            variables = experiment.method.network_variables(result.state)
-            if variables is not None:
-                save_network(variables, workdir)
-        _conclude(console, experiment, config, result, data, workdir)
+        state = gather(result.state, experiment.mesh)
+        compared = _compared_with_teachers(experiment, config, state, data)
+        if first:
+            if isinstance(experiment.method, TrainsNetwork):
+                variables = experiment.method.network_variables(state)
+                if variables is not None:
+                    save_network(variables, workdir)
+            _conclude(console, experiment, config, result, compared, workdir)
     except Interrupted as stopped:
         fail(f"{stopped}; saved in {workdir}: the same command goes on from there", 128 + stopped.signal)
     except NotFiniteError as error:
-        good = checkpoints.last_good()
-        kept = f"checkpoint {good} in {workdir} is the last good one" if good else "no checkpoint was saved before"
-        fail(f"{error}; {kept}; a lower --config.optimizer.learning_rate may help", 1)
-    except (CheckpointError, CacheError) as error:
-        fail(error, 1)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        fail(f"the disk that holds {workdir} is full; the same command goes on once there is room", 1)
+        _end(f"{error}; {good()}; a lower --config.optimizer.learning_rate may help", 1)
+    except Exception as error:
+        if hosts.is_loss(error):
+            _end(f"{hosts.lost()}; {good()}: the same command goes on from there", 1)
+        if isinstance(error, CheckpointError | CacheError):
+            _end(error, 1)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _end(f"the disk that holds {workdir} is full; the same command goes on once there is room", 1)
+        if jax.process_count() > 1:  # or it would wait for the others, and they for it
+            traceback.print_exc()
+            hosts.leave(1)
+        raise
     finally:
-        log.close()
+        if log is not None:
+            log.close()
+
+
+def _join(config: ConfigDict) -> None:
+    """Be one of several processes, if asked to."""
+    given = {"coordinator": _COORDINATOR.value, "processes": _PROCESSES.value, "index": _INDEX.value}
+    if _DISTRIBUTED.value:
+        hosts.start(
+            _COORDINATOR.value,
+            _PROCESSES.value,
+            _INDEX.value,
+            heartbeat_seconds=config.distributed.heartbeat_seconds,
+            start_seconds=config.distributed.start_seconds,
+        )
+    elif any(value is not None for value in given.values()):
+        name = next(name for name, value in given.items() if value is not None)
+        raise ValueError(f"--{name} is set without --distributed: add --distributed, or leave it out")
+
+
+def _end(message: object, status: int) -> NoReturn:
+    """Say why, and end; of several processes without waiting for the others, which end by themselves."""
+    if jax.process_count() == 1:
+        fail(message, status)
+    print(f"error: {message}", file=sys.stderr)
+    hosts.leave(status)
 
 
 def _describe(console: Console, experiment: Experiment, config: ConfigDict, workdir: Path) -> None:
@@ -130,7 +183,12 @@ def _title(experiment: Experiment, config: ConfigDict) -> str:
 
 
 def _conclude(
-    console: Console, experiment: Experiment, config: ConfigDict, result: Result, data: Data, workdir: Path
+    console: Console,
+    experiment: Experiment,
+    config: ConfigDict,
+    result: Result,
+    compared: dict[str, float],
+    workdir: Path,
 ) -> None:
     records = read_records(workdir / METRICS)
     last = records[-1]
@@ -158,7 +216,7 @@ def _conclude(
         ),
         "parameters_deployed": count_parameters(experiment.method.deployed(result.state)),
         "multiply_adds": multiply_adds(experiment.method.logits, result.state, images_like),
-        **_compared_with_teachers(experiment, config, result.state, data),
+        **compared,
         "exits": _exits(experiment, result.state, images_like, last),
         "jax": jax.__version__,
         "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",

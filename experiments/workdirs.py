@@ -11,7 +11,7 @@ from kd_local.training.logging import replace_text
 
 CONFIG = "config.json"
 # Where a run is, how fast and how far it goes, not what a step of it computes: they may change on the way.
-_FREE = ("data.data_dir", "data.workers", "mesh.", "checkpoint.", "steps")
+_FREE = ("data.data_dir", "data.workers", "mesh.", "checkpoint.", "distributed.", "steps")
 
 
 def default_workdir(config: ConfigDict) -> Path:

@@ -83,6 +83,10 @@ def get_config(options: str = "") -> ConfigDict:
                 "placement": "operations",  # what makes groups equal: multiply-adds, or time, measured before the run
                 "shard": "nothing",  # or optimizer, state: what else is divided among the devices of `data`
             },
+            "distributed": {  # of several processes, with --distributed; seconds
+                "start_seconds": 300,  # how long they wait for each other
+                "heartbeat_seconds": 100,  # a process not heard of for so long is lost, and the run ends
+            },
             "checkpoint": {
                 "keep": 3,
                 "seconds": 10.0,  # at least so long between two

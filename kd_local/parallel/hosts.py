@@ -247,6 +247,39 @@ class Meeting:
                 raise HostsError(f"process {other} did not come within {seconds} s: see what it does")
 
 
+class Board:
+    """Short texts under keys that all processes can read, and that are written once; made by all in the same order."""
+
+    def __init__(self, name: str) -> None:
+        self._key = f"kd_local/{name}/{_numbers[name]}"
+        _numbers[name] += 1
+
+    def write_once(self, key: str, text: str) -> None:
+        """Whoever comes first has written it.
+
+        Raises:
+            LossError: process 0 is lost.
+        """
+        try:
+            _client().key_value_set(f"{self._key}/{key}", text)
+        except jax.errors.JaxRuntimeError as error:
+            if "ALREADY_EXISTS" not in str(error):
+                raise LossError(lost()) from error
+
+    def read(self, key: str) -> str | None:
+        """What stands there; None where nobody has written yet.
+
+        Raises:
+            LossError: process 0 is lost.
+        """
+        try:
+            return str(_client().key_value_try_get(f"{self._key}/{key}"))
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" in str(error):
+                return None
+            raise LossError(lost()) from error
+
+
 def barrier(name: str, seconds: int) -> None:
     """Wait for all processes.
 

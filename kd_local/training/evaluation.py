@@ -21,7 +21,7 @@ from kd_local.training.inputs import share_of
 def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> dict[str, float]:
     """Loss and accuracy on the test split and, where there is one, the validation split: of what is deployed, as
     `test/loss`, and of every other exit, as `test/module03/loss`."""
-    mesh, here = _together(state, mesh)
+    mesh, here = all_devices(mesh), gather(state, mesh)
     results: dict[str, float] = {}
     for name, split in (("validation", data.validation), ("test", data.test)):
         if split is None:
@@ -35,19 +35,18 @@ def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh:
 def compare(method: Taught, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> tuple[float, float]:
     """Of the test images, the share that the teachers answer rightly, several of them by the mean of their logits, and
     the share on which what is deployed gives the same answer as they."""
-    mesh, here = _together(state, mesh)
+    mesh, here = all_devices(mesh), gather(state, mesh)
     means = _means(partial(_compare_batch, method, data.augmentation, here), data.test, batch_size, mesh)
     right, alike = means.tolist()
     return right, alike
 
 
-def _together(state: State, mesh: Mesh) -> tuple[Mesh, State]:
-    """All devices on one axis, and on each what an answer can depend on, wherever it lies in training."""
-    mesh = all_devices(mesh)
+def gather(state: State, mesh: Mesh) -> State:
+    """What an answer can depend on (all but the optimizer's state), on every device, wherever it lies in training."""
     answering = {
         name: {kind: tree for kind, tree in part.items() if kind != "opt_state"} for name, part in state.items()
     }
-    return mesh, move(answering, on_every_device(mesh))
+    return move(answering, on_every_device(all_devices(mesh)))
 
 
 def _means(sums_of: Callable[..., Any], split: Examples, batch_size: int, mesh: Mesh) -> Any:

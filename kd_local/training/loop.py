@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from kd_local.contract import Method, Metrics, State
 from kd_local.data import Data, batch_indices, steps_per_epoch
 from kd_local.parallel import DATA, NOTHING, Step, data_mesh, move, on_every_device, over_the_batch, put_rows
+from kd_local.training.agreement import SAVE, Agreement
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.evaluation import evaluate
 from kd_local.training.inputs import Supply, batch_inputs, keys, share_of
@@ -181,6 +182,7 @@ def train(
     for observer in observers:
         observer.on_start(replace(course, first_step=first_step))
 
+    agreement = Agreement(len(step_once.groups))
     result = Result(state, max(first_step, last_step), [], 0.0, 0)
     last_saved = started = time.monotonic()
     count = 0
@@ -226,9 +228,11 @@ def train(
                     metrics.reset()
                 started, count = time.monotonic(), 0
 
-            stop = interruption.received if interruption is not None else None
-            due = time.monotonic() - last_saved >= checkpoint_seconds
-            if checkpoints is not None and (due or last or stop is not None):
+            due = checkpoints is not None and time.monotonic() - last_saved >= checkpoint_seconds
+            wish = (interruption.received if interruption is not None else None) or (SAVE if due else 0)
+            agreed = agreement.after(step + 1, wish)
+            stop = agreed if agreed > SAVE else None
+            if checkpoints is not None and (agreed or last):
                 metrics.settle()
                 with jax.transfer_guard("allow"):
                     checkpoints.save(step + 1, {"state": state, "sums": metrics.sums})

@@ -1,0 +1,119 @@
+"""The training program in two processes on one machine, as it runs on several hosts."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from kd_local.training.checkpoints import MANIFEST
+
+SETTING = (
+    "--config.epochs=3",
+    "--config.optimizer.warmup_epochs=1",
+    "--config.local.modules=2",
+    "--config.local.context=R1",
+    "--config.batch_size=128",
+    "--config.checkpoint.seconds=0.5",
+    "--config.distributed.heartbeat_seconds=10",
+    "--config.distributed.start_seconds=60",
+)
+BOUND = 60  # seconds: heartbeat, the grace of the runtime, and a busy machine
+
+
+def free_port():
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(workdir, index, port, *more):
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *SETTING, *more]
+    command += ["--distributed", f"--coordinator=localhost:{port}", "--processes=2", f"--index={index}"]
+    environment = {**os.environ, "XLA_FLAGS": re.sub(r"\S*device_count=\d+", "", os.environ["XLA_FLAGS"])}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def start_both(workdir, *more):
+    port = free_port()
+    return [start(workdir, index, port, "--config.mesh.data=2", *more) for index in (0, 1)]
+
+
+def ended(processes, seconds=400):
+    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def wait_for_checkpoint(workdir, processes, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not any(workdir.glob(f"checkpoints/*/{MANIFEST}")):
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+def weights(workdir):
+    with np.load(workdir / "network.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two processes that nothing happens to."""
+    workdir = tmp_path_factory.mktemp("whole")
+    statuses, outputs = ended(start_both(workdir))
+    assert statuses == [0, 0], outputs
+    assert "test_accuracy" in outputs[0] and "test_accuracy" not in outputs[1]  # one of them tells and writes
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_is_killed_the_other_ends_and_the_run_goes_on_to_the_same_end(whole, tmp_path, lost):
+    processes = start_both(tmp_path)
+    wait_for_checkpoint(tmp_path, processes)
+    processes[lost].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    (status,), (output,) = ended([processes[1 - lost]], BOUND)
+    assert time.monotonic() - killed < BOUND
+    assert status not in (0, -signal.SIGABRT)
+    assert re.search(rf"error: .*process {lost} .*was lost; checkpoint \d+ in .* is the last good one", output), output
+    assert not (tmp_path / "network.npz").exists()
+    processes[lost].communicate()
+
+    statuses, outputs = ended(start_both(tmp_path))
+    assert statuses == [0, 0], outputs
+    found, expected = weights(tmp_path), weights(whole)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.slow
+def test_asked_to_stop_both_save_and_one_process_goes_on_alone(whole, tmp_path):
+    processes = start_both(tmp_path)
+    wait_for_checkpoint(tmp_path, processes)
+    processes[1].send_signal(signal.SIGTERM)  # the one that writes nothing
+    statuses, outputs = ended(processes)
+    assert statuses == [128 + signal.SIGTERM] * 2, outputs
+    stopped = [re.search(r"interrupted by SIGTERM after step (\d+)", output) for output in outputs]
+    assert stopped[0] and stopped[1] and stopped[0][1] == stopped[1][1]
+
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}", *SETTING]
+    alone = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert alone.returncode == 0, alone.stderr
+    assert "warning" not in alone.stderr
+    found, expected = weights(tmp_path), weights(whole)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-2, atol=2e-2, err_msg=name)
+
+
+def test_flags_that_need_another():
+    command = [sys.executable, "-m", "experiments.train", "--processes=2"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert "--processes is set without --distributed: add --distributed, or leave it out" in result.stderr
+    assert "Traceback" not in result.stderr
