@@ -1,5 +1,6 @@
 """The training program in two processes on one machine, as it runs on several hosts."""
 
+import json
 import os
 import re
 import signal
@@ -8,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from kd_local.training.checkpoints import MANIFEST
@@ -55,9 +55,10 @@ def wait_for_checkpoint(workdir, processes, seconds=300):
         time.sleep(0.05)
 
 
-def weights(workdir):
-    with np.load(workdir / "network.npz") as file:
-        return dict(file)
+def last_record(workdir):
+    """What the last epoch ended with: it depends on every parameter and statistic, and on every batch of the epoch."""
+    record = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    return {name: value for name, value in record.items() if name not in ("seconds", "images_per_second")}
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +82,12 @@ def test_one_is_killed_the_other_ends_and_the_run_goes_on_to_the_same_end(whole,
     assert time.monotonic() - killed < BOUND
     assert status not in (0, -signal.SIGABRT)
     assert re.search(rf"error: .*process {lost} .*was lost; checkpoint \d+ in .* is the last good one", output), output
-    assert not (tmp_path / "network.npz").exists()
+    assert not (tmp_path / "summary.json").exists()
     processes[lost].communicate()
 
     statuses, outputs = ended(start_both(tmp_path))
     assert statuses == [0, 0], outputs
-    found, expected = weights(tmp_path), weights(whole)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert last_record(tmp_path) == last_record(whole)
 
 
 @pytest.mark.slow
@@ -106,9 +104,8 @@ def test_asked_to_stop_both_save_and_one_process_goes_on_alone(whole, tmp_path):
     alone = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert alone.returncode == 0, alone.stderr
     assert "warning" not in alone.stderr
-    found, expected = weights(tmp_path), weights(whole)
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-2, atol=2e-2, err_msg=name)
+    # Sums in another order: rounding, which a few dozen steps make larger.
+    assert last_record(tmp_path) == pytest.approx(last_record(whole), rel=0.05, abs=0.03)
 
 
 def test_flags_that_need_another():
