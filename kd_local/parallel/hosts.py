@@ -28,7 +28,6 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 from jax._src.distributed import global_state
-from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from jaxtyping import Array, PyTree, Shaped
 
@@ -114,16 +113,6 @@ def start(
 def is_first() -> bool:
     """Whether this is process 0, which writes what there is one of; true where there is only one process."""
     return jax.process_index() == 0
-
-
-def asked_to_stop(step: int) -> bool:
-    """Whether all are to stop after this step, because one of them received SIGTERM: true in all at the same step.
-
-    To be called after every step, with its number. The step is one that none has done yet, about a second after the
-    signal. JAX receives it in place of Python, unless `signal.signal(SIGTERM, ...)` was called after `start`: the
-    signal does not end the process any more. False in a process that `start` has not joined to others.
-    """
-    return bool(multihost_utils.reached_preemption_sync_point(step))
 
 
 def last_words(text: Callable[[], str]) -> None:
@@ -278,15 +267,6 @@ class Board:
             if "NOT_FOUND" in str(error):
                 return None
             raise LossError(lost()) from error
-
-
-def barrier(name: str, seconds: int) -> None:
-    """Wait for all processes.
-
-    Raises:
-        HostsError: one did not come within `seconds`; a `LossError` where the runtime reports it as lost.
-    """
-    Meeting(name).wait(seconds=seconds)
 
 
 def put(tree: PyTree, sharding: Sharding) -> PyTree:

@@ -229,7 +229,6 @@ class Checkpoints:
         """
         with self._meeting.together(seconds=_SECONDS):
             self._checkpointer.wait_until_finished()
-        with self._meeting.together(seconds=_SECONDS):
             if hosts.is_first():
                 write_manifest(self._folder(step))
                 for old in self._steps()[: -self._keep]:

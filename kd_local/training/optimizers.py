@@ -1,10 +1,15 @@
 """Optimizers by name, all of them optax's."""
 
 import math
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from kd_local.errors import unknown
+from kd_local.precision import at_least_float32
+from kd_local.training.schedules import updates_per_epoch
 
 OPTIMIZERS: tuple[str, ...] = ("sgd", "adam", "adamw", "lamb", "lion")
 
@@ -16,16 +21,23 @@ def make_optimizer(
     momentum: float = 0.9,
     nesterov: bool = True,
     weight_decay: float = 1e-4,
+    accumulate: int = 1,
+    batches_per_epoch: int | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer of that name.
 
     Args:
         name: `sgd`, `adam`, `adamw`, `lamb` or `lion`.
-        schedule: the learning rate.
+        schedule: the learning rate, as a function of the updates before.
         momentum: of sgd, in [0, 1).
         nesterov: of sgd.
         weight_decay: on every parameter; part of the gradient for sgd and adam (L2, as in PyTorch), decoupled for the
             others.
+        accumulate: the gradients of so many batches are averaged, each batch as much as another, before one update
+            with their mean; parameters stand still meanwhile. A run that ends before its last update is due does
+            without it.
+        batches_per_epoch: where given, no update goes over the end of an epoch: its last one takes the batches that
+            are left, if they are fewer.
 
     Raises:
         ValueError: any of these is unknown or out of range.
@@ -36,6 +48,21 @@ def make_optimizer(
         raise ValueError(f"momentum is {momentum}: use a number in [0, 1), such as 0.9")
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay is {weight_decay}: use 0 (none) or a positive number, such as 1e-4")
+    optimizer = _named(name, schedule, momentum, nesterov, weight_decay)
+    if accumulate < 1:
+        raise ValueError(f"accumulate is {accumulate}: use 1 (an update for every batch) or more")
+    if accumulate == 1:
+        return optimizer
+    updates, left = 1, accumulate
+    if batches_per_epoch is not None:
+        updates = updates_per_epoch(batches_per_epoch, accumulate)
+        left = batches_per_epoch - (updates - 1) * accumulate
+    return _accumulated(optimizer, lambda update: jnp.where((update + 1) % updates == 0, left, accumulate))
+
+
+def _named(
+    name: str, schedule: optax.Schedule, momentum: float, nesterov: bool, weight_decay: float
+) -> optax.GradientTransformation:
     if name in ("adamw", "lamb", "lion"):
         return getattr(optax, name)(schedule, weight_decay=weight_decay)
     base = (
@@ -44,3 +71,18 @@ def make_optimizer(
         else optax.adam(schedule)
     )
     return optax.chain(optax.add_decayed_weights(weight_decay), base) if weight_decay else base
+
+
+def _accumulated(optimizer: optax.GradientTransformation, batches: Any) -> optax.GradientTransformation:
+    """Optax's MultiSteps, which mixes integers and floats, and whose sums are float32 even of wider gradients."""
+
+    def steps(tree: Any) -> optax.MultiSteps:
+        wide = at_least_float32(jnp.result_type(*jax.tree.leaves(tree)))
+        options = {} if wide == jnp.float32 else {"accumulator_dtype": wide}
+        return optax.MultiSteps(optimizer, batches, **options)
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return steps(gradients).update(gradients, state, params)
+
+    return optax.GradientTransformation(lambda params: steps(params).init(params), update)

@@ -1,4 +1,5 @@
-"""Learning rates as functions of the step.
+"""Learning rates as functions of the step: of the optimizer's updates, which are fewer than batches where gradients are
+accumulated.
 
 Reference: `contsup` is the schedule of the ContSup authors' code (Yu et al., arXiv 2312.07636); the others are optax's.
 """
@@ -39,6 +40,33 @@ def contsup(
     return schedule
 
 
+def updates_per_epoch(batches_per_epoch: int, accumulate: int) -> int:
+    """The optimizer's updates in an epoch, each after so many batches; the last after those that are left.
+
+    >>> updates_per_epoch(7, 3)
+    3
+
+    Raises:
+        ValueError: less than 1 batch an update, or more than an epoch has.
+    """
+    if not 1 <= accumulate <= batches_per_epoch:
+        raise ValueError(
+            f"accumulate is {accumulate} for {batches_per_epoch} batches: use 1 (an update for every batch) to "
+            f"{batches_per_epoch}, or smaller batches"
+        )
+    return -(-batches_per_epoch // accumulate)
+
+
+def by_batches(schedule: optax.Schedule, *, batches_per_epoch: int, accumulate: int) -> optax.Schedule:
+    """A schedule of updates as one of batches: the rate of the update that a batch belongs to."""
+    updates = updates_per_epoch(batches_per_epoch, accumulate)
+
+    def of_batch(batch: Any) -> Any:
+        return schedule(batch // batches_per_epoch * updates + batch % batches_per_epoch // accumulate)
+
+    return schedule if accumulate == 1 else of_batch
+
+
 def make_schedule(
     name: str,
     rate: float,
@@ -57,7 +85,7 @@ def make_schedule(
             `linear` (by step, to zero) or `piecewise` (times `decay` at each of `milestones`).
         rate: the peak.
         epochs: of the whole run.
-        steps_per_epoch: optimizer steps in each.
+        steps_per_epoch: updates of the optimizer in each, see `updates_per_epoch`.
         warmup_epochs: 0 for none; a run of fewer epochs ends within the warm-up.
         warmup_rate: where the warm-up starts.
         milestones: epochs, increasing.

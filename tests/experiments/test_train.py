@@ -73,7 +73,7 @@ def final(workdir: Path):
     experiment = build(ConfigDict(json.loads((workdir / "config.json").read_text())))
     state = experiment.method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        return checkpoints.restore_latest({"state": state, "sums": jnp.zeros(2 * len(state) + 1)})
+        return checkpoints.restore_latest({"state": state, "sums": jnp.zeros(2 * len(state))})
 
 
 def records(workdir: Path) -> list[dict]:

@@ -18,6 +18,7 @@ from jax._src.distributed import global_state
 
 import kd_local
 from kd_local.parallel import data_mesh, hosts, on_every_device, over_the_batch
+from kd_local.training.agreement import SAVE, Agreement
 
 ROOT = Path(kd_local.__file__).parents[1]
 HEARTBEAT = 5
@@ -134,8 +135,8 @@ def test_alone_nothing_is_waited_for():
         raise KeyError
     with meeting.together(seconds=1):
         pass
-    hosts.barrier("alone", 1)
-    assert not hosts.asked_to_stop(3)
+    agreement = Agreement(1)
+    assert [agreement.after(step, wish) for step, wish in enumerate((0, SAVE, 15))] == [0, SAVE, 15]
 
 
 def test_alone_arrays_are_put_as_by_device_put():
@@ -203,7 +204,7 @@ def everywhere(say: Callable) -> None:
             meeting.wait(seconds=1)
         except hosts.HostsError as error:
             say(str(error), hosts.is_loss(error))
-    hosts.barrier("end", 30)
+    hosts.Meeting("end").wait(seconds=30)
     say("end")
 
 
@@ -293,28 +294,29 @@ def test_where_there_is_no_cluster(port):
     ]
 
 
-def stopping(say: Callable) -> None:
+def agreeing(say: Callable) -> None:
+    """Each wishes something at a time of its own; nobody is further ahead than a computation of all allows."""
     mesh = data_mesh(jax.device_count())
     total = jax.jit(jnp.sum, out_shardings=on_every_device(mesh))
     x = hosts.put(np.ones(8, np.float32), over_the_batch(mesh, 8))
-    for step in range(10_000):
+    agreement, wishes = Agreement(1), [{3: SAVE, 40: signal.SIGTERM}, {20: SAVE}][jax.process_index()]
+    for step in range(60):
         total(x).block_until_ready()
-        time.sleep(0.01)
-        if step == 5:
-            say("going")
-        if hosts.asked_to_stop(step):
-            say(step)
+        agreed = agreement.after(step, int(wishes.get(step, 0)))
+        if agreed:
+            say(step, agreed)
+        if agreed > SAVE:
             return
 
 
 @pytest.mark.slow
-def test_asked_to_stop_all_stop_at_the_same_step(port):
-    programs = [start_program("stopping", index, port) for index in range(2)]
-    wait_until_going(programs)
-    programs[1].send_signal(signal.SIGTERM)
-    (first, ours, err), (second, theirs, _) = finish(programs)
+def test_what_one_wishes_all_do_after_the_same_step(port):
+    (first, ours, err), (second, theirs, _) = finish([start_program("agreeing", index, port) for index in range(2)])
     assert first == second == 0, err
-    assert ours == theirs and 5 < ours[0][0] < 2000
+    assert ours == theirs
+    (one, save), (two, again), (three, stop) = ours
+    assert (save, again, stop) == (SAVE, SAVE, signal.SIGTERM)
+    assert 3 < one <= 20 < two <= 40 < three < 60
 
 
 def main(what: str, port: str, processes: str, index: str, *arguments: str) -> None:
@@ -329,7 +331,7 @@ def main(what: str, port: str, processes: str, index: str, *arguments: str) -> N
         return
     patience = int(arguments[0]) if what == "nothing" else 30
     hosts.start(f"localhost:{port}", int(processes), int(index), heartbeat_seconds=HEARTBEAT, start_seconds=patience)
-    {"everywhere": everywhere, "steps": steps, "stopping": stopping}[what](say, *arguments)
+    {"everywhere": everywhere, "steps": steps, "agreeing": agreeing}[what](say, *arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+LINES, PICTURE = "pipeline.jsonl", "timeline.png"
+
+SETTING = ("--config.batch_size=16", "--steps=3", "--rounds=1", "--module=2", "--data=2")
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.pipeline", *arguments], capture_output=True, text=True, timeout=400
+    )
+
+
+@pytest.mark.slow
+def test_modules_over_devices_are_measured(tmp_path):
+    result = run(f"--workdir={tmp_path}", *SETTING)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / LINES).read_text().splitlines()]
+    assert [(row["module"], row["data"]) for row in rows] == [(1, 1), (2, 1), (1, 2)]
+    one, modules, data = rows
+    assert one["speed"] == 1 and all(row["images_per_second"] > 0 for row in rows)
+    assert sorted(set(modules["placement"])) == [0, 1] and len(modules["placement"]) == 4
+    assert len(modules["busy"]) == 2 and all(0 < share <= 1 for share in modules["busy"])
+    # To the first group the batch as it comes; to the second also what the modules before it hand on.
+    image, label = 16 * 8 * 8 * 4, 16 * 4
+    assert modules["hop_bytes"][0] == image + label < modules["hop_bytes"][1]
+    # Each group has less to hold than the one device that has all, and so has each half of a batch.
+    assert max(modules["device_bytes"]) < one["device_bytes"][0]
+    assert data["device_bytes"][0] < one["device_bytes"][0]
+    assert (tmp_path / PICTURE).stat().st_size > 5000
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path):
+    result = run(f"--workdir={tmp_path}", "--module=2,x")
+    assert result.returncode == 2
+    assert "--module=2,x: use numbers with commas between, such as 2,4" in result.stderr
+    assert "Traceback" not in result.stderr
