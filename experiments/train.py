@@ -34,7 +34,7 @@ from experiments.teacher_caches import caches, supplies
 from experiments.teachers import save_network
 from kd_local.contract import State, Taught, TrainsNetwork
 from kd_local.costs import multiply_adds
-from kd_local.data import Data
+from kd_local.data import Data, DataError
 from kd_local.local import ContSup
 from kd_local.parallel import hosts
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
@@ -130,6 +130,8 @@ def main(_: list[str]) -> None:
             _end(f"{hosts.lost()}; {good()}: the same command goes on from there", 1)
         if isinstance(error, CheckpointError | CacheError):
             _end(error, 1)
+        if isinstance(error, DataError):
+            _end(f"{error}; {good()}: the same command goes on once that is mended", 1)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             _end(f"the disk that holds {workdir} is full; the same command goes on once there is room", 1)
         if jax.process_count() > 1:  # or it would wait for the others, and they for it

@@ -3,6 +3,7 @@
 from kd_local.data.augmentation import Augmentation, augment, normalise
 from kd_local.data.batches import batch_at, batches, evaluation_batches
 from kd_local.data.order import batch_indices, epoch_order, steps_per_epoch
+from kd_local.data.prepared import DataError
 from kd_local.data.sources import Description, describe, from_arrays, load
 from kd_local.data.splits import WHOLE, Data, Examples, Share, Split
 from kd_local.data.streamed import StreamedSplit
@@ -11,6 +12,7 @@ __all__ = [
     "WHOLE",
     "Augmentation",
     "Data",
+    "DataError",
     "Description",
     "Examples",
     "Share",

@@ -117,7 +117,10 @@ def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> K
     elif prepared.is_there(name, data_dir):
         known = _found(prepared.find(name, data_dir))
     else:
-        raise unknown("dataset", name, KNOWN)
+        error = unknown("dataset", name, KNOWN)
+        if data_dir is None:
+            raise error
+        raise ValueError(f"{error}; nor is anything prepared in {Path(data_dir) / name}")
     if image_size is None:
         return known
     if not known.streamed:

@@ -23,6 +23,10 @@ _FORMAT = "array_record"
 _PACKAGES = {"tensorflow_datasets": "tensorflow-datasets", "array_record": "array_record"}
 
 
+class DataError(ValueError):
+    """Examples that cannot be read or decoded, or whose reader ended."""
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     # The library's logger recommends OpenCV for decoding, but Pillow, which it finds, is enough.
@@ -270,11 +274,11 @@ class PreparedSplit:
         except Exception as error:
             raise self.damaged(index, f"it cannot be read: {error}") from error
 
-    def damaged(self, index: int, reason: str) -> ValueError:
+    def damaged(self, index: int, reason: str) -> DataError:
         """The error, to be raised by the caller, that names a record and what ails it."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         record = index - (int(self._ends[shard - 1]) if shard else 0)
-        return ValueError(
+        return DataError(
             f"record {record} of {self._files[shard]}: {reason}. Copy that file anew, or remove "
             "its folder and prepare it again"
         )

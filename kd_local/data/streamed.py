@@ -32,7 +32,7 @@ from jaxtyping import Float64, Int32, Int64, UInt8
 
 from kd_local.data.crops import ATTEMPTS, central_crop, random_crop
 from kd_local.data.order import NumberedIndices, batch_indices, epoch_order, evaluation_steps, steps_per_epoch
-from kd_local.data.prepared import PreparedSplit
+from kd_local.data.prepared import DataError, PreparedSplit
 from kd_local.data.splits import WHOLE, PaddedBatch, Share, TrainingBatch
 
 Decoded = tuple[UInt8[np.ndarray, "rows size size 3"], Int32[np.ndarray, " rows"]]
@@ -88,7 +88,7 @@ class StreamedSplit:
 
         Raises:
             ValueError: see `batch_indices`, at once; with a batch, a record that cannot be read or decoded, naming it.
-            RuntimeError: with a batch, a worker was ended from outside.
+            DataError: with a batch, a worker was ended from outside.
         """
         steps = batch_indices(len(self), seed=seed, batch_size=batch_size, start_step=start_step)
         source = _TrainingBatches(self._records, share, seed, batch_size)
@@ -98,7 +98,7 @@ class StreamedSplit:
         """See `Examples` and `training_batches`.
 
         Raises:
-            ValueError, RuntimeError: as `training_batches`.
+            ValueError: as `training_batches`.
         """
         steps = evaluation_steps(len(self), batch_size)
         stream = _Stream(_EvaluationBatches(self._records, share, batch_size), 0, min(self._workers, steps))
@@ -247,7 +247,7 @@ class _Stream:
         except RuntimeError as error:
             if (code := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))) is None:
                 raise
-            raise RuntimeError(f"a worker process that decodes images ended: {_cause(int(code[1]))}") from error
+            raise DataError(f"a worker process that decodes images ended: {_cause(int(code[1]))}") from error
         # Of one's own, so that nobody who keeps a batch keeps shared memory, of which there is little.
         return np.array(images), np.array(labels)
 

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_local.data import Examples, Share, StreamedSplit, epoch_order
+from kd_local.data import DataError, Examples, Share, StreamedSplit, epoch_order
 from kd_local.data.crops import central_crop, random_box
 from kd_local.data.prepared import PreparedSplit, find
 from kd_local.data.streamed import _cause, _set_up_worker, crop_numbers
@@ -276,7 +276,7 @@ def test_a_killed_worker_is_an_error(prepared: PreparedSplit) -> None:
         next(batches)
     os.kill(_workers(2)[0], signal.SIGKILL)
     killed = time.monotonic()
-    with pytest.raises(RuntimeError, match="worker process that decodes images ended: it was killed, as when memory"):
+    with pytest.raises(DataError, match="worker process that decodes images ended: it was killed, as when memory"):
         for _ in batches:
             pass
     assert time.monotonic() - killed < 30
@@ -305,7 +305,7 @@ def test_a_worker_killed_before_it_has_started_is_an_error(prepared: PreparedSpl
     while not (workers := _started()):
         time.sleep(0.001)
     os.kill(workers[0], signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="ended: it was killed"):
+    with pytest.raises(DataError, match="ended: it was killed"):
         next(batches)
 
 

@@ -1,0 +1,211 @@
+"""The ImageNet configs: what each describes; and steps at 224x224, from a folder of photographs of many sizes."""
+
+import importlib
+import io
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from experiments.factory import build
+from experiments.teachers import save_network
+from kd_local.models import create
+
+ROOT = Path(__file__).parents[2]
+SIZES = ((300, 224), (224, 260), (500, 375), (90, 120), (640, 480), (224, 224))
+CLASSES = 5
+NAME = "photographs"
+
+
+def config_of(file: str, option: str = "") -> ConfigDict:
+    return importlib.import_module(f"experiments.configs.{file}").get_config(option)
+
+
+def options_of(file: str, name: str) -> list[tuple[str, str]]:
+    return [(file, option) for option in getattr(importlib.import_module(f"experiments.configs.{file}"), name)]
+
+
+CUT = [*options_of("contsup.imagenet", "OPTIONS"), *options_of("contsup.vit", "OPTIONS")]
+TAUGHT = [*options_of("blockkd.imagenet", "PAIRS"), *options_of("blockkd.vit", "STUDENTS")]
+
+
+@pytest.mark.parametrize(("file", "option"), CUT)
+@pytest.mark.parametrize("context", ["R1E", "R0"])
+def test_a_network_that_is_cut(file: str, option: str, context: str) -> None:
+    config = config_of(file, option if context == "R1E" else f"{option}_{context}")
+    experiment = build(config)
+    network, k = option.rsplit("_k", 1)
+    assert config.network.name == network
+    assert (experiment.modules, experiment.context, len(experiment.boundaries)) == (int(k), context, int(k) - 1)
+    assert (config.epochs, config.batch_size, experiment.shape) == (90, 1024, (224, 224, 3))
+    assert (config.local.loss, config.local.decoder, config.local.image_encoder) == ("softmax", False, "pooled")
+    steps = 1252  # an epoch of 1,281,167 images
+    peak, warm = (0.001, 8) if file.endswith("vit") else (0.4, 0)
+    assert float(experiment.schedule(warm * steps)) == pytest.approx(peak)
+    assert float(experiment.schedule((90 + warm) * steps // 2)) == pytest.approx(peak / 2)
+    assert float(experiment.schedule(90 * steps)) == pytest.approx(0, abs=1e-9)
+    rules = (config.optimizer.name, config.optimizer.nesterov, config.optimizer.weight_decay)
+    assert rules == (("adamw", True, 0.1) if file.endswith("vit") else ("sgd", True, 1e-4))
+
+
+@pytest.mark.parametrize(("file", "option"), TAUGHT)
+def test_a_network_that_is_taught(file: str, option: str) -> None:
+    config = config_of(file, option)
+    experiment = build(config, fresh_teachers=True)
+    assert f"{config.teacher.network}_{config.network.name}" == option
+    assert (config.method, experiment.modules, experiment.shape) == ("block_kd", 1, (224, 224, 3))
+    state = jax.eval_shape(experiment.method.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), "float32"))
+    assert set(state) == {"student", "teacher0"}
+    if file.endswith("vit"):
+        assert (config.epochs, config.batch_size, config.optimizer.name) == (90, 1024, "adamw")
+        return
+    assert (config.epochs, config.batch_size, config.optimizer.weight_decay) == (100, 512, 1e-4)
+    assert (config.optimizer.name, config.optimizer.nesterov) == ("sgd", False)
+    steps = 2503
+    rates = [float(experiment.schedule(epoch * steps)) for epoch in (0, 29, 30, 59, 60, 89, 90, 99)]
+    np.testing.assert_allclose(rates, np.repeat([0.2, 0.02, 0.002, 0.0002], 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("file", "option"), [CUT[0], CUT[4], TAUGHT[0], TAUGHT[2]])
+def test_without_an_option_it_is_the_first(file: str, option: str) -> None:
+    assert config_of(file).to_dict() == config_of(file, option).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("file", "option", "message"),
+    [
+        ("contsup.imagenet", "resnet50_k3", r"^unknown option 'resnet50_k3': use .*resnet101_k4 \(nearest: resnet50_k"),
+        ("contsup.imagenet", "k=2", "^unknown option 'k=2': use resnet50_k2, "),
+        ("contsup.vit", "vit_s16", r"^unknown option 'vit_s16': use vit_s16_k4, .* \(nearest: vit_s16_k"),
+        ("blockkd.imagenet", "resnet34_resnet8", r"^unknown option .*use .* \(nearest: resnet34_resnet18\)$"),
+        ("blockkd.vit", "vit_s16", r"^unknown option 'vit_s16': use resnet50_vit_s16 or resnet50_vit_ti16"),
+    ],
+)
+def test_an_unknown_option_is_refused(file: str, option: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of(file, option)
+
+
+def test_an_unknown_context_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^unknown context 'R1D': use R0, E, R1, R1E"):
+        build(config_of("contsup.imagenet", "resnet50_k4_R1D"))
+
+
+def photograph(number: int) -> bytes:
+    """An encoded JPEG with structure of a few pixels."""
+    width, height = SIZES[number % len(SIZES)]
+    coarse = np.random.default_rng(number).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height)).save(file, "jpeg")
+    return file.getvalue()
+
+
+def write(folder: Path, train: list[bytes], test: list[bytes]) -> Path:
+    """What a user has whose own photographs tensorflow-datasets prepared."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))  # a builder leaves a folder behind
+        builder = tfds.dataset_builders.AdhocBuilder(
+            name=NAME,
+            version="1.0.0",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=CLASSES),
+                }
+            ),
+            split_datasets={},
+            data_dir=folder,
+            file_format="array_record",
+        )
+    builder._split_generators = lambda *_, **__: {
+        split: ((i, {"image": io.BytesIO(image), "label": i % CLASSES}) for i, image in enumerate(images))
+        for split, images in (("train", train), ("validation", test))
+    }
+    tfds.disable_progress_bar()
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = [photograph(number) for number in range(28)]
+    return write(tmp_path_factory.mktemp("prepared"), images[:24], images[24:])
+
+
+def train(file: str, data: Path, workdir: Path, *changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable, "-m", "experiments.train", f"--config=experiments/configs/{file}", f"--workdir={workdir}",
+            f"--config.data.name={NAME}", f"--config.data.data_dir={data}", "--config.data.workers=1",
+            "--config.batch_size=4", "--config.steps=2", "--config.optimizer.warmup_epochs=0", *changes,
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def summary(done: subprocess.CompletedProcess[str], workdir: Path) -> dict:
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    found = json.loads((workdir / "summary.json").read_text())
+    assert (found["dataset"], found["steps"]) == (NAME, 2)
+    assert 0 <= found["test_accuracy"] <= 1 and np.isfinite(found["test_loss"])
+    return found
+
+
+@pytest.mark.slow
+def test_contsup_trains(photographs: Path, tmp_path: Path) -> None:
+    done = train("contsup/imagenet.py:resnet50_k2", photographs, tmp_path, "--config.network.name=resnet18")
+    found = summary(done, tmp_path)
+    assert (found["method"], found["modules"], found["context"], len(found["boundaries"])) == ("contsup", 2, "R1E", 1)
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_trains(photographs: Path, tmp_path: Path) -> None:
+    found = summary(train("contsup/vit.py:vit_ti16_k2", photographs, tmp_path), tmp_path)
+    assert (found["network"], found["modules"], found["context"]) == ("vit_ti16", 2, "R1E")
+
+
+@pytest.mark.slow
+def test_block_kd_trains(photographs: Path, tmp_path: Path) -> None:
+    teacher = create("resnet18", classes=CLASSES)
+    save_network(teacher.init(jax.random.key(1), jnp.zeros((1, 224, 224, 3))), tmp_path)
+    done = train(
+        "blockkd/imagenet.py:resnet34_resnet18", photographs, tmp_path / "run",
+        "--config.teacher.network=resnet18", f"--config.teacher.weights={tmp_path / 'network.npz'}",
+    )  # fmt: skip
+    found = summary(done, tmp_path / "run")
+    assert (found["method"], found["network"]) == ("block_kd", "resnet18")
+    assert list(found["exits"]) == ["stone1", "stone2", "stone3", "stone4"]
+    assert 0 <= found["teacher_accuracy"] <= 1 and 0 <= found["agreement"] <= 1
+
+
+@pytest.mark.slow
+def test_a_folder_without_the_data_is_named(tmp_path: Path) -> None:
+    done = train("contsup/vit.py", tmp_path / "nowhere", tmp_path / "run", "--config.data.name=imagenet2012")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: no prepared imagenet2012 in {tmp_path / 'nowhere' / 'imagenet2012'}: give")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_photograph_that_does_not_decode_is_named(tmp_path: Path) -> None:
+    images = [photograph(number) for number in range(12)]
+    images[5] = images[5][: len(images[5]) // 2]
+    (tmp_path / "prepared").mkdir()
+    data = write(tmp_path / "prepared", images[:8], images[8:])
+    small = ("--config.network.name=resnet8", "--config.data.image_size=32", "--config.steps=4")
+    done = train("contsup/imagenet.py:resnet50_k2", data, tmp_path / "run", *small)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    expected = r"error: record \d of .*array_record.*: its image does not decode: .*: the same command goes on once"
+    assert re.search(expected, done.stderr), done.stderr
