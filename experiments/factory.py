@@ -35,7 +35,7 @@ from kd_local.networks import Network
 from kd_local.parallel import FORMS, Step, device_mesh
 from kd_local.training.loop import plan
 from kd_local.training.optimizers import make_optimizer
-from kd_local.training.schedules import make_schedule
+from kd_local.training.schedules import by_batches, make_schedule, updates_per_epoch
 
 PLACEMENTS = ("operations", "time")
 BOUNDARY_RULES = ("equal", "balanced", "published")
@@ -51,6 +51,7 @@ class Experiment:
         loss: the local loss of ContSup; None end to end.
         boundaries: the blocks behind which the network is cut.
         shape: height, width and channels of the images.
+        schedule: the learning rate of each batch.
         read: reads the data.
     """
 
@@ -97,12 +98,16 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         raise unknown("dtype", config.network.dtype, DTYPES)
     dtype = DTYPES[config.network.dtype]
     network = create(config.network.name, classes=data.classes, shortcut=config.network.shortcut, dtype=dtype)
+    if config.data.image_size is not None:  # whether the network takes them
+        jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), jnp.float32))
     options = config.optimizer.to_dict()
+    each, accumulate = course.steps_per_epoch, options["accumulate"]
+    updates_per_epoch(min(each, course.last_step), accumulate)  # refuses what a run is too short for
     schedule = make_schedule(
         options["schedule"],
         options["learning_rate"],
         epochs=config.epochs,
-        steps_per_epoch=course.steps_per_epoch,
+        steps_per_epoch=updates_per_epoch(each, accumulate),
         warmup_epochs=options["warmup_epochs"],
         warmup_rate=options["warmup_rate"],
         milestones=options["milestones"],
@@ -114,6 +119,8 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         momentum=options["momentum"],
         nesterov=options["nesterov"],
         weight_decay=options["weight_decay"],
+        accumulate=accumulate,
+        batches_per_epoch=each,
     )
     # Cut whatever the method is: a mistake in `local` is one even where it is not used.
     if config.mesh.placement not in PLACEMENTS:
@@ -175,7 +182,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         loss=config.local.loss if local else None,
         boundaries=pieces.boundaries if local else (),
         shape=data.shape,
-        schedule=schedule,
+        schedule=by_batches(schedule, batches_per_epoch=each, accumulate=accumulate),
         mesh=mesh,
         read=lambda: replace(
             load(

@@ -75,6 +75,7 @@ def get_config(options: str = "") -> ConfigDict:
                 "warmup_rate": 0.01,  # where the warm-up starts
                 "milestones": (),  # of piecewise, in epochs
                 "decay": 0.1,  # of piecewise, at each milestone
+                "accumulate": 1,  # batches whose gradients are averaged for one update; none goes over an epoch's end
             },
             "step": "separate",  # an executable for each module, or joined into one: fewer launches, more memory
             "mesh": {

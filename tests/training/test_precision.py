@@ -1,0 +1,119 @@
+"""Computation in bfloat16, with parameters, statistics, optimizer and losses in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from kd_local.data import from_arrays
+from kd_local.distill import BlockKD, Distillation, Teacher
+from kd_local.local import ContSup, EndToEnd, cut
+from kd_local.models import resnet
+from kd_local.training import train
+
+WIDTHS = (4, 4, 8, 8)
+SHAPE = (8, 8, 1)
+OPTIMIZER = optax.sgd(0.05, momentum=0.9)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Patches whose brightest quarter is their class."""
+    random = np.random.default_rng(0)
+    labels = np.arange(148) % 4
+    images = random.integers(0, 100, (148, *SHAPE))
+    for image, label in zip(images, labels, strict=True):
+        image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 100
+    images = images.astype(np.uint8)
+    return from_arrays((images[:48], labels[:48]), (images[48:], labels[48:]), classes=4)
+
+
+@pytest.fixture(scope="module")
+def teacher(data):
+    method = EndToEnd(resnet(8, classes=4, widths=WIDTHS), OPTIMIZER)
+    result = train(method, data, epochs=6, batch_size=16)
+    assert result.records[-1]["test/accuracy"] > 0.9
+    return jax.device_get(method.network_variables(result.state))
+
+
+def method(name, dtype, variables):
+    network = resnet(8, classes=4, widths=WIDTHS, dtype=dtype)
+    if name == "contsup":
+        return ContSup(cut(network, 2, classes=4, context="R1E", dtype=dtype), OPTIMIZER)
+    objective = BlockKD(alpha=1.0, beta=0.1, gamma=0.1)
+    return Distillation(network, (Teacher(network, variables),), objective, OPTIMIZER, examples=48, steps_per_epoch=3)
+
+
+@pytest.fixture(params=["contsup", "block_kd"], scope="module")
+def half(request, teacher):
+    return request.param, method(request.param, jnp.bfloat16, teacher)
+
+
+def test_it_learns_as_in_float32(half, data, teacher):
+    name, low = half
+    results = [train(each, data, epochs=6, batch_size=16) for each in (low, method(name, jnp.float32, teacher))]
+    ours, plain = (result.records[-1]["test/accuracy"] for result in results)
+    assert plain > 0.85
+    assert ours == pytest.approx(plain, abs=0.1)
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(results[0].state), jax.tree.leaves(results[1].state), strict=True
+    ):
+        assert a.dtype == b.dtype
+        assert a.dtype in (jnp.float32, jnp.int32), jax.tree_util.keystr(path)
+    different = jax.tree.map(lambda a, b: bool((a != b).any()), results[0].state, results[1].state)
+    assert any(jax.tree.leaves(different))
+
+
+def each_program(low):
+    """Each program, and its arguments by shape, the tensors handed on being those that programs before it write."""
+    state = jax.eval_shape(low.init, KEY, jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32))
+    there = {
+        "images": jax.ShapeDtypeStruct((8, *SHAPE), jnp.float32),
+        "labels": jax.ShapeDtypeStruct((8,), jnp.int32),
+    }
+    for program in low.programs():
+        read = tuple(there[name] for name in program.reads)
+        frozen = tuple(state[name] for name in program.frozen)
+        constants = jax.ShapeDtypeStruct((len(program.constants),), jnp.float32)
+        arguments = (state[program.name], frozen, read, KEY, constants)
+        own, written, metrics = jax.eval_shape(program.function, *arguments)
+        there |= dict(zip(program.writes, written, strict=True))
+        yield program, arguments, own, written, metrics
+
+
+def test_what_is_handed_on_is_bfloat16_and_what_is_kept_float32(half):
+    name, low = half
+    handed = {}
+    for program, arguments, own, written, metrics in each_program(low):
+        assert jax.tree.map(lambda x: x.dtype, own) == jax.tree.map(lambda x: x.dtype, arguments[0])
+        assert {x.dtype for x in jax.tree.leaves(own)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+        assert {value.dtype for value in metrics.values()} == {jnp.dtype("float32")}
+        handed |= dict(zip(program.writes, written, strict=True))
+    assert bool(handed) == (name == "contsup")
+    for tensor in handed.values():
+        assert tensor.dtype == jnp.bfloat16
+
+
+def equations(jaxpr):
+    """All but those of loops, where a CPU sums filter gradients, in float32."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            continue
+        yield equation
+        for sub in jaxprs_in_params(equation.params):
+            yield from equations(sub)
+
+
+def test_losses_and_sums_are_taken_in_float32_and_convolutions_in_bfloat16(half):
+    _, low = half
+    for program, arguments, *_ in each_program(low):
+        seen = {}
+        for equation in equations(jax.make_jaxpr(program.function)(*arguments).jaxpr):
+            for variable in equation.invars:
+                seen.setdefault(equation.primitive.name, set()).add(getattr(variable.aval, "dtype", None))
+        assert seen["conv_general_dilated"] == {jnp.dtype("bfloat16")}
+        for primitive in ("exp", "log", "rsqrt"):
+            assert seen[primitive] == {jnp.dtype("float32")}, primitive
