@@ -26,10 +26,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax
-import numpy as np
 from jax._src.distributed import global_state
-from jax.sharding import Sharding
-from jaxtyping import Array, PyTree, Shaped
 
 GRACE_SECONDS = 5.0
 """How long the main thread has for its own end once the runtime has given up."""
@@ -269,72 +266,9 @@ class Board:
             raise LossError(lost()) from error
 
 
-def put(tree: PyTree, sharding: Sharding) -> PyTree:
-    """A tree of arrays, the same in every process, on the devices of all.
-
-    Args:
-        tree: numpy arrays, or arrays and PRNG keys on devices of this process.
-        sharding: of all of them; each device takes its part.
-    """
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda leaf: _put(leaf, sharding), tree)
-
-
-def share(sharding: Sharding, batch: int) -> slice:
-    """Which rows of a batch the devices of this process take: those that `put_share` is to be given.
-
-    Raises:
-        ValueError: they are not next to each other, as they are on a mesh over `jax.devices()` in their order.
-    """
-    taken = sharding.addressable_devices_indices_map((batch,)).values()
-    places = {index[0].indices(batch)[:2] for index in taken if index is not None}
-    first, last = min(places)[0], max(places)[1]
-    if sum(end - begin for begin, end in places) != last - first:
-        raise ValueError(
-            f"process {jax.process_index()} has rows {sorted(places)} of a batch: order the mesh's devices"
-        )
-    return slice(first, last)
-
-
-def put_share(
-    rows: Shaped[np.ndarray, "share *features"], sharding: Sharding, batch: int
-) -> Shaped[Array, "batch *features"]:
-    """A batch on the devices of all processes, from the rows that this one has.
-
-    Args:
-        rows: those of `share(sharding, batch)`: a part, or the whole where each device computes the whole.
-        sharding: divides the leading dimension, or nothing.
-        batch: the rows of all processes.
-
-    Raises:
-        ValueError: there are more or fewer rows.
-    """
-    if jax.process_count() == 1 and len(rows) == batch:
-        return jax.device_put(rows, sharding)
-    mine = share(sharding, batch)
-    if len(rows) != mine.stop - mine.start:
-        raise ValueError(
-            f"{len(rows)} rows of a batch of {batch}: hand in rows {mine.start} to {mine.stop - 1}, those of process "
-            f"{jax.process_index()}"
-        )
-    with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_process_local_data(sharding, rows, (batch, *rows.shape[1:]))
-
-
 def _client() -> Any:
     """Of the coordination service, which JAX itself names nowhere else."""
     return global_state.client
-
-
-def _put(leaf: Any, sharding: Sharding) -> Array:
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = _put(jax.random.key_data(leaf), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    host = np.asarray(jax.device_get(leaf))
-    # JAX counts this as implicit, `device_put` as explicit; the latter would compare the processes' values each time.
-    with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def _checked(coordinator: str | None, processes: int | None, index: int | None) -> tuple[str, int]:

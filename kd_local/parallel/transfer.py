@@ -1,19 +1,19 @@
-"""Arrays moved between groups of devices, whether one process sees all devices or several share them."""
+"""Arrays moved to devices and between groups of them, whether one process sees all devices or several share them."""
 
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
-
-from kd_local.parallel.hosts import put, put_share
 
 
 def move(tree: Any, shardings: Any) -> Any:
     """A pytree of arrays on other devices; at once, as the arrays become ready.
 
     Args:
-        tree: arrays, of numpy or of JAX. Of several processes each holds the same ones where a single process could
-            read them, and else its share: from one group of devices to another it stays in the process.
+        tree: arrays, of numpy or of JAX, PRNG keys among them. Of several processes each holds the same ones where a
+            single process could read them, and else its share: from one group of devices to another it stays in the
+            process.
         shardings: one for all arrays, or one for each.
     """
     if jax.process_count() == 1:
@@ -22,16 +22,36 @@ def move(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(_move, tree, each)
 
 
+def put_rows(tree: Any, sharding: NamedSharding, batch: int) -> Any:
+    """A pytree of a batch's arrays on the devices of all processes, from the rows that this one has.
+
+    Args:
+        tree: numpy arrays of these rows: a part, or the whole batch where each device computes the whole.
+        sharding: divides the leading dimension, or nothing.
+        batch: the rows of all processes.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # JAX counts this as implicit, `device_put` as explicit; the latter would compare the processes' values each time.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(sharding, rows, (batch, *rows.shape[1:])), tree
+        )
+
+
 def _move(leaf: Any, sharding: NamedSharding) -> Any:
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-        return put(leaf, sharding)
-    if leaf.sharding == sharding:
-        return leaf
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_move(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
-    if leaf.sharding.device_set == sharding.device_set:
-        return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
-    return _between_groups(leaf, sharding)
+    if isinstance(leaf, jax.Array):
+        if leaf.sharding == sharding:
+            return leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(_move(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+        if not leaf.is_fully_addressable:
+            if leaf.sharding.device_set == sharding.device_set:
+                return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+            return _between_groups(leaf, sharding)
+    host = np.asarray(jax.device_get(leaf))
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def _between_groups(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
@@ -44,10 +64,3 @@ def _between_groups(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
         place = dict(zip(sharding.mesh.devices.flat, leaf.sharding.mesh.devices.flat, strict=True))  # type: ignore[attr-defined]
         parts = [jax.device_put(shards[place[device]], device) for device in sharding.mesh.local_devices]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
-
-
-def put_rows(tree: Any, sharding: NamedSharding, batch: int) -> Any:
-    """A pytree of a batch's arrays on the devices of all processes, from the rows that this one has: `put_share`."""
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda rows: put_share(rows, sharding, batch), tree)

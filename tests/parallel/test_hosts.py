@@ -13,12 +13,25 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax._src.distributed import global_state
 
 import kd_local
-from kd_local.parallel import data_mesh, hosts, on_every_device, over_the_batch
+from kd_local.local import ContSup, cut
+from kd_local.models import resnet
+from kd_local.parallel import (
+    Step,
+    data_mesh,
+    device_mesh,
+    hosts,
+    move,
+    on_every_device,
+    over_the_batch,
+    put_rows,
+)
 from kd_local.training.agreement import SAVE, Agreement
+from kd_local.training.inputs import share_of
 
 ROOT = Path(kd_local.__file__).parents[1]
 HEARTBEAT = 5
@@ -139,27 +152,6 @@ def test_alone_nothing_is_waited_for():
     assert [agreement.after(step, wish) for step, wish in enumerate((0, SAVE, 15))] == [0, SAVE, 15]
 
 
-def test_alone_arrays_are_put_as_by_device_put():
-    mesh = data_mesh(8)
-    rows = np.arange(48, dtype=np.float32).reshape(16, 3)
-    key = jax.random.key(7)
-    with jax.transfer_guard("disallow"):
-        for batch in (16, 5):
-            sharding = over_the_batch(mesh, batch)
-            ours, theirs = hosts.put_share(rows[:batch], sharding, batch), jax.device_put(rows[:batch], sharding)
-            assert ours.sharding == theirs.sharding and hosts.share(sharding, batch) == slice(0, batch)
-            np.testing.assert_array_equal(jax.device_get(ours), rows[:batch])
-        put = hosts.put({"rows": rows, "key": key}, on_every_device(mesh))
-    assert put["rows"].sharding == put["key"].sharding == on_every_device(mesh)
-    np.testing.assert_array_equal(put["rows"], rows)
-    np.testing.assert_array_equal(jax.random.bits(put["key"]), jax.random.bits(key))
-
-
-def test_a_share_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="^3 rows of a batch of 8: hand in rows 0 to 7, those of process 0"):
-        hosts.put_share(np.zeros((3, 2)), over_the_batch(data_mesh(8), 8), 8)
-
-
 # ---- Several processes. What they run stands below, and is told by its name.
 
 
@@ -171,12 +163,12 @@ def everywhere(say: Callable) -> None:
     replicated, batched, whole = on_every_device(mesh), over_the_batch(mesh, 8), over_the_batch(mesh, 5)
     key = jax.random.key(3)
     with jax.transfer_guard("disallow"):
-        mine = hosts.share(batched, 8)
-        say(mine.start, mine.stop, hosts.share(whole, 5) == slice(0, 5))
-        put = hosts.put({"rows": rows, "key": key}, replicated)
-        divided = hosts.put(rows, batched)
-        shares = hosts.put_share(rows[mine], batched, 8)
-        last = hosts.put_share(rows[:5], whole, 5)
+        mine = share_of(mesh).rows(8)
+        say(mine.start, mine.stop, share_of(mesh).rows(5) == slice(0, 5))
+        put = move({"rows": rows, "key": key}, replicated)
+        divided = move(rows, batched)
+        shares = put_rows(rows[mine], batched, 8)
+        last = put_rows(rows[:5], whole, 5)
         total = jax.jit(lambda x: jnp.sum(x * x), out_shardings=replicated)
         say(*(float(jax.device_get(total(x))) for x in (put["rows"], divided, shares, last)))
         bits = jax.jit(jax.random.bits, out_shardings=replicated)(put["key"])
@@ -232,7 +224,7 @@ def steps(say: Callable, how: str) -> None:
     hosts.GRACE_SECONDS = 1.0
     mesh = data_mesh(jax.device_count())
     mean = jax.jit(lambda x: x + jnp.mean(x), out_shardings=over_the_batch(mesh, 8))
-    x = hosts.put(np.ones(8, np.float32), over_the_batch(mesh, 8))
+    x = move(np.ones(8, np.float32), over_the_batch(mesh, 8))
     hosts.last_words(lambda: f"{hosts.lost()}, says the runtime")
     try:
         for step in range(10_000):
@@ -294,11 +286,49 @@ def test_where_there_is_no_cluster(port):
     ]
 
 
+def modules(say: Callable, groups: str) -> None:
+    """Two steps with the modules divided among groups, each of which has a device of every process."""
+    method = ContSup(cut(resnet(8, classes=4), 2, classes=4, context="R1E"), optax.sgd(0.1, momentum=0.9))
+    step = Step(method, device_mesh(jax.process_count() * (2 // int(groups)), int(groups)))
+    first, shape = step.groups[0], (8, 8, 8, 1)
+    rows = share_of(first).rows(8)
+    images = np.random.default_rng(0).standard_normal(shape, np.float32)
+    rng = jax.random.key(1)
+    state = method.init(rng, jax.ShapeDtypeStruct(shape, jnp.float32))
+    labels = np.arange(8, dtype=np.int32) % 4
+    step.compile(state, jax.ShapeDtypeStruct(shape, jnp.float32), labels, rng)
+    state, rng = step.place(state), move(rng, on_every_device(first))
+    with jax.transfer_guard("disallow"):
+        for _ in range(2):
+            batch = put_rows((images[rows], labels[rows]), over_the_batch(first, 8), 8)
+            state, metrics = step(state, *batch, rng)
+    places = {name: sorted(device.id for device in jax.tree.leaves(part)[0].devices()) for name, part in state.items()}
+    say(len(step.groups), len(set(map(tuple, places.values()))))
+    say({name: float(jax.device_get(metrics[name]["loss"])) for name in metrics})
+    together = move({name: part["params"] for name, part in state.items()}, on_every_device(data_mesh(4)))
+    say(float(sum(np.abs(x).sum(dtype=np.float64) for x in jax.tree.leaves(jax.device_get(together)))))
+
+
+@pytest.mark.slow
+def test_modules_over_the_devices_of_two_processes(port):
+    """Two groups of a device of each process, against one group of all four."""
+    found = {}
+    for groups in (1, 2):
+        ends = finish([start_program("modules", index, port, groups) for index in range(2)], seconds=200)
+        assert [status for status, _, _ in ends] == [0, 0], ends[0][2] + ends[1][2]
+        assert ends[0][1] == ends[1][1]
+        found[groups] = ends[0][1]
+        assert found[groups][0] == [groups, groups]
+    (losses,), (ours,) = found[1][1], found[2][1]
+    assert ours == pytest.approx(losses, rel=1e-4)
+    assert found[2][2] == pytest.approx(found[1][2], rel=1e-5)
+
+
 def agreeing(say: Callable) -> None:
     """Each wishes something at a time of its own; nobody is further ahead than a computation of all allows."""
     mesh = data_mesh(jax.device_count())
     total = jax.jit(jnp.sum, out_shardings=on_every_device(mesh))
-    x = hosts.put(np.ones(8, np.float32), over_the_batch(mesh, 8))
+    x = move(np.ones(8, np.float32), over_the_batch(mesh, 8))
     agreement, wishes = Agreement(1), [{3: SAVE, 40: signal.SIGTERM}, {20: SAVE}][jax.process_index()]
     for step in range(60):
         total(x).block_until_ready()
@@ -331,7 +361,7 @@ def main(what: str, port: str, processes: str, index: str, *arguments: str) -> N
         return
     patience = int(arguments[0]) if what == "nothing" else 30
     hosts.start(f"localhost:{port}", int(processes), int(index), heartbeat_seconds=HEARTBEAT, start_seconds=patience)
-    {"everywhere": everywhere, "steps": steps, "agreeing": agreeing}[what](say, *arguments)
+    {"everywhere": everywhere, "steps": steps, "modules": modules, "agreeing": agreeing}[what](say, *arguments)
 
 
 if __name__ == "__main__":

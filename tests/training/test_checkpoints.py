@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 import kd_local
-from kd_local.parallel import data_mesh, hosts, on_every_device, over_the_batch
+from kd_local.parallel import data_mesh, hosts, move, on_every_device, over_the_batch
 from kd_local.training.checkpoints import MANIFEST, CheckpointError, Checkpoints
 
 FULL = os.strerror(errno.ENOSPC)
@@ -445,7 +445,7 @@ def joint_numbers(step: int) -> PyTree:
 def on_all_devices(tree: PyTree) -> PyTree:
     mesh = data_mesh(jax.device_count())
     whole, divided = on_every_device(mesh), over_the_batch(mesh, 16)
-    return {name: hosts.put(part, divided if name == "divided" else whole) for name, part in tree.items()}
+    return {name: move(part, divided if name == "divided" else whole) for name, part in tree.items()}
 
 
 def has_numbers(tree: PyTree, step: int) -> bool:
