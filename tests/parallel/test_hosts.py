@@ -287,9 +287,9 @@ def test_where_there_is_no_cluster(port):
 
 
 def modules(say: Callable, groups: str) -> None:
-    """Two steps with the modules divided among groups, each of which has a device of every process."""
+    """Two steps with the modules divided among groups, each of which has devices of every process."""
     method = ContSup(cut(resnet(8, classes=4), 2, classes=4, context="R1E"), optax.sgd(0.1, momentum=0.9))
-    step = Step(method, device_mesh(jax.process_count() * (2 // int(groups)), int(groups)))
+    step = Step(method, device_mesh(jax.process_count() * (4 // int(groups)), int(groups)))
     first, shape = step.groups[0], (8, 8, 8, 1)
     rows = share_of(first).rows(8)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
@@ -305,16 +305,16 @@ def modules(say: Callable, groups: str) -> None:
     places = {name: sorted(device.id for device in jax.tree.leaves(part)[0].devices()) for name, part in state.items()}
     say(len(step.groups), len(set(map(tuple, places.values()))))
     say({name: float(jax.device_get(metrics[name]["loss"])) for name in metrics})
-    together = move({name: part["params"] for name, part in state.items()}, on_every_device(data_mesh(4)))
+    together = move({name: part["params"] for name, part in state.items()}, on_every_device(data_mesh(8)))
     say(float(sum(np.abs(x).sum(dtype=np.float64) for x in jax.tree.leaves(jax.device_get(together)))))
 
 
 @pytest.mark.slow
 def test_modules_over_the_devices_of_two_processes(port):
-    """Two groups of a device of each process, against one group of all four."""
+    """Two groups of two devices of each process, against one group of all eight."""
     found = {}
     for groups in (1, 2):
-        ends = finish([start_program("modules", index, port, groups) for index in range(2)], seconds=200)
+        ends = finish([start_program("modules", index, port, groups, devices=4) for index in range(2)], seconds=200)
         assert [status for status, _, _ in ends] == [0, 0], ends[0][2] + ends[1][2]
         assert ends[0][1] == ends[1][1]
         found[groups] = ends[0][1]

@@ -31,6 +31,8 @@ def test_the_slowest_group_is_as_fast_as_can_be(groups):
 
 def test_equal_pieces_are_divided_evenly():
     assert contiguous([2] * 6, 3) == (0, 0, 1, 1, 2, 2)
+    # Where the most even groups, by their squares, would not have the fastest slowest one: 12, 11, 18.
+    assert contiguous((6, 6, 5, 6, 9, 9), 3) == (0, 0, 0, 1, 1, 2)
     assert contiguous([9, 1, 1, 1, 1], 3) == (0, 1, 1, 2, 2)  # not only the slowest counts
 
 
