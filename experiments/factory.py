@@ -98,8 +98,8 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         raise unknown("dtype", config.network.dtype, DTYPES)
     dtype = DTYPES[config.network.dtype]
     network = create(config.network.name, classes=data.classes, shortcut=config.network.shortcut, dtype=dtype)
-    if config.data.image_size is not None:  # whether the network takes them
-        jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), jnp.float32))
+    # Whether the network takes images of this size.
+    jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), jnp.float32))
     options = config.optimizer.to_dict()
     each, accumulate = course.steps_per_epoch, options["accumulate"]
     updates_per_epoch(min(each, course.last_step), accumulate)  # refuses what a run is too short for

@@ -1,7 +1,7 @@
 """Sources of labelled images, their augmentation, and the order in which they come."""
 
 from kd_local.data.augmentation import Augmentation, augment, normalise
-from kd_local.data.batches import batch_at, batches, evaluation_batches
+from kd_local.data.batches import batch_at, batches
 from kd_local.data.order import batch_indices, epoch_order, steps_per_epoch
 from kd_local.data.prepared import DataError
 from kd_local.data.sources import Description, describe, from_arrays, load
@@ -24,7 +24,6 @@ __all__ = [
     "batches",
     "describe",
     "epoch_order",
-    "evaluation_batches",
     "from_arrays",
     "load",
     "normalise",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from kd_local.data.splits import Examples, PaddedBatch
+from kd_local.data.splits import Examples
 
 Batch = tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
 """Images and labels."""
@@ -36,14 +36,3 @@ def batches(split: Examples, *, seed: int, batch_size: int, start_step: int = 0)
     """
     steps = split.training_batches(seed=seed, batch_size=batch_size, start_step=start_step)
     return ((step, images, labels) for step, _, images, labels in steps)
-
-
-def evaluation_batches(split: Examples, batch_size: int) -> Iterator[PaddedBatch]:
-    """All examples once, in order, as images, labels and which of them are examples.
-
-    All batches are of one size: the last is filled up with black images of label 0, marked False.
-
-    Raises:
-        ValueError: a batch size below 1; at once, not with the first batch.
-    """
-    return split.evaluation_batches(batch_size)

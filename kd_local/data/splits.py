@@ -87,7 +87,8 @@ class Examples(Protocol):
         ...
 
     def evaluation_batches(self, batch_size: int, share: Share = WHOLE) -> Generator[PaddedBatch, None, None]:
-        """All examples once, in order, in batches of one size; see `kd_local.data.evaluation_batches`.
+        """All examples once, in order, in batches of one size: the last is filled up with black images of label 0,
+        marked False.
 
         Raises:
             ValueError: a batch size below 1; at once, not with the first batch.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_local.data import order as order_module
-from kd_local.data.batches import batch_at, batches, evaluation_batches
+from kd_local.data.batches import batch_at, batches
 from kd_local.data.order import epoch_order, steps_per_epoch
 from kd_local.data.splits import Split
 
@@ -74,7 +74,7 @@ def test_iterator_computes_the_order_once_an_epoch(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("examples", "valid"), [(8, [4, 4]), (9, [4, 4, 1]), (4, [4])])
 def test_evaluation_batches_are_of_one_size_and_cover_all_in_order(examples: int, valid: list[int]) -> None:
     split = _split(examples)
-    parts = list(evaluation_batches(split, 4))
+    parts = list(split.evaluation_batches(4))
     assert all(images.shape == (4, 2, 2, 1) for images, _, _ in parts)
     assert all(labels.shape == mask.shape == (4,) for _, labels, mask in parts)
     assert [int(mask.sum()) for _, _, mask in parts] == valid
