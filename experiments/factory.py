@@ -173,7 +173,9 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         )
     local = config.method == "contsup"
     method = methods[config.method]()
-    Step(method, mesh, form=config.step, shard=config.mesh.shard)  # refuses what does not fit the mesh
+    Step(
+        method, mesh, form=config.step, shard=config.mesh.shard, batch_norm=config.mesh.batch_norm
+    )  # refuses what does not fit the mesh
     return Experiment(
         method=method,
         network=network,

@@ -9,14 +9,24 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from experiments.command_line import fail
 from experiments.factory import Experiment
 from kd_local.data import Data, steps_per_epoch
 from kd_local.distill import Distillation
-from kd_local.parallel import groups
+from kd_local.parallel import data_mesh, groups, hosts
 from kd_local.training.interruption import Interruption
 from kd_local.training.loop import Supply, plan
 from kd_local.training.teacher_cache import TeacherCache, shown_bytes
+
+_FILLING_SECONDS = 30 * 24 * 3600
+"""How long the other processes wait for the first one to compute the logits."""
+
+
+class FillingStopped(Exception):
+    """The signal `number` came while a cache was filled; the text says how far it is."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, TeacherCache]:
@@ -38,6 +48,7 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
     course = plan(
         len(data.train), epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=experiment.mesh
     )
+    own = groups(experiment.mesh)[0].local_devices
     return {
         f"{name}_logits": TeacherCache(
             teacher.network,
@@ -47,37 +58,42 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
             batch_size=config.batch_size,
             steps=course.last_step,
             seed=config.seed,
-            mesh=groups(experiment.mesh)[0],
+            mesh=data_mesh(len(own), own),
         )
         for (name, _), teacher in zip(method.pairs, method.teachers, strict=True)
     }
 
 
 def supplies(of: Mapping[str, TeacherCache], console: Console, interruption: Interruption) -> dict[str, Supply]:
-    """What `train` reads the teachers' logits from; what is missing is computed first, with a bar on a terminal.
-
-    Asked to stop, it ends the program: the same command goes on from there.
+    """What `train` reads the teachers' logits from; what is missing is computed first, with a bar on a terminal. Of
+    several processes the first one computes, and all read.
 
     Raises:
         CacheError: see `TeacherCache.fill`.
+        FillingStopped: as the interruption asked.
+        HostsError: another process failed or is lost.
     """
     found = {}
+    filled = hosts.Meeting("teacher caches")
     for name, cache in of.items():
         console.print(f"{name}: {_size(cache)}, {cache.path}", soft_wrap=True, highlight=False)
-        with Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(f"caching {name}", total=None)
-
-            found[name] = cache.fill(partial(_tell, bar, task, name, interruption))
+        with filled.together(seconds=_FILLING_SECONDS):
+            if hosts.is_first():
+                with Progress(console=console, disable=not console.is_terminal) as bar:
+                    task = bar.add_task(f"caching {name}", total=None)
+                    found[name] = cache.fill(partial(_tell, bar, task, name, interruption))
+        if name not in found:
+            found[name] = cache.fill()
     return found
 
 
 def _tell(bar: Progress, task: TaskID, name: str, interruption: Interruption, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
     if interruption.received is not None:
-        fail(
+        raise FillingStopped(
             f"interrupted by {Signals(interruption.received).name} with {done:,} of {total:,} rows of {name} cached: "
             "the same command goes on from there",
-            128 + interruption.received,
+            interruption.received,
         )
 
 

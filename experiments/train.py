@@ -30,7 +30,7 @@ from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build, count_parameters
 from experiments.planning import PLAN, left_to_measurement, planned
 from experiments.rehearsal import placement
-from experiments.teacher_caches import caches, supplies
+from experiments.teacher_caches import FillingStopped, caches, supplies
 from experiments.teachers import save_network
 from kd_local.contract import State, Taught, TrainsNetwork
 from kd_local.costs import multiply_adds
@@ -41,7 +41,8 @@ from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.logging import METRICS, STEPS, Log, read_records, replace_text
-from kd_local.training.loop import NotFiniteError, Record, Result, train
+from kd_local.training.loop import Record, Result, train
+from kd_local.training.metrics import NotFiniteError
 from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
 from kd_local.training.teacher_cache import CacheError
@@ -105,6 +106,7 @@ def main(_: list[str]) -> None:
                     mesh=experiment.mesh,
                     form=config.step,
                     shard=config.mesh.shard,
+                    batch_norm=config.mesh.batch_norm,
                     placement=placement(experiment, config),
                     schedule=experiment.schedule,
                     checkpoints=checkpoints,
@@ -123,12 +125,14 @@ def main(_: list[str]) -> None:
             _conclude(console, experiment, config, result, compared, workdir)
     except Interrupted as stopped:
         fail(f"{stopped}; saved in {workdir}: the same command goes on from there", 128 + stopped.signal)
+    except FillingStopped as stopped:
+        _end(stopped, 128 + stopped.number)
     except NotFiniteError as error:
         _end(f"{error}; {good()}; a lower --config.optimizer.learning_rate may help", 1)
     except Exception as error:
         if hosts.is_loss(error):
             _end(f"{hosts.lost()}; {good()}: the same command goes on from there", 1)
-        if isinstance(error, CheckpointError | CacheError):
+        if isinstance(error, CheckpointError | CacheError | hosts.HostsError):
             _end(error, 1)
         if isinstance(error, DataError):
             _end(f"{error}; {good()}: the same command goes on once that is mended", 1)
@@ -213,6 +217,7 @@ def _conclude(
         **{name.replace("/", "_"): last[name] for name in last if re.fullmatch("(validation|test)/[a-z]+", name)},
         "train_seconds": round(seconds, 3),
         "images_per_second": round(images / seconds, 1),
+        "data_wait_seconds": round(sum(record["data_wait_seconds"] for record in records), 3),
         "parameters_trained": count_parameters(
             [part["params"] for part in result.state.values() if "opt_state" in part]
         ),

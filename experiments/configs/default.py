@@ -82,6 +82,7 @@ def get_config(options: str = "") -> ConfigDict:
                 "data": 1,  # devices among which a batch is divided
                 "module": 1,  # groups of so many devices among which modules are divided, working at once
                 "placement": "operations",  # what makes groups equal: multiply-adds, or time, measured before the run
+                "batch_norm": "global",  # statistics over the batch, or device: each device's over its own part of it
                 "shard": "nothing",  # or optimizer, state: what else is divided among the devices of `data`
             },
             "distributed": {  # of several processes, with --distributed; seconds

@@ -13,11 +13,12 @@ from kd_local.parallel.mesh import (
 from kd_local.parallel.pieces import FORMS, Call, Piece, compile_lowered
 from kd_local.parallel.placement import contiguous, hops
 from kd_local.parallel.sharding import SHARDED, part_shardings
-from kd_local.parallel.step import NOTHING, Step
+from kd_local.parallel.step import BATCH_NORMS, NOTHING, Step
 from kd_local.parallel.timeline import Span, Timeline, recording
 from kd_local.parallel.transfer import move, put_rows
 
 __all__ = [
+    "BATCH_NORMS",
     "DATA",
     "FORMS",
     "MODULE",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -12,13 +13,20 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.contract import Method, Metrics, State
 from kd_local.costs import multiply_adds
+from kd_local.errors import unknown
+from kd_local.models.normalization import normalized_in_parts
 from kd_local.parallel.mesh import data_mesh, groups, on_every_device, over_the_batch
-from kd_local.parallel.pieces import Call, Tensors, compile_lowered, further_tensors, let_go, on_cpu, pieces_of
+from kd_local.parallel.pieces import Call, Piece, Tensors, compile_lowered, further_tensors, let_go, on_cpu, pieces_of
 from kd_local.parallel.placement import check_groups, contiguous
 from kd_local.parallel.sharding import part_shardings
 from kd_local.parallel.transfer import move
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+BATCH_NORMS: tuple[str, ...] = ("global", "device")
+"""`global`: over the batch on all devices of a group. `device`: each device over its own part of the batch, without
+waiting for the others; the running statistics move to the mean of the devices' ones. A batch that is not divided, an
+epoch's last one, is always taken whole."""
 
 Watch = Callable[[int, str, Sequence[Metrics]], None]
 
@@ -43,9 +51,16 @@ class Step:
         watch: told of each piece as it is dispatched, if set: its group, its name and its programs' metrics.
         metrics: once compiled, the names of all metrics by program, sorted, such as `("module03", "loss")`.
 
+    Args:
+        method, mesh: what to train, on which devices.
+        form: see `FORMS`.
+        placement: the group of each piece; None to choose it by their multiply-adds.
+        shard: what of the state is divided among the devices of a group, see `SHARDED`.
+        batch_norm: what batch normalisation takes its statistics over, see `BATCH_NORMS`.
+
     Raises:
-        ValueError: an unknown form, see `FORMS`, or part of the state to shard, see `SHARDED`; more groups than
-            pieces, or a placement that does not fit them.
+        ValueError: a form, a part of the state or a batch normalisation that is unknown; more groups than pieces, or a
+            placement that does not fit them.
     """
 
     def __init__(
@@ -56,6 +71,7 @@ class Step:
         form: str = "separate",
         placement: Sequence[int] | None = None,
         shard: str = "nothing",
+        batch_norm: str = "global",
     ) -> None:
         self.mesh = data_mesh() if mesh is None else mesh
         self.groups = groups(self.mesh)
@@ -65,11 +81,14 @@ class Step:
         self.metrics: tuple[tuple[str, str], ...] = ()
         self.watch: Watch | None = None
         self._shard = shard
+        self._batch_norm = batch_norm
         self._owned = {program.name for piece in self.pieces for program in piece.programs}
         self._constants: list[tuple[Any, ...]] = []
         self._compiled: dict[int, list[Any]] = {}
         self._copies: dict[tuple[str, int], tuple[Any, Any]] = {}
         part_shardings({}, self.mesh, shard)
+        if batch_norm not in BATCH_NORMS:
+            raise unknown("batch normalisation", batch_norm, BATCH_NORMS)
         check_groups(len(self.pieces), len(self.groups))
         if len(self.groups) == 1:
             self.placement = (0,) * len(self.pieces)
@@ -110,6 +129,13 @@ class Step:
             let_go(tensors, piece)
             tensors.update(zip(piece.writes, written, strict=True))
         return state, metrics
+
+    def residents(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the programs of each group of devices, in order; known once compiled."""
+        residents: list[list[str]] = [[] for _ in self.groups]
+        for piece, group in zip(self.pieces, self._placed(), strict=True):
+            residents[group].extend(program.name for program in piece.programs)
+        return tuple(map(tuple, residents))
 
     def compile(
         self, state: State, images: Any, labels: Any, rng: Any, extra: Mapping[str, Any] = NOTHING
@@ -182,15 +208,15 @@ class Step:
             signature = (piece.key, _shapes(arguments), mesh)
             if signature not in found:
                 own = tuple(self._shardings(program.name, state[program.name], mesh) for program in piece.programs)
+                devices = mesh.size if batched.spec else 1
                 jitted = jax.jit(
-                    piece.run,
+                    partial(_run, piece, devices if self._batch_norm == "device" else 1),
                     in_shardings=(own, replicated, batched, batched, replicated, replicated),
                     out_shardings=(own, batched, replicated),
                     keep_unused=True,  # or what it needs could not be told from its arguments
                     donate_argnums=(0,) if on_cpu(mesh) else (0, 2),
                 )
                 shapes = jitted.eval_shape(*arguments)
-                devices = mesh.size if batched.spec else 1
                 found[signature] = Call(piece, arguments, tensors, mesh, devices, signature, jitted, shapes)
             call = replace(found[signature], piece=piece, arguments=arguments, live=dict(tensors))
             calls.append(call)
@@ -223,6 +249,11 @@ class Step:
         if missing := [name for name in self.further if name not in extra]:
             raise ValueError(f"the step reads {', '.join(missing)} too: hand it in as extra={{{missing[0]!r}: ...}}")
         return {"images": images, "labels": labels, **{name: extra[name] for name in self.further}}
+
+
+def _run(piece: Piece, parts: int, *arguments: Any) -> Any:
+    with normalized_in_parts(parts):
+        return piece.run(*arguments)
 
 
 def _check(placement: Sequence[int] | None, pieces: int, groups: int) -> None:

@@ -2,7 +2,8 @@
 
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import evaluate
-from kd_local.training.loop import NotFiniteError, Observer, Result, train
+from kd_local.training.loop import Observer, Result, train
+from kd_local.training.metrics import NotFiniteError
 from kd_local.training.optimizers import OPTIMIZERS, make_optimizer
 from kd_local.training.schedules import SCHEDULES, make_schedule
 from kd_local.training.teacher_cache import CacheError, TeacherCache

@@ -5,13 +5,10 @@ function of seed and step alone, and what a checkpoint holds is all that a step 
 that was never stopped.
 """
 
-import math
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
@@ -20,24 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
-from kd_local.contract import Method, Metrics, State
+from kd_local.contract import Method, State
 from kd_local.data import Data, batch_indices, steps_per_epoch
 from kd_local.parallel import DATA, NOTHING, Step, data_mesh, move, on_every_device, over_the_batch, put_rows
 from kd_local.training.agreement import SAVE, Agreement
 from kd_local.training.checkpoints import Checkpoints
+from kd_local.training.data_wait import DataWait
 from kd_local.training.evaluation import evaluate
 from kd_local.training.inputs import Supply, batch_inputs, keys, share_of
 from kd_local.training.interruption import Interrupted, Interruption
+from kd_local.training.metrics import EpochMetrics
 
 Record = dict[str, int | float]
 """What is known at the end of an epoch: `epoch`, `step`, means over the epoch's training images (`train/...`, by
-program and metric), what `evaluate` gives, `images_per_second`, `seconds`."""
-
-
-class NotFiniteError(Exception):
-    """A loss became infinite or not a number."""
+program and metric), what `evaluate` gives, `seconds`, `images_per_second`, and `data_wait_seconds`, in which the
+devices had nothing to do but wait for images."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +107,7 @@ def train(
     mesh: Mesh | None = None,
     form: str = "separate",
     shard: str = "nothing",
+    batch_norm: str = "global",
     placement: Sequence[int] | None = None,
     schedule: optax.Schedule | None = None,
     checkpoints: Checkpoints | None = None,
@@ -133,6 +129,7 @@ def train(
             None. At most a batch more than it has groups of devices is in flight.
         form: of the step, see `kd_local.parallel.FORMS`.
         shard: what of the state is divided among the devices of a group, see `kd_local.parallel.SHARDED`.
+        batch_norm: what batch normalisation takes its statistics over, see `kd_local.parallel.BATCH_NORMS`.
         placement: the group of devices of each piece of the step; by their multiply-adds if None.
         schedule: the learning rate that the method's optimizer was given, to be recorded.
         checkpoints: where to save; nowhere if None.
@@ -149,7 +146,7 @@ def train(
     mesh = data_mesh() if mesh is None else mesh
     course = plan(len(data.train), epochs=epochs, batch_size=batch_size, steps=steps, mesh=mesh)
     last_step, each = course.last_step, course.steps_per_epoch
-    step_once = Step(method, mesh, form=form, shard=shard, placement=placement)
+    step_once = Step(method, mesh, form=form, placement=placement, shard=shard, batch_norm=batch_norm)
     first_group = step_once.groups[0]  # where a batch begins
     share = share_of(first_group)
     rng, init_rng = keys(seed)
@@ -171,7 +168,12 @@ def train(
         step_once.compile(state, like, jax.ShapeDtypeStruct((size,), jnp.int32), rng, further)
 
     state, rng = step_once.place(state), move(rng, on_every_device(first_group))
-    metrics = _Metrics(step_once, observers)
+
+    def on_step(step: int, values: dict[str, float]) -> None:
+        for observer in observers:
+            observer.on_step(step, values)
+
+    metrics = EpochMetrics(step_once, on_step)
     first_step = 0
     if checkpoints is not None:
         restored = checkpoints.restore_latest({"state": state, "sums": metrics.sums})
@@ -182,14 +184,15 @@ def train(
     for observer in observers:
         observer.on_start(replace(course, first_step=first_step))
 
+    first_to_wait = step_once.residents()[0][-1]
     agreement = Agreement(len(step_once.groups))
     result = Result(state, max(first_step, last_step), [], 0.0, 0)
     last_saved = started = time.monotonic()
     count = 0
     stop: int | None = None
     stream = data.train.training_batches(seed=seed, batch_size=batch_size, start_step=first_step, share=share)
-    with jax.transfer_guard("disallow"), closing(stream):
-        for step, chosen, images, labels in islice(stream, last_step - first_step):
+    with jax.transfer_guard("disallow"), closing(stream), closing(DataWait()) as wait:
+        for step, chosen, images, labels in wait.batches(islice(stream, last_step - first_step)):
             size, rows = len(chosen), share.rows(len(chosen))
             inputs, step_rng = batch_inputs(data.augmentation, first_group, rng, step, images, size)
             labels, further = put_rows(
@@ -198,6 +201,7 @@ def train(
                 size,
             )
             state, step_metrics = step_once(state, inputs, labels, step_rng, further)
+            wait.dispatched(step_metrics[first_to_wait])
             metrics.add(step + 1, step_metrics, size)
             count += size
 
@@ -212,6 +216,7 @@ def train(
                     **evaluate(method, state, data, batch_size=batch_size, mesh=mesh),
                     "seconds": seconds,
                     "images_per_second": count / seconds,
+                    "data_wait_seconds": wait.seconds,
                 }
                 if schedule is not None:
                     with jax.transfer_guard("allow"):
@@ -226,7 +231,7 @@ def train(
                     observer.on_epoch(record)
                 if ended:
                     metrics.reset()
-                started, count = time.monotonic(), 0
+                started, count, wait.seconds = time.monotonic(), 0, 0.0
 
             due = checkpoints is not None and time.monotonic() - last_saved >= checkpoint_seconds
             wish = (interruption.received if interruption is not None else None) or (SAVE if due else 0)
@@ -248,87 +253,3 @@ def train(
 
 def _int32(step: int, chosen: np.ndarray) -> np.ndarray:
     return chosen.astype(np.int32)
-
-
-@partial(jax.jit, donate_argnums=0)
-def _accumulate(
-    sums: Float[Array, " metrics"], metrics: dict[str, Metrics], size: Float[Array, ""]
-) -> tuple[Float[Array, " metrics"], Float[Array, " metrics"]]:
-    values = jnp.stack([value.astype(jnp.float32) for of in metrics.values() for value in of.values()])
-    return sums + size * values, values
-
-
-class _Metrics:
-    """Metrics of steps, read as late as batches are in flight, and their sums over the epoch.
-
-    They stay on the devices of the programs that gave them, so that no group of devices waits for another.
-    """
-
-    def __init__(self, step: Step, observers: Sequence[Observer]) -> None:
-        self.names = step.metrics
-        self.observers = observers
-        self.unread: deque[tuple[int, list[Array]]] = deque()
-        self._replicated = [on_every_device(group) for group in step.groups]
-        assert step.placement is not None  # compiled
-        self._programs: list[list[str]] = [[] for _ in step.groups]
-        for piece, group in zip(step.pieces, step.placement, strict=True):
-            self._programs[group].extend(program.name for program in piece.programs)
-        self.reset()
-
-    @property
-    def sums(self) -> Float[Array, " metrics"]:
-        """In the order of their names, on the devices of the first group: what a checkpoint holds."""
-        sums = dict(zip(self._order(), np.concatenate(jax.device_get(self._sums)), strict=True))
-        return move(np.array([sums[name] for name in self.names], np.float32), self._replicated[0])
-
-    def reset(self) -> None:
-        self.go_on(np.zeros(len(self.names), np.float32), 0)
-
-    def go_on(self, sums: Float[Array | np.ndarray, " metrics"], count: int) -> None:
-        """With sums over so many images."""
-        known = dict(zip(self.names, jax.device_get(sums), strict=True))
-        self._count = count
-        self._sums = [
-            move(np.array([known[name] for name in self._names_of(group)], np.float32), replicated)
-            for group, replicated in enumerate(self._replicated)
-        ]
-
-    def add(self, step: int, metrics: dict[str, Metrics], size: int) -> None:
-        self._count += size
-        values = []
-        for group, programs in enumerate(self._programs):
-            given = {name: metrics[name] for name in programs}
-            weight = move(np.float32(size), self._replicated[group])
-            self._sums[group], value = _accumulate(self._sums[group], given, weight)
-            values.append(value)
-        self.unread.append((step, values))
-        while len(self.unread) > len(self._replicated):
-            self._read(*self.unread.popleft())
-
-    def settle(self) -> None:
-        """Wait for the last step and read it too."""
-        while self.unread:
-            self._read(*self.unread.popleft())
-
-    def means(self) -> dict[str, float]:
-        sums = jax.device_get(self.sums).tolist()
-        return {
-            f"train/{program}/{metric}": total / self._count
-            for (program, metric), total in zip(self.names, sums, strict=True)
-        }
-
-    def _names_of(self, group: int) -> list[tuple[str, str]]:
-        return [name for name in self.names if name[0] in self._programs[group]]
-
-    def _order(self) -> list[tuple[str, str]]:
-        return [name for group in range(len(self._programs)) for name in self._names_of(group)]
-
-    def _read(self, step: int, values: list[Array]) -> None:
-        numbers = np.concatenate(jax.device_get(values)).tolist()
-        metrics = dict(zip(self._order(), numbers, strict=True))
-        for program, metric in self.names:
-            value = metrics[program, metric]
-            if not math.isfinite(value):
-                raise NotFiniteError(f"the {metric} of {program} is {value} at step {step}")
-        for observer in self.observers:
-            observer.on_step(step, {f"{program}/{metric}": metrics[program, metric] for program, metric in self.names})

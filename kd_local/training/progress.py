@@ -63,9 +63,12 @@ class ProgressBar:
         losses = [value for name, value in record.items() if name.startswith("train/") and name.endswith("/loss")]
         epochs = -(-self.course.last_step // self.course.steps_per_epoch)
         validation = f"  validation {record['validation/accuracy']:.4f}" if "validation/accuracy" in record else ""
+        share = record["data_wait_seconds"] / record["seconds"]
+        waited = f"  waited {share:.0%} of the time for images" if share >= 0.01 else ""
         self.console.print(
             f"epoch {record['epoch']:g}/{epochs}  step {record['step']}  loss {' '.join(f'{x:.3f}' for x in losses)}"
-            f"{validation}  test accuracy {record['test/accuracy']:.4f}  {record['images_per_second']:,.0f} images/s",
+            f"{validation}  test accuracy {record['test/accuracy']:.4f}  {record['images_per_second']:,.0f} images/s"
+            f"{waited}",
             soft_wrap=True,
             highlight=False,
         )

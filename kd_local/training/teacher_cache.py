@@ -67,7 +67,8 @@ class TeacherCache:
     Attributes:
         network, variables: the teacher.
         folder: where the files lie.
-        batch_size, seed, steps, mesh: of the run, as `train` takes them; `steps` are all of its steps.
+        batch_size, seed, steps: of the run, as `train` takes them; `steps` are all of its steps.
+        mesh: what computes the logits, devices of this process only.
     """
 
     network: Network
@@ -256,8 +257,6 @@ class TeacherCache:
                 f"the images of {self.data.name} are not held in memory, and other crops are cut of them each time: "
                 "train without a cache of the teacher's logits"
             )
-        if jax.process_count() > 1:
-            raise CacheError("a cache of the teacher's logits is for one process: train without it")
         return train.images
 
     @cached_property

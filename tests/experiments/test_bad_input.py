@@ -85,6 +85,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     ),
     (["--config.mesh.module=2", "--config.step=joined"], "2 groups of devices for 1 pieces of a step"),
     (["--config.mesh.shard=optimiser"], "unknown part of the state to shard 'optimiser': .*optimizer"),
+    (["--config.mesh.batch_norm=local"], "unknown batch normalisation 'local': use global or device"),
     (["--config.mesh.placement=flops"], "unknown placement 'flops': use operations or time"),
     (["--config.epochs=0"], "epochs is 0: use 1 or more"),
     (["--config.steps=0"], "steps is 0: use 1 or more, or None"),

@@ -3,7 +3,9 @@
 import importlib
 import io
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -142,15 +144,37 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("prepared"), images[:24], images[24:])
 
 
+def command(file: str, data: Path, workdir: Path, *changes: str) -> list[str]:
+    return [
+        sys.executable, "-m", "experiments.train", f"--config=experiments/configs/{file}", f"--workdir={workdir}",
+        f"--config.data.name={NAME}", f"--config.data.data_dir={data}", "--config.data.workers=1",
+        "--config.batch_size=4", "--config.steps=2", "--config.optimizer.warmup_epochs=0", *changes,
+    ]  # fmt: skip
+
+
 def train(file: str, data: Path, workdir: Path, *changes: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable, "-m", "experiments.train", f"--config=experiments/configs/{file}", f"--workdir={workdir}",
-            f"--config.data.name={NAME}", f"--config.data.data_dir={data}", "--config.data.workers=1",
-            "--config.batch_size=4", "--config.steps=2", "--config.optimizer.warmup_epochs=0", *changes,
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    line = command(file, data, workdir, *changes)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def train_in_two_processes(file: str, data: Path, workdir: Path, *changes: str) -> subprocess.CompletedProcess[str]:
+    """What the first process says and how it ends; the second one must end well."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    environment = {**os.environ, "XLA_FLAGS": re.sub(r"\S*device_count=\d+", "", os.environ["XLA_FLAGS"])}
+    shared = ("--config.mesh.data=2", "--distributed", f"--coordinator=localhost:{port}", "--processes=2")
+    first, second = (
+        subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in (command(file, data, workdir, *shared, f"--index={index}", *changes) for index in range(2))
+    )
+    try:
+        out, error = first.communicate(timeout=400)
+        _, error_of_second = second.communicate(timeout=60)
+    finally:
+        first.kill()
+        second.kill()
+    assert second.returncode == 0, error_of_second
+    return subprocess.CompletedProcess(first.args, first.returncode, out, error)
 
 
 def summary(done: subprocess.CompletedProcess[str], workdir: Path) -> dict:
@@ -159,13 +183,15 @@ def summary(done: subprocess.CompletedProcess[str], workdir: Path) -> dict:
     found = json.loads((workdir / "summary.json").read_text())
     assert (found["dataset"], found["steps"]) == (NAME, 2)
     assert 0 <= found["test_accuracy"] <= 1 and np.isfinite(found["test_loss"])
+    assert 0 < found["data_wait_seconds"] < found["train_seconds"]
     return found
 
 
 @pytest.mark.slow
-def test_contsup_trains(photographs: Path, tmp_path: Path) -> None:
-    done = train("contsup/imagenet.py:resnet50_k2", photographs, tmp_path, "--config.network.name=resnet18")
-    found = summary(done, tmp_path)
+def test_contsup_trains_in_two_processes(photographs: Path, tmp_path: Path) -> None:
+    small = "--config.network.name=resnet18"
+    found = summary(train_in_two_processes("contsup/imagenet.py:resnet50_k2", photographs, tmp_path, small), tmp_path)
+    assert found["device"].startswith("2 x ")
     assert (found["method"], found["modules"], found["context"], len(found["boundaries"])) == ("contsup", 2, "R1E", 1)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.console import Console
 from experiments import workdirs
 from experiments.configs.default import get_config
 from experiments.factory import build
-from experiments.teacher_caches import caches, supplies
+from experiments.teacher_caches import FillingStopped, caches, supplies
 from experiments.teachers import save_network
 from kd_local.models import create
 from kd_local.training.interruption import Interruption
@@ -78,13 +79,13 @@ def test_asked_to_stop_while_filling_it_says_so_and_goes_on(teacher, tmp_path, c
     found = caches(experiment, asked, experiment.read())
     console, interruption = Console(width=200), Interruption()
     interruption.received = signal.SIGTERM
-    with pytest.raises(SystemExit) as stopped:
+    message = "interrupted by SIGTERM with 1 of 6 rows of teacher0_logits cached: the same command goes on from there"
+    with pytest.raises(FillingStopped, match=message) as stopped:
         supplies(found, console, interruption)
-    assert stopped.value.code == 128 + signal.SIGTERM
-    out, err = capsys.readouterr()
+    assert stopped.value.number == signal.SIGTERM
+    out = capsys.readouterr().out
     # 6 steps of 32 x 10 numbers and a checksum, and two headers: 6 * 1284 + 256 bytes.
     assert f"teacher0_logits: 7.8 KiB for 2 epochs, {tmp_path}/logits-" in out
-    assert "interrupted by SIGTERM with 1 of 6 rows of teacher0_logits cached: the same command goes on from" in err
     interruption.received = None
     assert len(found["teacher0_logits"].missing()) == 5
     supplies(found, console, interruption)
@@ -113,15 +114,24 @@ def test_where_a_cache_lies_may_change_but_not_whether_there_is_one(teacher, tmp
         workdirs.claim(tmp_path, none)
 
 
-def run(workdir: Path, teacher: Path, *more: str) -> tuple[str, dict]:
-    flags = ["method=kd", "epochs=3", "batch_size=32", "data.train_examples=200", f"teacher.weights={teacher}", *more]
+def start(workdir: Path, teacher: Path, *more: str, flags: tuple[str, ...] = ()) -> subprocess.Popen:
+    changes = ["method=kd", "epochs=3", "batch_size=32", "data.train_examples=200", f"teacher.weights={teacher}", *more]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *(f"--config.{flag}" for flag in flags)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *flags]
+    return subprocess.Popen(
+        [*command, *(f"--config.{change}" for change in changes)],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads((workdir / "summary.json").read_text())
+
+
+def finish(process: subprocess.Popen, workdir: Path) -> tuple[str, dict]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out, json.loads((workdir / "summary.json").read_text())
+
+
+def run(workdir: Path, teacher: Path, *more: str) -> tuple[str, dict]:
+    return finish(start(workdir, teacher, *more), workdir)
 
 
 @pytest.mark.slow
@@ -137,3 +147,21 @@ def test_the_program_gives_the_same_with_a_cache_and_fills_it_once(teacher, tmp_
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
     for name in ("test_accuracy", "test_loss", "agreement", "teacher_accuracy"):
         assert plain[name] == pytest.approx(cached[name], rel=1e-3), name
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_fills_it_and_both_read(teacher, tmp_path):
+    cache = tmp_path / "cache"
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+    shared = ("--distributed", f"--coordinator={address}", "--processes=2")
+    asked = ("mesh.data=2", "epochs=1", "optimizer.warmup_epochs=0", f"teacher.cache={cache}")
+    both = [start(tmp_path / "two", teacher, *asked, flags=(*shared, f"--index={index}")) for index in range(2)]
+    (out, two), _ = (finish(process, tmp_path / "two") for process in both)
+    assert "teacher0_logits: 9.0 KiB for 1 epochs" in out
+    written = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(written) == 3
+    _, one = run(tmp_path / "one", teacher, "epochs=1", "optimizer.warmup_epochs=0", f"teacher.cache={cache}")
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
+    for name in ("test_accuracy", "test_loss", "agreement"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3), name

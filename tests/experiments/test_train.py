@@ -78,7 +78,7 @@ def final(workdir: Path):
 
 def records(workdir: Path) -> list[dict]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    timed = ("seconds", "images_per_second")
+    timed = ("seconds", "images_per_second", "data_wait_seconds")
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.models.normalization import BatchNorm
+from kd_local.models.normalization import BatchNorm, normalized_in_parts
 from kd_local.parallel import data_mesh, over_the_batch
 
 
@@ -62,6 +62,24 @@ def test_a_batch_over_eight_devices_has_one_mean():
     y8, updated8 = jax.jit(module)(variables, there)
     np.testing.assert_allclose(y, y8, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), updated, updated8)
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_parts_of_a_batch_are_normalised_one_by_one():
+    with jax.enable_x64(True):
+        x, variables, weights = example(jnp.float64, (6, 5, 7, 3))
+
+        class Parts:
+            apply = staticmethod(lambda v, x, mutable: BatchNorm().apply(v, x, train=True, mutable=mutable))
+
+        with normalized_in_parts(3):
+            y, stats, gradients = run(Parts, variables, x, weights)
+        each = [run(Parts, variables, x[i : i + 2], weights[i : i + 2]) for i in (0, 2, 4)]
+        close = lambda a, b: jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), a, b)
+        close(y, jnp.concatenate([part[0] for part in each]))
+        close(stats, jax.tree.map(lambda *parts: sum(parts) / 3, *[part[1] for part in each]))
+        close(gradients[0], jax.tree.map(lambda *parts: sum(parts), *[part[2][0] for part in each]))
+        close(gradients[1], jnp.concatenate([part[2][1] for part in each]))
 
 
 def test_no_more_than_the_input_is_kept():

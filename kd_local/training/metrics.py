@@ -1,0 +1,112 @@
+"""Metrics of single steps, and their means over an epoch."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kd_local.contract import Metrics
+from kd_local.parallel import Step, move, on_every_device
+
+OnStep = Callable[[int, dict[str, float]], None]
+"""Told of a step, from 1, and its batch's metrics by name, `module03/loss`."""
+
+
+class NotFiniteError(Exception):
+    """A loss became infinite or not a number."""
+
+
+@partial(jax.jit, donate_argnums=0)
+def _accumulate(
+    sums: Float[Array, " metrics"], metrics: dict[str, Metrics], size: Float[Array, ""]
+) -> tuple[Float[Array, " metrics"], Float[Array, " metrics"]]:
+    values = jnp.stack([value.astype(jnp.float32) for of in metrics.values() for value in of.values()])
+    return sums + size * values, values
+
+
+class EpochMetrics:
+    """Metrics of steps, read as late as batches are in flight, and their sums over the epoch.
+
+    They stay on the devices of the programs that gave them, so that no group of devices waits for another.
+
+    Args:
+        step: compiled.
+        on_step: is told of each step once its metrics are read.
+    """
+
+    def __init__(self, step: Step, on_step: OnStep) -> None:
+        self.names = step.metrics
+        self._on_step = on_step
+        self._unread: deque[tuple[int, list[Array]]] = deque()
+        self._replicated = [on_every_device(group) for group in step.groups]
+        self._programs = step.residents()
+        self.reset()
+
+    @property
+    def sums(self) -> Float[Array, " metrics"]:
+        """In the order of their names, on the devices of the first group: what a checkpoint holds."""
+        sums = dict(zip(self._order(), np.concatenate(jax.device_get(self._sums)), strict=True))
+        return move(np.array([sums[name] for name in self.names], np.float32), self._replicated[0])
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        self.go_on(np.zeros(len(self.names), np.float32), 0)
+
+    def go_on(self, sums: Float[Array | np.ndarray, " metrics"], count: int) -> None:
+        """With sums over so many images."""
+        known = dict(zip(self.names, jax.device_get(sums), strict=True))
+        self._count = count
+        self._sums = [
+            move(np.array([known[name] for name in self._names_of(group)], np.float32), replicated)
+            for group, replicated in enumerate(self._replicated)
+        ]
+
+    def add(self, step: int, metrics: dict[str, Metrics], size: int) -> None:
+        """The metrics of a step, from 1, whose batch had so many images.
+
+        Raises:
+            NotFiniteError: a loss of an earlier step is not finite.
+        """
+        self._count += size
+        values = []
+        for group, programs in enumerate(self._programs):
+            given = {name: metrics[name] for name in programs}
+            weight = move(np.float32(size), self._replicated[group])
+            self._sums[group], value = _accumulate(self._sums[group], given, weight)
+            values.append(value)
+        self._unread.append((step, values))
+        while len(self._unread) > len(self._replicated):
+            self._read(*self._unread.popleft())
+
+    def settle(self) -> None:
+        """Wait for the last step and read it too; raises as `add`."""
+        while self._unread:
+            self._read(*self._unread.popleft())
+
+    def means(self) -> dict[str, float]:
+        """Over the epoch's images so far, by name, `train/module03/loss`."""
+        sums = jax.device_get(self.sums).tolist()
+        return {
+            f"train/{program}/{metric}": total / self._count
+            for (program, metric), total in zip(self.names, sums, strict=True)
+        }
+
+    def _names_of(self, group: int) -> list[tuple[str, str]]:
+        return [name for name in self.names if name[0] in self._programs[group]]
+
+    def _order(self) -> list[tuple[str, str]]:
+        return [name for group in range(len(self._programs)) for name in self._names_of(group)]
+
+    def _read(self, step: int, values: list[Array]) -> None:
+        numbers = np.concatenate(jax.device_get(values)).tolist()
+        metrics = dict(zip(self._order(), numbers, strict=True))
+        for program, metric in self.names:
+            value = metrics[program, metric]
+            if not math.isfinite(value):
+                raise NotFiniteError(f"the {metric} of {program} is {value} at step {step}")
+        self._on_step(step, {f"{program}/{metric}": metrics[program, metric] for program, metric in self.names})

@@ -1,0 +1,99 @@
+"""Batch normalisation of each device's own part of the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_local.local import ContSup, EndToEnd, cut
+from kd_local.models import resnet
+from kd_local.models.normalization import normalized_in_parts
+from kd_local.parallel import Step, data_mesh, device_mesh, on_every_device, over_the_batch
+
+NETWORK = resnet(8, classes=10, widths=(4, 4, 8, 8))
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+METHODS = {
+    "end_to_end": EndToEnd(NETWORK, OPTIMIZER),
+    "contsup": ContSup(cut(NETWORK, 3, classes=10, context="R1E"), OPTIMIZER),
+}
+IMAGE = (8, 8, 3)
+KEY = jax.random.key(1)
+
+
+def start(method):
+    state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))
+    return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == jnp.float32 else x, state)
+
+
+def batch(size: int):
+    random = np.random.default_rng(size)
+    return random.standard_normal((size, *IMAGE)), np.arange(size, dtype=np.int32) % 10
+
+
+def in_parts(method, parts: int, size: int):
+    """A step on one device, of a batch that falls into parts."""
+    state, metrics = start(method), {}
+    images, labels = batch(size)
+    tensors = {"images": images, "labels": labels}
+    with normalized_in_parts(parts):
+        for program in method.programs():
+            read = tuple(tensors[name] for name in program.reads)
+            constants = jnp.asarray(program.constants)
+            state[program.name], written, metrics[program.name] = jax.jit(program.function)(
+                state[program.name], (), read, KEY, constants
+            )
+            tensors.update(zip(program.writes, written, strict=True))
+    return jax.device_get((state, metrics))
+
+
+def on_devices(method, mesh, batch_norm: str, size: int):
+    step = Step(method, mesh, batch_norm=batch_norm)
+    first = step.groups[0]
+    placed = jax.device_put(batch(size), over_the_batch(first, size))
+    return jax.device_get(step(start(method), *placed, jax.device_put(KEY, on_every_device(first))))
+
+
+def assert_equal(found, expected):
+    for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@jax.numpy_dtype_promotion("standard")
+def test_devices_do_what_one_does_part_by_part(name):
+    method = METHODS[name]
+    mesh = data_mesh(4) if name == "end_to_end" else device_mesh(4, 2)
+    with jax.enable_x64(True):
+        by_parts = in_parts(method, 4, 16)
+        assert_equal(on_devices(method, mesh, "device", 16), by_parts)
+        whole = in_parts(method, 1, 16)
+        differs = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (by_parts[0], whole[0])), strict=True)]
+        assert max(differs) > 1e-3  # or nothing would have been shown
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_a_batch_that_is_not_divided_is_taken_whole():
+    method = METHODS["end_to_end"]
+    with jax.enable_x64(True):
+        assert_equal(on_devices(method, data_mesh(4), "device", 5), in_parts(method, 1, 5))
+
+
+def test_no_device_waits_for_another_to_normalise():
+    """Of a layer's statistics only the running ones are told to other devices, and those wait for nothing."""
+    collectives = {}
+    for each in ("global", "device"):
+        step = Step(METHODS["end_to_end"], data_mesh(4), batch_norm=each)
+        state = METHODS["end_to_end"].init(jax.random.key(0), jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))
+        images, labels = jax.ShapeDtypeStruct((16, *IMAGE), jnp.float32), jax.ShapeDtypeStruct((16,), jnp.int32)
+        (executable,) = step.compile(state, images, labels, KEY)
+        collectives[each] = executable.as_text().count(" all-reduce(")
+    layers = sum(path[-1].key == "mean" for path, _ in jax.tree.leaves_with_path(state["network"]["batch_stats"]))
+    # Gone are a layer's sums over the batch, of which the compiler makes one exchange forward, and most of them in the
+    # gradient; those of the parameters' gradients remain.
+    assert collectives["device"] <= collectives["global"] - layers, collectives
+
+
+def test_another_way_is_refused():
+    with pytest.raises(ValueError, match=r"^unknown batch normalisation 'local': use global or device"):
+        Step(METHODS["end_to_end"], batch_norm="local")
