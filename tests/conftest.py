@@ -1,8 +1,10 @@
-"""How all tests run: eight forced CPU devices, strict promotion, and compiled code kept between runs."""
+"""How all tests run: eight forced CPU devices, strict promotion, and compiled code kept between runs; and which of
+them: those marked `exhaustive` are left out unless asked for, see CONTRIBUTING.md."""
 
 import getpass
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 CACHE = Path(tempfile.gettempdir()) / f"kd_local-jax-cache-{getpass.getuser()}"
@@ -11,10 +13,15 @@ CACHE = Path(tempfile.gettempdir()) / f"kd_local-jax-cache-{getpass.getuser()}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-_DEVICES = "--xla_force_host_platform_device_count"
 # Tests compile much and compute little.
-_OPTIMIZATION = "--xla_backend_optimization_level"
-for _flag, _value in ((_DEVICES, 8), (_OPTIMIZATION, 0)):
+_XLA = {
+    "--xla_force_host_platform_device_count": "8",
+    "--xla_backend_optimization_level": "0",
+    "--xla_cpu_parallel_codegen_split_count": "1",
+}
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+    _XLA["--xla_cpu_use_fusion_emitters"] = "false"  # which take three times as long; later ones have no other
+for _flag, _value in _XLA.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 
@@ -34,3 +41,19 @@ def let_go_of_executables():
     """Each executable maps memory, and a process may have only so many mappings (65530 on Linux): then it crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Of a test marked `usually(...)`, the sets of parameters that are not named there are exhaustive."""
+    unknown = {}
+    for item in items:
+        if (usual := item.get_closest_marker("usually")) is None:
+            continue
+        name, chosen = item.callspec.id, unknown.setdefault(item.nodeid.split("[")[0], set(usual.args))
+        chosen.discard(name)
+        if name not in usual.args:
+            item.add_marker(pytest.mark.exhaustive)
+    misspelt = {test: names for test, names in unknown.items() if names}
+    if misspelt and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"usually(...) names parameters that are not there: {misspelt}")

@@ -120,7 +120,18 @@ def run(method: Method, devices: int, sizes: tuple[int, ...], dtype: type = np.f
     return Run(method, before, jax.device_get(state), metrics, compilations, donated)
 
 
-@pytest.fixture(params=METHODS, scope="module")
+USUAL = {
+    "end_to_end", "end_to_end remat", "contsup R0", "contsup R1E", "contsup R0 0c1f", "contsup E contrast",
+    "contsup decoder", "contsup pooled rematerialised", "contsup ensemble", "kd", "fitnet", "crd", "simkd", "block_kd",
+    "two teachers", "local_distillation", "contsup K=1",
+}  # fmt: skip
+
+
+def usually(name: str) -> Any:
+    return pytest.param(name, id=name, marks=() if name in USUAL else pytest.mark.exhaustive)
+
+
+@pytest.fixture(params=map(usually, METHODS), scope="module")
 def one(request) -> Iterator[Run]:
     # The last, smaller batch is a compilation more: of objectives it is tried where the batch matters most.
     few = request.param in OBJECTIVES and request.param not in ("kd", "rkd", "crd", "block_kd")
@@ -183,6 +194,7 @@ def test_what_is_deployed_is_what_the_logits_depend_on(one):
 
 
 # In float64, since in float32 rounding can put an activation on the other side of ReLU's kink, whatever the devices.
+@pytest.mark.usually("contsup R1E")
 @pytest.mark.parametrize("name", ["end_to_end", "contsup R0", "contsup R1E", "block_kd"])
 @jax.numpy_dtype_promotion("standard")
 def test_eight_devices_give_what_one_gives(name):

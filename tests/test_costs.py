@@ -38,6 +38,7 @@ def test_networks(network, millions):
     assert deployed(network, 1, "R0") / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+@pytest.mark.usually("resnet32-E-89.1", "resnet32-R1E-95.2")
 @pytest.mark.parametrize(
     ("network", "context", "percent"),
     [

@@ -88,6 +88,7 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
     return objective.alpha * task + objective.beta * distill + objective.gamma * cross
 
 
+@pytest.mark.usually("batched", "fewer stones")
 @pytest.mark.parametrize(
     "objective",
     [
@@ -207,6 +208,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.usually("wrn_16_1-wrn_16_2", "resnet8-vgg8")
 @pytest.mark.parametrize("names", PAIRS, ids=lambda names: "-".join(names))
 def test_pairs_whatever_their_resolutions_and_widths(names):
     """Shapes only: nothing is computed."""
@@ -235,6 +237,7 @@ def test_connectors_end_as_the_teachers_blocks_do():
         assert connector.relu is relu
 
 
+@pytest.mark.exhaustive
 def test_any_distance():
     images, labels = batch()
     losses = {}

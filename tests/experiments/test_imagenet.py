@@ -59,6 +59,7 @@ def test_a_network_that_is_cut(file: str, option: str, context: str) -> None:
     assert rules == (("adamw", True, 0.1) if file.endswith("vit") else ("sgd", True, 1e-4))
 
 
+@pytest.mark.usually("blockkd.imagenet-resnet34_resnet18", "blockkd.vit-resnet50_vit_s16")
 @pytest.mark.parametrize(("file", "option"), TAUGHT)
 def test_a_network_that_is_taught(file: str, option: str) -> None:
     config = config_of(file, option)
@@ -195,12 +196,14 @@ def test_contsup_trains_in_two_processes(photographs: Path, tmp_path: Path) -> N
     assert (found["method"], found["modules"], found["context"], len(found["boundaries"])) == ("contsup", 2, "R1E", 1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_vision_transformer_trains(photographs: Path, tmp_path: Path) -> None:
     found = summary(train("contsup/vit.py:vit_ti16_k2", photographs, tmp_path), tmp_path)
     assert (found["network"], found["modules"], found["context"]) == ("vit_ti16", 2, "R1E")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_block_kd_trains(photographs: Path, tmp_path: Path) -> None:
     teacher = create("resnet18", classes=CLASSES)

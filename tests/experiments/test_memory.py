@@ -157,6 +157,7 @@ def test_stopped_and_gone_on(tmp_path):
     assert 'network.shortcut: "projection" there, "padding" now' in err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_measured(tmp_path):
     arguments = [*SMALL, "--modules=1"]
@@ -176,6 +177,7 @@ def test_measured(tmp_path):
     assert len((tmp_path / "measured.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_distillation(tmp_path):
     status, out, err = finish(start(tmp_path, *SMALL, "--modules=1", TEACHER))

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(("name", "pictures"), [("contsup", 4), ("memory", 2), ("blockkd", 4)])
 # The kernel's client leaves its sockets to the garbage collector.
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_it_runs(name, pictures, monkeypatch):

@@ -15,6 +15,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_modules_over_devices_are_measured(tmp_path):
     result = run(f"--workdir={tmp_path}", *SETTING)

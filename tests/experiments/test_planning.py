@@ -44,6 +44,7 @@ def test_balanced_is_found_once_and_kept(tmp_path, capsys):
     assert build(planned(one, tmp_path)).boundaries == ("stem", "stage3/0")
 
 
+@pytest.mark.exhaustive
 def test_a_memory_budget(tmp_path):
     whole = peak(config(modules=1))
     found = planned(config(memory_budget=f"{int(0.8 * whole)}B"), tmp_path)

@@ -23,7 +23,13 @@ def load(name: str):
     return importlib.import_module(f"experiments.configs.contsup.{name}")
 
 
-ALL_ROWS = [(name, row) for name in COUNTS for row in load(name).ROWS]
+EVERY = 6
+"""Of a table each so many-th row is usually tried."""
+ALL_ROWS = [
+    pytest.param(name, row, marks=pytest.mark.exhaustive if i % EVERY else ())
+    for name in COUNTS
+    for i, row in enumerate(load(name).ROWS)
+]
 
 
 def rows_of(name: str, **overrides) -> Rows:

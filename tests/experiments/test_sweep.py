@@ -172,6 +172,7 @@ def wait_for_records(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.usually("9")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_or_killed_the_same_command_goes_on(tmp_path, number):

@@ -134,6 +134,7 @@ def run(workdir: Path, teacher: Path, *more: str) -> tuple[str, dict]:
     return finish(start(workdir, teacher, *more), workdir)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_program_gives_the_same_with_a_cache_and_fills_it_once(teacher, tmp_path):
     cache = tmp_path / "cache"

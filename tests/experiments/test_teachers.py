@@ -94,49 +94,76 @@ def test_two_teachers_at_once(teacher, student):
     assert 0 < summary(folder)["teacher_accuracy"] <= 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "teacher.weights is not set: method 'kd' needs a trained teacher; give a file of weights or the folder"),
-        (
-            ["--config.teacher.weights=nowhere.npz"],
-            "nowhere.npz is not the folder of a run, which would tell its network",
-        ),
-        (
-            ["--config.teacher.weights=nowhere.npz", "--config.teacher.network=resnet20"],
-            "nowhere.npz: there is no such file",
-        ),
-        (["--config.teacher.weights={teacher}", "--config.teacher.network=resnet20"], "is a run of resnet8, but"),
-        (
-            ["--config.teacher.weights={teacher}", "--config.teacher.network=resnet8,resnet8"],
-            "teacher.network names 2 networks, teacher.weights 1 places: give one for each",
-        ),
-        (
-            ["--config.teacher.weights={teacher}/network.npz", "--config.teacher.network=resnet14"],
-            "stage1/1/conv1/norm/mean is missing, expected (16,)",
-        ),
-        (["--config.teacher.weights={empty}"], "is not the folder of a run, which would tell its network"),
-        (["--config.teacher.weights={empty}", "--config.teacher.network=resnet8"], "is not the folder of a run"),
-        (
-            ["--config.method=block_kd", "--config.block_kd.stones=7", "--config.teacher.weights={teacher}"],
-            "stones is '7': use all, or numbers from 1 to 3 with commas between",
-        ),
-        (
-            ["--config.method=fitnet", "--config.fitnet.stage=9", "--config.teacher.weights={teacher}"],
-            "stage 9: the student's stages with one of the teacher beside them are 0, 1, 2, 3",
-        ),
-        (["--config.teacher.weights={teacher}", "--config.teacher.dtype=half"], "unknown dtype 'half'"),
-        (["--config.kd.temperature=0"], "temperature is 0"),
-        (["--config.block_kd.distance=l2"], "unknown logit distance 'l2': use kd, dkd, mlkd or dist"),
-        (["--config.method=blockkd"], r"unknown method 'blockkd': use .*block_kd"),
-        (["--config.data.mean=0.5,0.5"], "data.mean is '0.5,0.5': use a number in [0, 1] for each of the 1 channels"),
-    ],
-)
-def test_what_is_refused(arguments, message, teacher, tmp_path):
-    given = [argument.format(teacher=teacher, empty=tmp_path) for argument in arguments]
-    said = run("train", *SMALL, "--config.method=kd", *given, f"--workdir={tmp_path / 'run'}", status=2)
-    assert said.startswith("error: ") and len(said.strip().splitlines()) == 1
-    assert message.replace(".*", "") in said or all(part in said for part in message.split(".*"))
+BAD_INPUT: list[tuple[list[str], str]] = [
+    ([], "teacher.weights is not set: method 'kd' needs a trained teacher; give a file of weights or the folder"),
+    (
+        ["--config.teacher.weights=nowhere.npz"],
+        "nowhere.npz is not the folder of a run, which would tell its network",
+    ),
+    (
+        ["--config.teacher.weights=nowhere.npz", "--config.teacher.network=resnet20"],
+        "nowhere.npz: there is no such file",
+    ),
+    (["--config.teacher.weights={teacher}", "--config.teacher.network=resnet20"], "is a run of resnet8, but"),
+    (
+        ["--config.teacher.weights={teacher}", "--config.teacher.network=resnet8,resnet8"],
+        "teacher.network names 2 networks, teacher.weights 1 places: give one for each",
+    ),
+    (
+        ["--config.teacher.weights={teacher}/network.npz", "--config.teacher.network=resnet14"],
+        "stage1/1/conv1/norm/mean is missing, expected (16,)",
+    ),
+    (["--config.teacher.weights={empty}"], "is not the folder of a run, which would tell its network"),
+    (["--config.teacher.weights={empty}", "--config.teacher.network=resnet8"], "is not the folder of a run"),
+    (
+        ["--config.method=block_kd", "--config.block_kd.stones=7", "--config.teacher.weights={teacher}"],
+        "stones is '7': use all, or numbers from 1 to 3 with commas between",
+    ),
+    (
+        ["--config.method=fitnet", "--config.fitnet.stage=9", "--config.teacher.weights={teacher}"],
+        "stage 9: the student's stages with one of the teacher beside them are 0, 1, 2, 3",
+    ),
+    (["--config.teacher.weights={teacher}", "--config.teacher.dtype=half"], "unknown dtype 'half'"),
+    (["--config.kd.temperature=0"], "temperature is 0"),
+    (["--config.block_kd.distance=l2"], "unknown logit distance 'l2': use kd, dkd, mlkd or dist"),
+    (["--config.method=blockkd"], r"unknown method 'blockkd': use .*block_kd"),
+    (["--config.data.mean=0.5,0.5"], "data.mean is '0.5,0.5': use a number in [0, 1] for each of the 1 channels"),
+]
+REFUSED = """
+import contextlib, io, json, sys
+from unittest import mock
+from absl import flags
+from absl.testing import flagsaver
+from experiments import train as program
+for arguments in json.load(sys.stdin):
+    argv, err, status = ["train", *arguments], io.StringIO(), None
+    with mock.patch.object(sys, "argv", argv), flagsaver.flagsaver(), contextlib.redirect_stderr(err):
+        flags.FLAGS.unparse_flags()
+        try:
+            program.main(program.parse(argv))
+        except SystemExit as stopped:
+            status = stopped.code
+    print(json.dumps([status, err.getvalue()]))
+"""
+
+
+def test_what_is_refused(teacher, tmp_path):
+    workdir = tmp_path / "run"
+    commands = [
+        [*SMALL, "--config.method=kd", *(argument.format(teacher=teacher, empty=tmp_path) for argument in arguments),
+         f"--workdir={workdir}"]
+        for arguments, _ in BAD_INPUT
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED], input=json.dumps(commands), cwd=ROOT,
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    for (arguments, message), (status, said) in zip(BAD_INPUT, results, strict=True):
+        assert status == 2, (arguments, said)
+        assert said.startswith("error: ") and len(said.strip().splitlines()) == 1, (arguments, said)
+        assert all(part in said for part in message.split(".*")), (arguments, said)
+    assert not workdir.exists()
 
 
 def test_weights_that_do_not_fit_are_named(teacher, tmp_path):

@@ -140,6 +140,7 @@ def test_killed_at_five_random_moments_it_ends_the_same(reference, tmp_path):
     assert_same(tmp_path, reference)
 
 
+@pytest.mark.usually("15")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_says_so_and_goes_on(reference, tmp_path, number):
     process = start(tmp_path, **{"checkpoint.seconds": 1000.0})
@@ -157,6 +158,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(reference, tmp_path, number)
     assert_same(tmp_path, reference)
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(reference, tmp_path):
     assert finish(start(tmp_path, steps=40))[0] == 0
     folder = tmp_path / "checkpoints" / "40"

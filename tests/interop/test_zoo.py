@@ -40,6 +40,7 @@ def state(network: Network, weights, channels: int = 3) -> dict[str, np.ndarray]
     return weights({name: array.shape for name, array in names.items()})
 
 
+@pytest.mark.usually("resnet8", "vgg8", "shufflenetv1")
 @pytest.mark.parametrize("name", THEIRS)
 @jax.numpy_dtype_promotion("standard")
 def test_logits_of_mdistiller(name, weights):

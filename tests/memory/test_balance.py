@@ -33,6 +33,7 @@ def peak(make, boundaries):
     return footprint(make(boundaries), SHAPE, BATCH, HERE, executables=KNOWN).peak_bytes
 
 
+@pytest.mark.usually("R1-3")
 @pytest.mark.parametrize(("context", "modules"), [("R0", 3), ("R1", 3)])
 def test_no_cut_needs_less(context, modules):
     make = maker(context)

@@ -29,6 +29,7 @@ def test_published_numbers_of_parameters(name, parameters):
     assert count(create(name, classes=10)) == parameters
 
 
+@pytest.mark.usually("resnet8", "resnet32", "resnet110", "resnet8x4")
 @pytest.mark.parametrize("name", [f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110, "8x4", "32x4")])
 def test_parameters_by_hand(name):
     wide = name.endswith("x4")

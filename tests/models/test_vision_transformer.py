@@ -272,6 +272,7 @@ def still(before, after) -> list[str]:
     ]
 
 
+@pytest.mark.usually("R1E-decoder3")
 @pytest.mark.parametrize(
     ("context", "decoder"),
     [("R0", None), ("E", PIXELS), ("R1", None), ("R1E", PIXELS)],
@@ -303,6 +304,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.usually("ResNet to ViT")
 @pytest.mark.parametrize("pair", PAIRS)
 def test_block_kd_sends_a_student_through_its_teacher(pair):
     student, teacher_network, stones, relu = PAIRS[pair]

@@ -52,6 +52,7 @@ METHODS = {
 }
 
 
+@pytest.mark.usually("R1E")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_over_groups_is_the_run_on_one_device(name, data):
     method = METHODS[name]()
@@ -77,6 +78,7 @@ def test_each_part_lives_where_it_is_trained(data):
     assert devices == {f"module0{i}": {jax.devices()[i].id} for i in range(4)}
 
 
+@pytest.mark.exhaustive
 def test_groups_of_several_devices(data):
     """Four groups of two: in float64 what one device gives, to rounding."""
     method = contsup("R1E")

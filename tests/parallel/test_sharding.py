@@ -33,6 +33,7 @@ def test_the_longest_dimension_that_divides():
         part_shardings(part, mesh, "all")
 
 
+@pytest.mark.usually("state")
 @pytest.mark.parametrize("shard", ["optimizer", "state"])
 def test_it_takes_the_step_of_whole_copies_and_needs_less_of_each_device(shard):
     mesh = data_mesh(4)

@@ -66,6 +66,7 @@ def distillation(teachers, cached, objective="kd"):
     )
 
 
+@pytest.mark.usually("kd-augmentation0-2-None-1e-06")
 @pytest.mark.parametrize(
     ("objective", "augmentation", "count", "dtype", "atol"),
     [
