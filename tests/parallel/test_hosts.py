@@ -44,12 +44,12 @@ def port() -> int:
 
 
 def start_program(
-    what: str, index: int, port: int, *arguments: object, processes: int = 2, devices: int = 2
+    what: str, index: int, port: int, *arguments: object, processes: int = 2, devices: int = 2, **environment: str
 ) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
     return subprocess.Popen(
         [sys.executable, __file__, what, str(port), str(processes), str(index), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -286,6 +286,52 @@ def test_where_there_is_no_cluster(port):
     ]
 
 
+EPHEMERAL = 65536 - 4096
+"""From here on are the ports that JAX derives from the number of a job."""
+
+
+def slurm(port: int, index: int) -> dict[str, str]:
+    """What srun tells its processes."""
+    return {
+        "SLURM_JOB_ID": str(4096 * 7 + port - EPHEMERAL),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+        "SLURM_STEP_NUM_NODES": "1",
+    }
+
+
+def open_mpi(port: int, index: int) -> dict[str, str]:
+    """What mpirun tells its processes."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{4096 * (port - EPHEMERAL)}.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    }
+
+
+def free_ephemeral_port() -> int:
+    for port in range(EPHEMERAL + os.getpid() % 3000, 65536):
+        try:
+            socket.create_server(("", port)).close()
+        except OSError:
+            continue
+        return port
+    raise RuntimeError("no free port")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [slurm, open_mpi])
+def test_a_cluster_tells_who_is_who(cluster):
+    port = free_ephemeral_port()
+    programs = [start_program("cluster", index, port, **cluster(port, index)) for index in range(2)]
+    ends = finish(programs)
+    assert [status for status, _, _ in ends] == [0, 0], ends[0][2] + ends[1][2]
+    assert [said for _, said, _ in ends] == [[[0, 2, 4, True]], [[1, 2, 4, False]]]
+
+
 def modules(say: Callable, groups: str) -> None:
     """Two steps with the modules divided among groups, each of which has devices of every process."""
     method = ContSup(cut(resnet(8, classes=4), 2, classes=4, context="R1E"), optax.sgd(0.1, momentum=0.9))
@@ -358,6 +404,10 @@ def main(what: str, port: str, processes: str, index: str, *arguments: str) -> N
             hosts.start(heartbeat_seconds=HEARTBEAT, start_seconds=1)
         except ValueError as error:
             say(str(error))
+        return
+    if what == "cluster":
+        hosts.start(heartbeat_seconds=HEARTBEAT, start_seconds=30)
+        say(jax.process_index(), jax.process_count(), jax.device_count(), hosts.is_first())
         return
     patience = int(arguments[0]) if what == "nothing" else 30
     hosts.start(f"localhost:{port}", int(processes), int(index), heartbeat_seconds=HEARTBEAT, start_seconds=patience)
