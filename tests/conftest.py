@@ -1,6 +1,7 @@
 """How all tests run: eight forced CPU devices, strict promotion, and compiled code kept between runs; and which of
 them: those marked `exhaustive` are left out unless asked for, see CONTRIBUTING.md."""
 
+import gc
 import getpass
 import os
 import tempfile
@@ -31,6 +32,7 @@ import pytest  # noqa: E402
 from kd_local.allocator import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()
+gc.set_threshold(50_000)  # tracing makes many objects that live on; to look through them takes a twentieth of the time
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -121,9 +121,8 @@ def run(method: Method, devices: int, sizes: tuple[int, ...], dtype: type = np.f
 
 
 USUAL = {
-    "end_to_end", "end_to_end remat", "contsup R0", "contsup R1E", "contsup R0 0c1f", "contsup E contrast",
-    "contsup decoder", "contsup pooled rematerialised", "contsup ensemble", "kd", "fitnet", "crd", "simkd", "block_kd",
-    "two teachers", "local_distillation", "contsup K=1",
+    "end_to_end", "contsup R0", "contsup R1E", "contsup E contrast", "contsup decoder", "contsup ensemble", "kd", "crd",
+    "simkd", "block_kd", "two teachers", "local_distillation", "contsup K=1",
 }  # fmt: skip
 
 
@@ -199,7 +198,7 @@ def test_what_is_deployed_is_what_the_logits_depend_on(one):
 @jax.numpy_dtype_promotion("standard")
 def test_eight_devices_give_what_one_gives(name):
     with jax.enable_x64(True):
-        one, eight = (run(METHODS[name], devices, (16, 5), np.float64) for devices in (1, 8))
+        one, eight = (run(METHODS[name], devices, (16,), np.float64) for devices in (1, 8))
     for a, b in zip(jax.tree.leaves(one.metrics), jax.tree.leaves(eight.metrics), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9)
     for (path, a), b in zip(jax.tree.leaves_with_path(one.after), jax.tree.leaves(eight.after), strict=True):

@@ -148,7 +148,7 @@ def test_context_networks_in_groups_of_channels(image_encoder):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale), plain[1], again[1])
 
 
-@pytest.mark.usually("remat1")
+@pytest.mark.usually("remat2")
 @pytest.mark.parametrize("remat", [("blocks",), ("contexts",), ("head",), ("decoder",)])
 def test_modules_with_a_part_rematerialised_train_alike(remat):
     with jax.enable_x64():

@@ -88,7 +88,7 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
     return objective.alpha * task + objective.beta * distill + objective.gamma * cross
 
 
-@pytest.mark.usually("batched", "fewer stones")
+@pytest.mark.usually("batched")
 @pytest.mark.parametrize(
     "objective",
     [

@@ -93,6 +93,7 @@ def test_the_student_is_the_network_it_was_cut_from():
     assert list(local.exits(state, images)) == ["stone1", "stone2", "stone3"]
 
 
+@pytest.mark.exhaustive
 def test_a_step_needs_less_memory_than_stones_all_at_once():
     """Of a student and teacher large enough to matter; the teacher counts in both."""
     from kd_local.distill import BlockKD, Distillation

@@ -102,6 +102,7 @@ def test_networks_of_other_stages(name, shapes, lessons, examples):
     assert specification(gradients) == specification((variables["params"], lesson.student))
 
 
+@pytest.mark.usually("kd", "at", "rkd", "reviewkd")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_of_one(name, lessons, examples):
     objective, lesson = OBJECTIVES[name](), lessons(batch=1)

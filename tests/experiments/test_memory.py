@@ -51,27 +51,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--modules=1", "--config.teacher.network=resnet8,resnet14"], "2 teachers for local_distillation: give one"),
     (["--modules=1", "--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*; use another --workdir"),
 ]
-REFUSED = """
-import contextlib, io, json, sys
-from unittest import mock
-from absl import flags
-from absl.testing import flagsaver
-from experiments import memory as program
-from kd_local.memory import targets
-targets.find_spec = lambda name: None  # as where libtpu is not installed
-for arguments in json.load(sys.stdin):
-    argv, out, err, status = ["memory", *arguments], io.StringIO(), io.StringIO(), None
-    with (
-        mock.patch.object(sys, "argv", argv), flagsaver.flagsaver(),
-        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
-    ):
-        flags.FLAGS.unparse_flags()
-        try:
-            program.main(program.parse(argv))
-        except SystemExit as stopped:
-            status = stopped.code
-    print(json.dumps([status, out.getvalue(), err.getvalue()]))
-"""
+NO_LIBTPU = "from kd_local.memory import targets; targets.find_spec = lambda name: None"
 
 
 def start(workdir: Path, *arguments: str) -> subprocess.Popen:
@@ -99,6 +79,7 @@ def wait_for_rows(count: int, workdir: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_stopped_and_gone_on(tmp_path):
     workdir = tmp_path / "table"
@@ -223,15 +204,11 @@ def test_a_row_that_cannot_be_measured_says_why():
 
 
 @pytest.mark.slow
-def test_refused(tmp_path):
+def test_refused(tmp_path, run_all):
     workdir = tmp_path / "table"
     # Of one flag given twice the latter counts.
     commands = [[f"--workdir={workdir}", *arguments] for arguments, _ in BAD_INPUT]
-    done = subprocess.run(
-        [sys.executable, "-c", REFUSED], input=json.dumps(commands), cwd=ROOT,
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    results = [json.loads(line) for line in done.stdout.splitlines()]
+    results = run_all("memory", commands, NO_LIBTPU)
     for (arguments, message), (status, out, err) in zip(BAD_INPUT, results, strict=True):
         assert status == 2, (arguments, out, err)
         assert "Traceback" not in out + err

@@ -77,37 +77,36 @@ def sweep(arguments: list[str], log: Path) -> tuple[int, str, str]:
     return status, out, err
 
 
+BAD_INPUT: list[tuple[list[str], str]] = [
+    (
+        [],
+        "default.py has no ROWS, a tuple .*: use .*blockkd/cifar10.py, .*contsup/dgl.py, .*table1.py",
+    ),
+    (["--config=nothing.py"], "no config file 'nothing.py'"),
+    ([f"--config={TABLE2}", "--sedes=1"], "Unknown command line flag 'sedes'. Did you mean: seeds"),
+    ([f"--config={TABLE2}", "--config.epoch=1"], r"unknown config key 'epoch': use .*\(nearest: epochs\)"),
+    ([f"--config={TABLE2}", "--config.epochs=few"], "epochs=few: invalid literal for int"),
+    ([f"--config={TABLE2}", "--seeds=0,one"], "--seeds=0,one: use whole numbers from 0 to .*--seeds=0,1,2"),
+    ([f"--config={TABLE2}", "--seeds=-1"], "--seeds=-1: use whole numbers from 0"),
+    ([f"--config={TABLE2}", "--seeds=1", "--config.seed=1"], "--config.seed and --seeds both say the seed"),
+    ([f"--config={TABLE2}", "--rows=k=3"], "--rows=k=3: no row of .* is like that; use .*\n  1 k=1\n"),
+    ([f"--config={TABLE2}", "--rows="], "--rows=: no row"),
+    ([f"--config={TABLE2}", "--rows=0"], "--rows=0: .* has rows 1 to 17"),
+    ([f"--config={TABLE2}", "--rows=18"], "--rows=18: .* has rows 1 to 17"),
+    ([f"--config={TABLE2}:k=8"], "option 'k' of .*table2.py:k=8 is what its rows differ in"),
+    ([f"--config={TABLE2}:depth=8"], "unknown option 'depth': use k, context or loss"),
+    ([f"--config={TABLE2}", "table"], "unexpected argument 'table'"),
+    ([f"--config={TABLE2}", "--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*another"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            [],
-            "default.py has no ROWS, a tuple .*: use .*blockkd/cifar10.py, .*contsup/dgl.py, .*table1.py",
-        ),
-        (["--config=nothing.py"], "no config file 'nothing.py'"),
-        ([f"--config={TABLE2}", "--sedes=1"], "Unknown command line flag 'sedes'. Did you mean: seeds"),
-        ([f"--config={TABLE2}", "--config.epoch=1"], r"unknown config key 'epoch': use .*\(nearest: epochs\)"),
-        ([f"--config={TABLE2}", "--config.epochs=few"], "epochs=few: invalid literal for int"),
-        ([f"--config={TABLE2}", "--seeds=0,one"], "--seeds=0,one: use whole numbers from 0 to .*--seeds=0,1,2"),
-        ([f"--config={TABLE2}", "--seeds=-1"], "--seeds=-1: use whole numbers from 0"),
-        ([f"--config={TABLE2}", "--seeds=1", "--config.seed=1"], "--config.seed and --seeds both say the seed"),
-        ([f"--config={TABLE2}", "--rows=k=3"], "--rows=k=3: no row of .* is like that; use .*\n  1 k=1\n"),
-        ([f"--config={TABLE2}", "--rows="], "--rows=: no row"),
-        ([f"--config={TABLE2}", "--rows=0"], "--rows=0: .* has rows 1 to 17"),
-        ([f"--config={TABLE2}", "--rows=18"], "--rows=18: .* has rows 1 to 17"),
-        ([f"--config={TABLE2}:k=8"], "option 'k' of .*table2.py:k=8 is what its rows differ in"),
-        ([f"--config={TABLE2}:depth=8"], "unknown option 'depth': use k, context or loss"),
-        ([f"--config={TABLE2}", "table"], "unexpected argument 'table'"),
-        ([f"--config={TABLE2}", "--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*another"),
-    ],
-    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
-)
-def test_bad_input_is_refused_in_one_message(arguments, message, tmp_path):
-    status, out, err = sweep(arguments, tmp_path / "log")
-    assert (status, out) == (2, "")
-    assert err.startswith("error: ") and err.count("error:") == 1
-    assert re.search(message, err, re.DOTALL), err
+def test_bad_input_is_refused_in_one_message(run_all):
+    results = run_all("sweep", [arguments for arguments, _ in BAD_INPUT])
+    for (arguments, message), (status, out, err) in zip(BAD_INPUT, results, strict=True):
+        assert (status, out) == (2, ""), (arguments, out, err)
+        assert err.startswith("error: ") and err.count("error:") == 1, (arguments, err)
+        assert re.search(message, err, re.DOTALL), (arguments, err)
 
 
 @pytest.mark.slow
@@ -172,7 +171,7 @@ def wait_for_records(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.usually("9")
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_or_killed_the_same_command_goes_on(tmp_path, number):

@@ -150,6 +150,7 @@ def test_the_program_gives_the_same_with_a_cache_and_fills_it_once(teacher, tmp_
         assert plain[name] == pytest.approx(cached[name], rel=1e-3), name
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_of_two_processes_one_fills_it_and_both_read(teacher, tmp_path):
     cache = tmp_path / "cache"

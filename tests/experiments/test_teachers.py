@@ -62,6 +62,7 @@ def test_a_student_is_compared_with_its_teacher(teacher, student):
     assert found["parameters_trained"] == 77754 + sum(c * c + 2 * c for c in (16, 32, 64))
 
 
+@pytest.mark.exhaustive
 def test_a_student_teaches_the_next(student):
     folder = student.parent / "next"
     run("train", *SMALL, "--config.method=local_distillation", f"--config.teacher.weights={student}",
@@ -87,6 +88,7 @@ def test_a_run_and_a_file_are_evaluated_alike(teacher, tmp_path):
         assert summary(tmp_path / folder)["test_accuracy"] == summary(teacher)["test_accuracy"]
 
 
+@pytest.mark.exhaustive
 def test_two_teachers_at_once(teacher, student):
     folder = student.parent / "of_two"
     run("train", *SMALL, "--config.method=kd", f"--config.teacher.weights={teacher},{student}",
@@ -129,37 +131,16 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.method=blockkd"], r"unknown method 'blockkd': use .*block_kd"),
     (["--config.data.mean=0.5,0.5"], "data.mean is '0.5,0.5': use a number in [0, 1] for each of the 1 channels"),
 ]
-REFUSED = """
-import contextlib, io, json, sys
-from unittest import mock
-from absl import flags
-from absl.testing import flagsaver
-from experiments import train as program
-for arguments in json.load(sys.stdin):
-    argv, err, status = ["train", *arguments], io.StringIO(), None
-    with mock.patch.object(sys, "argv", argv), flagsaver.flagsaver(), contextlib.redirect_stderr(err):
-        flags.FLAGS.unparse_flags()
-        try:
-            program.main(program.parse(argv))
-        except SystemExit as stopped:
-            status = stopped.code
-    print(json.dumps([status, err.getvalue()]))
-"""
 
 
-def test_what_is_refused(teacher, tmp_path):
+def test_what_is_refused(teacher, tmp_path, run_all):
     workdir = tmp_path / "run"
     commands = [
         [*SMALL, "--config.method=kd", *(argument.format(teacher=teacher, empty=tmp_path) for argument in arguments),
          f"--workdir={workdir}"]
         for arguments, _ in BAD_INPUT
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", REFUSED], input=json.dumps(commands), cwd=ROOT,
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    for (arguments, message), (status, said) in zip(BAD_INPUT, results, strict=True):
+    for (arguments, message), (status, _, said) in zip(BAD_INPUT, run_all("train", commands), strict=True):
         assert status == 2, (arguments, said)
         assert said.startswith("error: ") and len(said.strip().splitlines()) == 1, (arguments, said)
         assert all(part in said for part in message.split(".*")), (arguments, said)

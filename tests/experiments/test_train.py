@@ -140,7 +140,7 @@ def test_killed_at_five_random_moments_it_ends_the_same(reference, tmp_path):
     assert_same(tmp_path, reference)
 
 
-@pytest.mark.usually("15")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_says_so_and_goes_on(reference, tmp_path, number):
     process = start(tmp_path, **{"checkpoint.seconds": 1000.0})
@@ -188,6 +188,7 @@ def test_a_finished_run_says_its_result_again(reference):
     assert (reference / "summary.json").read_text() == before
 
 
+@pytest.mark.exhaustive
 def test_a_loss_that_is_not_finite_names_module_step_and_checkpoint(tmp_path):
     status, _, err = finish(start(tmp_path, **{"optimizer.learning_rate": 1e30, "optimizer.warmup_epochs": 0}))
     assert status == 1

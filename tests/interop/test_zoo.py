@@ -63,6 +63,7 @@ def test_every_reference_is_used():
     assert {entry.split("/")[0] for entry in FILE.files} == set(THEIRS.values())
 
 
+@pytest.mark.usually("resnet8", "mobilenetv2_half", "shufflenetv2", "resnet18")
 @pytest.mark.parametrize("name", (*THEIRS, *OTHERS))
 def test_there_and_back(name, weights):
     network = create(name, classes=5)

@@ -30,7 +30,7 @@ def losses(pieces, variables, params):
     return pieces.losses(with_params(variables, params), IMAGES, LABELS).losses
 
 
-@pytest.mark.usually("R0", "R2E")
+@pytest.mark.usually("R2E")
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_each_modules_gradient_is_that_of_its_own_loss_alone_and_zero_for_every_other(context):
     pieces, variables = make(context)

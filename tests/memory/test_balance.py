@@ -33,7 +33,7 @@ def peak(make, boundaries):
     return footprint(make(boundaries), SHAPE, BATCH, HERE, executables=KNOWN).peak_bytes
 
 
-@pytest.mark.usually("R1-3")
+@pytest.mark.usually("R0-3")
 @pytest.mark.parametrize(("context", "modules"), [("R0", 3), ("R1", 3)])
 def test_no_cut_needs_less(context, modules):
     make = maker(context)
@@ -43,6 +43,7 @@ def test_no_cut_needs_less(context, modules):
     assert peaks[found.boundaries] <= peaks[equal_layers(SMALL, modules)] < max(peaks.values())
 
 
+@pytest.mark.exhaustive
 def test_a_search_cut_short_gives_what_it_measured():
     make, equal = maker("R0"), equal_layers(SMALL, 3)
     assert balance(make, SMALL, 3, SHAPE, BATCH, HERE, executables=KNOWN, compilations=0).boundaries == equal

@@ -52,6 +52,7 @@ def test_the_smallest_number_of_modules_that_fits():
     assert measured.peak_bytes <= budget < fewer.peak_bytes
 
 
+@pytest.mark.exhaustive
 def test_rematerialised_before_it_is_cut_further(whole):
     remat = lowest(1, True)
     assert remat < 0.9 * whole

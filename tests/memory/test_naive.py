@@ -18,6 +18,7 @@ CUT = cut(
 SHAPE = (8, 8, 1)
 
 
+@pytest.mark.exhaustive
 def test_its_step_is_that_of_separate_modules():
     key, data_key = jax.random.split(jax.random.key(0))
     images = jax.random.normal(data_key, (8, *SHAPE))

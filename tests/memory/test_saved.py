@@ -124,6 +124,7 @@ def taught():
     )
 
 
+@pytest.mark.exhaustive
 def test_distillation():
     alone, kd, block_kd, local = (saved_activations(method, CIFAR, BATCH) for method in taught())
     # Of the teacher nothing is saved but what its answer becomes in the loss: a few numbers an image.

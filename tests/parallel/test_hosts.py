@@ -242,6 +242,7 @@ def steps(say: Callable, how: str) -> None:
         hosts.leave(3)
 
 
+@pytest.mark.usually("computing-1", "idle-0")
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 @pytest.mark.parametrize("how", ["computing", "idle"])
@@ -355,6 +356,7 @@ def modules(say: Callable, groups: str) -> None:
     say(float(sum(np.abs(x).sum(dtype=np.float64) for x in jax.tree.leaves(jax.device_get(together)))))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_modules_over_the_devices_of_two_processes(port):
     """Two groups of two devices of each process, against one group of all eight."""

@@ -115,6 +115,7 @@ class StopAt:
         pass
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_goes_on_with_another_number_of_groups(data, tmp_path):
     method = contsup("R1E")
     whole = train(method, data, epochs=3, batch_size=8)

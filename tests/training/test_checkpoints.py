@@ -635,7 +635,7 @@ def test_a_directory_that_is_not_shared(tmp_path: Path) -> None:
     assert second == [f"checkpoints cannot be kept in {tmp_path / '1'}: {text}"]
 
 
-@pytest.mark.usually("1")
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_of_two_is_killed_at_any_moment(tmp_path: Path, killed: int) -> None:

@@ -47,7 +47,7 @@ def method(name, dtype, variables):
     return Distillation(network, (Teacher(network, variables),), objective, OPTIMIZER, examples=48, steps_per_epoch=3)
 
 
-@pytest.fixture(params=["contsup", "block_kd"], scope="module")
+@pytest.fixture(params=["contsup", pytest.param("block_kd", marks=pytest.mark.exhaustive)], scope="module")
 def half(request, teacher):
     return request.param, method(request.param, jnp.bfloat16, teacher)
 
