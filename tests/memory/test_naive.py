@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from kd_local.contract import Method
 from kd_local.local import ContSup, PixelScale, cut
