@@ -61,9 +61,15 @@ class Bench:
     def _find_out(self, row: Row, identity: str) -> Need:
         base = self._planned(row, identity)
         described = describe(row, base, self.on.mesh.devices.flat[0].platform)
-        batch = base.batch_size
+        batch, shard = base.batch_size, base.mesh.shard
         found = footprint(
-            described.method, described.shape, batch, self.on, form=row.form, executables=self.executables
+            described.method,
+            described.shape,
+            batch,
+            self.on,
+            form=row.form,
+            shard=shard,
+            executables=self.executables,
         )
         own = own_activations(described.network, described.shape, batch // self._devices)
         smallest = {name: min(own[block] for block in blocks) for name, blocks in described.blocks.items()}
@@ -75,7 +81,7 @@ class Bench:
             "state_bytes": found.state_bytes,
             "carried_bytes": found.carried_bytes,
             "temp_bytes": found.temp_bytes,
-            "floor_bytes": floor_bytes(described.separate, described.shape, batch, self.on, smallest),
+            "floor_bytes": floor_bytes(described.separate, described.shape, batch, self.on, smallest, shard=shard),
             "flops": found.flops,
             "executables": found.executables,
             "compile_seconds": round(found.compile_seconds, 3),

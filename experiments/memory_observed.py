@@ -59,7 +59,12 @@ def main() -> None:
     row = Row(**request["row"])
     described = describe(row, base)
     measured = observed_peak(
-        described.method, described.shape, base.batch_size, devices=request["devices"], form=row.form
+        described.method,
+        described.shape,
+        base.batch_size,
+        devices=request["devices"],
+        form=row.form,
+        shard=base.mesh.shard,
     )
     print(json.dumps({"measured_bytes": measured}))
 

@@ -6,6 +6,7 @@
 Reference: XLA's buffer assignment as `jax.stages.Compiled.memory_analysis` reports it, in bytes of one device.
 """
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,7 @@ def footprint(
     target: Target,
     *,
     form: str = "separate",
+    shard: str = "nothing",
     executables: Executables | None = None,
 ) -> Footprint:
     """What a method's training step needs.
@@ -100,13 +102,14 @@ def footprint(
         batch: images of a step, over all devices of the target.
         target: where.
         form: of the step, see `kd_local.parallel.FORMS`.
+        shard: what of the state is divided among the devices, see `kd_local.parallel.SHARDED`.
         executables: those known already, to which new ones are added.
 
     Raises:
         ValueError: fewer than one image, or an unknown form.
     """
     known = Executables() if executables is None else executables
-    calls = step_calls(method, shape, batch, target, form=form)
+    calls = step_calls(method, shape, batch, target, form=form, shard=shard)
     distinct = {call.signature: call for call in calls}
     found = {signature: known.of(call, target) for signature, call in distinct.items()}
     counted = {signature: multiply_adds(call.piece.run, *call.arguments) for signature, call in distinct.items()}
@@ -118,7 +121,15 @@ def footprint(
     )
 
 
-def floor_bytes(method: Method, shape: tuple[int, int, int], batch: int, target: Target, own: Mapping[str, int]) -> int:
+def floor_bytes(
+    method: Method,
+    shape: tuple[int, int, int],
+    batch: int,
+    target: Target,
+    own: Mapping[str, int],
+    *,
+    shard: str = "nothing",
+) -> int:
     """What no form of a method's step can do without, unless it computes convolutions again: the largest, over its
     programs, of the state of all of them, the tensors carried while one runs (those that it reads, that it writes, and
     that are kept for later ones), and the activations of the smallest block that it trains. Nothing is compiled.
@@ -130,24 +141,31 @@ def floor_bytes(method: Method, shape: tuple[int, int, int], batch: int, target:
         target: where.
         own: bytes of these activations on one device by the program's name, see `own_activations`; none of a program
             that trains no block.
+        shard: as `footprint` takes it.
 
     Raises:
         ValueError: fewer than one image.
     """
-    calls = step_calls(method, shape, batch, target)
+    calls = step_calls(method, shape, batch, target, shard=shard)
     state = _state(calls)
     return max(state + _carried(call) + own.get(call.piece.name, 0) for call in calls)
 
 
 def step_calls(
-    method: Method, shape: tuple[int, int, int], batch: int, target: Target, *, form: str = "separate"
+    method: Method,
+    shape: tuple[int, int, int],
+    batch: int,
+    target: Target,
+    *,
+    form: str = "separate",
+    shard: str = "nothing",
 ) -> list[Call]:
     """What the step of a method consists of, on a target: nothing is compiled."""
     if batch < 1:
         raise ValueError(f"batch is {batch}: use 1 or more images")
     rng = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    step = Step(method, target.mesh, form=form)
+    step = Step(method, target.mesh, form=form, shard=shard)
     images, labels, further = batch_shapes(step, shape, batch)
     return step.calls(state, images, labels, rng, further)
 
@@ -174,7 +192,7 @@ def piece_footprints(calls: list[Call], found: dict[Hashable, Executable]) -> tu
     for call in calls:
         executable = found[call.signature]
         kept = {name: tensor for name, tensor in call.live.items() if name not in call.piece.reads}
-        others = state - _bytes(call.arguments[:1]) - _bytes(call.arguments[1])
+        others = state - _own(call) - _bytes(call.arguments[1])
         peak = executable.step_bytes + others + _bytes(kept) // call.devices
         pieces.append(PieceFootprint(call.piece.name, executable, state, _carried(call), peak))
     return tuple(pieces)
@@ -189,7 +207,13 @@ def _state(calls: list[Call]) -> int:
         for name, part in zip(program.frozen, parts, strict=True)
         if name not in owned
     }
-    return sum(_bytes(call.arguments[:1]) for call in calls) + _bytes(read_only)
+    return sum(map(_own, calls)) + _bytes(read_only)
+
+
+def _own(call: Call) -> int:
+    """Of the state that a piece owns, what lies on one device."""
+    leaves = zip(jax.tree.leaves(call.arguments[0]), jax.tree.leaves(call.own), strict=True)
+    return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
 
 
 def _carried(call: Call) -> int:

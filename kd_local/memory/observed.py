@@ -34,6 +34,7 @@ def observed_peak(
     *,
     devices: int = 1,
     form: str = "separate",
+    shard: str = "nothing",
     steps: int = 2,
 ) -> int | None:
     """Peak bytes of one device while real training steps run on it: state, batch, and all that comes and goes.
@@ -50,13 +51,14 @@ def observed_peak(
         batch: images of a step, over all devices.
         devices: among which the batch is divided.
         form: of the step, see `kd_local.parallel.FORMS`.
+        shard: what of the state is divided among the devices, see `kd_local.parallel.SHARDED`.
         steps: how many to run.
 
     Returns:
         None where it cannot be told: on a CPU without Linux's /proc, on an accelerator without statistics.
     """
     mesh = data_mesh(devices)
-    step = Step(method, mesh, form=form)
+    step = Step(method, mesh, form=form, shard=shard)
     rng = jax.device_put(jax.random.key(0), on_every_device(mesh))
     state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     shapes = batch_shapes(step, shape, batch)
@@ -64,7 +66,7 @@ def observed_peak(
     step.compile(state, images, labels, rng, further)
 
     def run(steps: int) -> None:
-        current = jax.device_put(_ones(state), on_every_device(mesh))
+        current = step.place(_ones(state))
         for _ in range(steps):
             # A step may donate its batch.
             given = jax.device_put(_ones(shapes), over_the_batch(mesh, batch))

@@ -87,6 +87,7 @@ class Call:
         mesh: the devices that it runs on.
         devices: among which the batch is divided.
         signature: calls of one signature share an executable.
+        own: how the parts of the state that it owns lie on the mesh: a sharding for each array.
         jitted: the piece on its mesh.
         shapes: of what it gives: own parts, tensors written, metrics.
     """
@@ -97,6 +98,7 @@ class Call:
     mesh: Mesh
     devices: int
     signature: Hashable
+    own: tuple[Any, ...]
     jitted: Any
     shapes: tuple[Any, Any, Any]
 

@@ -217,7 +217,7 @@ class Step:
                     donate_argnums=(0,) if on_cpu(mesh) else (0, 2),
                 )
                 shapes = jitted.eval_shape(*arguments)
-                found[signature] = Call(piece, arguments, tensors, mesh, devices, signature, jitted, shapes)
+                found[signature] = Call(piece, arguments, tensors, mesh, devices, signature, own, jitted, shapes)
             call = replace(found[signature], piece=piece, arguments=arguments, live=dict(tensors))
             calls.append(call)
             let_go(tensors, piece)

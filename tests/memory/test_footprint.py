@@ -10,12 +10,14 @@ from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.memory import Executables, footprint, step_calls, target
 from kd_local.memory.footprint import floor_bytes
 from kd_local.models import create
+from kd_local.parallel import Step
 
 NETWORK = create("resnet32", classes=10)
 SMALL = create("resnet8", classes=10)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)
 CIFAR = (32, 32, 3)
 HERE = target()
+KEY = jax.random.key(0)
 
 
 def contsup(modules: int, context: str, network=SMALL) -> ContSup:
@@ -57,6 +59,25 @@ def test_every_part_of_the_peak_is_counted_once():
         assert piece.peak == piece.executable.step_bytes + tree_bytes(state) - tree_bytes(part)
         assert piece.executable.alias_bytes >= tree_bytes(part)
     assert found.peak_bytes == max(piece.peak for piece in found.pieces)
+
+
+def test_a_state_that_is_divided_takes_less_of_each_device():
+    """Counted as it lies on the devices, and as the compiler counts its arguments."""
+    mesh, method = target("local", devices=4).mesh, contsup(2, "R0")
+    state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
+    need = {}
+    for shard in ("nothing", "optimizer", "state"):
+        found = footprint(method, (8, 8, 3), 8, target("local", devices=4), shard=shard)
+        placed = Step(method, mesh, shard=shard)
+        placed.compile(
+            state, *(jax.ShapeDtypeStruct(s, t) for s, t in (((8, 8, 8, 3), "float32"), ((8,), "int32"))), KEY
+        )
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed.place(state)))
+        assert found.state_bytes == held
+        need[shard] = found
+    assert need["state"].state_bytes < need["optimizer"].state_bytes < 0.8 * need["nothing"].state_bytes
+    spared = need["nothing"].state_bytes - need["optimizer"].state_bytes
+    assert need["nothing"].peak_bytes - need["optimizer"].peak_bytes >= 0.5 * spared
 
 
 class Relay:
