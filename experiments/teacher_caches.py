@@ -13,6 +13,7 @@ from experiments.factory import Experiment
 from kd_local.data import Data, steps_per_epoch
 from kd_local.distill import Distillation
 from kd_local.parallel import data_mesh, groups, hosts
+from kd_local.parallel.meetings import Meeting
 from kd_local.training.interruption import Interruption
 from kd_local.training.loop import Supply, plan
 from kd_local.training.teacher_cache import TeacherCache, shown_bytes
@@ -74,7 +75,7 @@ def supplies(of: Mapping[str, TeacherCache], console: Console, interruption: Int
         HostsError: another process failed or is lost.
     """
     found = {}
-    filled = hosts.Meeting("teacher caches")
+    filled = Meeting("teacher caches")
     for name, cache in of.items():
         console.print(f"{name}: {_size(cache)}, {cache.path}", soft_wrap=True, highlight=False)
         with filled.together(seconds=_FILLING_SECONDS):

@@ -37,6 +37,7 @@ from kd_local.costs import multiply_adds
 from kd_local.data import Data, DataError
 from kd_local.local import ContSup
 from kd_local.parallel import hosts
+from kd_local.parallel.meetings import Meeting
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
 from kd_local.training.interruption import Interrupted, Interruption
@@ -66,7 +67,7 @@ def main(_: list[str]) -> None:
         data = experiment.read()
         cached = caches(experiment, config, data)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
-        hosts.Meeting("workdir").decide(lambda: workdirs.claim(workdir, config), seconds=_MEETING_SECONDS)
+        Meeting("workdir").decide(lambda: workdirs.claim(workdir, config), seconds=_MEETING_SECONDS)
         if left_to_measurement(config):
             if jax.process_count() > 1 and not (workdir / PLAN).exists():
                 raise ValueError(

@@ -2,7 +2,7 @@
 
 import jax
 
-from kd_local.parallel import hosts
+from kd_local.parallel.meetings import Board
 
 SAVE = 1
 """The wish to save. To stop is the number of a signal, which is always greater."""
@@ -22,7 +22,7 @@ class Agreement:
     def __init__(self, in_flight: int) -> None:
         # Every other step may be of an epoch's last, smaller batch, which each process computes by itself.
         self._ahead = 2 * (in_flight + 1) + 2
-        self._board = hosts.Board("agreement")
+        self._board = Board("agreement")
         self._count = 0
 
     def after(self, step: int, wish: int) -> int:

@@ -8,7 +8,7 @@ stays until this happens again.
 
 Of several processes each writes and reads its part of the arrays, in a folder that all their hosts
 share. Everything of which there is one (manifest, deletion, what is damaged and which one counts)
-is up to process 0, which tells the others. They wait for each other through `hosts.Meeting` and
+is up to process 0, which tells the others. They wait for each other through `Meeting` and
 orbax's barriers of the same kind, never through the devices: the background thread that finishes a
 save may not meet with the main thread's computations there. What fails in one process fails in all.
 """
@@ -31,6 +31,7 @@ from absl import logging as absl_logging
 from jaxtyping import PyTree
 
 from kd_local.parallel import hosts
+from kd_local.parallel.meetings import Meeting
 from kd_local.training.manifest import MANIFEST, damage, write_manifest
 
 __all__ = ["MANIFEST", "CheckpointError", "Checkpoints"]
@@ -72,7 +73,7 @@ class Checkpoints:
         self._keep = keep
         self._report = report
         self._pending: tuple[int, Future[None]] | None = None
-        self._meeting = hosts.Meeting("checkpoints")
+        self._meeting = Meeting("checkpoints")
         try:
             self._claim()
         except (OSError, hosts.HostsError) as error:
@@ -145,7 +146,7 @@ class Checkpoints:
                 if misfit is None:
                     tree = self._handler.restore(item, args=ocp.args.StandardRestore(like))
         except Exception as error:
-            self._meeting = hosts.Meeting("checkpoints")
+            self._meeting = Meeting("checkpoints")
             raise CheckpointError(f"{which} in {self.directory} cannot be restored: {error}") from error
         if misfit is not None:
             raise CheckpointError(
@@ -241,7 +242,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._meeting.give_up(error)
-            self._meeting = hosts.Meeting("checkpoints")
+            self._meeting = Meeting("checkpoints")
             # What a failed save has left to raise is of no more use.
             with suppress(Exception):
                 self._checkpointer.close()
