@@ -51,8 +51,9 @@ class Row:
 
     Attributes:
         images_per_second: the median of the rounds; None where nothing is run.
-        speed: relative to one device: as measured, or, where nothing is run, at most, by the slowest device's share of
-            all operations.
+        speed: relative to one device: as measured, or, where nothing is run, by `seconds` of the slowest group, without
+            what travels between groups.
+        seconds: that each group takes for a batch at least, see `GroupFootprint`.
         busy: of each group the share of the time in which it was at work.
         hop_bytes: that travel with a batch to each group, the first one's from the host.
         device_bytes: peak of a device of each group, without the batches that wait for it.
@@ -62,7 +63,8 @@ class Row:
     data: int
     placement: tuple[int, ...]
     images_per_second: float | None
-    speed: float
+    speed: float | None
+    seconds: tuple[float | None, ...]
     busy: tuple[float, ...]
     hop_bytes: tuple[int, ...]
     device_bytes: tuple[int, ...]
@@ -93,19 +95,24 @@ def main(_: list[str]) -> None:
     if here.present:
         rates, timelines = _measure(experiment, meshes, config.batch_size)
     known = Executables(workdir / "executables.jsonl")
-    rows = []
+    rows: list[Row] = []
     for i, (module, each) in enumerate(meshes):
         on = replace(here, mesh=device_mesh(each, module, here.devices))
         groups = group_footprints(experiment.method, experiment.shape, config.batch_size, on, executables=known)
-        whole = sum(group.flops for group in groups)
-        speed = rates[i] / rates[0] if rates else each * whole / max(group.flops for group in groups)
+        estimates = tuple(group.seconds for group in groups)
+        slowest = None if None in estimates else max(filter(None, estimates))
+        if i == 0:
+            alone = slowest
+        estimated = None if slowest is None or alone is None else alone / slowest
+        speed = rates[i] / rates[0] if rates else estimated
         rows.append(
             Row(
                 module,
                 each,
                 placement=tuple(at for at, group in enumerate(groups) for _ in group.pieces),
                 images_per_second=round(rates[i], 1) if rates else None,
-                speed=round(speed, 3),
+                speed=None if speed is None else round(speed, 3),
+                seconds=estimates,
                 busy=tuple(round(share, 3) for share in timelines[i].busy().values()) if timelines else (),
                 hop_bytes=tuple(group.arriving_bytes for group in groups),
                 device_bytes=tuple(group.peak_bytes for group in groups),
@@ -148,7 +155,8 @@ def _table(rows: Sequence[Row], title: str, measured: bool) -> Table:
         "module",
         "data",
         "images a second" if measured else "",
-        "of one device" if measured else "of one device, at most",
+        "of one device" if measured else "of one device, by estimates",
+        "" if measured else "a batch takes a group, ms, estimated",
         "busy",
         "travels to a group, MiB",
         "a device needs, MiB",
@@ -160,7 +168,8 @@ def _table(rows: Sequence[Row], title: str, measured: bool) -> Table:
             str(row.module),
             str(row.data),
             "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
-            f"{row.speed:.2f}",
+            "" if row.speed is None else f"{row.speed:.2f}",
+            "" if measured else " ".join("?" if each is None else f"{each * 1e3:.2f}" for each in row.seconds),
             " ".join(f"{share:.2f}" for share in row.busy),
             " ".join(f"{size / MIB:.1f}" for size in row.hop_bytes),
             " ".join(f"{size / MIB:.1f}" for size in row.device_bytes),

@@ -16,13 +16,20 @@ from kd_local.parallel import Call, compile_lowered
 
 @dataclass(frozen=True)
 class Executable:
-    """What an executable needs, in bytes of one device, and how long its compilation took, in seconds."""
+    """What an executable needs, in bytes of one device, and how long its compilation took, in seconds.
+
+    Attributes:
+        flops, moved_bytes: of one device, as the compiler counts them: floating-point operations, and what is read and
+            written; None where it does not.
+    """
 
     temp_bytes: int
     argument_bytes: int
     output_bytes: int
     alias_bytes: int
     compile_seconds: float
+    flops: float | None = None
+    moved_bytes: float | None = None
 
     @property
     def step_bytes(self) -> int:
@@ -57,13 +64,16 @@ class Executables:
         if digest in self._by_digest:
             return self._by_digest[digest]
         start = time.perf_counter()
-        memory = compile_lowered(lowered, target.mesh).memory_analysis()
+        compiled = compile_lowered(lowered, target.mesh)
+        memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
         found = Executable(
             temp_bytes=memory.temp_size_in_bytes,
             argument_bytes=memory.argument_size_in_bytes,
             output_bytes=memory.output_size_in_bytes,
             alias_bytes=memory.alias_size_in_bytes,
             compile_seconds=round(time.perf_counter() - start, 3),
+            flops=costs.get("flops"),
+            moved_bytes=costs.get("bytes accessed"),
         )
         self.compiled += 1
         self._by_digest[digest] = found

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_local.contract import Method
-from kd_local.costs import multiply_adds
-from kd_local.memory.executables import Executables
+from kd_local.memory.executables import Executable, Executables
 from kd_local.memory.footprint import batch_shapes, piece_footprints
 from kd_local.memory.targets import Target
 from kd_local.parallel import Step, hops
@@ -26,13 +25,15 @@ class GroupFootprint:
         peak_bytes: while its largest piece runs, its state and whatever else is there counted, but for batches that
             wait for it.
         arriving_bytes: of one batch that waits for it; there are at most as many as are in flight.
-        flops: of its pieces, as of `Footprint`, over all its devices.
+        seconds: that its pieces run at least, one after another, each as long as its operations take or what it moves
+            to and from memory, whichever is longer, see `Executable` and `Target`; None where that is not known.
+            Reference: Williams et al., "Roofline" (CACM 2009).
     """
 
     pieces: tuple[str, ...]
     peak_bytes: int
     arriving_bytes: int
-    flops: int
+    seconds: float | None
 
 
 def group_footprints(
@@ -65,19 +66,29 @@ def group_footprints(
     calls = step.calls(state, images, labels, rng, further)
     assert step.placement is not None  # calls has found it
     found = {call.signature: known.of(call, replace(target, mesh=call.mesh)) for call in calls}
-    counted = {call.signature: 2 * multiply_adds(call.piece.run, *call.arguments) for call in calls}
     whole = (images.size + labels.size) * 4
     arriving = (whole, *hops(calls, step.placement))
     groups = []
     for group in range(len(step.groups)):
         own = [call for call, at in zip(calls, step.placement, strict=True) if at == group]
         pieces = piece_footprints(own, found)
+        seconds = [_seconds(found[call.signature], target) for call in own]
         groups.append(
             GroupFootprint(
                 tuple(piece.name for piece in pieces),
                 max(piece.peak for piece in pieces),
                 arriving[group] // own[0].devices,
-                sum(counted[call.signature] for call in own),
+                None if None in seconds else sum(filter(None, seconds)),
             )
         )
     return tuple(groups)
+
+
+def _seconds(executable: Executable, target: Target) -> float | None:
+    of_flops = _ratio(executable.flops, target.flops_per_second)
+    of_memory = _ratio(executable.moved_bytes, target.bytes_per_second)
+    return None if of_flops is None or of_memory is None else max(of_flops, of_memory)
+
+
+def _ratio(amount: float | None, per_second: float | None) -> float | None:
+    return None if amount is None or per_second is None else amount / per_second

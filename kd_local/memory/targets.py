@@ -20,6 +20,13 @@ _TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "v4": "v4:2x2x1
 # Of one chip, from the vendor's documentation; compilations here are per chip, or per core where a chip has two.
 _GIB = 2**30
 _CAPACITY = {"v5e": 16 * _GIB, "v6e": 32 * _GIB, "v5p": 95 * _GIB, "v4": 32 * _GIB}
+_FLOPS_PER_SECOND = {
+    "v5e": 197e12,
+    "v6e": 918e12,
+    "v5p": 459e12,
+    "v4": 275e12,
+}  # bfloat16, also of float32 convolutions
+_BYTES_PER_SECOND = {"v5e": 819e9, "v6e": 1638e9, "v5p": 2765e9, "v4": 1228e9}
 
 TARGETS: tuple[str, ...] = ("local", *(f"tpu:{kind}" for kind in _TPUS))
 
@@ -34,6 +41,8 @@ class Target:
         devices: all that it has, for a mesh of another form.
         present: whether a step can be run on them.
         capacity: bytes of memory of one device, where known.
+        flops_per_second, bytes_per_second: that one device computes, and moves to and from its memory, at most; where
+            known.
     """
 
     name: str
@@ -41,6 +50,8 @@ class Target:
     devices: tuple[jax.Device, ...]
     present: bool
     capacity: int | None
+    flops_per_second: float | None = None
+    bytes_per_second: float | None = None
 
 
 def target(name: str = "local", *, devices: int = 1) -> Target:
@@ -65,7 +76,15 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
         raise unknown("target", name, TARGETS)
     kind = name.removeprefix("tpu:")
     topology = _topology(kind)
-    return Target(name, data_mesh(devices, topology), tuple(topology), present=False, capacity=_CAPACITY[kind])
+    return Target(
+        name,
+        data_mesh(devices, topology),
+        tuple(topology),
+        present=False,
+        capacity=_CAPACITY[kind],
+        flops_per_second=_FLOPS_PER_SECOND[kind],
+        bytes_per_second=_BYTES_PER_SECOND[kind],
+    )
 
 
 def _topology(kind: str) -> list[jax.Device]:
