@@ -1,6 +1,5 @@
 """What the README shows is what runs."""
 
-import os
 import re
 import subprocess
 import sys
@@ -24,11 +23,8 @@ def test_the_lines_for_a_notebook_train():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     lines = [line for line in code.splitlines() if line and not line.startswith(("import", "from"))]
     assert len(lines) <= 15
-    # As a user has it: one device, optimised code, standard promotion.
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nprint(accuracy)"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    # In a process of its own, without strict promotion, as a user has it.
+    done = subprocess.run([sys.executable, "-c", f"{code}\nprint(accuracy)"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 0.9
 

@@ -226,6 +226,7 @@ def test_a_folder_without_the_data_is_named(tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_photograph_that_does_not_decode_is_named(tmp_path: Path) -> None:
     images = [photograph(number) for number in range(12)]

@@ -61,12 +61,11 @@ TINY = [*SMALL, "--config.epochs=1", "--config.data.train_examples=64"]
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
     # Into files: a row that outlives its sweep would keep a pipe open.
     with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
         return subprocess.Popen(
             [sys.executable, "-m", "experiments.sweep", *arguments],
-            cwd=ROOT, env=environment, stdout=out, stderr=err,
+            cwd=ROOT, stdout=out, stderr=err,
         )  # fmt: skip
 
 

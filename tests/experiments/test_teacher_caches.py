@@ -1,7 +1,6 @@
 """The key `teacher.cache`, from the command line to the folder."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -116,11 +115,10 @@ def test_where_a_cache_lies_may_change_but_not_whether_there_is_one(teacher, tmp
 
 def start(workdir: Path, teacher: Path, *more: str, flags: tuple[str, ...] = ()) -> subprocess.Popen:
     changes = ["method=kd", "epochs=3", "batch_size=32", "data.train_examples=200", f"teacher.weights={teacher}", *more]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *flags]
     return subprocess.Popen(
         [*command, *(f"--config.{change}" for change in changes)],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -40,11 +40,9 @@ def command(workdir: Path, **changes) -> list[str]:
 
 
 def start(workdir: Path, **changes) -> subprocess.Popen:
-    # One device and optimised code, as users have.
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     return subprocess.Popen(
         command(workdir, **changes),
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ def lowest(modules, remat):
     return balance(search, NETWORK, modules, SHAPE, BATCH, HERE, executables=KNOWN, compilations=8).peak_bytes
 
 
+@pytest.mark.exhaustive
 def test_the_smallest_number_of_modules_that_fits():
     network = create("resnet14", classes=10)
     remade = lambda boundaries, remat: make(boundaries, remat, network)

@@ -272,7 +272,7 @@ def still(before, after) -> list[str]:
     ]
 
 
-@pytest.mark.usually("R1E-decoder3")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("context", "decoder"),
     [("R0", None), ("E", PIXELS), ("R1", None), ("R1E", PIXELS)],
