@@ -28,8 +28,8 @@ class Executable:
     output_bytes: int
     alias_bytes: int
     compile_seconds: float
-    flops: float | None = None
-    moved_bytes: float | None = None
+    flops: float | None
+    moved_bytes: float | None
 
     @property
     def step_bytes(self) -> int:

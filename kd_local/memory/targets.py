@@ -20,12 +20,8 @@ _TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "v4": "v4:2x2x1
 # Of one chip, from the vendor's documentation; compilations here are per chip, or per core where a chip has two.
 _GIB = 2**30
 _CAPACITY = {"v5e": 16 * _GIB, "v6e": 32 * _GIB, "v5p": 95 * _GIB, "v4": 32 * _GIB}
-_FLOPS_PER_SECOND = {
-    "v5e": 197e12,
-    "v6e": 918e12,
-    "v5p": 459e12,
-    "v4": 275e12,
-}  # bfloat16, also of float32 convolutions
+# At most; of operations in bfloat16, in which float32 convolutions are computed too unless asked otherwise.
+_FLOPS_PER_SECOND = {"v5e": 197e12, "v6e": 918e12, "v5p": 459e12, "v4": 275e12}
 _BYTES_PER_SECOND = {"v5e": 819e9, "v6e": 1638e9, "v5p": 2765e9, "v4": 1228e9}
 
 TARGETS: tuple[str, ...] = ("local", *(f"tpu:{kind}" for kind in _TPUS))

@@ -23,7 +23,7 @@ _PARTS: ContextVar[int] = ContextVar("parts", default=1)
 
 
 @contextmanager
-def normalized_in_parts(parts: int) -> Iterator[None]:
+def normalised_in_parts(parts: int) -> Iterator[None]:
     """In training mode, what is traced in here normalises each of so many equal parts of a batch by its own statistics,
     as devices do that hold a part each and do not wait for each other.
 
@@ -42,7 +42,7 @@ class BatchNorm(nn.Module):
 
     In training mode mean and variance are the batch's, over all devices, and the running ones move to them by 1 -
     momentum, to the variance's unbiased estimate as in PyTorch (n / (n - 1) times the biased one that normalises); in
-    evaluation mode they are the running ones. Within `normalized_in_parts` they are those of each part of the batch,
+    evaluation mode they are the running ones. Within `normalised_in_parts` they are those of each part of the batch,
     and the running ones move to their mean. Statistics are taken in float32, or wider where the input is; parameters
     `scale`, `bias` and statistics `mean`, `var` are kept as they come, float32 from `init`.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from kd_local.contract import Method, Metrics, State
 from kd_local.costs import multiply_adds
 from kd_local.errors import unknown
-from kd_local.models.normalization import normalized_in_parts
+from kd_local.models.normalization import normalised_in_parts
 from kd_local.parallel.mesh import data_mesh, groups, on_every_device, over_the_batch
 from kd_local.parallel.pieces import Call, Piece, Tensors, compile_lowered, further_tensors, let_go, on_cpu, pieces_of
 from kd_local.parallel.placement import check_groups, contiguous
@@ -252,7 +252,7 @@ class Step:
 
 
 def _run(piece: Piece, parts: int, *arguments: Any) -> Any:
-    with normalized_in_parts(parts):
+    with normalised_in_parts(parts):
         return piece.run(*arguments)
 
 

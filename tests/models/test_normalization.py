@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.models.normalization import BatchNorm, normalized_in_parts
+from kd_local.models.normalization import BatchNorm, normalised_in_parts
 from kd_local.parallel import data_mesh, over_the_batch
 
 
@@ -72,7 +72,7 @@ def test_parts_of_a_batch_are_normalised_one_by_one():
         class Parts:
             apply = staticmethod(lambda v, x, mutable: BatchNorm().apply(v, x, train=True, mutable=mutable))
 
-        with normalized_in_parts(3):
+        with normalised_in_parts(3):
             y, stats, gradients = run(Parts, variables, x, weights)
         each = [run(Parts, variables, x[i : i + 2], weights[i : i + 2]) for i in (0, 2, 4)]
         close = lambda a, b: jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), a, b)

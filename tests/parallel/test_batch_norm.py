@@ -8,7 +8,7 @@ import pytest
 
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.models import resnet
-from kd_local.models.normalization import normalized_in_parts
+from kd_local.models.normalization import normalised_in_parts
 from kd_local.parallel import Step, data_mesh, device_mesh, on_every_device, over_the_batch
 
 NETWORK = resnet(8, classes=10, widths=(4, 4, 8, 8))
@@ -36,7 +36,7 @@ def in_parts(method, parts: int, size: int):
     state, metrics = start(method), {}
     images, labels = batch(size)
     tensors = {"images": images, "labels": labels}
-    with normalized_in_parts(parts):
+    with normalised_in_parts(parts):
         for program in method.programs():
             read = tuple(tensors[name] for name in program.reads)
             constants = jnp.asarray(program.constants)
