@@ -69,6 +69,7 @@ class Bench:
             self.on,
             form=row.form,
             shard=shard,
+            batch_norm=base.mesh.batch_norm,
             executables=self.executables,
         )
         own = own_activations(described.network, described.shape, batch // self._devices)

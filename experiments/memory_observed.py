@@ -65,6 +65,7 @@ def main() -> None:
         devices=request["devices"],
         form=row.form,
         shard=base.mesh.shard,
+        batch_norm=base.mesh.batch_norm,
     )
     print(json.dumps({"measured_bytes": measured}))
 

@@ -23,7 +23,7 @@ import jax
 from absl import app, flags, logging
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -93,12 +93,20 @@ def main(_: list[str]) -> None:
     rates: list[float] = []
     timelines: list[Timeline] = []
     if here.present:
-        rates, timelines = _measure(experiment, meshes, config.batch_size)
+        rates, timelines = _measure(experiment, meshes, config)
     known = Executables(workdir / "executables.jsonl")
     rows: list[Row] = []
     for i, (module, each) in enumerate(meshes):
         on = replace(here, mesh=device_mesh(each, module, here.devices))
-        groups = group_footprints(experiment.method, experiment.shape, config.batch_size, on, executables=known)
+        groups = group_footprints(
+            experiment.method,
+            experiment.shape,
+            config.batch_size,
+            on,
+            shard=config.mesh.shard,
+            batch_norm=config.mesh.batch_norm,
+            executables=known,
+        )
         estimates = tuple(group.seconds for group in groups)
         slowest = None if None in estimates else max(filter(None, estimates))
         if i == 0:
@@ -128,14 +136,14 @@ def main(_: list[str]) -> None:
 
 
 def _measure(
-    experiment: Experiment, meshes: Sequence[tuple[int, int]], batch: int
+    experiment: Experiment, meshes: Sequence[tuple[int, int]], config: ConfigDict
 ) -> tuple[list[float], list[Timeline]]:
     """Of each mesh the images a second, as the median of rounds in which all have their turn, and a timeline."""
-    runners = [Rehearsal(experiment, device_mesh(data, module), batch) for module, data in meshes]
+    runners = [Rehearsal(experiment, device_mesh(data, module), config) for module, data in meshes]
     for runner in runners:
         runner.run(2)
     seconds = [[runner.run(_STEPS.value) for runner in runners] for _ in range(_ROUNDS.value)]
-    rates = [batch * _STEPS.value / statistics.median(of_one) for of_one in zip(*seconds, strict=True)]
+    rates = [config.batch_size * _STEPS.value / statistics.median(of_one) for of_one in zip(*seconds, strict=True)]
     return rates, [runner.record(_STEPS.value) for runner in runners]
 
 

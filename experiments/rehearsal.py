@@ -27,14 +27,15 @@ _WARM_UP, _STEPS = 2, 5
 
 
 class Rehearsal:
-    """A method's step on a mesh, with a batch that waits on the host.
+    """A method's step on a mesh, divided as the config says, with a batch that waits on the host.
 
     Raises:
         ValueError: see `Step` and `batch_shapes`.
     """
 
-    def __init__(self, experiment: Experiment, mesh: Mesh, batch: int) -> None:
-        self.step = Step(experiment.method, mesh)
+    def __init__(self, experiment: Experiment, mesh: Mesh, config: ConfigDict) -> None:
+        batch = config.batch_size
+        self.step = Step(experiment.method, mesh, shard=config.mesh.shard, batch_norm=config.mesh.batch_norm)
         first = self.step.groups[0]
         rng = jax.random.key(0)
         state = experiment.method.init(rng, jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32))
@@ -72,7 +73,7 @@ def placement(experiment: Experiment, config: ConfigDict) -> tuple[int, ...] | N
     stages = groups(experiment.mesh)
     if config.mesh.placement == "operations" or len(stages) == 1:
         return None
-    rehearsal = Rehearsal(experiment, stages[0], config.batch_size)
+    rehearsal = Rehearsal(experiment, stages[0], config)
     rehearsal.run(_WARM_UP)
     seconds = rehearsal.record(_STEPS).seconds_of_pieces()
     return contiguous([seconds[piece.name] for piece in rehearsal.step.pieces], len(stages))

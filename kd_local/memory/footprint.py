@@ -92,6 +92,7 @@ def footprint(
     *,
     form: str = "separate",
     shard: str = "nothing",
+    batch_norm: str = "global",
     executables: Executables | None = None,
 ) -> Footprint:
     """What a method's training step needs.
@@ -103,13 +104,14 @@ def footprint(
         target: where.
         form: of the step, see `kd_local.parallel.FORMS`.
         shard: what of the state is divided among the devices, see `kd_local.parallel.SHARDED`.
+        batch_norm: what batch normalisation takes its statistics over, see `kd_local.parallel.BATCH_NORMS`.
         executables: those known already, to which new ones are added.
 
     Raises:
-        ValueError: fewer than one image, or an unknown form.
+        ValueError: fewer than one image, or a form, a part of the state or a batch normalisation that is unknown.
     """
     known = Executables() if executables is None else executables
-    calls = step_calls(method, shape, batch, target, form=form, shard=shard)
+    calls = step_calls(method, shape, batch, target, form=form, shard=shard, batch_norm=batch_norm)
     distinct = {call.signature: call for call in calls}
     found = {signature: known.of(call, target) for signature, call in distinct.items()}
     counted = {signature: multiply_adds(call.piece.run, *call.arguments) for signature, call in distinct.items()}
@@ -159,13 +161,14 @@ def step_calls(
     *,
     form: str = "separate",
     shard: str = "nothing",
+    batch_norm: str = "global",
 ) -> list[Call]:
     """What the step of a method consists of, on a target: nothing is compiled."""
     if batch < 1:
         raise ValueError(f"batch is {batch}: use 1 or more images")
     rng = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    step = Step(method, target.mesh, form=form, shard=shard)
+    step = Step(method, target.mesh, form=form, shard=shard, batch_norm=batch_norm)
     images, labels, further = batch_shapes(step, shape, batch)
     return step.calls(state, images, labels, rng, further)
 

@@ -43,6 +43,8 @@ def group_footprints(
     target: Target,
     *,
     placement: Sequence[int] | None = None,
+    shard: str = "nothing",
+    batch_norm: str = "global",
     executables: Executables | None = None,
 ) -> tuple[GroupFootprint, ...]:
     """What each group of a target's devices needs for its share of a method's training step.
@@ -53,6 +55,7 @@ def group_footprints(
         batch: images of a step, over all devices of a group.
         target: with a mesh as `kd_local.parallel.device_mesh` gives it.
         placement: the group of each piece; by their multiply-adds if None.
+        shard, batch_norm: as `footprint` takes them.
         executables: those known already, to which new ones are added.
 
     Raises:
@@ -61,7 +64,7 @@ def group_footprints(
     known = Executables() if executables is None else executables
     rng = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    step = Step(method, target.mesh, placement=placement)
+    step = Step(method, target.mesh, placement=placement, shard=shard, batch_norm=batch_norm)
     images, labels, further = batch_shapes(step, shape, batch)
     calls = step.calls(state, images, labels, rng, further)
     assert step.placement is not None  # calls has found it

@@ -35,6 +35,7 @@ def observed_peak(
     devices: int = 1,
     form: str = "separate",
     shard: str = "nothing",
+    batch_norm: str = "global",
     steps: int = 2,
 ) -> int | None:
     """Peak bytes of one device while real training steps run on it: state, batch, and all that comes and goes.
@@ -52,13 +53,14 @@ def observed_peak(
         devices: among which the batch is divided.
         form: of the step, see `kd_local.parallel.FORMS`.
         shard: what of the state is divided among the devices, see `kd_local.parallel.SHARDED`.
+        batch_norm: what batch normalisation takes its statistics over, see `kd_local.parallel.BATCH_NORMS`.
         steps: how many to run.
 
     Returns:
         None where it cannot be told: on a CPU without Linux's /proc, on an accelerator without statistics.
     """
     mesh = data_mesh(devices)
-    step = Step(method, mesh, form=form, shard=shard)
+    step = Step(method, mesh, form=form, shard=shard, batch_norm=batch_norm)
     rng = jax.device_put(jax.random.key(0), on_every_device(mesh))
     state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     shapes = batch_shapes(step, shape, batch)

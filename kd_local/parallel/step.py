@@ -205,12 +205,13 @@ class Step:
             replicated, batched = on_every_device(mesh), over_the_batch(mesh, size)
             constants = tuple(jax.ShapeDtypeStruct((len(one.constants),), _number()) for one in piece.programs)
             arguments = piece.arguments(state, tensors, rng, constants)
-            signature = (piece.key, _shapes(arguments), mesh)
+            devices = mesh.size if batched.spec else 1
+            parts = devices if self._batch_norm == "device" else 1
+            signature = (piece.key, _shapes(arguments), mesh, self._shard, parts)
             if signature not in found:
                 own = tuple(self._shardings(program.name, state[program.name], mesh) for program in piece.programs)
-                devices = mesh.size if batched.spec else 1
                 jitted = jax.jit(
-                    partial(_run, piece, devices if self._batch_norm == "device" else 1),
+                    partial(_run, piece, parts),
                     in_shardings=(own, replicated, batched, batched, replicated, replicated),
                     out_shardings=(own, batched, replicated),
                     keep_unused=True,  # or what it needs could not be told from its arguments

@@ -65,9 +65,9 @@ def test_a_state_that_is_divided_takes_less_of_each_device():
     """Counted as it lies on the devices, and as the compiler counts its arguments."""
     mesh, method = target("local", devices=4).mesh, contsup(2, "R0")
     state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
-    need = {}
+    need, known = {}, Executables()
     for shard in ("nothing", "optimizer", "state"):
-        found = footprint(method, (8, 8, 3), 8, target("local", devices=4), shard=shard)
+        found = footprint(method, (8, 8, 3), 8, target("local", devices=4), shard=shard, executables=known)
         placed = Step(method, mesh, shard=shard)
         placed.compile(
             state, *(jax.ShapeDtypeStruct(s, t) for s, t in (((8, 8, 8, 3), "float32"), ((8,), "int32"))), KEY
@@ -78,6 +78,14 @@ def test_a_state_that_is_divided_takes_less_of_each_device():
     assert need["state"].state_bytes < need["optimizer"].state_bytes < 0.8 * need["nothing"].state_bytes
     spared = need["nothing"].state_bytes - need["optimizer"].state_bytes
     assert need["nothing"].peak_bytes - need["optimizer"].peak_bytes >= 0.5 * spared
+
+
+def test_devices_that_normalise_their_own_part_are_compiled_so():
+    known, four = Executables(), target("local", devices=4)
+    footprint(contsup(2, "R0"), (8, 8, 3), 8, four, executables=known)
+    assert known.compiled == 2
+    footprint(contsup(2, "R0"), (8, 8, 3), 8, four, batch_norm="device", executables=known)
+    assert known.compiled == 4
 
 
 class Relay:

@@ -40,3 +40,11 @@ def test_each_group_takes_its_own_pieces():
     assert groups[0].peak_bytes > held
     wide = BATCH * 8 * 8 * 4 * 4
     assert [group.arriving_bytes for group in groups] == [BATCH * (8 * 8 * 3 + 1) * 4, wide + BATCH * 4]
+
+
+def test_groups_are_divided_as_the_step_is():
+    known, on = Executables(), replace(target(), mesh=device_mesh(2, 2))
+    group_footprints(METHOD, IMAGE, BATCH, on, executables=known)
+    assert known.compiled == 3
+    group_footprints(METHOD, IMAGE, BATCH, on, batch_norm="device", executables=known)
+    assert known.compiled == 6
