@@ -75,7 +75,7 @@ def whole(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.usually("1")
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_one_is_killed_the_other_ends_and_the_run_goes_on_to_the_same_end(whole, tmp_path, lost):

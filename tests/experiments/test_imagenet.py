@@ -188,6 +188,7 @@ def summary(done: subprocess.CompletedProcess[str], workdir: Path) -> dict:
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_contsup_trains_in_two_processes(photographs: Path, tmp_path: Path) -> None:
     small = "--config.network.name=resnet18"

@@ -118,10 +118,12 @@ def test_what_a_run_leaves(reference):
     assert [record["step"] for record in records(reference)] == [7 * epoch for epoch in range(1, 13)]
 
 
-def test_killed_at_five_random_moments_it_ends_the_same(reference, tmp_path):
+@pytest.mark.usually("2")
+@pytest.mark.parametrize("times", [2, 5])
+def test_killed_at_random_moments_it_ends_the_same(reference, tmp_path, times):
     moments = random.Random(os.getpid())
     kills = 0
-    while kills < 5:
+    while kills < times:
         before = newest(tmp_path)
         process = start(tmp_path)
         wait_for_a_checkpoint_after(before + moments.randrange(12), tmp_path, process)
