@@ -1,6 +1,7 @@
 """The memory table, as a user makes it."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from experiments import memory_bench, memory_observed
 from experiments.configs import default
 from experiments.folder_lock import FolderLock
 from experiments.memory_observed import ObservationError, observe
 from experiments.memory_rows import Row, describe, distillation_rows, in_order_of_effort, rows_of
 from experiments.memory_table import MIB, Record, draw
+from kd_local.memory import target
 
 ROOT = Path(__file__).parents[2]
 KEYS = [
@@ -292,3 +295,22 @@ def test_picture():
     assert list(named["contsup E"].get_ydata()) == [32, 16]
     assert named["contsup R0"].get_color() != named["contsup E"].get_color()
     assert set(named["end_to_end"].get_ydata()) == {80}
+
+
+def test_steps_are_divided_as_the_config_says(monkeypatch, tmp_path):
+    base, seen = default.get_config(), []
+    base.mesh.shard, base.mesh.batch_norm = "state", "device"
+
+    def told(*_, **options):
+        seen.append((options["shard"], options["batch_norm"]))
+        raise InterruptedError
+
+    monkeypatch.setattr(memory_bench, "footprint", told)
+    monkeypatch.setattr(memory_observed, "observed_peak", told)
+    request = {"row": {"method": "end_to_end"}, "config": base.to_dict(), "devices": 2}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
+    with pytest.raises(InterruptedError):
+        memory_bench.Bench(base, target("local", devices=2), 2, tmp_path, measure=False).need(Row("end_to_end"))
+    with pytest.raises(InterruptedError):
+        memory_observed.main()
+    assert seen == [("state", "device")] * 2

@@ -52,6 +52,14 @@ def test_the_time_is_that_between_their_end_and_the_batch():
     assert run(4, 0.15, 0.05) == pytest.approx(0.15 + 3 * 0.1, abs=0.1)
 
 
+def test_what_else_the_host_does_meanwhile_is_no_wait_for_data():
+    with closing(DataWait()) as wait:
+        for _ in wait.batches(range(3)):
+            wait.dispatched(np.zeros(()))
+            time.sleep(0.1)
+        assert wait.seconds < 0.05
+
+
 def test_results_that_never_come_do_not_hinder():
     with closing(DataWait()) as wait:
         for _ in wait.batches(range(3)):
