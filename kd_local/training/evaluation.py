@@ -53,8 +53,15 @@ def _means(sums_of: Callable[..., Any], split: Examples, batch_size: int, mesh: 
     """Over all examples of a split, of what `sums_of(images, labels, valid)` sums up over a batch: a pytree."""
     batched, replicated = over_the_batch(mesh, batch_size), on_every_device(mesh)
     with closing(split.evaluation_batches(batch_size, share_of(mesh))) as batches:
-        placed = (put_rows(batch, batched, batch_size) for batch in batches)
-        sums = [jax.device_get(sums_of(replicated, *batch)) for batch in placed]
+        sums: list[Any] = []
+        flying = None
+        for batch in batches:
+            # The devices work on one batch while the next is made and put there.
+            dispatched = sums_of(replicated, *put_rows(batch, batched, batch_size))
+            if flying is not None:
+                sums.append(jax.device_get(flying))
+            flying = dispatched
+        sums.append(jax.device_get(flying))
     return jax.tree.map(lambda *each: np.sum(each, axis=0, dtype=np.float64) / len(split), *sums)
 
 
