@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -32,3 +33,19 @@ def test_the_lines_for_a_notebook_train():
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+def test_the_pods_of_kubernetes_find_each_other():
+    service, job = yaml.safe_load_all((ROOT / "docs" / "kubernetes.yaml").read_text())
+    spec, pods = job["spec"], job["spec"]["template"]["spec"]
+    program, *flags = pods["containers"][0]["command"][2:]
+    given = dict(flag.removeprefix("--").partition("=")[::2] for flag in flags)
+    assert program == "experiments.train"
+    assert spec["completions"] == spec["parallelism"] == int(given["processes"]) == int(given["config.mesh.data"])
+    # A pod of an indexed job is called JOB-INDEX, within the domain of the service that selects it.
+    name = job["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": name} and pods["subdomain"] == service["metadata"]["name"]
+    assert given["coordinator"].split(":")[0] == f"{name}-0.{pods['subdomain']}"
+    assert given["index"] == "$(JOB_COMPLETION_INDEX)"
+    text = (ROOT / "experiments" / "train.py").read_text()
+    assert all(f'"{flag}"' in text for flag in given if not flag.startswith("config."))
