@@ -126,6 +126,7 @@ USUAL = {
 }  # fmt: skip
 # The last, smaller batch is a compilation more: it is tried where the loss depends on the batch, and once else.
 SMALLER = {"contsup R0", "contsup E contrast", "contsup decoder contrast", "rkd", "crd", "sp", "block_kd lightweight"}
+assert METHODS.keys() >= USUAL | SMALLER
 
 
 def usually(name: str) -> Any:
