@@ -61,8 +61,8 @@ def main(_: list[str]) -> None:
         if _TARGET.value.startswith("tpu:"):
             # A TPU's compiler, once installed, is also what JAX would look for a TPU with.
             jax.config.update("jax_platforms", "cpu")
-        # Real steps run in a process beside this one: memory of an accelerator is not taken in advance.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        # Real steps run in a process beside this one, which leaves it an accelerator's memory.
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         base = _base(_CONFIG.value)
         rows = rows_of(_numbers(_MODULES.value), _contexts(_CONTEXTS.value), decoders=_DECODERS.value)
         rows += distillation_rows(_methods(_DISTILLATION.value, base), base)

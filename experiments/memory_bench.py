@@ -44,7 +44,9 @@ class Bench:
         self.on = on
         self._devices = devices
         self._known: dict[str, Need] = {}
-        self._environment = compilation_cache(workdir) if measure else None
+        # An accelerator's memory is taken at once there, as in training: taken piece by piece it has gaps, which count.
+        at_once = {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}
+        self._environment = {**compilation_cache(workdir), **at_once} if measure else None
         self._measured = workdir / MEASURED
         if self._environment is not None:
             # What is compiled here is not compiled again by the process that runs it.

@@ -314,3 +314,16 @@ def test_steps_are_divided_as_the_config_says(monkeypatch, tmp_path):
     with pytest.raises(InterruptedError):
         memory_observed.main()
     assert seen == [("state", "device")] * 2
+
+
+def test_the_process_of_real_steps_takes_memory_as_training_does(monkeypatch, tmp_path):
+    seen = []
+
+    def observed(*_, environment, **__):
+        seen.append(environment["XLA_PYTHON_CLIENT_PREALLOCATE"])
+
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # as the program sets it for itself
+    monkeypatch.setattr(memory_bench, "observe", observed)
+    bench = memory_bench.Bench(default.get_config(), target("local"), 1, tmp_path, measure=True)
+    bench.need(Row("end_to_end"))
+    assert seen == ["true"]
