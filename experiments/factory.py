@@ -250,17 +250,17 @@ def _cut(config: ConfigDict, network: Network, data: Description, dtype: Any, pl
         loss_scale=scale,
         aux_width=local.aux_width,
         feature_width=local.feature_width,
-        remat=_parts(local.remat, platform),
+        remat=_parts(local.remat),
         channels_at_once=16 if platform == "cpu" else 8,
         dtype=dtype,
     )
 
 
-def _parts(remat: str, platform: str) -> tuple[str, ...]:
-    """`blocks,head` as parts of a module. By itself, context networks on accelerators, where memory is scarce; on a CPU
-    nothing, since there a step of ResNet-32 in 16 modules takes a quarter longer with E."""
+def _parts(remat: str) -> tuple[str, ...]:
+    """`blocks,head` as parts of a module. By itself context networks: kept, those of the image, at full resolution at
+    every boundary, would need more than all else, and memory would not fall with the number of modules."""
     if remat == "auto":
-        return () if platform == "cpu" else ("contexts",)
+        return ("contexts",)
     parts = () if remat == "none" else tuple(part.strip() for part in remat.split(","))
     for part in parts:
         if part not in PARTS:

@@ -19,15 +19,15 @@ REMATERIALIZED = "end_to_end_remat"
 NAIVE = "naive"
 JOINED = "contsup_joined"
 CONTSUP = "contsup"
-CONTEXTS_AGAIN = "contsup_remat"
+LOCAL_REMATERIALIZED = "contsup_remat"
 DECODER = "contsup_decoder"
 KD, BLOCK_KD = "kd", "block_kd"
 LOCAL_DISTILLATION = "local_distillation"
 DISTILLATION: tuple[str, ...] = (*OBJECTIVES, LOCAL_DISTILLATION)
 METHODS: tuple[str, ...] = (
-    END_TO_END, REMATERIALIZED, NAIVE, JOINED, CONTSUP, CONTEXTS_AGAIN, DECODER, *DISTILLATION
+    END_TO_END, REMATERIALIZED, NAIVE, JOINED, CONTSUP, LOCAL_REMATERIALIZED, DECODER, *DISTILLATION
 )  # fmt: skip
-"""`contsup_remat` has its context networks rematerialised, the others what the config says."""
+"""`contsup_remat` has blocks and context networks rematerialised, the other local ones what the config says."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Row:
             config.local.decoder = self.method == DECODER and self.modules > 1
             config.local.answer = "last"
             config.local.memory_budget = None
-            if self.method == CONTEXTS_AGAIN:
-                config.local.remat = "contexts"
+            if self.method == LOCAL_REMATERIALIZED:
+                config.local.remat = "blocks,contexts"
             if self.context is None:
                 config.local.boundaries = "equal"  # cut it is not, but boundaries by name would not fit one module
             config.mesh.data = 1
@@ -129,7 +129,7 @@ def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Describ
 def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool) -> list[Row]:
     """All rows, in the order of the table."""
     local = [(CONTSUP, context) for context in contexts]
-    local += [(CONTEXTS_AGAIN, context) for context in contexts if context != "R0"]
+    local += [(LOCAL_REMATERIALIZED, context) for context in contexts]
     if decoders:
         local += [(DECODER, context) for context in contexts]
     kinds = [(NAIVE, "R0"), (JOINED, "R0"), *local]
@@ -167,7 +167,7 @@ def in_order_of_effort(rows: Sequence[Row]) -> list[Row]:
     def effort(row: Row) -> tuple[int, int]:
         if row.context is None:
             return int(row.taught), METHODS.index(row.method)
-        if row.method in (CONTSUP, CONTEXTS_AGAIN, DECODER):
+        if row.method in (CONTSUP, LOCAL_REMATERIALIZED, DECODER):
             return 2 + METHODS.index(row.method), -row.modules
         return 10, row.modules
 

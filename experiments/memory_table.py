@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from experiments.memory_rows import (
-    CONTEXTS_AGAIN,
     CONTSUP,
     DECODER,
     END_TO_END,
     JOINED,
+    LOCAL_REMATERIALIZED,
     NAIVE,
     REMATERIALIZED,
     Row,
@@ -156,7 +156,7 @@ def terminal_table(records: Sequence[Record], *, title: str) -> Table:
 
 _STYLES: dict[str, dict[str, Any]] = {
     CONTSUP: {"linestyle": "-", "marker": "o"},
-    CONTEXTS_AGAIN: {"linestyle": ":", "marker": "^"},
+    LOCAL_REMATERIALIZED: {"linestyle": ":", "marker": "^"},
     DECODER: {"linestyle": "--", "marker": "s", "fillstyle": "none"},
     JOINED: {"linestyle": "-.", "marker": "^", "color": "0.4"},
     NAIVE: {"linestyle": ":", "marker": "x", "color": "0.4"},
@@ -171,7 +171,7 @@ def draw(records: Sequence[Record], *, title: str) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     contexts = list(
-        dict.fromkeys(record.context for record in records if record.method in (CONTSUP, CONTEXTS_AGAIN, DECODER))
+        dict.fromkeys(record.context for record in records if record.method in (CONTSUP, LOCAL_REMATERIALIZED, DECODER))
     )
     lines: dict[tuple[str, str], list[Record]] = {}
     counts = {record.modules for record in records if record.context is not None or record.modules > 1}

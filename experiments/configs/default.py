@@ -49,7 +49,7 @@ def get_config(options: str = "") -> ConfigDict:
                 "loss_scale": "published",  # with a decoder: or four numbers, 5,0.05,0.2,0.5
                 "aux_width": 1.0,  # multiplies the channels of heads, decoders and image encoders
                 "feature_width": 128,  # hidden units of a head, and the features of contrast
-                "remat": "auto",  # compute again: blocks, contexts, head, decoder; none; contexts on accelerators
+                "remat": "auto",  # compute again: blocks, contexts, head, decoder; none; auto is contexts
                 "memory_budget": placeholder(str),  # such as 8GiB: the fewest modules that fit, instead of `modules`
                 "answer": "last",  # who answers at inference: a module's name to exit early, ensemble
             },
