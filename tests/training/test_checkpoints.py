@@ -1,29 +1,26 @@
-"""Checkpoints come back bit by bit, or not at all: after damage, a full disk and kill -9, of one process and of two."""
+"""Checkpoints come back bit by bit, or not at all: after damage, a full disk and kill -9. Those of several processes:
+test_joint_checkpoints.py."""
 
 import errno
-import json
 import logging
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 import kd_local
-from kd_local.parallel import data_mesh, hosts, move, on_every_device, over_the_batch
 from kd_local.training.checkpoints import MANIFEST, CheckpointError, Checkpoints
 
 FULL = os.strerror(errno.ENOSPC)
@@ -414,7 +411,7 @@ def save_forever(directory: Path) -> None:
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    command = [sys.executable, __file__, "save_forever", str(tmp_path)]
+    command = [sys.executable, __file__, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(kd_local.__file__).parents[1])}
     moments = random.Random(0)
     for _ in range(3):
@@ -433,250 +430,5 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         assert all("unfinished" in report for report in reports) and len(reports) <= 1
 
 
-# ---- Two processes. What they run stands below, and is told by its name.
-
-
-def joint_numbers(step: int) -> PyTree:
-    """What several processes save: arrays of which each has the whole, and one that is divided among their devices."""
-    rows = np.random.default_rng(step).normal(size=(16, 5)).astype(np.float32)
-    return {"same": {"a": rows[:3], "b": rows[0].astype(jnp.bfloat16)}, "divided": rows, "step": np.int32(step)}
-
-
-def on_all_devices(tree: PyTree) -> PyTree:
-    mesh = data_mesh(jax.device_count())
-    whole, divided = on_every_device(mesh), over_the_batch(mesh, 16)
-    return {name: move(part, divided if name == "divided" else whole) for name, part in tree.items()}
-
-
-def has_numbers(tree: PyTree, step: int) -> bool:
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(joint_numbers(step)), strict=True)
-    return all(
-        np.asarray(shard.data).tobytes() == np.asarray(value[shard.index]).tobytes()
-        for leaf, value in pairs
-        for shard in leaf.addressable_shards
-    )
-
-
-def goes_on(say: Callable, directory: Path, *steps: str) -> None:
-    """Restores, and saves these steps while it computes with the other."""
-    reports: list[str] = []
-    with Checkpoints(directory, keep=2, report=reports.append) as checkpoints:
-        step, tree = checkpoints.restore_latest(on_all_devices(joint_numbers(0))) or (None, None)
-        say(step, step and has_numbers(tree, step), reports)
-        total = jax.jit(jnp.sum, out_shardings=on_every_device(data_mesh(jax.device_count())))
-        for text in steps:
-            tree = on_all_devices(joint_numbers(int(text)))
-            checkpoints.save(int(text), tree)
-            for _ in range(20):
-                total(tree["divided"]).block_until_ready()
-        checkpoints.wait()
-        say(checkpoints.last_good())
-
-
-def fails(say: Callable, directory: Path) -> None:
-    """Writing fails in process 1, sealing in process 0, the save itself in process 1; after each the next is tried."""
-
-    class Failing:
-        def result(self, timeout: float | None = None) -> None:
-            raise OSError(errno.ENOSPC, FULL)
-
-    write, replace = ocp.StandardCheckpointHandler.async_save, os.replace
-
-    async def write_in_vain(*args: object, **kwargs: object) -> list:
-        return [*await write(*args, **kwargs), Failing()]
-
-    async def broken(*args: object, **kwargs: object) -> list:
-        raise OSError(errno.EIO, "broken")
-
-    def replace_in_vain(*args: object) -> None:
-        raise OSError(errno.EIO, "broken")
-
-    def attempt(step: int) -> None:
-        started = time.monotonic()
-        try:
-            checkpoints.save(step, on_all_devices(joint_numbers(step)))
-            checkpoints.wait()
-            say(step)
-        except CheckpointError as error:
-            say(str(error), time.monotonic() - started < 20)
-
-    with Checkpoints(directory) as checkpoints:
-        attempt(1)
-        if jax.process_index() == 1:
-            ocp.StandardCheckpointHandler.async_save = write_in_vain
-        attempt(2)
-        ocp.StandardCheckpointHandler.async_save = write
-        attempt(3)
-        if jax.process_index() == 0:
-            os.replace = replace_in_vain
-        attempt(4)
-        os.replace = replace
-        attempt(1)
-        if jax.process_index() == 1:
-            ocp.StandardCheckpointHandler.async_save = broken
-        attempt(5)
-        ocp.StandardCheckpointHandler.async_save = write
-        attempt(6)
-
-
-def opens(say: Callable, directory: Path) -> None:
-    try:
-        Checkpoints(directory / str(jax.process_index()))
-    except CheckpointError as error:
-        say(str(error))
-
-
-def saves_forever(say: Callable, directory: Path) -> None:
-    total = jax.jit(jnp.sum, out_shardings=on_every_device(data_mesh(jax.device_count())))
-    try:
-        with Checkpoints(directory, keep=1, report=lambda text: None) as checkpoints:
-            step, _ = checkpoints.restore_latest(on_all_devices(joint_numbers(0))) or (0, None)
-            while True:
-                step += 1
-                tree = on_all_devices(joint_numbers(step))
-                checkpoints.save(step, tree)
-                say(step - 1)
-                total(tree["divided"]).block_until_ready()
-    except Exception as error:
-        if not hosts.is_loss(error):
-            raise
-        hosts.leave(3)
-
-
-def start_two(what: str, directory: Path, *arguments: object, devices: int = 1) -> list[subprocess.Popen]:
-    with socket.create_server(("", 0)) as server:
-        port = server.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
-    environment = os.environ | {"PYTHONPATH": str(Path(kd_local.__file__).parents[1]), "XLA_FLAGS": flags}
-    return [
-        subprocess.Popen(
-            [sys.executable, __file__, what, str(directory), str(port), str(index), *map(str, arguments)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for index in range(2)
-    ]  # fmt: skip
-
-
-def said_by(programs: Sequence[subprocess.Popen]) -> list[list[list]]:
-    """What each said, once both have ended well."""
-    try:
-        ends = [program.communicate(timeout=60) for program in programs]
-    finally:
-        for program in programs:
-            program.kill()
-    for program, (_, err) in zip(programs, ends, strict=True):
-        assert program.returncode == 0, err
-    return [[json.loads(line[5:]) for line in out.splitlines() if line.startswith("said ")] for out, _ in ends]
-
-
-def restore_joint(directory: Path) -> tuple[int, list[str]]:
-    """The step that one process restores, on its eight devices and on the first, and the reports."""
-    reports: list[str] = []
-    with Checkpoints(directory, report=reports.append) as checkpoints:
-        for like in (on_all_devices(joint_numbers(0)), jax.tree.map(jnp.asarray, joint_numbers(0))):
-            restored = checkpoints.restore_latest(like)
-            assert restored is not None and has_numbers(restored[1], restored[0])
-            places = jax.tree.map(lambda leaf: leaf.sharding, like)
-            assert jax.tree.map(lambda leaf: leaf.sharding, restored[1]) == places
-    return restored[0], reports
-
-
-@pytest.fixture(scope="module")
-def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("saved-by-two") / "new"
-    assert said_by(start_two("goes_on", directory, 1, 2, 3)) == [[[None, None, []], [3]]] * 2
-    assert sorted(path.name for path in directory.iterdir()) == ["2", "3"]
-    return directory
-
-
-@pytest.mark.slow
-def test_two_processes_and_one_go_on_from_each_other(saved_by_two: Path, tmp_path: Path) -> None:
-    directory = shutil.copytree(saved_by_two, tmp_path / "copied")
-    assert any("process_1" in name for name in files_of(directory / "3"))
-    assert restore_joint(directory) == (3, [])
-    with Checkpoints(directory) as checkpoints:
-        checkpoints.save(4, on_all_devices(joint_numbers(4)))
-    assert said_by(start_two("goes_on", directory, 5, devices=4)) == [[[4, True, []], [5]]] * 2
-    assert restore_joint(directory) == (5, [])
-
-
-@pytest.mark.slow
-def test_what_is_damaged_is_found_once_and_left_by_both(saved_by_two: Path, tmp_path: Path) -> None:
-    directory = shutil.copytree(saved_by_two, tmp_path / "copied")
-    (damaged,) = (name for name in files_of(directory / "3") if name.endswith("ocdbt.process_1/manifest.ocdbt"))
-    (directory / "3" / damaged).write_bytes(b"")
-    report = f"checkpoint 3 is damaged ({damaged}: digest differs): using checkpoint 2"
-    first, second = said_by(start_two("goes_on", directory, 3))
-    assert (first, second) == ([[2, True, [report]], [3]], [[2, True, []], [3]])
-    assert sorted(path.name for path in directory.iterdir()) == ["2", "3", "3.damaged"]
-
-
-@pytest.mark.slow
-def test_what_fails_in_one_process_fails_in_both(tmp_path: Path) -> None:
-    full = f"the disk that holds {tmp_path} is full: checkpoint 2 could not be saved; checkpoint 1 is the last good one"
-    older = (
-        f"checkpoint 1 cannot be saved in {tmp_path}, which holds checkpoint 3: restore that one first, or use an "
-        "empty directory"
-    )
-    broken = "checkpoint {} could not be saved in {}: {}[Errno 5] broken; checkpoint 3 is the last good one"
-    for index, said in enumerate(said_by(start_two("fails", tmp_path))):
-        sealing, saving = ("", "process 1: ") if index == 0 else ("process 0: ", "")
-        sealing, saving = broken.format(4, tmp_path, sealing), broken.format(5, tmp_path, saving)
-        assert said == [[1], [full, True], [3], [sealing, True], [older, True], [saving, True], [6]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "6"]
-    assert restore_joint(tmp_path) == (6, [])
-
-
-@pytest.mark.slow
-def test_a_directory_that_is_not_shared(tmp_path: Path) -> None:
-    (first,), (second,) = said_by(start_two("opens", tmp_path))
-    text = "it is another folder than that of process 0: use one that all hosts share"
-    assert first == [f"checkpoints cannot be kept in {tmp_path / '0'}: process 1: {text}"]
-    assert second == [f"checkpoints cannot be kept in {tmp_path / '1'}: {text}"]
-
-
-@pytest.mark.exhaustive
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_one_of_two_is_killed_at_any_moment(tmp_path: Path, killed: int) -> None:
-    programs = start_two("saves_forever", tmp_path)
-    try:
-        known = 0
-        while known < 3:
-            assert programs[killed].stdout is not None
-            line = programs[killed].stdout.readline()
-            assert line, programs[killed].communicate()
-            known = json.loads(line[5:])[0] if line.startswith("said ") else known
-        time.sleep(random.Random(killed).uniform(0, 0.5))
-        programs[killed].kill()
-        started = time.monotonic()
-        _, err = programs[1 - killed].communicate(timeout=30)
-        print(f"process {killed} killed: the other ended after {time.monotonic() - started:.1f} s")
-        # By the exception of a computation, or by the runtime where it did not compute.
-        assert programs[1 - killed].returncode in (1, 3), err
-    finally:
-        for program in programs:
-            program.kill()
-            program.communicate()
-    step, reports = restore_joint(tmp_path)
-    assert step >= known
-    assert all("unfinished" in report for report in reports) and len(reports) <= 1
-
-
-def main(what: str, directory: str, *arguments: str) -> None:
-    if what == "save_forever":
-        save_forever(Path(directory))
-        return
-
-    def say(*values: object) -> None:
-        print("said", json.dumps(values), flush=True)
-
-    port, index, *rest = arguments
-    hosts.start(f"localhost:{port}", 2, int(index), heartbeat_seconds=5, start_seconds=30)
-    {"goes_on": goes_on, "fails": fails, "opens": opens, "saves_forever": saves_forever}[what](
-        say, Path(directory), *rest
-    )
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    save_forever(Path(sys.argv[1]))
