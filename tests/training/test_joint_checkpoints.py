@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +76,8 @@ def fails(say: Callable, directory: Path) -> None:
         def result(self, timeout: float | None = None) -> None:
             raise OSError(errno.ENOSPC, FULL)
 
-    write, replace = ocp.StandardCheckpointHandler.async_save, os.replace
+    handler = ocp.StandardCheckpointHandler
+    write = handler.async_save
 
     async def write_in_vain(*args: object, **kwargs: object) -> list:
         return [*await write(*args, **kwargs), Failing()]
@@ -94,22 +97,19 @@ def fails(say: Callable, directory: Path) -> None:
         except CheckpointError as error:
             say(str(error), time.monotonic() - started < 20)
 
+    def failing(process: int, owner: object, name: str, instead: Callable) -> AbstractContextManager:
+        return patch.object(owner, name, instead) if jax.process_index() == process else nullcontext()
+
     with Checkpoints(directory) as checkpoints:
         attempt(1)
-        if jax.process_index() == 1:
-            ocp.StandardCheckpointHandler.async_save = write_in_vain
-        attempt(2)
-        ocp.StandardCheckpointHandler.async_save = write
+        with failing(1, handler, "async_save", write_in_vain):
+            attempt(2)
         attempt(3)
-        if jax.process_index() == 0:
-            os.replace = replace_in_vain
-        attempt(4)
-        os.replace = replace
+        with failing(0, os, "replace", replace_in_vain):
+            attempt(4)
         attempt(1)
-        if jax.process_index() == 1:
-            ocp.StandardCheckpointHandler.async_save = broken
-        attempt(5)
-        ocp.StandardCheckpointHandler.async_save = write
+        with failing(1, handler, "async_save", broken):
+            attempt(5)
         attempt(6)
 
 
