@@ -27,9 +27,9 @@ from experiments.factory import build, count_parameters
 from experiments.teachers import load_weights
 from experiments.workdirs import CONFIG
 from kd_local.costs import multiply_adds
+from kd_local.files import replace_text
 from kd_local.local import EndToEnd
 from kd_local.training import evaluate
-from kd_local.training.logging import replace_text
 
 SUMMARY = "summary.json"
 

@@ -22,7 +22,7 @@ from experiments.memory_rows import (
     REMATERIALIZED,
     Row,
 )
-from kd_local.training.logging import replace_text
+from kd_local.files import replace_text
 
 CSV, LINES, PICTURE = "memory.csv", "memory.jsonl", "memory.png"
 MIB = 2**20

@@ -31,6 +31,7 @@ from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build
 from experiments.rehearsal import Rehearsal
+from kd_local.files import replace_text
 from kd_local.memory import TARGETS, Executables, group_footprints, target
 from kd_local.parallel import Step, Timeline, device_mesh
 
@@ -127,7 +128,7 @@ def main(_: list[str]) -> None:
             )
         )
     common = {"target": _TARGET.value, "batch": config.batch_size, "jax": jax.__version__}
-    (workdir / LINES).write_text("".join(json.dumps({**asdict(row), **common}) + "\n" for row in rows))
+    replace_text(workdir / LINES, "".join(json.dumps({**asdict(row), **common}) + "\n" for row in rows))
     console.print(_table(rows, f"{config.network.name}, batch {config.batch_size}, {_TARGET.value}", here.present))
     if timelines:
         deepest = max(range(len(meshes)), key=lambda i: meshes[i][0])

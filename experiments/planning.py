@@ -12,9 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.factory import build
+from kd_local.files import replace_text
 from kd_local.local import PARTS, ContSup
 from kd_local.memory import Executables, Target, balance, fit, parse_bytes, target
-from kd_local.training.logging import replace_text
 
 PLAN = "plan.json"
 

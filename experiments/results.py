@@ -14,7 +14,7 @@ from rich.table import Table
 
 from experiments import workdirs
 from experiments.rows import Rows, Run
-from kd_local.training.logging import replace_text
+from kd_local.files import replace_text
 
 SUMMARY = "summary.json"
 

@@ -35,13 +35,14 @@ from experiments.teachers import save_network
 from kd_local.contract import State, Taught, TrainsNetwork
 from kd_local.costs import multiply_adds
 from kd_local.data import Data, DataError
+from kd_local.files import read_json_lines, replace_text
 from kd_local.local import ContSup
 from kd_local.parallel import hosts
 from kd_local.parallel.meetings import Meeting
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
 from kd_local.training.interruption import Interrupted, Interruption
-from kd_local.training.logging import METRICS, STEPS, Log, read_records, replace_text
+from kd_local.training.logging import METRICS, STEPS, Log
 from kd_local.training.loop import Record, Result, train
 from kd_local.training.metrics import NotFiniteError
 from kd_local.training.plots import CURVES, plot_curves
@@ -197,7 +198,7 @@ def _conclude(
     compared: dict[str, float],
     workdir: Path,
 ) -> None:
-    records = read_records(workdir / METRICS)
+    records = read_json_lines(workdir / METRICS)
     last = records[-1]
     seconds = sum(record["seconds"] for record in records)
     images = sum(record["seconds"] * record["images_per_second"] for record in records)
@@ -230,7 +231,7 @@ def _conclude(
         "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
     }
     replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    plot_curves(records, read_records(workdir / STEPS), workdir / CURVES, title=_title(experiment, config))
+    plot_curves(records, read_json_lines(workdir / STEPS), workdir / CURVES, title=_title(experiment, config))
     table = Table(show_header=False, title="result")
     for name, value in summary.items():
         if name != "exits":

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kd_local.training.logging import replace_text
+from kd_local.files import replace_text
 
 CONFIG = "config.json"
 # Where a run is, how fast and how far it goes, not what a step of it computes: they may change on the way.

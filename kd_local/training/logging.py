@@ -2,11 +2,11 @@
 of single batches, and both as TensorBoard events."""
 
 import json
-import os
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from kd_local.files import read_json_lines, replace_text
 from kd_local.training.loop import Course, Record
 
 METRICS = "metrics.jsonl"
@@ -26,7 +26,7 @@ class Log:
 
     def on_start(self, course: Course) -> None:
         for path in (self.epochs, self.steps):
-            kept = [record for record in read_records(path) if record["step"] <= course.first_step]
+            kept = [record for record in read_json_lines(path) if record["step"] <= course.first_step]
             replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._writer = SummaryWriter(str(self.tensorboard), purge_step=course.first_step + 1)
 
@@ -49,21 +49,3 @@ class Log:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a metrics file; none where there is no file. A last line that was cut short does not count."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

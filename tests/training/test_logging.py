@@ -3,7 +3,8 @@ import json
 import matplotlib.image
 import numpy as np
 
-from kd_local.training.logging import Log, read_records
+from kd_local.files import read_json_lines
+from kd_local.training.logging import Log
 from kd_local.training.loop import Course
 from kd_local.training.plots import plot_curves
 
@@ -27,7 +28,7 @@ def test_records_after_the_step_gone_on_from_come_again(tmp_path):
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "st')  # killed in the middle of a line
-    assert read_records(tmp_path / "metrics.jsonl") == [record(4), record(8)]
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [record(4), record(8)]
     log = Log(tmp_path)
     log.on_start(Course(6, 12, 4, 8))
     for step in (8, 12):
@@ -35,7 +36,7 @@ def test_records_after_the_step_gone_on_from_come_again(tmp_path):
     for step in range(1, 61):
         log.on_step(step, {"module00/loss": 1.0})
     log.close()
-    assert [entry["step"] for entry in read_records(tmp_path / "steps.jsonl")] == [1, 25, 50]
+    assert [entry["step"] for entry in read_json_lines(tmp_path / "steps.jsonl")] == [1, 25, 50]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [record(4), record(8), record(12)]
     assert list((tmp_path / "tensorboard").iterdir())

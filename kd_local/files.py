@@ -1,0 +1,29 @@
+"""Text files that a killed process leaves whole: JSON lines and replaced text."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one per line; empty if there is no file.
+
+    Lines that hold no JSON object are skipped: a process that is killed while it appends leaves a line cut short.
+    """
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file atomically: readers see the old text or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
