@@ -43,6 +43,7 @@ class Program:
         frozen: parts of the state that are only read (a teacher); they need not be owned by any program.
         constants: numbers handed to the function, such as the weights of a loss: programs that differ in nothing else
             share an executable.
+        trains: False if the function returns its own part unchanged, as a frozen teacher's does.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Program:
     writes: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     constants: tuple[float, ...] = ()
+    trains: bool = True
 
 
 @runtime_checkable
@@ -76,6 +78,11 @@ class Method(Protocol):
 
     def deployed(self, state: State) -> Mapping[str, Any]:
         """The parameters that `logits` uses."""
+        ...
+
+    @property
+    def deployed_program(self) -> str | None:
+        """The program whose `accuracy` in training is that of `logits`; None if no program computes these logits."""
         ...
 
 

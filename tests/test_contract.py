@@ -169,6 +169,35 @@ def test_a_teacher_stands_still(one):
             jax.tree.map(np.testing.assert_array_equal, part, one.before[name])
 
 
+def test_programs_that_train_own_an_optimizer_state(one):
+    assert {program.name for program in one.method.programs() if program.trains} == {
+        name for name, part in one.after.items() if "opt_state" in part
+    }
+
+
+def test_the_deployed_program_trains_and_measures_accuracy(one):
+    name = one.method.deployed_program
+    if name is not None:
+        assert name in {program.name for program in one.method.programs() if program.trains}
+        assert "accuracy" in one.metrics[0][name]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("end_to_end", "network"),
+        ("contsup R0", "module03"),
+        ("contsup early exit", "module01"),
+        ("contsup ensemble", None),
+        ("block_kd", "student"),
+        ("simkd", None),
+        ("local_distillation", "module02"),
+    ],
+)
+def test_the_program_whose_accuracy_is_that_of_the_deployed_network(name, expected):
+    assert METHODS[name].deployed_program == expected
+
+
 def test_a_shape_is_compiled_once(one):
     first, second, *last_batch = one.compilations
     assert first

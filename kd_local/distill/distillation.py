@@ -136,6 +136,11 @@ class Distillation:
             for (name, _), teacher in zip(self.pairs, self.teachers, strict=True)
         }
 
+    @property
+    def deployed_program(self) -> str | None:
+        """The student's program; None if the objective deploys other blocks with it."""
+        return NAME if self.objective.deploys_student else None
+
     def network_variables(self, state: State) -> Variables | None:
         """The student's variables; None where what is deployed is not the student alone."""
         return _of(state[NAME], NAME) if self.deployed(state) is state[NAME]["params"][NAME] else None

@@ -176,6 +176,7 @@ class LocalDistillation:
             function=partial(_answer, self.teacher.network),
             reads=("images", "labels"),
             writes=("teacher_logits",),
+            trains=False,
         )
         students = tuple(
             Program(
@@ -209,6 +210,11 @@ class LocalDistillation:
     def deployed(self, state: State) -> Mapping[str, Any]:
         """The student's parameters."""
         return self.network_variables(state)["params"]
+
+    @property
+    def deployed_program(self) -> str:
+        """The last module, whose output is the student's logits."""
+        return self.modules()[-1].name
 
     def taught(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
         """The teacher's logits, in evaluation mode."""

@@ -89,10 +89,12 @@ class Objective:
     Attributes:
         reads: `logits` where of the teacher nothing else is used: then these may come from a cache.
         needs_indices: whether it must know which images it is given.
+        deploys_student: whether the student alone is deployed; False if `logits` and `deployed` are overridden.
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "features"
     needs_indices: ClassVar[bool] = False
+    deploys_student: ClassVar[bool] = True
 
     def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
         """Fresh variables of what learns beside the student (connectors), or is remembered from step to step

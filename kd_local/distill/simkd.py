@@ -53,6 +53,8 @@ class SimKD(Objective):
         ValueError: a negative weight, or a factor below 1.
     """
 
+    deploys_student = False
+
     ce_weight: float = 0.0
     weight: float = 1.0
     factor: int = 2

@@ -80,6 +80,12 @@ class ContSup:
             for name in every[: every.index(names[-1]) + 1]
         }
 
+    @property
+    def deployed_program(self) -> str | None:
+        """The module whose head answers; None for an ensemble, whose logits no module computes."""
+        names = self.cut.answering(self.answer)
+        return names[0] if len(names) == 1 else None
+
 
 def _variables(state: State) -> dict[str, dict[str, Any]]:
     return {name: {key: part[key] for key in ("params", "batch_stats")} for name, part in state.items()}

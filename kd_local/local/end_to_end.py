@@ -56,6 +56,11 @@ class EndToEnd:
         """All parameters."""
         return state[NAME]["params"]
 
+    @property
+    def deployed_program(self) -> str:
+        """The only program."""
+        return NAME
+
     def network_variables(self, state: State) -> Variables:
         """The network's variables."""
         return {collection: state[NAME][collection] for collection in ("params", "batch_stats")}

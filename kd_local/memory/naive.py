@@ -70,6 +70,11 @@ class SummedLosses:
             for name, params in state[NAME]["params"].items()
         }
 
+    @property
+    def deployed_program(self) -> None:
+        """None: the program's only metric is the sum of the losses."""
+        return None
+
 
 def by_module(part: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Variables of all modules, as a cut network takes them, from a part or from its variables."""
