@@ -1,0 +1,31 @@
+"""The keys of the config: each is explained, and docs/configuration.md is what the keys give."""
+
+from pathlib import Path
+
+from experiments.configs import default
+from experiments.configs.keys import Key, attributes, flat_keys, objective_keys
+from experiments.configs.reference import reference
+
+PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def test_the_page_is_current():
+    assert PAGE.read_text() == reference(), "run: python -m experiments.configs.reference > docs/configuration.md"
+
+
+def test_every_key_of_the_default_config_is_explained():
+    explained = dict(flat_keys()) | {
+        f"{method}.{name}": key for method, group in objective_keys().items() for name, key in group.items()
+    }
+    config = default.get_config()
+    flat = {name for name in config if not hasattr(config.get_ref(name).get(), "items")}
+    flat |= {f"{name}.{key}" for name in config.keys() - flat for key in config[name]}
+    assert flat == explained.keys()
+    assert [name for name, key in flat_keys() if not key.meaning] == []
+
+
+def test_attributes_are_read_from_a_docstring():
+    assert attributes(Key) == {
+        "default": "its value unless a config or the command line sets another; a placeholder has a type and no value.",
+        "meaning": "what it sets, with its choices, range or unit.",
+    }
