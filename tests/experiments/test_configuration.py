@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
+
 from experiments.configs import default
 from experiments.configs.keys import Key, attributes, flat_keys, objective_keys
 from experiments.configs.reference import reference
@@ -17,10 +19,7 @@ def test_every_key_of_the_default_config_is_explained():
     explained = dict(flat_keys()) | {
         f"{method}.{name}": key for method, group in objective_keys().items() for name, key in group.items()
     }
-    config = default.get_config()
-    flat = {name for name in config if not hasattr(config.get_ref(name).get(), "items")}
-    flat |= {f"{name}.{key}" for name in config.keys() - flat for key in config[name]}
-    assert flat == explained.keys()
+    assert set(flatten_dict(default.get_config().to_dict(), sep=".")) == explained.keys()
     assert [name for name, key in flat_keys() if not key.meaning] == []
 
 
