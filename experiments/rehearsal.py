@@ -15,11 +15,11 @@ from kd_local.memory.footprint import batch_shapes
 from kd_local.parallel import (
     Step,
     Timeline,
+    batch_shardings,
     contiguous,
     groups,
     move,
     on_every_device,
-    over_the_batch,
     recording,
 )
 
@@ -41,9 +41,9 @@ class Rehearsal:
         state = experiment.method.init(rng, jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32))
         random = np.random.default_rng(0)
         images, labels, extra = batch_shapes(self.step, experiment.shape, batch)
-        numbers = np.zeros(batch, np.int32)
-        self._batch = random.standard_normal(images.shape, np.float32), numbers, dict.fromkeys(extra, numbers)
-        self._sharding = over_the_batch(first, batch)
+        numbers = {name: np.ones(like.shape, like.dtype) for name, like in extra.items()}
+        self._batch = random.standard_normal(images.shape, np.float32), np.zeros(batch, np.int32), numbers
+        self._shardings = batch_shardings(self._batch, first, batch)
         self.step.compile(state, images, labels, rng, extra)
         self._state, self._rng = self.step.place(state), move(rng, on_every_device(first))
 
@@ -52,7 +52,7 @@ class Rehearsal:
         flying: deque[Any] = deque()
         start = time.perf_counter()
         for _ in range(steps):
-            images, labels, extra = move(self._batch, self._sharding)
+            images, labels, extra = move(self._batch, self._shardings)
             self._state, metrics = self.step(self._state, images, labels, self._rng, extra)
             flying.append(metrics)
             if len(flying) > len(self.step.groups):

@@ -36,9 +36,10 @@ class Program:
         name: such as `module03`; also the part of the state that the program owns and updates.
         key: programs with equal keys compute the same function and share one executable.
         function: see `Function`. Tensors are read and written in the order of `reads` and `writes`.
-        reads: names of tensors handed on. `images`, `labels` and `indices` (the images' places in the training set)
-            come from the batch, and whatever else no program writes is handed in with it. The batch is every such
-            tensor's leading dimension.
+        reads: names of tensors handed on. `images` and `labels` come from the batch. So does any other tensor that no
+            program writes: its leading dimension is the batch, or it is a scalar, which every device gets whole. The
+            training loop offers `indices` (int32, the images' places in the training set) and `epoch` (float32 scalar,
+            counted from 1).
         writes: names of tensors handed on to later programs.
         frozen: parts of the state that are only read (a teacher); they need not be owned by any program.
         constants: numbers handed to the function, such as the weights of a loss: programs that differ in nothing else

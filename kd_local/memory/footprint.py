@@ -182,11 +182,12 @@ def batch_shapes(
         ValueError: something whose shape is not known.
     """
     numbers = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    if unknown := [name for name in step.further if name != "indices"]:
+    known = {"indices": numbers, "epoch": jax.ShapeDtypeStruct((), jnp.float32)}
+    if unknown := [name for name in step.further if name not in known]:
         raise ValueError(
             f"the step reads {', '.join(unknown)}, which only training supplies: measure it without a cache"
         )
-    return jax.ShapeDtypeStruct((batch, *shape), jnp.float32), numbers, dict.fromkeys(step.further, numbers)
+    return jax.ShapeDtypeStruct((batch, *shape), jnp.float32), numbers, {name: known[name] for name in step.further}
 
 
 def piece_footprints(calls: list[Call], found: dict[Hashable, Executable]) -> tuple[PieceFootprint, ...]:
@@ -196,7 +197,7 @@ def piece_footprints(calls: list[Call], found: dict[Hashable, Executable]) -> tu
         executable = found[call.signature]
         kept = {name: tensor for name, tensor in call.live.items() if name not in call.piece.reads}
         others = state - _own(call) - _bytes(call.arguments[1])
-        peak = executable.step_bytes + others + _bytes(kept) // call.devices
+        peak = executable.step_bytes + others + _tensor_bytes(kept, call.devices)
         pieces.append(PieceFootprint(call.piece.name, executable, state, _carried(call), peak))
     return tuple(pieces)
 
@@ -220,7 +221,12 @@ def _own(call: Call) -> int:
 
 
 def _carried(call: Call) -> int:
-    return (_bytes(call.live) + _bytes(call.shapes[1])) // call.devices
+    return _tensor_bytes((call.live, call.shapes[1]), call.devices)
+
+
+def _tensor_bytes(tensors: Any, devices: int) -> int:
+    """Bytes of one device, where the batch is divided among `devices` and scalars are not."""
+    return sum(_bytes(leaf) // (devices if leaf.shape else 1) for leaf in jax.tree.leaves(tensors))
 
 
 def _bytes(tree: Any) -> int:

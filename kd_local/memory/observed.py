@@ -19,7 +19,7 @@ import numpy as np
 
 from kd_local.contract import Method
 from kd_local.memory.footprint import batch_shapes
-from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
+from kd_local.parallel import Step, batch_shardings, data_mesh, on_every_device
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -71,7 +71,7 @@ def observed_peak(
         current = step.place(_ones(state))
         for _ in range(steps):
             # A step may donate its batch.
-            given = jax.device_put(_ones(shapes), over_the_batch(mesh, batch))
+            given = jax.device_put(_ones(shapes), batch_shardings(shapes, mesh, batch))
             current, metrics = step(current, given[0], given[1], rng, given[2])
             del given
             jax.block_until_ready((current, metrics))

@@ -82,3 +82,13 @@ def over_the_batch(mesh: Mesh, batch: int) -> NamedSharding:
     """The leading dimension divided among the devices; where it does not divide (an epoch's last, smaller batch),
     each device computes the whole."""
     return NamedSharding(mesh, PartitionSpec(DATA) if batch % mesh.shape[DATA] == 0 else PartitionSpec())
+
+
+def batch_shardings(tensors: Any, mesh: Mesh, batch: int) -> Any:
+    """A sharding for each tensor handed in with a batch: `over_the_batch`, and for a scalar a copy on each device.
+
+    Args:
+        tensors: a pytree of arrays or their shapes.
+        batch: the leading dimension of all that are not scalars.
+    """
+    return jax.tree.map(lambda leaf: over_the_batch(mesh, batch) if leaf.shape else on_every_device(mesh), tensors)

@@ -15,7 +15,7 @@ from kd_local.contract import Method, Metrics, State
 from kd_local.costs import multiply_adds
 from kd_local.errors import unknown
 from kd_local.models.normalization import normalised_in_parts
-from kd_local.parallel.mesh import data_mesh, groups, on_every_device, over_the_batch
+from kd_local.parallel.mesh import batch_shardings, data_mesh, groups, on_every_device, over_the_batch
 from kd_local.parallel.pieces import Call, Piece, Tensors, compile_lowered, further_tensors, let_go, on_cpu, pieces_of
 from kd_local.parallel.placement import check_groups, contiguous
 from kd_local.parallel.sharding import part_shardings
@@ -116,7 +116,7 @@ class Step:
         ):
             if group != at:
                 mesh, at = self.groups[group], group
-                tensors = move(tensors, over_the_batch(mesh, batch))
+                tensors = move(tensors, batch_shardings(tensors, mesh, batch))
                 rng = move(rng, on_every_device(mesh))
             read_only = {name: self._copy(state, name, group) for program in piece.programs for name in program.frozen}
             arguments = piece.arguments({**state, **read_only}, tensors, rng, constants)
@@ -197,7 +197,7 @@ class Step:
 
     def _calls(self, state: State, rng: Any, batch: Tensors, *, placement: Sequence[int]) -> list[Call]:
         tensors = dict(batch)
-        size = next(iter(tensors.values())).shape[0]
+        size = tensors["images"].shape[0]
         found: dict[Hashable, Call] = {}
         calls = []
         for piece, group in zip(self.pieces, placement, strict=True):
@@ -209,10 +209,11 @@ class Step:
             parts = devices if self._batch_norm == "device" else 1
             signature = (piece.key, _shapes(arguments), mesh, self._shard, parts)
             if signature not in found:
+                given = batch_shardings(arguments[2:4], mesh, size)
                 own = tuple(self._shardings(program.name, state[program.name], mesh) for program in piece.programs)
                 jitted = jax.jit(
                     partial(_run, piece, parts),
-                    in_shardings=(own, replicated, batched, batched, replicated, replicated),
+                    in_shardings=(own, replicated, *given, replicated, replicated),
                     out_shardings=(own, batched, replicated),
                     keep_unused=True,  # or what it needs could not be told from its arguments
                     donate_argnums=(0,) if on_cpu(mesh) else (0, 2),

@@ -4,7 +4,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
+
+from kd_local.parallel.mesh import batch_shardings
 
 
 def move(tree: Any, shardings: Any) -> Any:
@@ -22,20 +24,26 @@ def move(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(_move, tree, each)
 
 
-def put_rows(tree: Any, sharding: NamedSharding, batch: int) -> Any:
+def put_rows(tree: Any, mesh: Mesh, batch: int) -> Any:
     """A pytree of a batch's arrays on the devices of all processes, from the rows that this one has.
 
     Args:
-        tree: numpy arrays of these rows: a part, or the whole batch where each device computes the whole.
-        sharding: divides the leading dimension, or nothing.
+        tree: numpy arrays of these rows: a part, or the whole batch where each device computes the whole; and scalars,
+            which all processes have.
+        mesh: the devices, see `batch_shardings`.
         batch: the rows of all processes.
     """
+    shardings = batch_shardings(tree, mesh, batch)
     if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
+        return jax.device_put(tree, shardings)
     # JAX counts this as implicit, `device_put` as explicit; the latter would compare the processes' values each time.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(
-            lambda rows: jax.make_array_from_process_local_data(sharding, rows, (batch, *rows.shape[1:])), tree
+            lambda rows, sharding: jax.make_array_from_process_local_data(
+                sharding, rows, (batch, *rows.shape[1:]) if rows.shape else ()
+            ),
+            tree,
+            shardings,
         )
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from kd_local.contract import Method, State, Taught
 from kd_local.data import Augmentation, Data, Examples, normalise
-from kd_local.parallel import all_devices, move, on_every_device, over_the_batch, put_rows
+from kd_local.parallel import all_devices, move, on_every_device, put_rows
 from kd_local.training.inputs import share_of
 
 
@@ -51,13 +51,13 @@ def gather(state: State, mesh: Mesh) -> State:
 
 def _means(sums_of: Callable[..., Any], split: Examples, batch_size: int, mesh: Mesh) -> Any:
     """Over all examples of a split, of what `sums_of(images, labels, valid)` sums up over a batch: a pytree."""
-    batched, replicated = over_the_batch(mesh, batch_size), on_every_device(mesh)
+    replicated = on_every_device(mesh)
     with closing(split.evaluation_batches(batch_size, share_of(mesh))) as batches:
         sums: list[Any] = []
         flying = None
         for batch in batches:
             # The devices work on one batch while the next is made and put there.
-            dispatched = sums_of(replicated, *put_rows(batch, batched, batch_size))
+            dispatched = sums_of(replicated, *put_rows(batch, mesh, batch_size))
             if flying is not None:
                 sums.append(jax.device_get(flying))
             flying = dispatched

@@ -12,7 +12,7 @@ from kd_local.data import Augmentation, Share, augment
 from kd_local.parallel import DATA, move, on_every_device, over_the_batch, put_rows
 
 Supply = Callable[[int, Int64[np.ndarray, " batch"]], np.ndarray]
-"""`(step, places of its examples in the training set)` to a tensor whose leading dimension is the batch."""
+"""`(step, places of its images in the training set)` to a scalar or a tensor whose leading dimension is the batch."""
 
 
 def keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
@@ -43,7 +43,7 @@ def batch_inputs(
         batch: images of all processes.
     """
     batched = over_the_batch(mesh, batch)
-    raw = put_rows(images, batched, batch)
+    raw = put_rows(images, mesh, batch)
     number = move(np.uint32(step), on_every_device(mesh))
     return _prepare(augmentation, batched, raw, rng, number)
 

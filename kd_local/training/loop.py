@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 
 from kd_local.contract import Method, State
 from kd_local.data import Data, batch_indices, steps_per_epoch
-from kd_local.parallel import DATA, NOTHING, Step, data_mesh, move, on_every_device, over_the_batch, put_rows
+from kd_local.parallel import DATA, NOTHING, Step, data_mesh, move, on_every_device, put_rows
 from kd_local.training.agreement import SAVE, Agreement
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.data_wait import DataWait
@@ -136,7 +137,7 @@ def train(
         checkpoint_seconds: at least so long between two checkpoints; the end of a run is always saved.
         observers: are told of each step and epoch.
         interruption: looked at after every step.
-        supplies: tensors that the method's programs read besides `images`, `labels` and `indices`, by name.
+        supplies: tensors that the method's programs read besides `images`, `labels`, `indices` and `epoch`, by name.
 
     Raises:
         ValueError: see `plan` and `kd_local.parallel.Step`; or a tensor that the method reads is not supplied.
@@ -153,7 +154,7 @@ def train(
     shape = data.train.shape
     state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     sizes = {batch_size, len(data.train) - (each - 1) * batch_size} if last_step >= each else {batch_size}
-    supplies = {"indices": _int32, **supplies}
+    supplies = {"indices": _int32, "epoch": partial(_epoch, each), **supplies}
     if missing := [name for name in step_once.further if name not in supplies]:
         raise ValueError(f"the method reads {', '.join(missing)}: give it as supplies={{{missing[0]!r}: ...}}")
 
@@ -164,7 +165,9 @@ def train(
     like_first = extra(*first_batch)
     for size in sorted(sizes, reverse=True):
         like = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
-        further = {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in like_first.items()}
+        further = {
+            name: jax.ShapeDtypeStruct((size, *x.shape[1:])[: x.ndim], x.dtype) for name, x in like_first.items()
+        }
         step_once.compile(state, like, jax.ShapeDtypeStruct((size,), jnp.int32), rng, further)
 
     state, rng = step_once.place(state), move(rng, on_every_device(first_group))
@@ -196,8 +199,8 @@ def train(
             size, rows = len(chosen), share.rows(len(chosen))
             inputs, step_rng = batch_inputs(data.augmentation, first_group, rng, step, images, size)
             labels, further = put_rows(
-                (labels, {name: given[rows] for name, given in extra(step, chosen).items()}),
-                over_the_batch(first_group, size),
+                (labels, {name: given[rows] if given.ndim else given for name, given in extra(step, chosen).items()}),
+                first_group,
                 size,
             )
             state, step_metrics = step_once(state, inputs, labels, step_rng, further)
@@ -253,3 +256,7 @@ def train(
 
 def _int32(step: int, chosen: np.ndarray) -> np.ndarray:
     return chosen.astype(np.int32)
+
+
+def _epoch(steps_per_epoch: int, step: int, chosen: np.ndarray) -> np.ndarray:
+    return np.asarray(step // steps_per_epoch + 1, np.float32)

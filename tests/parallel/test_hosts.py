@@ -161,15 +161,15 @@ def everywhere(say: Callable) -> None:
     index, mesh = jax.process_index(), data_mesh(jax.device_count())
     say(jax.process_count(), jax.device_count(), jax.config.values["jax_cpu_collectives_implementation"])
     rows = np.arange(24, dtype=np.float64).reshape(8, 3)
-    replicated, batched, whole = on_every_device(mesh), over_the_batch(mesh, 8), over_the_batch(mesh, 5)
+    replicated, batched = on_every_device(mesh), over_the_batch(mesh, 8)
     key = jax.random.key(3)
     with jax.transfer_guard("disallow"):
         mine = share_of(mesh).rows(8)
         say(mine.start, mine.stop, share_of(mesh).rows(5) == slice(0, 5))
         put = move({"rows": rows, "key": key}, replicated)
         divided = move(rows, batched)
-        shares = put_rows(rows[mine], batched, 8)
-        last = put_rows(rows[:5], whole, 5)
+        shares = put_rows(rows[mine], mesh, 8)
+        last = put_rows(rows[:5], mesh, 5)
         total = jax.jit(lambda x: jnp.sum(x * x), out_shardings=replicated)
         say(*(float(jax.device_get(total(x))) for x in (put["rows"], divided, shares, last)))
         bits = jax.jit(jax.random.bits, out_shardings=replicated)(put["key"])
@@ -348,7 +348,7 @@ def modules(say: Callable, groups: str) -> None:
     state, rng = step.place(state), move(rng, on_every_device(first))
     with jax.transfer_guard("disallow"):
         for _ in range(2):
-            batch = put_rows((images[rows], labels[rows]), over_the_batch(first, 8), 8)
+            batch = put_rows((images[rows], labels[rows]), first, 8)
             state, metrics = step(state, *batch, rng)
     places = {name: sorted(device.id for device in jax.tree.leaves(part)[0].devices()) for name, part in state.items()}
     say(len(step.groups), len(set(map(tuple, places.values()))))

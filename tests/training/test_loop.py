@@ -1,13 +1,17 @@
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from kd_local.contract import Program
 from kd_local.data import from_arrays, normalise
 from kd_local.local import ContSup, EndToEnd, cut
+from kd_local.memory import footprint, target
 from kd_local.models import resnet
-from kd_local.parallel import data_mesh
+from kd_local.parallel import data_mesh, device_mesh
 from kd_local.training import Checkpoints, NotFiniteError, evaluate, train
 from kd_local.training.interruption import Interrupted, Interruption
 
@@ -133,3 +137,52 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path
 def test_end_to_end_goes_through_the_same_loop(data):
     result = train(EndToEnd(NETWORK, OPTIMIZER), data, epochs=1, batch_size=16)
     assert set(result.records[0]) >= {"train/network/loss", "train/network/accuracy", "test/accuracy"}
+
+
+@dataclass(frozen=True)
+class CountsEpochs:
+    """Two programs with a parameter each. Both read `epoch`; the second also reads a tensor of the first."""
+
+    deployed_program = None
+
+    def init(self, rng, images):
+        return {name: {"params": jnp.zeros(()), "opt_state": ()} for name in ("first", "second")}
+
+    def programs(self):
+        def first(part, frozen, tensors, rng, constants):
+            images, epoch = tensors
+            return {**part, "params": part["params"] + epoch}, (images.mean(axis=(1, 2, 3)),), {"loss": epoch}
+
+        def second(part, frozen, tensors, rng, constants):
+            means, epoch = tensors
+            return {**part, "params": part["params"] + epoch}, (), {"loss": epoch + 0 * means.mean()}
+
+        return (
+            Program("first", "first", first, ("images", "epoch"), ("means",)),
+            Program("second", "second", second, ("means", "epoch")),
+        )
+
+    def logits(self, state, images):
+        return jnp.zeros((len(images), 4)) + state["first"]["params"]
+
+    def exits(self, state, images):
+        return {}
+
+    def deployed(self, state):
+        return state["first"]["params"]
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_a_method_may_read_the_epoch(data, mesh):
+    """Also in the last, smaller batch of an epoch, which two devices do not divide."""
+    result = train(CountsEpochs(), data, epochs=3, batch_size=16, mesh=device_mesh(*mesh))
+    for program in ("first", "second"):
+        assert result.state[program]["params"] == 3 * (1 + 2 + 3)
+        assert [record[f"train/{program}/loss"] for record in result.records] == [1, 2, 3]
+
+
+def test_the_epoch_is_measured(data):
+    found = footprint(CountsEpochs(), (8, 8, 1), 16, target("local", devices=2))
+    image, label, scalar = 8 * 8 * 8 * 4, 8 * 4, 4
+    # The labels are carried although no program reads them.
+    assert [piece.carried for piece in found.pieces] == [image + label + scalar + label, label + scalar + label]
