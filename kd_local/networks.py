@@ -17,6 +17,29 @@ Collection = dict[str, Any]
 Variables = dict[str, Collection]
 """`{"params": {block: ...}, "batch_stats": {block: ...}}`; a block without parameters or statistics has no entry."""
 
+COLLECTIONS = ("params", "batch_stats")
+
+
+def of_block(variables: Mapping[str, Any], name: str) -> Variables:
+    """The variables of one block, without the collections in which it has no entry.
+
+    >>> of_block({"params": {"stem": {"kernel": 1}, "head": {"bias": 2}}, "batch_stats": {"stem": {"mean": 3}}}, "head")
+    {'params': {'bias': 2}}
+    """
+    return {key: variables[key][name] for key in COLLECTIONS if name in variables.get(key, {})}
+
+
+def by_block(blocks: Mapping[str, Mapping[str, Any]]) -> Variables:
+    """The variables of several blocks, given each block's own: the inverse of `of_block`.
+
+    >>> by_block({"stem": {"params": {"kernel": 1}, "batch_stats": {"mean": 3}}, "head": {"params": {"bias": 2}}})
+    {'params': {'stem': {'kernel': 1}, 'head': {'bias': 2}}, 'batch_stats': {'stem': {'mean': 3}}}
+    """
+    return {
+        collection: {name: own[collection] for name, own in blocks.items() if collection in own}
+        for collection in COLLECTIONS
+    }
+
 
 def init_block(block: nn.Module, rng: PRNGKeyArray, *inputs: Any) -> Mapping[str, Any]:
     """Fresh variables of one block; of its inputs only shapes and dtypes count. Compiled once for all blocks alike."""
@@ -99,12 +122,9 @@ class Network:
         stage = [name.split("/")[0] for name in self.names]
         return tuple(name for i, name in enumerate(self.names[:-1]) if stage[i] != stage[i + 1])
 
-    def select(self, variables: Mapping[str, Mapping[str, Any]]) -> Variables:
-        """Of the variables of a larger network, those of these blocks."""
-        return {
-            collection: {name: entries[name] for name in self.names if name in entries}
-            for collection, entries in variables.items()
-        }
+    def select(self, variables: Variables) -> Variables:
+        """The variables of these blocks, given those of a larger network."""
+        return by_block({name: of_block(variables, name) for name in self.names})
 
     def check(self, variables: Mapping[str, Any], images: Float[Array, "batch *shape"] | jax.ShapeDtypeStruct) -> None:
         """Whether these are variables of this network; of `images` only shape and dtype count.
@@ -126,19 +146,16 @@ class Network:
 
         Blocks alike share one compiled initialisation, so that a network of a thousand blocks starts in seconds.
         """
-        variables: Variables = {"params": {}, "batch_stats": {}}
+        created: dict[str, Mapping[str, Any]] = {}
         x: Any = jax.ShapeDtypeStruct(images.shape, images.dtype)
         for (name, block), key in zip(self, jax.random.split(rng, len(self)), strict=True):
-            created = init_block(block, key, x)
-            x, _ = jax.eval_shape(partial(apply_block, block, train=False), created, x)
-            for collection, entries in variables.items():
-                if collection in created:
-                    entries[name] = created[collection]
-        return variables
+            created[name] = init_block(block, key, x)
+            x, _ = jax.eval_shape(partial(apply_block, block, train=False), created[name], x)
+        return by_block(created)
 
     def features(
         self,
-        variables: Mapping[str, Mapping[str, Any]],
+        variables: Variables,
         x: Float[Array, "batch *shape"],
         *,
         train: bool,
@@ -153,9 +170,8 @@ class Network:
         features: dict[str, Array] = {}
         statistics: Collection = {}
         for name, block in self:
-            own = {c: entries[name] for c, entries in variables.items() if name in entries}
             call = partial(apply_block, block, train=train)
-            x, own_statistics = (rematerialize(call) if remat else call)(own, x)
+            x, own_statistics = (rematerialize(call) if remat else call)(of_block(variables, name), x)
             features[name] = x
             if own_statistics:
                 statistics[name] = own_statistics
@@ -163,7 +179,7 @@ class Network:
 
     def apply(
         self,
-        variables: Mapping[str, Mapping[str, Any]],
+        variables: Variables,
         x: Float[Array, "batch *shape"],
         *,
         train: bool,

@@ -7,19 +7,22 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
+from kd_local.networks import COLLECTIONS, Variables
+
 Part = dict[str, Any]
 """`{"params": ..., "batch_stats": ..., "opt_state": ...}`."""
 
 Extra = TypeVar("Extra")
 
 
-def new_part(variables: Mapping[str, Any], optimizer: optax.GradientTransformation) -> Part:
+def variables_of(part: Mapping[str, Any]) -> Variables:
+    """The variables in a part: it without the optimizer's state."""
+    return {collection: part[collection] for collection in COLLECTIONS}
+
+
+def new_part(variables: Variables, optimizer: optax.GradientTransformation) -> Part:
     """A part from fresh variables, with the optimizer's first state."""
-    return {
-        "params": variables["params"],
-        "batch_stats": variables["batch_stats"],
-        "opt_state": optimizer.init(variables["params"]),
-    }
+    return {**variables_of(variables), "opt_state": optimizer.init(variables["params"])}
 
 
 def update_part(

@@ -14,7 +14,9 @@ from kd_local.contract import Method
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, StoneLoss, Teacher
 from kd_local.local import HEADS, LOSSES, ContSup, EndToEnd, PixelScale, cut
 from kd_local.models import resnet
+from kd_local.networks import by_block, of_block
 from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
+from kd_local.state import new_part
 
 OPTIMIZER = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9, nesterov=True))
 GENTLE = optax.sgd(1e-3, momentum=0.9)  # some objectives have weights in the thousands
@@ -241,16 +243,9 @@ def test_one_module_is_end_to_end():
     local, whole = METHODS["contsup K=1"], METHODS["end_to_end"]
     images, labels = map(jnp.asarray, batch(16, 0))
     state = local.init(jax.random.key(0), images)
-    blocks = {
-        collection: {
-            name: state["module00"][collection]["blocks"][str(i)]
-            for i, name in enumerate(NETWORK.names)
-            if str(i) in state["module00"][collection]["blocks"]
-        }
-        for collection in ("params", "batch_stats")
-    }
-    start = {"network": {**blocks, "opt_state": OPTIMIZER.init(blocks["params"])}}
-    start = jax.tree.map(jnp.array, start)
+    of_module = of_block(state["module00"], "blocks")
+    blocks = by_block({name: of_block(of_module, str(i)) for i, name in enumerate(NETWORK.names)})
+    start = jax.tree.map(jnp.array, {"network": new_part(blocks, OPTIMIZER)})
     after_local, local_metrics = Step(local)(state, jnp.array(images), jnp.array(labels), KEY)
     after_whole, whole_metrics = Step(whole)(start, images, labels, KEY)
     assert local_metrics["module00"]["loss"] == whole_metrics["network"]["loss"]

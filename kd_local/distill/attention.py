@@ -1,8 +1,6 @@
 """Attention transfer: the student's features are to be large, over all channels, where the teacher's are."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -58,7 +56,7 @@ class AT(Objective):
         pair_stages(student, teacher)
         return super().init(rng, pair, student, teacher, examples=examples)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         student, teacher = lesson.student, lesson.teacher
         each = [
             attention_loss(student.features[s], teacher.features[t], power=self.power)

@@ -9,10 +9,9 @@ Reference: Yu et al., "Decoupling dark knowledge via block-wise logit distillati
 protocol, gamma is beta, the ensemble is cut from the gradient where it is a target, and there is no warm-up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +152,7 @@ class BlockKD(Objective):
             {stone.name: [student.features[stone.student]] for stone in stones},
         )
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         """The three terms, and each stone's accuracy on the batch."""
         stones, logits, statistics = self._answers(variables, lesson, train=True)
         student, labels = lesson.student.logits, lesson.labels
@@ -175,13 +174,13 @@ class BlockKD(Objective):
         total = self.alpha * task + warm * (self.beta * distill + self.gamma * cross)
         return total, {"task": task, "distillation": distill, "cross": cross, **accuracies}, statistics
 
-    def exits(self, variables: Mapping[str, Any], exam: Exam) -> dict[str, Float[Array, "batch classes"]]:
+    def exits(self, variables: Variables, exam: Exam) -> dict[str, Float[Array, "batch classes"]]:
         """The stones' logits."""
         stones, logits, _ = self._answers(variables, exam, train=False)
         return {stone.name: answer for stone, answer in zip(stones, logits, strict=True)}
 
     def _answers(
-        self, variables: Mapping[str, Any], exam: Exam, *, train: bool
+        self, variables: Variables, exam: Exam, *, train: bool
     ) -> tuple[tuple[Stone, ...], list[Array], Collection]:
         stones = stepping_stones(exam.student, exam.teacher, self.stones)
         features, statistics = apply_connectors(

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.models.layers import ConvNorm, DType, average_pool_to
-from kd_local.networks import Collection, Variables, apply_block, init_block
+from kd_local.networks import Collection, Variables, apply_block, by_block, init_block, of_block
 
 
 class Connector(nn.Module):
@@ -46,18 +46,18 @@ def init_connectors(
     connectors: Mapping[str, nn.Module], rng: PRNGKeyArray, inputs: Mapping[str, Sequence[Any]]
 ) -> Variables:
     """Fresh variables of several modules, each an entry of its name; of their inputs only shapes and dtypes count."""
-    variables: Variables = {"params": {}, "batch_stats": {}}
-    for (name, connector), key in zip(connectors.items(), jax.random.split(rng, len(connectors)), strict=True):
-        created = init_block(connector, key, *inputs[name])
-        for collection, entries in variables.items():
-            if collection in created:
-                entries[name] = created[collection]
-    return variables
+    keys = jax.random.split(rng, len(connectors))
+    return by_block(
+        {
+            name: init_block(connector, key, *inputs[name])
+            for (name, connector), key in zip(connectors.items(), keys, strict=True)
+        }
+    )
 
 
 def apply_connectors(
     connectors: Mapping[str, nn.Module],
-    variables: Mapping[str, Any],
+    variables: Variables,
     inputs: Mapping[str, Sequence[Any]],
     *,
     train: bool,
@@ -66,8 +66,7 @@ def apply_connectors(
     outputs: dict[str, Array] = {}
     statistics: Collection = {}
     for name, connector in connectors.items():
-        own = {collection: entries[name] for collection, entries in variables.items() if name in entries}
-        outputs[name], own_statistics = apply_block(connector, own, *inputs[name], train=train)
+        outputs[name], own_statistics = apply_block(connector, of_block(variables, name), *inputs[name], train=train)
         if own_statistics:
             statistics[name] = own_statistics
     return outputs, statistics

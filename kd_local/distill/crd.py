@@ -4,9 +4,8 @@ Not optimal yet: scores are taken with the whole memory, and of them the drawn o
 much larger than the number of draws, gathering those first would be less work.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -117,7 +116,7 @@ class CRD(Objective):
         variables["batch_stats"]["memory"] = memory
         return variables
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         memory = dict(variables["batch_stats"]["memory"])
         indices, labels = lesson.indices, lesson.labels.astype(jnp.int32)
         examples = len(memory["labels"])

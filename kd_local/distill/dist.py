@@ -1,8 +1,7 @@
 """DIST: not the teacher's probabilities but their correlation, sample by sample and class by class."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import norms
 from kd_local.distill.objective import Lesson, Objective
 from kd_local.distill.standardisation import logits_to_compare
-from kd_local.networks import Collection
+from kd_local.networks import Collection, Variables
 
 EPSILON = 1e-8
 
@@ -65,7 +64,7 @@ class DIST(Objective):
         check_weights(ce_weight=self.ce_weight, beta=self.beta, gamma=self.gamma)
         check_positive(temperature=self.temperature)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = dist_loss(
             lesson.student.logits,
             lesson.teacher.logits,

@@ -19,8 +19,8 @@ from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
 from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.teacher import Teacher, rest_of
 from kd_local.local.losses import softmax
-from kd_local.networks import Network, Variables
-from kd_local.state import Part, new_part, update_part
+from kd_local.networks import Network, Variables, by_block, of_block
+from kd_local.state import Part, new_part, update_part, variables_of
 
 NAME = "student"
 
@@ -73,19 +73,16 @@ class Distillation:
         """
         student_rng, *rngs = jax.random.split(rng, 1 + len(self.teachers))
         images = jax.ShapeDtypeStruct(images.shape, images.dtype)
-        variables: dict[str, dict[str, Any]] = {
-            collection: {NAME: entries} for collection, entries in self.student.init(student_rng, images).items()
-        }
+        created = {NAME: self.student.init(student_rng, images)}
         shapes = output_shapes(self.student, images)
         state: State = {}
         for (name, pair), teacher, key in zip(self.pairs, self.teachers, rngs, strict=True):
             teacher.network.check(teacher.variables, images)
-            own = self.objective.init(key, pair, shapes, output_shapes(pair.teacher, images), examples=self.examples)
-            for collection, entries in variables.items():
-                entries[name] = own[collection]
+            like = output_shapes(pair.teacher, images)
+            created[name] = self.objective.init(key, pair, shapes, like, examples=self.examples)
             # Copies: the state may be donated by whoever owns it, and the teacher's arrays are not ours.
-            state[name] = jax.tree.map(jnp.array, {key: teacher.variables[key] for key in ("params", "batch_stats")})
-        part = {**new_part(variables, self.optimizer), "step": jnp.zeros((), jnp.int32)}
+            state[name] = jax.tree.map(jnp.array, variables_of(teacher.variables))
+        part = {**new_part(by_block(created), self.optimizer), "step": jnp.zeros((), jnp.int32)}
         return {NAME: part} if self.cached else {NAME: part, **state}
 
     def programs(self) -> tuple[Program, ...]:
@@ -143,13 +140,13 @@ class Distillation:
 
     def network_variables(self, state: State) -> Variables | None:
         """The student's variables; None where what is deployed is not the student alone."""
-        return _of(state[NAME], NAME) if self.deployed(state) is state[NAME]["params"][NAME] else None
+        return of_block(state[NAME], NAME) if self.deployed(state) is state[NAME]["params"][NAME] else None
 
     def _exams(self, state: State, images: Array) -> list[tuple[str, Any, Exam]]:
         part = state[NAME]
-        shown, _ = outputs(self.student, _of(part, NAME), images, train=False)
+        shown, _ = outputs(self.student, of_block(part, NAME), images, train=False)
         return [
-            (name, _of(part, name), Exam(pair, shown, output_shapes(pair.teacher, images), rest))
+            (name, of_block(part, name), Exam(pair, shown, output_shapes(pair.teacher, images), rest))
             for name, pair in self.pairs
             for rest in [partial(rest_of, pair.teacher, state.get(name, {}))]
         ]
@@ -164,10 +161,6 @@ class _Settings:
     optimizer: optax.GradientTransformation
     steps_per_epoch: int
     cached: bool
-
-
-def _of(part: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {collection: part[collection][name] for collection in ("params", "batch_stats")}
 
 
 def _teach(
@@ -194,12 +187,12 @@ def _teach(
 
     def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
         whole = {**part, "params": params}
-        student, statistics = outputs(settings.pairs[0][1].student, _of(whole, NAME), images, train=True)
+        student, statistics = outputs(settings.pairs[0][1].student, of_block(whole, NAME), images, train=True)
         batch_stats, losses, all_metrics = {NAME: statistics}, [], []
         for (name, pair), variables, teacher, key in zip(settings.pairs, frozen, shown, rngs, strict=True):
             rest = partial(rest_of, pair.teacher, variables)
             lesson = Lesson(pair, student, teacher, rest, labels, indices, epoch, key)
-            loss, metrics, batch_stats[name] = settings.objective.loss(_of(whole, name), lesson)
+            loss, metrics, batch_stats[name] = settings.objective.loss(of_block(whole, name), lesson)
             losses.append(loss)
             all_metrics.append(metrics)
         total = jnp.stack(losses).mean()

@@ -1,8 +1,7 @@
 """Decoupled knowledge distillation: the label's probability, and how the rest is spread, are weighed apart."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.objective import Lesson, Objective
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.distill.warmup import warmup
-from kd_local.networks import Collection
+from kd_local.networks import Collection, Variables
 
 
 def dkd_loss(
@@ -74,7 +73,7 @@ class DKD(Objective):
         check_weights(ce_weight=self.ce_weight, alpha=self.alpha, beta=self.beta, warmup_epochs=self.warmup_epochs)
         check_positive(temperature=self.temperature)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = dkd_loss(
             lesson.student.logits,
             lesson.teacher.logits,

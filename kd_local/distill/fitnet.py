@@ -1,6 +1,5 @@
 """FitNets: at one stage, the hint, the student's features are regressed onto the teacher's."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +51,7 @@ class FitNet(Objective):
         hint, _, regressor = self._hint(pair, student, teacher)
         return init_connectors({"regressor": regressor}, rng, {"regressor": (hint,)})
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         hint, target, regressor = self._hint(lesson.pair, lesson.student, lesson.teacher)
         outputs, batch_stats = apply_connectors({"regressor": regressor}, variables, {"regressor": (hint,)}, train=True)
         return with_labels(

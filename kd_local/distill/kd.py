@@ -1,8 +1,7 @@
 """Knowledge distillation: the student's softened probabilities are drawn to the teacher's."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.objective import Lesson, Objective
 from kd_local.distill.standardisation import logits_to_compare
-from kd_local.networks import Collection
+from kd_local.networks import Collection, Variables
 
 
 def kd_loss(
@@ -52,7 +51,7 @@ class KD(Objective):
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
         check_positive(temperature=self.temperature)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = kd_loss(
             lesson.student.logits,
             lesson.teacher.logits,

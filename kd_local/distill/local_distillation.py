@@ -26,9 +26,9 @@ from kd_local.distill.objective import Pair
 from kd_local.distill.outputs import output_shapes
 from kd_local.distill.teacher import Teacher, rest_of
 from kd_local.local.losses import softmax
-from kd_local.networks import Network, Variables, apply_block, init_block
+from kd_local.networks import Network, Variables, apply_block, by_block, init_block, of_block
 from kd_local.precision import at_least_float32
-from kd_local.state import Part, new_part, update_part
+from kd_local.state import Part, new_part, update_part, variables_of
 
 TEACHER = "teacher"
 
@@ -150,21 +150,16 @@ class LocalDistillation:
         if tuple(images.shape[1:]) != self.shape:
             raise ValueError(f"images of shape {tuple(images.shape[1:])}: this method was made for {self.shape}")
         self.teacher.network.check(self.teacher.variables, images)
-        teacher = {key: self.teacher.variables[key] for key in ("params", "batch_stats")}
-        state: State = {TEACHER: jax.tree.map(jnp.array, teacher)}
+        state: State = {TEACHER: jax.tree.map(jnp.array, variables_of(self.teacher.variables))}
         x: Any = jax.ShapeDtypeStruct((1, *self.shape), images.dtype)
         modules = self.modules()
         for module, key in zip(modules, jax.random.split(rng, len(modules)), strict=True):
             blocks_rng, connector_rng = jax.random.split(key)
-            variables: dict[str, Any] = {
-                collection: {"blocks": entries} for collection, entries in module.blocks.init(blocks_rng, x).items()
-            }
-            stone = jax.eval_shape(partial(_at_stone, module), _blocks(variables), x)
+            created: dict[str, Mapping[str, Any]] = {"blocks": module.blocks.init(blocks_rng, x)}
+            stone = jax.eval_shape(partial(_at_stone, module), created["blocks"], x)
             if module.connector is not None:
-                created = init_block(module.connector, connector_rng, stone)
-                for collection, entries in variables.items():
-                    entries["connector"] = created[collection]
-            state[module.name] = new_part(variables, self.optimizer)
+                created["connector"] = init_block(module.connector, connector_rng, stone)
+            state[module.name] = new_part(by_block(created), self.optimizer)
             x = stone
         return state
 
@@ -200,10 +195,10 @@ class LocalDistillation:
         found = {}
         x: Array = images
         for module in self.modules():
-            variables = {key: state[module.name][key] for key in ("params", "batch_stats")}
-            x, _ = module.blocks[: module.end].apply(_blocks(variables), x, train=False)
+            part = state[module.name]
+            x, _ = module.blocks[: module.end].apply(of_block(part, "blocks"), x, train=False)
             if module.stone is not None and module.connector is not None:
-                entered, _ = apply_block(module.connector, _connector(variables), x, train=False)
+                entered, _ = apply_block(module.connector, of_block(part, "connector"), x, train=False)
                 found[module.stone.name] = rest_of(self.teacher.network, state[TEACHER], module.stone.teacher, entered)
         return found
 
@@ -222,22 +217,13 @@ class LocalDistillation:
 
     def network_variables(self, state: State) -> Variables:
         """The student's variables, as its network takes them."""
-        return {
-            collection: {
-                name: entries
+        return by_block(
+            {
+                name: of_block(of_block(state[module.name], "blocks"), name)
                 for module in self.modules()
-                for name, entries in state[module.name][collection]["blocks"].items()
+                for name in module.blocks.names
             }
-            for collection in ("params", "batch_stats")
-        }
-
-
-def _blocks(variables: Mapping[str, Any]) -> Variables:
-    return {collection: entries["blocks"] for collection, entries in variables.items()}
-
-
-def _connector(variables: Mapping[str, Any]) -> Variables:
-    return {collection: entries["connector"] for collection, entries in variables.items()}
+        )
 
 
 def _at_stone(module: StudentModule, variables: Variables, x: Array) -> Array:
@@ -274,14 +260,14 @@ def _train_module(
     def objective(params: Any) -> tuple[Array, tuple[Any, tuple[Metrics, tuple[Array, ...]]]]:
         variables = {"params": params, "batch_stats": part["batch_stats"]}
         to_stone, behind = module.blocks[: module.end], module.blocks.names[module.end :]
-        blocks = _blocks(variables)
+        blocks = of_block(variables, "blocks")
         features, statistics = to_stone.apply(to_stone.select(blocks), x, train=True)
         batch_stats: dict[str, Any] = {"blocks": statistics}
         losses: list[Array] = []
         metrics: Metrics = {}
         if module.stone is not None and module.connector is not None:
             entered, batch_stats["connector"] = apply_block(
-                module.connector, _connector(variables), features, train=True
+                module.connector, of_block(variables, "connector"), features, train=True
             )
             logits = rest_of(teacher, frozen[0], module.stone.teacher, entered)
             loss, metrics = stone_loss(logits, target, labels)

@@ -1,8 +1,7 @@
 """Multi-level logit distillation: predictions, how samples relate, and how classes do, at several temperatures."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.kd import kd_loss
 from kd_local.distill.numerics import product, widened
 from kd_local.distill.objective import Lesson, Objective
-from kd_local.networks import Collection
+from kd_local.networks import Collection, Variables
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 
@@ -88,7 +87,7 @@ class MLKD(Objective):
         for temperature in self.temperatures:
             check_positive(temperature=temperature)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = mlkd_loss(
             lesson.student.logits,
             lesson.teacher.logits,

@@ -1,8 +1,6 @@
 """Neuron selectivity transfer: the places at which channels respond are to be distributed as the teacher's."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +57,7 @@ class NST(Objective):
         pair_stages(student, teacher)
         return super().init(rng, pair, student, teacher, examples=examples)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         student, teacher = lesson.student, lesson.teacher
         each = [nst_loss(student.features[s], teacher.features[t]) for s, t in pair_stages(student, teacher)]
         return with_labels(lesson, jnp.stack(each).sum(), ce_weight=self.ce_weight, weight=self.weight)

@@ -105,12 +105,12 @@ class Objective:
         """
         return {"params": {}, "batch_stats": {}}
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         """What is minimised, the cross entropy of the labels included; its parts by name; and `batch_stats` of the
         variables after the step."""
         raise NotImplementedError
 
-    def logits(self, variables: Mapping[str, Any], exam: Exam) -> Float[Array, "batch _"]:
+    def logits(self, variables: Variables, exam: Exam) -> Float[Array, "batch _"]:
         """What is deployed: the student's own logits, unless the objective says otherwise."""
         return exam.student.logits
 
@@ -120,6 +120,6 @@ class Objective:
         """The parameters that `logits` uses, of the student's blocks, the objective's own and the teacher's blocks."""
         return student
 
-    def exits(self, variables: Mapping[str, Any], exam: Exam) -> dict[str, Float[Array, "batch _"]]:
+    def exits(self, variables: Variables, exam: Exam) -> dict[str, Float[Array, "batch _"]]:
         """The logits of whatever else answers, by name: stepping stones."""
         return {}

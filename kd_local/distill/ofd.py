@@ -1,6 +1,5 @@
 """Overhaul of feature distillation: pre-activations are drawn to the teacher's, which say nothing below a margin."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +66,7 @@ class OFD(Objective):
         connectors, inputs, _ = self._connectors(student, teacher)
         return init_connectors(connectors, rng, inputs)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         connectors, inputs, targets = self._connectors(lesson.student, lesson.teacher)
         outputs, batch_stats = apply_connectors(connectors, variables, inputs, train=True)
         each = []

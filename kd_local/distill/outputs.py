@@ -9,11 +9,11 @@ import jax
 from jaxtyping import Array, Float
 
 from kd_local.distill.objective import Outputs
-from kd_local.networks import Collection, Network, apply_block
+from kd_local.networks import Collection, Network, Variables, apply_block, of_block
 
 
 def outputs(
-    network: Network, variables: Mapping[str, Mapping[str, Any]], images: Float[Array, "batch h w c"], *, train: bool
+    network: Network, variables: Variables, images: Float[Array, "batch h w c"], *, train: bool
 ) -> tuple[Outputs, Collection]:
     """All that a network makes of a batch, in one pass, and its statistics, see `Network.features`.
 
@@ -22,7 +22,7 @@ def outputs(
     features, preactivations, statistics = [], [], {}
     ends, x = set(network.stages), images
     for name, block in network[:-1]:
-        own = _of_block(variables, name)
+        own = of_block(variables, name)
         if name in ends and getattr(block, "relu", False):
             before, statistics_of = apply_block(block.clone(relu=False), own, x, train=train)
             x = nn.relu(before)
@@ -35,7 +35,7 @@ def outputs(
             features.append(x)
             preactivations.append(before)
     name, head = network.names[-1], network.modules[-1]
-    own = _of_block(variables, name)
+    own = of_block(variables, name)
     pooled, statistics_of = _pool(head, own, x, train)
     if statistics_of:
         statistics[name] = statistics_of
@@ -54,7 +54,3 @@ def _pool(head: nn.Module, own: Mapping[str, Any], x: Array, train: bool) -> tup
         return head.apply(own, x, train=False, method="pool"), own.get("batch_stats", {})
     pooled, updated = head.apply(own, x, train=True, method="pool", mutable=["batch_stats"])
     return pooled, updated.get("batch_stats", {})
-
-
-def _of_block(variables: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
-    return {collection: entries[name] for collection, entries in variables.items() if name in entries}

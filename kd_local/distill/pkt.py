@@ -1,8 +1,6 @@
 """Probabilistic knowledge transfer: which other images an image is close to, as a distribution over the batch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,7 +10,7 @@ from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import norms, product, widened
 from kd_local.distill.objective import Lesson, Objective
-from kd_local.networks import Collection
+from kd_local.networks import Collection, Variables
 
 EPSILON = 1e-7
 
@@ -51,6 +49,6 @@ class PKT(Objective):
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = pkt_loss(lesson.student.pooled, lesson.teacher.pooled)
         return with_labels(lesson, distillation, ce_weight=self.ce_weight, weight=self.weight)

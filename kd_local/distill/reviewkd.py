@@ -1,6 +1,5 @@
 """Knowledge review: a stage's features are fused with those of deeper ones, and drawn to the teacher's."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from kd_local.distill.stages import pair_stages
 from kd_local.distill.warmup import warmup
 from kd_local.models.convolution import Conv, uniform_by_fan_in
 from kd_local.models.layers import ConvNorm, average_pool_to
-from kd_local.networks import Collection, Variables
+from kd_local.networks import Collection, Variables, by_block, of_block
 
 POOLED_SIZES = (4, 2, 1)
 
@@ -111,24 +110,22 @@ class ReviewKD(Objective):
 
     def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
         modules, levels = self._modules(student, teacher)
-        variables: Variables = {"params": {}, "batch_stats": {}}
+        created = {}
         deeper: tuple[Any, ...] = ()
         for (name, module), key in zip(modules.items(), jax.random.split(rng, len(modules)), strict=True):
             x = _zeros(levels[name][0])
-            created = jax.jit(module.init, static_argnames="train")(key, x, *deeper, train=False)
-            for collection, entries in variables.items():
-                entries[name] = created[collection]
+            created[name] = jax.jit(module.init, static_argnames="train")(key, x, *deeper, train=False)
             height, width, _ = module.shape
             deeper = (jnp.zeros((x.shape[0], height, width, module.middle), x.dtype),)
-        return variables
+        return by_block(created)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         modules, levels = self._modules(lesson.student, lesson.teacher)
         each: list[Array] = []
         batch_stats: Collection = {}
         deeper: tuple[Array, ...] = ()
         for name, module in modules.items():
-            own = {collection: entries[name] for collection, entries in variables.items()}
+            own = of_block(variables, name)
             x, target = (_as_map(level) for level in levels[name])
             (output, handed_on), updated = module.apply(own, x, *deeper, train=True, mutable=["batch_stats"])
             batch_stats[name] = updated["batch_stats"]

@@ -1,8 +1,6 @@
 """Relational knowledge distillation: distances between images' features, and angles between triples of them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import unit_vectors, widened
 from kd_local.distill.objective import Lesson, Objective
-from kd_local.networks import Collection
+from kd_local.networks import Collection, Variables
 
 EPSILON = 1e-12
 
@@ -66,7 +64,7 @@ class RKD(Objective):
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, distance_weight=self.distance_weight, angle_weight=self.angle_weight)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = rkd_loss(
             lesson.student.pooled,
             lesson.teacher.pooled,

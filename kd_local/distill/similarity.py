@@ -1,8 +1,6 @@
 """Similarity-preserving distillation: images that are alike to the teacher are to be alike to the student."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,7 +10,7 @@ from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import product, unit_vectors, widened
 from kd_local.distill.objective import Lesson, Objective
-from kd_local.networks import Collection
+from kd_local.networks import Collection, Variables
 
 
 def similarity_loss(student: Float[Array, "batch *s"], teacher: Float[Array, "batch *t"]) -> Float[Array, ""]:
@@ -45,6 +43,6 @@ class SP(Objective):
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = similarity_loss(lesson.student.features[-1], lesson.teacher.features[-1])
         return with_labels(lesson, distillation, ce_weight=self.ce_weight, weight=self.weight)

@@ -68,7 +68,7 @@ class SimKD(Objective):
         x = student.features[-1]
         return init_connectors({"projector": self._projector(pair, teacher)}, rng, {"projector": (x,)})
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         projected, batch_stats = self._project(variables, lesson, train=True)
         target = average_pool_to(lesson.teacher.features[-1], (projected.shape[1], projected.shape[2]))
         return with_labels(
@@ -80,7 +80,7 @@ class SimKD(Objective):
             batch_stats=batch_stats,
         )
 
-    def logits(self, variables: Mapping[str, Any], exam: Exam) -> Float[Array, "batch _"]:
+    def logits(self, variables: Variables, exam: Exam) -> Float[Array, "batch _"]:
         return self._classify(exam, self._project(variables, exam, train=False)[0])
 
     def deployed(
@@ -98,7 +98,7 @@ class SimKD(Objective):
         relu = rectified(pair.teacher, -1)
         return Projector(teacher.features[-1].shape[-1], factor=self.factor, relu=relu)
 
-    def _project(self, variables: Mapping[str, Any], exam: Exam, *, train: bool) -> tuple[Array, Collection]:
+    def _project(self, variables: Variables, exam: Exam, *, train: bool) -> tuple[Array, Collection]:
         x, like = exam.student.features[-1], exam.teacher.features[-1].shape
         x = average_pool_to(x, (min(x.shape[1], like[1]), min(x.shape[2], like[2])))
         projector = {"projector": self._projector(exam.pair, exam.teacher)}

@@ -1,8 +1,6 @@
 """A teacher: a network whose parameters and statistics stand still."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Array
 
@@ -21,9 +19,7 @@ class Teacher:
     variables: Variables
 
 
-def rest_of(
-    network: Network, variables: Mapping[str, Mapping[str, Any]], stage: int, x: Array, until: int | None = None
-) -> Array:
+def rest_of(network: Network, variables: Variables, stage: int, x: Array, until: int | None = None) -> Array:
     """See `kd_local.distill.objective.Rest`; stage 0 is the stem."""
     ends = [network.position(name) + 1 for name in network.stages]
     behind = network[ends[stage] : None if until is None else ends[until]]

@@ -1,7 +1,6 @@
 """Variational information distillation: the teacher's features are to be likely, given the student's."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +78,7 @@ class VID(Objective):
         regressors, inputs = self._regressors(student, teacher)
         return init_connectors(regressors, rng, inputs)
 
-    def loss(self, variables: Mapping[str, Any], lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
         regressors, inputs = self._regressors(lesson.student, lesson.teacher)
         each, _ = apply_connectors(regressors, variables, inputs, train=True)
         distillation = jnp.stack(list(each.values())).sum()

@@ -63,7 +63,7 @@ def from_torch(cut: CutNetwork, arrays: Mapping[str, Any], *, dtype: DType = Non
     return variables
 
 
-def to_torch(cut: CutNetwork, variables: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def to_torch(cut: CutNetwork, variables: Mapping[str, Variables]) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`: arrays by the authors' names, in PyTorch's layouts, dtypes kept.
 
     What their code builds without using it is not there: load with `strict=False`.

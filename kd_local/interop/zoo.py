@@ -69,7 +69,7 @@ def load_network(network: Network, arrays: Mapping[str, Any], *, dtype: DType = 
         raise
 
 
-def network_to_torch(network: Network, variables: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def network_to_torch(network: Network, variables: Variables) -> dict[str, np.ndarray]:
     """The inverse of `load_network`: arrays by mdistiller's names, in PyTorch's layouts, dtypes kept.
 
     MobileNetV2 in its ImageNet form gets torchvision's names, since mdistiller has no such network.

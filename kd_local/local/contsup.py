@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
 from kd_local.local.cut import CutNetwork, LocalModule
-from kd_local.state import Part, new_part, update_part
+from kd_local.networks import Variables
+from kd_local.state import Part, new_part, update_part, variables_of
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class ContSup:
         return names[0] if len(names) == 1 else None
 
 
-def _variables(state: State) -> dict[str, dict[str, Any]]:
-    return {name: {key: part[key] for key in ("params", "batch_stats")} for name, part in state.items()}
+def _variables(state: State) -> dict[str, Variables]:
+    return {name: variables_of(part) for name, part in state.items()}
 
 
 def _train_module(

@@ -69,7 +69,7 @@ class CutNetwork:
 
     def outputs(
         self,
-        variables: Mapping[str, Mapping[str, Any]],
+        variables: Mapping[str, Variables],
         images: Float[Array, "batch h w c"],
         *,
         last: str | None = None,
@@ -88,7 +88,7 @@ class CutNetwork:
 
     def answers(
         self,
-        variables: Mapping[str, Mapping[str, Any]],
+        variables: Mapping[str, Variables],
         images: Float[Array, "batch h w c"],
         names: Sequence[str] | None = None,
     ) -> dict[str, Float[Array, "batch classes"]]:
@@ -106,7 +106,7 @@ class CutNetwork:
         }
 
     def logits(
-        self, variables: Mapping[str, Mapping[str, Any]], images: Float[Array, "batch h w c"], *, answer: str = "last"
+        self, variables: Mapping[str, Variables], images: Float[Array, "batch h w c"], *, answer: str = "last"
     ) -> Float[Array, "batch classes"]:
         """What is deployed, in evaluation mode.
 
@@ -139,7 +139,7 @@ class CutNetwork:
 
     def losses(
         self,
-        variables: Mapping[str, Mapping[str, Any]],
+        variables: Mapping[str, Variables],
         images: Float[Array, "batch h w c"],
         labels: Int[Array, " batch"],
         *,

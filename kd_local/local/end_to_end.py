@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import Metrics, Program, State
 from kd_local.local.losses import softmax
 from kd_local.networks import Network, Variables
-from kd_local.state import Part, new_part, update_part
+from kd_local.state import Part, new_part, update_part, variables_of
 
 NAME = "network"
 
@@ -63,7 +63,7 @@ class EndToEnd:
 
     def network_variables(self, state: State) -> Variables:
         """The network's variables."""
-        return {collection: state[NAME][collection] for collection in ("params", "batch_stats")}
+        return variables_of(state[NAME])
 
 
 def _train_network(

@@ -15,7 +15,7 @@ from kd_local.local.contexts import supply
 from kd_local.local.decoders import Decoder, PixelScale, reconstruction_loss
 from kd_local.local.heads import LocalHead
 from kd_local.local.losses import LocalLoss
-from kd_local.networks import Collection, Network, Variables, apply_block, init_block
+from kd_local.networks import Collection, Network, Variables, apply_block, by_block, init_block, of_block
 from kd_local.rematerialization import rematerialize
 
 PARTS: tuple[str, ...] = ("blocks", "contexts", "head", "decoder")
@@ -88,14 +88,9 @@ class LocalModule:
         if self.reconstruction is not None:
             images = tensors[self.reconstruction.position]
             parts["decoder"] = init_block(self.reconstruction.decoder, decoder_rng, output, images)
-        return {
-            collection: {name: part[collection] for name, part in parts.items() if collection in part}
-            for collection in ("params", "batch_stats")
-        }
+        return by_block(parts)
 
-    def apply(
-        self, variables: Mapping[str, Mapping[str, Any]], tensors: Sequence[Array], *, train: bool
-    ) -> tuple[Array, Array, Collection]:
+    def apply(self, variables: Variables, tensors: Sequence[Array], *, train: bool) -> tuple[Array, Array, Collection]:
         """What is deployed of it: its input with the contexts added, its output, and the statistics behind them.
 
         Args:
@@ -106,26 +101,26 @@ class LocalModule:
         statistics: Collection = dict(variables["batch_stats"])
         supplied = x = tensors[0]
         names = [f"context{i}" for i in range(len(self.contexts))]
-        own = [_part(variables, name) for name in names]
+        own = [of_block(variables, name) for name in names]
         contexts = tensors[1 : 1 + len(names)]
         remat = self.channels_at_once if "contexts" in self.remat else None
         results = supply(self.contexts, own, contexts, x, train=train, remat=remat)
         for name, (context, updated) in zip(names, results, strict=True):
             supplied = supplied + context
             statistics[name] = updated
-        blocks = _part(variables, "blocks")
+        blocks = of_block(variables, "blocks")
         output, updated = self.blocks.apply(blocks, supplied, train=train, remat="blocks" in self.remat)
         if updated:
             statistics["blocks"] = updated
         return supplied, output, statistics
 
-    def answer(self, variables: Mapping[str, Mapping[str, Any]], output: Array) -> Array:
+    def answer(self, variables: Variables, output: Array) -> Array:
         """Its head's answer to its output, in evaluation mode; of the last module the output itself."""
         return output if self.head is None else self._call(self.head, variables, "head", {}, (output,), train=False)
 
     def evaluate(
         self,
-        variables: Mapping[str, Mapping[str, Any]],
+        variables: Variables,
         tensors: Sequence[Array],
         labels: Int[Array, " batch"],
         *,
@@ -159,7 +154,7 @@ class LocalModule:
     def _call(
         self,
         module: nn.Module,
-        variables: Mapping[str, Mapping[str, Any]],
+        variables: Variables,
         name: str,
         statistics: Collection,
         inputs: tuple[Array, ...],
@@ -167,11 +162,7 @@ class LocalModule:
     ) -> Array:
         """The output of one of its parts, whose statistics are put among the others'."""
         call = partial(apply_block, module, train=train)
-        output, updated = (rematerialize(call) if name in self.remat else call)(_part(variables, name), *inputs)
+        output, updated = (rematerialize(call) if name in self.remat else call)(of_block(variables, name), *inputs)
         if updated:
             statistics[name] = updated
         return output
-
-
-def _part(variables: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
-    return {collection: entries[name] for collection, entries in variables.items() if name in entries}

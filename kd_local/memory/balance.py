@@ -28,7 +28,7 @@ from kd_local.local.contexts import IMAGES
 from kd_local.memory.executables import Executables
 from kd_local.memory.footprint import PieceFootprint, piece_footprints, step_calls
 from kd_local.memory.targets import Target
-from kd_local.networks import Network, apply_block, init_block
+from kd_local.networks import Network, apply_block, by_block, init_block
 from kd_local.state import new_part
 
 COMPILATIONS = 40
@@ -319,8 +319,7 @@ def _part(optimizer: optax.GradientTransformation, module: nn.Module, *inputs: S
         return output, list({id(leaf): leaf for leaf in jax.tree.leaves(backward)}.values())
 
     variables = jax.eval_shape(partial(init_block, module), jax.eval_shape(lambda: jax.random.key(0)), *inputs)
-    collections = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
-    state = jax.eval_shape(lambda variables: new_part(variables, optimizer), collections)
+    state = jax.eval_shape(lambda variables: new_part(by_block({"": variables}), optimizer), variables)
     output, kept = jax.eval_shape(gradient, variables, *inputs)
     sizes = [_bytes(leaf) for leaf in kept if leaf.shape[:1] == inputs[0].shape[:1]]
     return _Part(

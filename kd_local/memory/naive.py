@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
 from kd_local.local import CutNetwork
+from kd_local.networks import Variables, by_block, of_block
 from kd_local.state import Part, new_part, update_part
 
 NAME = "network"
@@ -37,12 +38,7 @@ class SummedLosses:
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A fresh state of one part, in which the modules stand by their names; of `images` only shape and dtype
         count."""
-        each = self.cut.init(rng, images)
-        variables = {
-            collection: {name: entries[collection] for name, entries in each.items()}
-            for collection in ("params", "batch_stats")
-        }
-        return {NAME: new_part(variables, self.optimizer)}
+        return {NAME: new_part(by_block(self.cut.init(rng, images)), self.optimizer)}
 
     def programs(self) -> tuple[Program, ...]:
         """One program for the whole step."""
@@ -76,11 +72,9 @@ class SummedLosses:
         return None
 
 
-def by_module(part: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Variables of all modules, as a cut network takes them, from a part or from its variables."""
-    return {
-        name: {"params": params, "batch_stats": part["batch_stats"][name]} for name, params in part["params"].items()
-    }
+def by_module(part: Mapping[str, Any]) -> dict[str, Variables]:
+    """The variables of all modules, as a cut network takes them, from a part or from its variables."""
+    return {name: of_block(part, name) for name in part["params"]}
 
 
 def _train_all(

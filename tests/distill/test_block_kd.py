@@ -12,7 +12,7 @@ from kd_local.distill import BlockKD, Distillation, Pair, Teacher, logit_distanc
 from kd_local.distill.block_kd import connector_to, stepping_stones, through_teacher
 from kd_local.distill.teacher import rest_of
 from kd_local.models import create, resnet
-from kd_local.networks import Network, apply_block
+from kd_local.networks import Network, apply_block, of_block
 from kd_local.parallel import Step
 
 STUDENT = resnet(8, classes=5, widths=(4, 4, 6, 8))
@@ -60,7 +60,9 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
         p, q = jax.nn.log_softmax(target / t), jax.nn.log_softmax(logits / t)
         return t**2 * (jnp.exp(p) * (p - q)).sum(axis=1).mean()
 
-    student = {"params": params["student"], "batch_stats": batch_stats["student"]}
+    student, connectors = (
+        of_block({"params": params, "batch_stats": batch_stats}, name) for name in ("student", "teacher0")
+    )
     s = logits_of(STUDENT, student, images, True)
     t = jax.lax.stop_gradient(logits_of(TEACHER_NETWORK, teacher_variables, images, False))
     hybrids, weights = [], []
@@ -72,8 +74,7 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
         first_part = STUDENT[: last + 1]
         feature = logits_of(first_part, student, images, True)
         connector = connector_to(Pair(STUDENT, TEACHER_NETWORK), output_shapes(TEACHER_NETWORK, LIKE), i)
-        own = {"params": params["teacher0"][stone], "batch_stats": batch_stats["teacher0"][stone]}
-        feature, _ = apply_block(connector, own, feature, train=True)
+        feature, _ = apply_block(connector, of_block(connectors, stone), feature, train=True)
         rest = TEACHER_NETWORK[TEACHER_NETWORK.position(f"{STAGES[i - 1]}/1") + 1 :]
         hybrids.append(logits_of(rest, teacher_variables, feature, False))
         weights.append(1 / 2 ** (3 - i))

@@ -17,6 +17,7 @@ from kd_local.distill.registry import OBJECTIVES
 from kd_local.distill.rkd import rkd_loss
 from kd_local.distill.similarity import similarity_loss
 from kd_local.distill.vid import Regressor, vid_loss
+from kd_local.networks import of_block
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.standard_normal((3, 4, 4, 2)), RNG.standard_normal((3, 2, 2, 5))
@@ -52,7 +53,7 @@ def test_fitnet_is_of_the_regressed_hint(lessons, examples):
     lesson, objective = lessons(dtype="float64"), OBJECTIVES["fitnet"](stage=3)
     variables = objective.init(jax.random.key(0), lesson.pair, lesson.student, lesson.teacher, examples=examples)
     _, metrics, batch_stats = objective.loss(variables, lesson)
-    own = {collection: entries["regressor"] for collection, entries in variables.items()}
+    own = of_block(variables, "regressor")
     hint, updated = Connector((2, 2, 10)).apply(own, lesson.student.features[3], train=True, mutable=["batch_stats"])
     expected = np.square(hint - lesson.teacher.features[3]).mean()
     np.testing.assert_allclose(metrics["distillation"], expected, rtol=1e-12)
@@ -165,7 +166,7 @@ def test_ofd_halves_earlier_stages(lessons, examples):
     expected = 0.0
     for stage in (1, 2, 3):
         target = lesson.teacher.preactivations[stage]
-        own = {collection: entries[f"stage{stage}"] for collection, entries in variables.items()}
+        own = of_block(variables, f"stage{stage}")
         connector = Connector(target.shape[1:], relu=False)
         hint, _ = connector.apply(own, lesson.student.preactivations[stage], train=True, mutable=["batch_stats"])
         expected += ofd_loss(hint, target, margins(target)) / 2 ** (3 - stage)

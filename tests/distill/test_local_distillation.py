@@ -10,7 +10,7 @@ from kd_local.distill import LocalDistillation, StoneLoss, Teacher
 from kd_local.distill.teacher import rest_of
 from kd_local.memory import footprint, target
 from kd_local.models import create, resnet
-from kd_local.networks import apply_block
+from kd_local.networks import apply_block, of_block
 from kd_local.parallel import Step
 
 STUDENT = resnet(14, classes=5, widths=(4, 4, 6, 8))
@@ -65,8 +65,7 @@ def test_each_module_learns_by_its_own_plain_loss_alone():
         part = before[module.name]
 
         def objective(params, module=module, part=part, x=x):
-            blocks = {"params": params["blocks"], "batch_stats": part["batch_stats"]["blocks"]}
-            connector = {"params": params["connector"], "batch_stats": part["batch_stats"]["connector"]}
+            blocks, connector = (of_block({**part, "params": params}, name) for name in ("blocks", "connector"))
             features, _ = module.blocks.features(blocks, x, train=True)
             stage = features[module.blocks.names[module.end - 1]]
             entered, _ = apply_block(module.connector, connector, stage, train=True)

@@ -9,6 +9,7 @@ from kd_local.distill.objective import Exam
 from kd_local.distill.simkd import Projector, SimKD
 from kd_local.local.losses import softmax
 from kd_local.models.layers import average_pool_to
+from kd_local.networks import of_block
 
 SIZES = [(2, 2), (4, 2), (2, 4)]
 
@@ -23,7 +24,7 @@ def test_the_projected_features_are_drawn_to_the_teachers(student, teacher, less
     variables = initialise(objective, lesson)
     total, metrics, batch_stats = objective.loss(variables, lesson)
     x, target = (average_pool_to(shown.features[-1], (2, 2)) for shown in (lesson.student, lesson.teacher))
-    own = {collection: entries["projector"] for collection, entries in variables.items()}
+    own = of_block(variables, "projector")
     projected, updated = Projector(10).apply(own, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(metrics["distillation"], np.square(projected - target).mean(), rtol=1e-5)
     classified = softmax(lesson.teacher_rest(1, projected), lesson.labels)["loss"]
@@ -38,7 +39,7 @@ def test_the_teachers_classifier_is_deployed(student, teacher, lessons):
     variables = initialise(objective, lesson)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lesson.teacher)
     exam = Exam(lesson.pair, lesson.student, shapes, lesson.teacher_rest)
-    own = {collection: entries["projector"] for collection, entries in variables.items()}
+    own = of_block(variables, "projector")
     x = average_pool_to(lesson.student.features[-1], (2, 2))
     expected = lesson.teacher_rest(1, Projector(10).apply(own, x, train=False))
     np.testing.assert_allclose(objective.logits(variables, exam), expected, rtol=1e-5)

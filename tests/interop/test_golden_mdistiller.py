@@ -16,7 +16,7 @@ import pytest
 
 from kd_local.interop import load_network
 from kd_local.models import create
-from kd_local.networks import apply_block
+from kd_local.networks import apply_block, of_block
 
 FOLDER = Path(os.environ.get("KD_LOCAL_GOLDEN", Path(__file__).parents[2] / "../shared/golden"))
 FILES = [path for path in sorted(FOLDER.glob("mdistiller_*.npz")) if path.stem != "mdistiller_losses"]
@@ -59,7 +59,7 @@ def deviations(path: Path, weights, dtype: type) -> dict[str, float]:
     for train in (True, False):
         x, stage = jnp.asarray(images), 0
         for name, block in network:
-            own = {collection: entries[name] for collection, entries in variables.items() if name in entries}
+            own = of_block(variables, name)
             before = x
             x, _ = run(block, own, x, train=train)
             assert x.dtype == dtype

@@ -10,7 +10,7 @@ import pytest
 from kd_local.interop import from_torch, read_state_dict, to_torch
 from kd_local.local import LOSSES, PixelScale, cut
 from kd_local.models import resnet
-from kd_local.networks import apply_block
+from kd_local.networks import apply_block, of_block
 
 PATH = Path(__file__).parents[1] / "data" / "contsup_reference.npz"
 FILE = np.load(PATH)
@@ -46,7 +46,7 @@ def assert_same(ours, theirs):
 
 def piece(module: int, name: str, network, *inputs):
     """A part of a module in training mode; the boundary whose pieces the file has lies between modules 2 and 3."""
-    own = {collection: entries[name] for collection, entries in VARIABLES[CUT.modules[module].name].items()}
+    own = of_block(VARIABLES[CUT.modules[module].name], name)
     return apply_block(network, own, *map(jnp.asarray, inputs), train=True)[0]
 
 

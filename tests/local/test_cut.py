@@ -10,6 +10,7 @@ import pytest
 
 from kd_local.local import cut
 from kd_local.models import resnet
+from kd_local.networks import by_block, of_block
 
 NETWORK = resnet(8, classes=10)
 IMAGES = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
@@ -94,12 +95,8 @@ def test_without_cuts_gradients_would_flow():
 def test_one_module_is_the_network_itself():
     pieces, variables = make("R1E", modules=1)
     outputs = jax.jit(pieces.losses)(variables, IMAGES, LABELS)
-    own = {
-        collection: {
-            name: entries["blocks"][str(i)] for i, name in enumerate(NETWORK.names) if str(i) in entries["blocks"]
-        }
-        for collection, entries in variables["module00"].items()
-    }
+    blocks = of_block(variables["module00"], "blocks")
+    own = by_block({name: of_block(blocks, str(i)) for i, name in enumerate(NETWORK.names)})
     logits, _ = jax.jit(partial(NETWORK.apply, train=True))(own, IMAGES)
     np.testing.assert_array_equal(outputs.logits, logits)
     expected = optax.losses.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
@@ -119,7 +116,7 @@ def test_the_context_is_added_to_the_input():
     assert module.reads == ("features0", "images")
     h = jax.random.normal(jax.random.key(3), (8, 8, 8, 16))
     supply, _, _ = module.apply(variables[module.name], [h, IMAGES], train=False)
-    own = {collection: entries["context0"] for collection, entries in variables[module.name].items()}
+    own = of_block(variables[module.name], "context0")
     np.testing.assert_allclose(supply, h + module.contexts[0].apply(own, IMAGES, h, train=False), rtol=1e-6)
 
 

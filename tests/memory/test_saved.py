@@ -12,6 +12,7 @@ from kd_local.local import ContSup, EndToEnd, PixelScale, cut
 from kd_local.memory import SummedLosses, saved_activations, saved_bytes
 from kd_local.memory.saved import own_activations
 from kd_local.models import create
+from kd_local.state import variables_of
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 CIFAR = (32, 32, 3)
@@ -56,7 +57,7 @@ def test_stem_of_a_network():
     def objective(variables, images):
         return network.apply(variables, images, train=True)[0].mean()
 
-    variables = {key: state[key] for key in ("params", "batch_stats")}
+    variables = variables_of(state)
     pixels = BATCH * 32 * 32
     assert saved_bytes(objective, variables, shaped(BATCH, *CIFAR)) == pixels * (3 * 4 + 16 * 4 + 16) + 2 * 16 * 4
 
@@ -103,7 +104,7 @@ def test_constants_do_not_count():
     def objective(variables, images, labels):
         return module.evaluate(variables, [images], labels, train=True)[0]["loss"]
 
-    variables = {key: state[key] for key in ("params", "batch_stats")}
+    variables = variables_of(state)
     # Weights of the loss are numbers there, and arguments of the program.
     assert saved_activations(decoding, CIFAR, BATCH)[module.name] == saved_bytes(objective, variables, images, labels)
 

@@ -14,8 +14,9 @@ from kd_local.local import ContSup, PixelScale, cut
 from kd_local.local.partition import equal_layers
 from kd_local.models import create, resnet
 from kd_local.models.vision_transformer import LayerNorm, attend, positions, vision_transformer
-from kd_local.networks import Network, apply_block
+from kd_local.networks import Network, apply_block, of_block
 from kd_local.parallel import Step
+from kd_local.state import variables_of
 
 PATCH, WIDTH, HEADS, CLASSES = 4, 12, 3, 5
 TINY = vision_transformer(classes=CLASSES, width=WIDTH, heads=HEADS, depth=4, patch_size=PATCH)
@@ -321,14 +322,14 @@ def test_block_kd_sends_a_student_through_its_teacher(pair):
     jax.tree.map(np.testing.assert_array_equal, before["teacher0"], state["teacher0"])
 
     exits, logits = jax.jit(lambda state: (method.exits(state, images), method.logits(state, images)))(state)
-    part = jax.tree.map(np.array, {key: state["student"][key] for key in ("params", "batch_stats")})
-    features = through(student, {key: entries["student"] for key, entries in part.items()}, images)
+    part = jax.tree.map(np.array, variables_of(state["student"]))
+    features = through(student, of_block(part, "student"), images)
     np.testing.assert_allclose(logits, features["head"], rtol=1e-4, atol=1e-5)
     assert list(exits) == [f"stone{i}" for i in range(1, stones + 1)]
     shapes = {name: x.shape for name, x in through(teacher_network, teacher.variables, images).items()}
     for leave, enter, name in zip(student.stages[-stones:], teacher_network.stages[-stones:], exits, strict=True):
-        connector = [part[key]["teacher0"][name]["conv"] for key in ("params", "batch_stats")]
-        x = connected(*connector, np.asarray(features[leave]), shapes[enter], relu=relu)
+        connector = of_block(of_block(of_block(part, "teacher0"), name), "conv")
+        x = connected(*connector.values(), np.asarray(features[leave]), shapes[enter], relu=relu)
         rest = teacher_network[teacher_network.position(enter) + 1 :]
         expected = through(rest, rest.select(teacher.variables), x)["head"]
         np.testing.assert_allclose(exits[name], expected, rtol=1e-4, atol=1e-5)
@@ -338,7 +339,7 @@ def through(network: Network, variables: dict, x: jax.Array) -> dict[str, jax.Ar
     """The features behind every block, in evaluation mode; blocks alike are compiled once."""
     features = {}
     for name, block in network:
-        own = {collection: entries[name] for collection, entries in variables.items() if name in entries}
+        own = of_block(variables, name)
         x, _ = run(block, own, x, train=False)
         features[name] = x
     return features
