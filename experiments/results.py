@@ -53,13 +53,13 @@ def check(folder: Path, config: ConfigDict) -> None:
     Raises:
         ValueError: it is another's; the message names the differences.
     """
-    if (folder / workdirs.CONFIG).exists() and not _same(folder, config):
+    if (folder / workdirs.CONFIG).exists() and not workdirs.belongs(folder, config):
         workdirs.claim(folder, config)
 
 
 def finished(folder: Path, config: ConfigDict) -> dict[str, Any] | None:
     """The summary of a run that has gone as far as its config wants; None of any other."""
-    if not _same(folder, config):
+    if not workdirs.belongs(folder, config):
         return None
     try:
         summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
@@ -182,12 +182,3 @@ def _state(runs: Sequence[Run], done: int, failed: Collection[Run]) -> str:
 
 def _mean(summaries: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return statistics.mean(summary[name] for summary in summaries) if summaries else None
-
-
-def _same(folder: Path, config: ConfigDict) -> bool:
-    # One config, one default folder: its name has a digest of all that tells.
-    try:
-        recorded = ConfigDict(json.loads((folder / workdirs.CONFIG).read_text()))
-        return workdirs.default_workdir(recorded) == workdirs.default_workdir(config)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return False

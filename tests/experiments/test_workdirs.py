@@ -1,0 +1,127 @@
+"""Which run a folder belongs to: across versions of the package, and for keys that change a step or do not."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import workdirs
+from experiments.configs.default import get_config
+from experiments.results import check
+
+
+def config(**changes) -> ConfigDict:
+    one = get_config()
+    one.update_from_flattened_dict(changes)
+    return one
+
+
+def record(folder: Path, one: ConfigDict, *, without: tuple[str, ...] = (), **extra) -> Path:
+    """The folder of a run, as a version without these keys and with those extra ones left it."""
+    values = one.to_dict()
+    for key in without:
+        *groups, name = key.split(".")
+        section = values
+        for group in groups:
+            section = section[group]
+        del section[name]
+    for key, value in extra.items():
+        values["local"][key] = value
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+LATER = ("step", "optimizer.accumulate", "mesh.shard", "local.answer")
+
+
+def test_a_folder_survives_keys_that_were_added_since(tmp_path):
+    folder = record(tmp_path / "run", config(seed=3), without=LATER)
+    workdirs.claim(folder, config(seed=3))
+    assert workdirs.belongs(folder, config(seed=3))
+    record(tmp_path / "other", config(), without=LATER)
+    message = r"of another config:\n  optimizer.accumulate: 1 there, 4 now\nkd_local of an earlier version wrote it"
+    with pytest.raises(ValueError, match=message):
+        workdirs.claim(tmp_path / "other", config(**{"optimizer.accumulate": 4}))
+
+
+def test_a_default_folder_of_an_older_digest_is_found(tmp_path):
+    older = record(tmp_path / "contsup-resnet8-digits-k4-R1E-seed0-01234567", config(), without=LATER)
+    record(tmp_path / "contsup-resnet8-digits-k4-R1E-seed0-00000000", config(epochs=31), without=LATER)
+    assert workdirs.default_workdir(config(), tmp_path) == older
+    changed = workdirs.default_workdir(config(epochs=32), tmp_path)
+    assert not changed.exists() and changed.parent == tmp_path
+    assert workdirs.default_workdir(config(seed=1), tmp_path).name.startswith("contsup-resnet8-digits-k4-R1E-seed1-")
+
+
+def test_the_name_of_a_default_folder_does_not_depend_on_the_keys_there_are(tmp_path, monkeypatch):
+    name = workdirs.default_workdir(config(epochs=3), tmp_path)
+    more = config().to_dict() | {"added": 7}
+    monkeypatch.setattr(workdirs.default, "get_config", lambda: ConfigDict(more))
+    monkeypatch.setattr(workdirs, "_DEFAULTS", workdirs.identity({}) | workdirs._effective({}))
+    assert workdirs.default_workdir(ConfigDict(more | {"epochs": 3}), tmp_path) == name
+
+
+@pytest.mark.parametrize(("value", "same"), [(None, True), (3, False)])
+def test_a_key_that_is_unknown_now_binds_if_it_was_set(tmp_path, value, same):
+    folder = record(tmp_path / "run", config(), gone=value)
+    assert workdirs.belongs(folder, config()) is same
+    if not same:
+        with pytest.raises(ValueError, match=r"local.gone: 3 there, no such key now"):
+            check(folder, config())
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"mesh.data": 2}, {"mesh.data": 4}, True),
+        ({"mesh.data": 2}, {"mesh.data": 2, "mesh.batch_norm": "device"}, False),
+        ({"mesh.data": 4, "mesh.batch_norm": "device"}, {"mesh.data": 2, "mesh.batch_norm": "device"}, False),
+        ({}, {"mesh.batch_norm": "device"}, True),  # the same on one device
+        ({}, {"mesh.module": 2, "mesh.shard": "state", "mesh.placement": "time"}, True),
+        ({}, {"steps": 3, "checkpoint.keep": 1, "data.workers": 2, "distributed.start_seconds": 9}, True),
+        ({"teacher.cache": "/here"}, {"teacher.cache": "/there"}, True),
+        ({}, {"teacher.cache": "/there"}, False),
+        ({}, {"optimizer.learning_rate": 0.2}, False),
+    ],
+)
+def test_what_binds(tmp_path, one, other, same):
+    workdirs.claim(tmp_path, config(**one))
+    assert workdirs.belongs(tmp_path, config(**other)) is same
+    names = {workdirs.default_workdir(config(**values), tmp_path) for values in (one, other)}
+    assert len(names) == (1 if same else 2)
+
+
+def test_batch_normalisation_is_named_in_the_refusal(tmp_path):
+    workdirs.claim(tmp_path, config(**{"mesh.data": 2}))
+    with pytest.raises(ValueError, match='mesh.batch_norm: "global" there, "device, of 2" now'):
+        workdirs.claim(tmp_path, config(**{"mesh.data": 2, "mesh.batch_norm": "device"}))
+
+
+def test_floats_and_tuples_are_equal_after_json(tmp_path):
+    one = config(**{"optimizer.milestones": (10, 20), "optimizer.schedule": "piecewise", "local.aux_width": 0.1 + 0.2})
+    workdirs.claim(tmp_path, one)
+    read = json.loads((tmp_path / "config.json").read_text())
+    assert read["optimizer"]["milestones"] == [10, 20]
+    assert workdirs.belongs(tmp_path, one)
+    assert workdirs.identity(read) == workdirs.identity(one)
+
+
+def test_the_version_is_recorded_and_named_when_it_differs(tmp_path):
+    workdirs.claim(tmp_path, config())
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    assert values["kd_local"] == workdirs.__version__
+    path.write_text(json.dumps(values | {"kd_local": "0.0.1"}))
+    assert workdirs.belongs(tmp_path, config())
+    with pytest.raises(ValueError, match=rf"kd_local 0.0.1 wrote it, this is {workdirs.__version__}: use that version"):
+        workdirs.claim(tmp_path, config(seed=1))
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_config_is_named_and_belongs_to_no_run(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    assert not workdirs.belongs(tmp_path, config())
+    with pytest.raises(ValueError, match="config.json' is damaged: restore it"):
+        workdirs.claim(tmp_path, config())
