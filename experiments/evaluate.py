@@ -24,14 +24,14 @@ from rich.table import Table
 
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import build, count_parameters
+from experiments.results import SUMMARY
+from experiments.summary import named_scores
 from experiments.teachers import load_weights
 from experiments.workdirs import CONFIG
 from kd_local.costs import multiply_adds
 from kd_local.files import replace_text
 from kd_local.local import EndToEnd
 from kd_local.training import evaluate
-
-SUMMARY = "summary.json"
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
 _WEIGHTS = flags.DEFINE_string("weights", None, "A file of PyTorch's weights, or the folder of a run of ours.")
@@ -67,7 +67,7 @@ def main(_: list[str]) -> None:
         "network": config.network.name,
         "dataset": config.data.name,
         "weights": str(_WEIGHTS.value),
-        **{name.replace("/", "_"): value for name, value in results.items()},
+        **named_scores(results),
         "parameters": count_parameters(method.deployed(state)),
         "multiply_adds": multiply_adds(method.logits, state, images),
         "seconds": round(seconds, 3),

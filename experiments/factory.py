@@ -33,7 +33,7 @@ from kd_local.memory import parse_bytes
 from kd_local.models import create
 from kd_local.networks import Network
 from kd_local.parallel import FORMS, Step, device_mesh
-from kd_local.training.loop import plan
+from kd_local.training.loop import training_plan
 from kd_local.training.optimizers import make_optimizer
 from kd_local.training.schedules import by_batches, make_schedule, updates_per_epoch
 
@@ -87,7 +87,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     )
     data = replace(data, augmentation=_augmentation(config, data.augmentation))
     mesh = device_mesh(config.mesh.data, config.mesh.module)
-    course = plan(data.train, epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=mesh)
+    plan = training_plan(data.train, epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=mesh)
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"seed is {config.seed}: use 0 to {2**32 - 1}")
     if config.checkpoint.keep < 1:
@@ -101,8 +101,8 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     # Whether the network takes images of this size.
     jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), jnp.float32))
     options = config.optimizer.to_dict()
-    each, accumulate = course.steps_per_epoch, options["accumulate"]
-    updates_per_epoch(min(each, course.last_step), accumulate)  # refuses what a run is too short for
+    each, accumulate = plan.steps_per_epoch, options["accumulate"]
+    updates_per_epoch(min(each, plan.last_step), accumulate)  # refuses what a run is too short for
     schedule = make_schedule(
         options["schedule"],
         options["learning_rate"],
@@ -146,7 +146,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
             objective,
             optimizer,
             examples=data.train,
-            steps_per_epoch=course.steps_per_epoch,
+            steps_per_epoch=plan.steps_per_epoch,
             cached=config.teacher.cache is not None,
         )
         # Stages that are not there and the like show when connectors are made, here by their shapes only.

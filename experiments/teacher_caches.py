@@ -14,8 +14,9 @@ from kd_local.data import Data, steps_per_epoch
 from kd_local.distill import Distillation
 from kd_local.parallel import data_mesh, groups, hosts
 from kd_local.parallel.meetings import Meeting
+from kd_local.training.inputs import Supply
 from kd_local.training.interruption import Interruption
-from kd_local.training.loop import Supply, plan
+from kd_local.training.loop import training_plan
 from kd_local.training.teacher_cache import TeacherCache, shown_bytes
 
 _FILLING_SECONDS = 30 * 24 * 3600
@@ -46,7 +47,7 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
         raise ValueError(
             f"teacher.cache {str(folder)!r} cannot be used: {error.strerror}; use another folder"
         ) from None
-    course = plan(
+    plan = training_plan(
         len(data.train), epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=experiment.mesh
     )
     own = groups(experiment.mesh)[0].local_devices
@@ -57,7 +58,7 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
             data,
             folder=folder,
             batch_size=config.batch_size,
-            steps=course.last_step,
+            steps=plan.last_step,
             seed=config.seed,
             mesh=data_mesh(len(own), own),
         )

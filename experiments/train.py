@@ -11,15 +11,13 @@ keep_freed_memory()  # Before anything else allocates.
 
 import errno
 import json
-import re
 import sys
 import traceback
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
@@ -27,23 +25,23 @@ from rich.table import Table
 
 from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
-from experiments.factory import Experiment, build, count_parameters
+from experiments.factory import Experiment, build
 from experiments.planning import PLAN, left_to_measurement, planned
 from experiments.rehearsal import placement
+from experiments.results import SUMMARY
+from experiments.summary import summarise
 from experiments.teacher_caches import FillingStopped, caches, supplies
 from experiments.teachers import save_network
 from kd_local.contract import State, Taught, TrainsNetwork
-from kd_local.costs import multiply_adds
 from kd_local.data import Data, DataError
-from kd_local.files import read_json_lines, replace_text
-from kd_local.local import ContSup
+from kd_local.files import replace_text
 from kd_local.parallel import hosts
 from kd_local.parallel.meetings import Meeting
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
 from kd_local.training.interruption import Interrupted, Interruption
-from kd_local.training.logging import METRICS, STEPS, Log
-from kd_local.training.loop import Record, Result, train
+from kd_local.training.logging import Log, read_epochs, read_steps
+from kd_local.training.loop import train
 from kd_local.training.metrics import NotFiniteError
 from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
@@ -97,7 +95,7 @@ def main(_: list[str]) -> None:
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, report=_report) as checkpoints,
         ):
             supplied = supplies(cached, console, interruption)
-            with ProgressBar(console) as bar:
+            with ProgressBar(console, experiment.method) as bar:
                 result = train(
                     experiment.method,
                     data,
@@ -124,7 +122,7 @@ def main(_: list[str]) -> None:
                 variables = experiment.method.network_variables(state)
                 if variables is not None:
                     save_network(variables, workdir)
-            _conclude(console, experiment, config, result, compared, workdir)
+            _show(console, _write_results(experiment, config, state, compared, workdir), workdir)
     except Interrupted as stopped:
         fail(f"{stopped}; saved in {workdir}: the same command goes on from there", 128 + stopped.signal)
     except FillingStopped as stopped:
@@ -190,48 +188,19 @@ def _title(experiment: Experiment, config: ConfigDict) -> str:
     return f"{config.method} {config.network.name} on {config.data.name}, {how}, seed {config.seed}"
 
 
-def _conclude(
-    console: Console,
-    experiment: Experiment,
-    config: ConfigDict,
-    result: Result,
-    compared: dict[str, float],
-    workdir: Path,
-) -> None:
-    records = read_json_lines(workdir / METRICS)
-    last = records[-1]
-    seconds = sum(record["seconds"] for record in records)
-    images = sum(record["seconds"] * record["images_per_second"] for record in records)
-    images_like = jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32)
-    summary: dict[str, Any] = {
-        "method": config.method,
-        "network": config.network.name,
-        "dataset": config.data.name,
-        "modules": experiment.modules,
-        "context": experiment.context,
-        "loss": experiment.loss,
-        "decoder": experiment.loss is not None and config.local.decoder,
-        "boundaries": experiment.boundaries,
-        "answer": config.local.answer if experiment.loss is not None else "last",
-        "seed": config.seed,
-        "epochs": int(last["epoch"]) if last["epoch"] == int(last["epoch"]) else last["epoch"],
-        "steps": result.step,
-        **{name.replace("/", "_"): last[name] for name in last if re.fullmatch("(validation|test)/[a-z]+", name)},
-        "train_seconds": round(seconds, 3),
-        "images_per_second": round(images / seconds, 1),
-        "data_wait_seconds": round(sum(record["data_wait_seconds"] for record in records), 3),
-        "parameters_trained": count_parameters(
-            [part["params"] for part in result.state.values() if "opt_state" in part]
-        ),
-        "parameters_deployed": count_parameters(experiment.method.deployed(result.state)),
-        "multiply_adds": multiply_adds(experiment.method.logits, result.state, images_like),
-        **compared,
-        "exits": _exits(experiment, result.state, images_like, last),
-        "jax": jax.__version__,
-        "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
-    }
-    replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    plot_curves(records, read_json_lines(workdir / STEPS), workdir / CURVES, title=_title(experiment, config))
+def _write_results(
+    experiment: Experiment, config: ConfigDict, state: State, compared: Mapping[str, float], workdir: Path
+) -> dict[str, Any]:
+    """Write the summary and the curves, and return the summary."""
+    records = read_epochs(workdir)
+    summary = summarise(experiment, config, state, records, compared)
+    replace_text(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    title = _title(experiment, config)
+    plot_curves(records, read_steps(workdir), workdir / CURVES, method=experiment.method, title=title)
+    return summary
+
+
+def _show(console: Console, summary: Mapping[str, Any], workdir: Path) -> None:
     table = Table(show_header=False, title="result")
     for name, value in summary.items():
         if name != "exits":
@@ -252,27 +221,6 @@ def _compared_with_teachers(experiment: Experiment, config: ConfigDict, state: S
         return {}
     accuracy, agreement = compare(method, state, data, batch_size=config.batch_size, mesh=experiment.mesh)
     return {"teacher_accuracy": accuracy, "agreement": agreement}
-
-
-def _exits(experiment: Experiment, state: State, images: Any, last: Record) -> dict[str, dict[str, float]]:
-    """Of each head or stepping stone that can answer its accuracy, and of a head what an answer costs, and that as a
-    share of the last one's cost."""
-    method = experiment.method
-    names = [name.split("/")[1] for name in last if re.fullmatch("test/[^/]+/accuracy", name)]
-    if not isinstance(method, ContSup):
-        return {name: {"test_accuracy": last[f"test/{name}/accuracy"]} for name in names}
-    if not names:
-        return {}
-    costs = {name: multiply_adds(replace(method, answer=name).logits, state, images) for name in names}
-    whole = multiply_adds(replace(method, answer="last").logits, state, images)
-    return {
-        name: {
-            "test_accuracy": last[f"test/{name}/accuracy"],
-            "multiply_adds": costs[name],
-            "share": round(costs[name] / whole, 4),
-        }
-        for name in names
-    }
 
 
 def _shown(value: Any) -> str:

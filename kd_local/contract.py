@@ -103,3 +103,8 @@ class Taught(Method, Protocol):
     def taught(self, state: State, images: Float[Array, "batch h w c"]) -> Mapping[str, Float[Array, "batch k"]]:
         """The teachers' logits by name, in evaluation mode."""
         ...
+
+
+def trained_programs(method: Method) -> tuple[str, ...]:
+    """The names of the programs that train, in order: all but those of frozen teachers."""
+    return tuple(program.name for program in method.programs() if program.trains)

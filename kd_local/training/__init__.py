@@ -2,9 +2,10 @@
 
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import evaluate
-from kd_local.training.loop import Observer, Result, train
+from kd_local.training.loop import Result, train
 from kd_local.training.metrics import NotFiniteError
 from kd_local.training.optimizers import OPTIMIZERS, make_optimizer
+from kd_local.training.records import EpochRecord, Observer, StepRecord, TrainingPlan
 from kd_local.training.schedules import SCHEDULES, make_schedule
 from kd_local.training.teacher_cache import CacheError, TeacherCache
 
@@ -14,10 +15,13 @@ __all__ = [
     "CacheError",
     "CheckpointError",
     "Checkpoints",
+    "EpochRecord",
     "NotFiniteError",
     "Observer",
     "Result",
+    "StepRecord",
     "TeacherCache",
+    "TrainingPlan",
     "evaluate",
     "make_optimizer",
     "make_schedule",

@@ -16,19 +16,21 @@ from kd_local.contract import Method, State, Taught
 from kd_local.data import Augmentation, Data, Examples, normalise
 from kd_local.parallel import all_devices, move, on_every_device, put_rows
 from kd_local.training.inputs import share_of
+from kd_local.training.records import Scores, SplitScores
 
 
-def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> dict[str, float]:
-    """Loss and accuracy on the test split and, where there is one, the validation split: of what is deployed, as
-    `test/loss`, and of every other exit, as `test/module03/loss`."""
+def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> dict[str, SplitScores]:
+    """Scores of the deployed network and of every exit, by split: `test`, and `validation` if there is one."""
     mesh, here = all_devices(mesh), gather(state, mesh)
-    results: dict[str, float] = {}
+    results = {}
     for name, split in (("validation", data.validation), ("test", data.test)):
         if split is None:
             continue
         means = _means(partial(_evaluate_batch, method, data.augmentation, here), split, batch_size, mesh)
-        for who, both in means.items():
-            results[f"{name}/{who}loss"], results[f"{name}/{who}accuracy"] = both.tolist()
+        loss, accuracy = means["deployed"].tolist()
+        results[name] = SplitScores(
+            loss, accuracy, {key: Scores(*both.tolist()) for key, both in means["exits"].items()}
+        )
     return results
 
 
@@ -93,15 +95,19 @@ def _evaluate_batch(
     images: UInt8[Array, "batch h w c"],
     labels: Int[Array, " batch"],
     valid: Bool[Array, " batch"],
-) -> dict[str, Float[Array, "2"]]:
+) -> dict[str, Any]:
     inputs = normalise(augmentation, images)
-    # What the two compute alike is computed once: the compiler sees to it.
-    answers = {"": method.logits(state, inputs)}
-    answers |= {f"{name}/": logits for name, logits in method.exits(state, inputs).items()}
-    sums = {}
-    for who, logits in answers.items():
-        logits = logits.astype(jnp.float32)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-        correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
-        sums[who] = jnp.stack([jnp.where(valid, losses, 0).sum(), (valid & correct).sum().astype(jnp.float32)])
+    # The compiler merges what the two have in common.
+    logits = {"deployed": method.logits(state, inputs), "exits": dict(method.exits(state, inputs))}
+    sums = jax.tree.map(partial(_sums, labels, valid), logits)
     return jax.lax.with_sharding_constraint(sums, replicated)
+
+
+def _sums(
+    labels: Int[Array, " batch"], valid: Bool[Array, " batch"], logits: Float[Array, "batch k"]
+) -> Float[Array, "2"]:
+    """Of the valid examples, the sum of their losses and the number that are classified correctly."""
+    logits = logits.astype(jnp.float32)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+    return jnp.stack([jnp.where(valid, losses, 0).sum(), (valid & correct).sum().astype(jnp.float32)])

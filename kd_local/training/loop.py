@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,33 +28,7 @@ from kd_local.training.evaluation import evaluate
 from kd_local.training.inputs import Supply, batch_inputs, keys, share_of
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.metrics import EpochMetrics
-
-Record = dict[str, int | float]
-"""What is known at the end of an epoch: `epoch`, `step`, means over the epoch's training images (`train/...`, by
-program and metric), what `evaluate` gives, `seconds`, `images_per_second`, and `data_wait_seconds`, in which the
-devices had nothing to do but wait for images."""
-
-
-@dataclass(frozen=True)
-class Course:
-    """What a run has before it, for those who watch it."""
-
-    first_step: int
-    last_step: int
-    steps_per_epoch: int
-    batch_size: int
-
-
-@runtime_checkable
-class Observer(Protocol):
-    """Something that watches a run: a progress bar, a log."""
-
-    def on_start(self, course: Course) -> None: ...
-    def on_step(self, step: int, metrics: dict[str, float]) -> None:
-        """The metrics of the batch of one step, late by as many steps as are in flight."""
-        ...
-
-    def on_epoch(self, record: Record) -> None: ...
+from kd_local.training.records import EpochRecord, Observer, StepRecord, TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -64,21 +37,17 @@ class Result:
 
     Attributes:
         state: the method's state after the last step.
-        step: the steps done, by earlier starts of the same run too.
-        records: of the epochs that this start has ended, the last one possibly cut short.
-        seconds: of training in this start, without compilation and evaluation.
-        images: trained on in these seconds.
+        step: steps done, including those of earlier starts of the same run.
+        records: of the epochs that this start has ended, the last one possibly incomplete.
     """
 
     state: State
     step: int
-    records: list[Record]
-    seconds: float
-    images: int
+    records: list[EpochRecord]
 
 
-def plan(examples: int, *, epochs: int, batch_size: int, steps: int | None, mesh: Mesh) -> Course:
-    """The course of a run that starts at the beginning.
+def training_plan(examples: int, *, epochs: int, batch_size: int, steps: int | None, mesh: Mesh) -> TrainingPlan:
+    """The plan of a run that starts at the beginning.
 
     Raises:
         ValueError: a number out of range, or a batch that the mesh does not divide.
@@ -94,7 +63,7 @@ def plan(examples: int, *, epochs: int, batch_size: int, steps: int | None, mesh
             f"a batch of {batch_size} cannot be divided among {devices} devices: use a multiple of {devices}, "
             f"such as {-(-batch_size // devices) * devices}"
         )
-    return Course(0, min(epochs * each, steps or epochs * each), each, batch_size)
+    return TrainingPlan(0, min(epochs * each, steps or epochs * each), each, batch_size)
 
 
 def train(
@@ -140,13 +109,13 @@ def train(
         supplies: tensors that the method's programs read besides `images`, `labels`, `indices` and `epoch`, by name.
 
     Raises:
-        ValueError: see `plan` and `kd_local.parallel.Step`; or a tensor that the method reads is not supplied.
+        ValueError: see `training_plan` and `kd_local.parallel.Step`; or a tensor that the method reads is not supplied.
         NotFiniteError: a loss is not finite; the state behind it was not saved.
         Interrupted: as the interruption asked; the state was saved.
     """
     mesh = data_mesh() if mesh is None else mesh
-    course = plan(len(data.train), epochs=epochs, batch_size=batch_size, steps=steps, mesh=mesh)
-    last_step, each = course.last_step, course.steps_per_epoch
+    plan = training_plan(len(data.train), epochs=epochs, batch_size=batch_size, steps=steps, mesh=mesh)
+    last_step, each = plan.last_step, plan.steps_per_epoch
     step_once = Step(method, mesh, form=form, placement=placement, shard=shard, batch_norm=batch_norm)
     first_group = step_once.groups[0]  # where a batch begins
     share = share_of(first_group)
@@ -172,9 +141,9 @@ def train(
 
     state, rng = step_once.place(state), move(rng, on_every_device(first_group))
 
-    def on_step(step: int, values: dict[str, float]) -> None:
+    def on_step(record: StepRecord) -> None:
         for observer in observers:
-            observer.on_step(step, values)
+            observer.on_step(record)
 
     metrics = EpochMetrics(step_once, on_step)
     first_step = 0
@@ -183,13 +152,13 @@ def train(
         if restored is not None:
             first_step, tree = restored
             state = tree["state"]
-            metrics.go_on(tree["sums"], first_step % each * batch_size)
+            metrics.resume(tree["sums"], first_step % each * batch_size)
     for observer in observers:
-        observer.on_start(replace(course, first_step=first_step))
+        observer.on_start(replace(plan, first_step=first_step))
 
     first_to_wait = step_once.residents()[0][-1]
     agreement = Agreement(len(step_once.groups))
-    result = Result(state, max(first_step, last_step), [], 0.0, 0)
+    result = Result(state, max(first_step, last_step), [])
     last_saved = started = time.monotonic()
     count = 0
     stop: int | None = None
@@ -212,24 +181,21 @@ def train(
             if ended or last:
                 metrics.settle()
                 seconds = time.monotonic() - started
-                record = {
-                    "epoch": (step + 1) / each,
-                    "step": step + 1,
-                    **metrics.means(),
-                    **evaluate(method, state, data, batch_size=batch_size, mesh=mesh),
-                    "seconds": seconds,
-                    "images_per_second": count / seconds,
-                    "data_wait_seconds": wait.seconds,
-                }
-                if schedule is not None:
-                    with jax.transfer_guard("allow"):
-                        record["learning_rate"] = float(schedule(step))
-                result = replace(
-                    result,
-                    records=[*result.records, record],
-                    seconds=result.seconds + seconds,
-                    images=result.images + count,
+                scores = evaluate(method, state, data, batch_size=batch_size, mesh=mesh)
+                with jax.transfer_guard("allow"):
+                    learning_rate = None if schedule is None else float(schedule(step))
+                record = EpochRecord(
+                    epoch=(step + 1) / each,
+                    step=step + 1,
+                    train=metrics.means(),
+                    test=scores["test"],
+                    validation=scores.get("validation"),
+                    seconds=seconds,
+                    images_per_second=count / seconds,
+                    data_wait_seconds=wait.seconds,
+                    learning_rate=learning_rate,
                 )
+                result.records.append(record)
                 for observer in observers:
                     observer.on_epoch(record)
                 if ended:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import jax
@@ -12,9 +12,7 @@ from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
 from kd_local.parallel import Step, move, on_every_device
-
-OnStep = Callable[[int, dict[str, float]], None]
-"""Told of a step, from 1, and its batch's metrics by name, `module03/loss`."""
+from kd_local.training.records import ProgramMetrics, StepRecord
 
 
 class NotFiniteError(Exception):
@@ -36,10 +34,10 @@ class EpochMetrics:
 
     Args:
         step: compiled.
-        on_step: is told of each step once its metrics are read.
+        on_step: receives the record of each step once its metrics are read.
     """
 
-    def __init__(self, step: Step, on_step: OnStep) -> None:
+    def __init__(self, step: Step, on_step: Callable[[StepRecord], None]) -> None:
         self.names = step.metrics
         self._on_step = on_step
         self._unread: deque[tuple[int, list[Array]]] = deque()
@@ -55,10 +53,10 @@ class EpochMetrics:
 
     def reset(self) -> None:
         """Begin an epoch."""
-        self.go_on(np.zeros(len(self.names), np.float32), 0)
+        self.resume(np.zeros(len(self.names), np.float32), 0)
 
-    def go_on(self, sums: Float[Array | np.ndarray, " metrics"], count: int) -> None:
-        """With sums over so many images."""
+    def resume(self, sums: Float[Array | np.ndarray, " metrics"], count: int) -> None:
+        """Continue an epoch with its sums over `count` images."""
         known = dict(zip(self.names, jax.device_get(sums), strict=True))
         self._count = count
         self._sums = [
@@ -88,13 +86,16 @@ class EpochMetrics:
         while self._unread:
             self._read(*self._unread.popleft())
 
-    def means(self) -> dict[str, float]:
-        """Over the epoch's images so far, by name, `train/module03/loss`."""
-        sums = jax.device_get(self.sums).tolist()
-        return {
-            f"train/{program}/{metric}": total / self._count
-            for (program, metric), total in zip(self.names, sums, strict=True)
-        }
+    def means(self) -> ProgramMetrics:
+        """Means over the epoch's images so far."""
+        return self._by_program([total / self._count for total in jax.device_get(self.sums).tolist()])
+
+    def _by_program(self, values: Iterable[float]) -> ProgramMetrics:
+        """Values in the order of `names`, by program and metric."""
+        metrics: dict[str, dict[str, float]] = {}
+        for (program, metric), value in zip(self.names, values, strict=True):
+            metrics.setdefault(program, {})[metric] = value
+        return metrics
 
     def _names_of(self, group: int) -> list[tuple[str, str]]:
         return [name for name in self.names if name[0] in self._programs[group]]
@@ -109,4 +110,4 @@ class EpochMetrics:
             value = metrics[program, metric]
             if not math.isfinite(value):
                 raise NotFiniteError(f"the {metric} of {program} is {value} at step {step}")
-        self._on_step(step, {f"{program}/{metric}": metrics[program, metric] for program, metric in self.names})
+        self._on_step(StepRecord(step, self._by_program(metrics[name] for name in self.names)))

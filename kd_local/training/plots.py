@@ -3,46 +3,79 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kd_local.training.loop import Record
+from kd_local.contract import Method, trained_programs
+from kd_local.training.records import EpochRecord, StepRecord
 
 CURVES = "curves.png"
 
 
-def plot_curves(records: Sequence[Record], steps: Sequence[Record], path: Path, *, title: str) -> None:
-    """A panel for each module's training loss over steps (epochs' means, single batches pale), and one for accuracy
-    (the exits' pale)."""
-    losses = [name for name in records[-1] if name.startswith("train/") and name.endswith("/loss")]
-    evaluated = [name for name in records[-1] if name.endswith("/accuracy") and not name.startswith("train/")]
-    exits = [name for name in evaluated if name.startswith("test/") and name.count("/") > 1]
-    accuracies = [name for name in evaluated if name.count("/") == 1] + [losses[-1].removesuffix("/loss") + "/accuracy"]
-    columns = min(4, len(losses) + 1)
-    rows = -(-(len(losses) + 1) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")
+def draw_curves(records: Sequence[EpochRecord], steps: Sequence[StepRecord], *, method: Method, title: str) -> Figure:
+    """The curves of a run over its steps.
+
+    A panel for each program that trains shows its loss, on a log scale if all values are positive. The last panel shows
+    the accuracies of the deployed network and of every exit.
+    """
+    programs = trained_programs(method)
+    panels = len(programs) + 1
+    columns = min(4, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(3.2 * columns + 1.6, 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
-    epochs = [record["step"] for record in records]
-    marker = "o" if len(epochs) == 1 else None
-    for panel, name in zip(panels, losses, strict=False):
-        batch = "batch" + name.removeprefix("train")
-        panel.plot([record["step"] for record in steps], [record[batch] for record in steps], color="0.75")
-        panel.plot(epochs, [record[name] for record in records], marker=marker)
-        panel.set_title(name.split("/")[1], fontsize="medium")
-        panel.set_ylabel("training loss")
-    last = panels[len(losses)]
-    for i, name in enumerate(exits):
-        label = "test, each exit" if i == 0 else None
-        last.plot(epochs, [record[name] for record in records], color="0.8", label=label)
-    for name in accuracies:
-        if name in records[-1]:
-            last.plot(epochs, [record[name] for record in records], marker=marker, label=name.split("/")[0])
-    last.set_title("accuracy", fontsize="medium")
-    last.legend()
-    for panel in panels[len(losses) + 1 :]:
-        panel.set_axis_off()
-    for panel in panels[max(0, len(losses) + 1 - columns) : len(losses) + 1]:
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, program in zip(axes, programs, strict=False):
+        _draw_losses(panel, program, records, steps)
+    _draw_accuracies(axes[len(programs)], records, method.deployed_program)
+    for panel in axes[:panels]:
         panel.set_xlabel("step")
-    figure.savefig(path, dpi=100)
+    for panel in axes[panels:]:
+        panel.set_axis_off()
+    figure.legend(*axes[len(programs)].get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
+    return figure
+
+
+def plot_curves(
+    records: Sequence[EpochRecord], steps: Sequence[StepRecord], path: Path, *, method: Method, title: str
+) -> None:
+    """Write the picture of `draw_curves`."""
+    draw_curves(records, steps, method=method, title=title).savefig(path, dpi=100)
+
+
+def _draw_losses(panel: Axes, program: str, records: Sequence[EpochRecord], steps: Sequence[StepRecord]) -> None:
+    batches = [record.train[program]["loss"] for record in steps]
+    means = [record.train[program]["loss"] for record in records]
+    panel.plot([record.step for record in steps], batches, color="0.75", label="single batches")
+    panel.plot([record.step for record in records], means, marker=_marker(records), label="mean over the epoch")
+    panel.set_yscale("log" if min(batches + means) > 0 else "linear")
+    panel.set_title(program, fontsize="medium")
+    panel.set_ylabel("training loss")
+    panel.legend(fontsize="x-small")
+
+
+def _draw_accuracies(panel: Axes, records: Sequence[EpochRecord], deployed: str | None) -> None:
+    curves = {"test": [record.test.accuracy for record in records]}
+    if all(record.validation for record in records):
+        curves["validation"] = [record.validation.accuracy for record in records if record.validation]
+    if deployed is not None:
+        curves["training"] = [record.train[deployed]["accuracy"] for record in records]
+    at = [record.step for record in records]
+    for name, values in curves.items():
+        panel.plot(at, values, marker=_marker(records), label=name, zorder=3)
+    exits = list(records[-1].test.exits)
+    colors = matplotlib.colormaps["viridis"].resampled(len(exits) or 1)
+    for i, name in enumerate(exits):
+        values = [record.test.exits[name].accuracy for record in records]
+        panel.plot(
+            at, values, marker=_marker(records), markersize=3, linewidth=0.8, color=colors(i), label=f"test, {name}"
+        )
+    panel.set_title("accuracy", fontsize="medium")
+    panel.set_ylabel("accuracy")
+
+
+def _marker(records: Sequence[EpochRecord]) -> str | None:
+    return "o" if len(records) == 1 else None

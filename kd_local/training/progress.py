@@ -1,4 +1,4 @@
-"""The run on the terminal: a bar that moves, or a line an epoch where nobody looks at a terminal."""
+"""A run on the terminal: a progress bar, and a line per epoch."""
 
 import time
 from types import TracebackType
@@ -8,14 +8,20 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from kd_local.training.loop import Course, Record
+from kd_local.contract import Method, trained_programs
+from kd_local.training.records import EpochRecord, ProgramMetrics, StepRecord, TrainingPlan
 
 
 class ProgressBar:
-    """Epoch, step, images per second, remaining time, the loss of every module, and accuracy."""
+    """Epoch, step, images per second, remaining time, the loss of every program that trains, and accuracy.
 
-    def __init__(self, console: Console) -> None:
+    The accuracy in training is that of the deployed network; none is shown if no program measures it.
+    """
+
+    def __init__(self, console: Console, method: Method) -> None:
         self.console = console
+        self._programs = trained_programs(method)
+        self._deployed = method.deployed_program
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -38,37 +44,39 @@ class ProgressBar:
         if self.console.is_terminal:
             self._live.stop()
 
-    def on_start(self, course: Course) -> None:
-        self.course = course
+    def on_start(self, plan: TrainingPlan) -> None:
+        self.plan = plan
         self._started = time.monotonic()
-        if course.first_step:
-            self.console.print(f"going on from step {course.first_step} of {course.last_step}")
-        self._task = self._bar.add_task("", total=course.last_step, completed=course.first_step, epoch="1", rate="...")
+        if plan.first_step:
+            self.console.print(f"going on from step {plan.first_step} of {plan.last_step}")
+        self._task = self._bar.add_task("", total=plan.last_step, completed=plan.first_step, epoch="1", rate="...")
 
-    def on_step(self, step: int, metrics: dict[str, float]) -> None:
+    def on_step(self, record: StepRecord) -> None:
         if not self.console.is_terminal or self._task is None:
             return
-        course = self.course
+        plan = self.plan
         elapsed = time.monotonic() - self._started
-        rate = (step - course.first_step) * course.batch_size / elapsed
-        epochs = -(-course.last_step // course.steps_per_epoch)
-        epoch = f"{(step - 1) // course.steps_per_epoch + 1}/{epochs}"
-        self._bar.update(self._task, completed=step, epoch=epoch, rate=f"{rate:,.0f}")
-        losses = " ".join(f"{value:.3f}" for name, value in metrics.items() if name.endswith("/loss"))
-        accuracies = [value for name, value in metrics.items() if name.endswith("/accuracy")]
-        accuracy = f"\naccuracy {accuracies[-1]:.3f}" if accuracies else ""
-        self._metrics.plain = f"loss of each module {losses}{accuracy}"
+        rate = (record.step - plan.first_step) * plan.batch_size / elapsed
+        epoch = f"{(record.step - 1) // plan.steps_per_epoch + 1}/{plan.epochs}"
+        self._bar.update(self._task, completed=record.step, epoch=epoch, rate=f"{rate:,.0f}")
+        self._metrics.plain = self.metrics_text(record.train)
 
-    def on_epoch(self, record: Record) -> None:
-        losses = [value for name, value in record.items() if name.startswith("train/") and name.endswith("/loss")]
-        epochs = -(-self.course.last_step // self.course.steps_per_epoch)
-        validation = f"  validation {record['validation/accuracy']:.4f}" if "validation/accuracy" in record else ""
-        share = record["data_wait_seconds"] / record["seconds"]
+    def metrics_text(self, metrics: ProgramMetrics) -> str:
+        """The losses, and below them the training accuracy of the deployed network, if a program measures it."""
+        accuracy = metrics.get(self._deployed or "", {}).get("accuracy")
+        label = "loss of each module" if len(self._programs) > 1 else "loss"
+        return f"{label} {self._losses(metrics)}" + ("" if accuracy is None else f"\naccuracy {accuracy:.3f}")
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        validation = "" if record.validation is None else f"  validation {record.validation.accuracy:.4f}"
+        share = record.data_wait_seconds / record.seconds
         waited = f"  waited {share:.0%} of the time for images" if share >= 0.01 else ""
         self.console.print(
-            f"epoch {record['epoch']:g}/{epochs}  step {record['step']}  loss {' '.join(f'{x:.3f}' for x in losses)}"
-            f"{validation}  test accuracy {record['test/accuracy']:.4f}  {record['images_per_second']:,.0f} images/s"
-            f"{waited}",
+            f"epoch {record.epoch:g}/{self.plan.epochs}  step {record.step}  loss {self._losses(record.train)}"
+            f"{validation}  test accuracy {record.test.accuracy:.4f}  {record.images_per_second:,.0f} images/s{waited}",
             soft_wrap=True,
             highlight=False,
         )
+
+    def _losses(self, metrics: ProgramMetrics) -> str:
+        return " ".join(f"{metrics[program]['loss']:.3f}" for program in self._programs)

@@ -1,53 +1,146 @@
+"""The files of a run, its progress on the terminal and its curves."""
+
+import io
 import json
+from dataclasses import replace
 
-import matplotlib.image
-import numpy as np
+import optax
+import pytest
+from rich.console import Console
 
+from kd_local.contract import Method
+from kd_local.distill import LocalDistillation, StoneLoss, Teacher
 from kd_local.files import read_json_lines
-from kd_local.training.logging import Log
-from kd_local.training.loop import Course
-from kd_local.training.plots import plot_curves
+from kd_local.local import ContSup, EndToEnd, cut
+from kd_local.models import resnet
+from kd_local.training.logging import Log, read_epochs, read_steps
+from kd_local.training.plots import draw_curves, plot_curves
+from kd_local.training.progress import ProgressBar
+from kd_local.training.records import EpochRecord, Scores, SplitScores, StepRecord, TrainingPlan
+
+NETWORK = resnet(8, classes=4, widths=(4, 4, 8, 8))
+SGD = optax.sgd(0.1)
+CUT = cut(NETWORK, 2, classes=4, context="R0")
+PLAN = TrainingPlan(0, 12, 4, 8)
+METHODS: dict[str, Method] = {
+    "contsup": ContSup(CUT, SGD),
+    "early exit": ContSup(CUT, SGD, "module00"),
+    "ensemble": ContSup(CUT, SGD, "ensemble"),
+    "end_to_end": EndToEnd(NETWORK, SGD),
+    # Its programs depend on shapes only.
+    "local_distillation": LocalDistillation(NETWORK, Teacher(NETWORK, {}), StoneLoss(), SGD, (8, 8, 1)),
+}
 
 
-def record(step):
-    return {
-        "epoch": step / 4,
-        "step": step,
-        "train/module00/loss": 2.0 / step,
-        "train/module01/loss": 1.0 / step,
-        "train/module01/accuracy": 0.5,
-        "test/accuracy": 0.25,
-    }
+def metrics(method: Method, step: int = 1) -> dict[str, dict[str, float]]:
+    """Losses of 1, 2, ... and accuracies of 0.1, 0.2, ... of the programs in order, the losses divided by the step."""
+    names = [program.name for program in method.programs()]
+    return {name: {"accuracy": i / 10, "loss": i / step} for i, name in enumerate(names, start=1)}
 
 
-def test_records_after_the_step_gone_on_from_come_again(tmp_path):
+def epoch(step: int, method: Method = METHODS["contsup"]) -> EpochRecord:
+    exits = {"ensemble": Scores(0.9, 0.8 - 1 / step), "module00": Scores(1.5, 0.6 - 1 / step)}
+    test = SplitScores(1.0, 0.7 - 1 / step, exits)
+    return EpochRecord(step / 4, step, metrics(method, step), test, SplitScores(1.1, 0.65), 2.0, 16.0, 0.5)
+
+
+def test_records_after_the_step_of_the_checkpoint_are_replaced(tmp_path):
     log = Log(tmp_path)
-    log.on_start(Course(0, 12, 4, 8))
+    log.on_start(PLAN)
     for step in (4, 8):
-        log.on_epoch(record(step))
+        log.on_epoch(epoch(step))
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "st')  # killed in the middle of a line
-    assert read_json_lines(tmp_path / "metrics.jsonl") == [record(4), record(8)]
+    assert read_epochs(tmp_path) == [epoch(4), epoch(8)]
     log = Log(tmp_path)
-    log.on_start(Course(6, 12, 4, 8))
+    log.on_start(replace(PLAN, first_step=6))
     for step in (8, 12):
-        log.on_epoch(record(step))
+        log.on_epoch(epoch(step))
     for step in range(1, 61):
-        log.on_step(step, {"module00/loss": 1.0})
+        log.on_step(StepRecord(step, {"module00": {"loss": 1.0}}))
     log.close()
-    assert [entry["step"] for entry in read_json_lines(tmp_path / "steps.jsonl")] == [1, 25, 50]
+    assert [record.step for record in read_steps(tmp_path)] == [1, 25, 50]
+    assert read_json_lines(tmp_path / "steps.jsonl")[0] == {"step": 1, "batch/module00/loss": 1.0}
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [record(4), record(8), record(12)]
+    assert [json.loads(line) for line in lines] == [epoch(step).to_json() for step in (4, 8, 12)]
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_curves_are_drawn_one_panel_a_module(tmp_path):
-    path = tmp_path / "curves.png"
-    batches = [{"step": i, "batch/module00/loss": 1.0, "batch/module01/loss": 2.0} for i in (1, 25)]
-    plot_curves([record(4), record(8)], batches, path, title="a run")
-    picture = matplotlib.image.imread(path)
-    assert picture.ndim == 3 and np.unique(picture.reshape(-1, 4), axis=0).shape[0] > 10
-    empty = tmp_path / "one.png"
-    plot_curves([record(4)], [], empty, title="one epoch")
-    assert empty.stat().st_size > 1000
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("contsup", "loss of each module 1.000 2.000\naccuracy 0.200"),
+        ("early exit", "loss of each module 1.000 2.000\naccuracy 0.100"),
+        ("ensemble", "loss of each module 1.000 2.000"),
+        ("end_to_end", "loss 1.000\naccuracy 0.100"),
+        ("local_distillation", "loss of each module 2.000 3.000 4.000\naccuracy 0.400"),
+    ],
+)
+def test_the_bar_shows_the_losses_of_what_trains_and_the_deployed_accuracy(name, expected):
+    method = METHODS[name]
+    # As the loop does: sorted by name, so that a teacher's program comes last.
+    shown = dict(sorted(metrics(method).items()))
+    assert ProgressBar(Console(file=io.StringIO()), method).metrics_text(shown) == expected
+
+
+def test_a_line_for_each_epoch():
+    out = io.StringIO()
+    method = METHODS["local_distillation"]
+    bar = ProgressBar(Console(file=out, width=200), method)
+    bar.on_start(replace(PLAN, first_step=2))
+    bar.on_step(StepRecord(3, metrics(method)))
+    bar.on_epoch(epoch(4, method))
+    bar.on_epoch(replace(epoch(8, method), validation=None, data_wait_seconds=0.0))
+    assert out.getvalue().splitlines() == [
+        "going on from step 2 of 12",
+        "epoch 1/3  step 4  loss 0.500 0.750 1.000  validation 0.6500  test accuracy 0.4500  16 images/s  "
+        "waited 25% of the time for images",
+        "epoch 2/3  step 8  loss 0.250 0.375 0.500  test accuracy 0.5750  16 images/s",
+    ]
+
+
+def lines(panel):
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in panel.lines}
+
+
+def test_curves_have_a_panel_for_each_program_that_trains():
+    method = METHODS["local_distillation"]
+    batches = [StepRecord(step, metrics(method, step)) for step in (1, 2)]
+    figure = draw_curves([epoch(4, method), epoch(8, method)], batches, method=method, title="a run")
+    panels = figure.axes
+    assert [panel.get_title() for panel in panels] == ["module00", "module01", "module02", "accuracy"]
+    assert all(panel.get_xlabel() == "step" for panel in panels)
+    assert [panel.get_ylabel() for panel in panels] == ["training loss"] * 3 + ["accuracy"]
+    assert [panel.get_yscale() for panel in panels] == ["log"] * 3 + ["linear"]
+    # The teacher's program is the first one: the student's losses begin with 2.
+    assert lines(panels[0]) == {"single batches": ([1, 2], [2, 1]), "mean over the epoch": ([4, 8], [0.5, 0.25])}
+    assert lines(panels[3]) == {
+        "test": ([4, 8], [0.7 - 1 / 4, 0.7 - 1 / 8]),
+        "validation": ([4, 8], [0.65, 0.65]),
+        "training": ([4, 8], [0.4, 0.4]),  # of the last module, not of the teacher
+        "test, ensemble": ([4, 8], [0.8 - 1 / 4, 0.8 - 1 / 8]),
+        "test, module00": ([4, 8], [0.6 - 1 / 4, 0.6 - 1 / 8]),
+    }
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines(panels[3]))
+
+
+def test_no_training_accuracy_is_drawn_if_no_program_measures_it():
+    method = METHODS["ensemble"]
+    figure = draw_curves([epoch(4, method)], [], method=method, title="a run")
+    assert "training" not in lines(figure.axes[-1])
+
+
+def test_losses_that_are_not_positive_are_drawn_on_a_linear_scale():
+    method = METHODS["end_to_end"]
+    below = replace(epoch(4, method), train={"network": {"accuracy": 0.5, "loss": -1.0}})
+    figure = draw_curves([below, epoch(8, method)], [], method=method, title="a run")
+    assert figure.axes[0].get_yscale() == "linear"
+
+
+def test_a_single_epoch_is_drawn_as_points(tmp_path):
+    method = METHODS["contsup"]
+    figure = draw_curves([epoch(4)], [], method=method, title="a run")
+    assert figure.axes[0].lines[1].get_marker() == "o"
+    plot_curves([epoch(4)], [], tmp_path / "curves.png", method=method, title="a run")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from kd_local.models import resnet
 from kd_local.parallel import data_mesh, device_mesh
 from kd_local.training import Checkpoints, NotFiniteError, evaluate, train
 from kd_local.training.interruption import Interrupted, Interruption
+from kd_local.training.records import Scores, TrainingPlan
 
 NETWORK = resnet(8, classes=4, widths=(4, 4, 8, 8))
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
@@ -36,12 +37,12 @@ class Watch:
     def __init__(self, stop_at=None, interruption=None):
         self.steps, self.epochs, self.stop_at, self.interruption = [], [], stop_at, interruption
 
-    def on_start(self, course):
-        self.course = course
+    def on_start(self, plan):
+        self.plan = plan
 
-    def on_step(self, step, metrics):
-        self.steps.append((step, metrics))
-        if step == self.stop_at:
+    def on_step(self, record):
+        self.steps.append(record)
+        if record.step == self.stop_at:
             self.interruption.received = 15
 
     def on_epoch(self, record):
@@ -52,18 +53,20 @@ def test_it_learns_and_tells_what_it_does(data):
     watch = Watch()
     schedule = optax.constant_schedule(0.05)
     result = train(METHOD, data, epochs=8, batch_size=16, observers=(watch,), schedule=schedule)
-    assert [step for step, _ in watch.steps] == list(range(1, 25))  # 16, 16 and 11 images an epoch
-    assert [record["step"] for record in result.records] == [3 * epoch for epoch in range(1, 9)]
+    assert [record.step for record in watch.steps] == list(range(1, 25))  # 16, 16 and 11 images an epoch
+    assert [record.step for record in result.records] == [3 * epoch for epoch in range(1, 9)]
     assert result.records == watch.epochs
-    assert result.step == 24 and result.images == 8 * 43
+    assert result.step == 24 and watch.plan == TrainingPlan(0, 24, 3, 16)
+    assert all(record.images_per_second * record.seconds == pytest.approx(43) for record in result.records)
     first, last = result.records[0], result.records[-1]
-    assert last["train/module00/loss"] < first["train/module00/loss"]
-    assert last["train/module01/loss"] < first["train/module01/loss"]
-    assert last["test/accuracy"] > 0.7 and last["validation/accuracy"] > 0.7
-    assert last["learning_rate"] == pytest.approx(0.05)
+    for module in ("module00", "module01"):
+        assert last.train[module]["loss"] < first.train[module]["loss"]
+    assert last.test.accuracy > 0.7 and last.validation.accuracy > 0.7
+    assert last.test.exits["module01"] == Scores(last.test.loss, last.test.accuracy)
+    assert last.learning_rate == pytest.approx(0.05)
     # The epoch's mean weighs each batch by its images.
-    losses = [metrics["module00/loss"] for _, metrics in watch.steps[:3]]
-    assert first["train/module00/loss"] == pytest.approx(np.average(losses, weights=[16, 16, 11]), rel=1e-6)
+    losses = [record.train["module00"]["loss"] for record in watch.steps[:3]]
+    assert first.train["module00"]["loss"] == pytest.approx(np.average(losses, weights=[16, 16, 11]), rel=1e-6)
 
 
 def test_evaluation_counts_every_image_once(data):
@@ -74,8 +77,8 @@ def test_evaluation_counts_every_image_once(data):
     losses = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(13), data.test.labels]
     for batch_size, devices in ((4, 1), (64, 1), (8, 8)):
         results = evaluate(METHOD, state, data, batch_size=batch_size, mesh=data_mesh(devices))
-        assert results["test/accuracy"] == pytest.approx(right)
-        assert results["test/loss"] == pytest.approx(losses.mean(), rel=1e-5)
+        assert results["test"].accuracy == pytest.approx(right)
+        assert results["test"].loss == pytest.approx(losses.mean(), rel=1e-5)
 
 
 def equal(a, b):
@@ -97,9 +100,7 @@ def test_a_run_that_was_interrupted_ends_as_the_one_that_was_not(data, tmp_path,
     with Checkpoints(tmp_path) as checkpoints:
         rest = train(METHOD, data, epochs=3, batch_size=16, seed=3, checkpoints=checkpoints)
     equal(whole.state, rest.state)
-    timeless = lambda record: {
-        k: v for k, v in record.items() if k not in ("seconds", "images_per_second", "data_wait_seconds")
-    }
+    timeless = lambda record: replace(record, seconds=0.0, images_per_second=0.0, data_wait_seconds=0.0)
     assert [timeless(r) for r in whole.records[-len(rest.records) :]] == [timeless(r) for r in rest.records]
     with Checkpoints(tmp_path) as checkpoints:
         again = train(METHOD, data, epochs=3, batch_size=16, seed=3, checkpoints=checkpoints)
@@ -118,8 +119,8 @@ def test_a_mesh_gives_what_one_device_gives(data):
     one = train(METHOD, data, epochs=2, batch_size=16)
     eight = train(METHOD, data, epochs=2, batch_size=16, mesh=data_mesh(8))
     for a, b in zip(one.records, eight.records, strict=True):
-        assert a["train/module01/loss"] == pytest.approx(b["train/module01/loss"], rel=1e-3)
-        assert a["test/loss"] == pytest.approx(b["test/loss"], rel=1e-2)
+        assert a.train["module01"]["loss"] == pytest.approx(b.train["module01"]["loss"], rel=1e-3)
+        assert a.test.loss == pytest.approx(b.test.loss, rel=1e-2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path):
@@ -136,7 +137,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path
 
 def test_end_to_end_goes_through_the_same_loop(data):
     result = train(EndToEnd(NETWORK, OPTIMIZER), data, epochs=1, batch_size=16)
-    assert set(result.records[0]) >= {"train/network/loss", "train/network/accuracy", "test/accuracy"}
+    assert set(result.records[0].train["network"]) == {"loss", "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def test_a_method_may_read_the_epoch(data, mesh):
     result = train(CountsEpochs(), data, epochs=3, batch_size=16, mesh=device_mesh(*mesh))
     for program in ("first", "second"):
         assert result.state[program]["params"] == 3 * (1 + 2 + 3)
-        assert [record[f"train/{program}/loss"] for record in result.records] == [1, 2, 3]
+        assert [record.train[program]["loss"] for record in result.records] == [1, 2, 3]
 
 
 def test_the_epoch_is_measured(data):

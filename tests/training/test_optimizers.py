@@ -205,7 +205,7 @@ def whole(data):
 def test_the_rate_recorded_is_that_of_the_update(whole):
     # The last updates of the epochs are numbers 1, 3 and 5 of six.
     expected = [0.3 * (1 - update / 6) for update in (1, 3, 5)]
-    assert [record["learning_rate"] for record in whole.records] == pytest.approx(expected)
+    assert [record.learning_rate for record in whole.records] == pytest.approx(expected)
     for part in whole.state.values():
         counts = [x for x in jax.tree.leaves(part["opt_state"].inner_opt_state) if x.dtype == jnp.int32]
         assert [int(count) for count in counts] == [6]

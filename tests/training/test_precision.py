@@ -35,7 +35,7 @@ def data():
 def teacher(data):
     method = EndToEnd(resnet(8, classes=4, widths=WIDTHS), OPTIMIZER)
     result = train(method, data, epochs=6, batch_size=16)
-    assert result.records[-1]["test/accuracy"] > 0.9
+    assert result.records[-1].test.accuracy > 0.9
     return jax.device_get(method.network_variables(result.state))
 
 
@@ -55,7 +55,7 @@ def half(request, teacher):
 def test_it_learns_as_in_float32(half, data, teacher):
     name, low = half
     results = [train(each, data, epochs=6, batch_size=16) for each in (low, method(name, jnp.float32, teacher))]
-    ours, plain = (result.records[-1]["test/accuracy"] for result in results)
+    ours, plain = (result.records[-1].test.accuracy for result in results)
     assert plain > 0.85
     assert ours == pytest.approx(plain, abs=0.1)
     for (path, a), b in zip(

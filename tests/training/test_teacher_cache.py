@@ -90,7 +90,7 @@ def test_a_cached_run_is_the_run_without_a_cache(tmp_path, objective, augmentati
     ):
         np.testing.assert_allclose(a, b, rtol=10 * atol, atol=atol, err_msg=jax.tree_util.keystr(path))
     assert set(cached.state) == {"student"}
-    assert plain.records[-1]["test/loss"] == pytest.approx(cached.records[-1]["test/loss"], rel=1e-2)
+    assert plain.records[-1].test.loss == pytest.approx(cached.records[-1].test.loss, rel=1e-2)
 
 
 def test_teachers_logits_matter_to_the_run(tmp_path):

@@ -1,0 +1,81 @@
+"""summary.json of a run: its settings, results and costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from experiments.factory import Experiment, count_parameters
+from kd_local.contract import State
+from kd_local.costs import multiply_adds
+from kd_local.local import ContSup
+from kd_local.training.records import EpochRecord, Scores, SplitScores, totals
+
+
+def summarise(
+    experiment: Experiment,
+    config: ConfigDict,
+    state: State,
+    records: Sequence[EpochRecord],
+    compared: Mapping[str, float],
+) -> dict[str, Any]:
+    """The summary of a run that has ended.
+
+    Args:
+        state: the method's state after the last step.
+        records: of all epochs, those of earlier starts included.
+        compared: the comparison with teachers, if there are any.
+    """
+    last, times = records[-1], totals(records)
+    images = jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32)
+    return {
+        "method": config.method,
+        "network": config.network.name,
+        "dataset": config.data.name,
+        "modules": experiment.modules,
+        "context": experiment.context,
+        "loss": experiment.loss,
+        "decoder": experiment.loss is not None and config.local.decoder,
+        "boundaries": experiment.boundaries,
+        "answer": config.local.answer if experiment.loss is not None else "last",
+        "seed": config.seed,
+        "epochs": int(last.epoch) if last.epoch == int(last.epoch) else last.epoch,
+        "steps": last.step,
+        **named_scores(last.splits),
+        "train_seconds": round(times.seconds, 3),
+        "images_per_second": round(times.images_per_second, 1),
+        "data_wait_seconds": round(times.data_wait_seconds, 3),
+        "parameters_trained": count_parameters([part["params"] for part in state.values() if "opt_state" in part]),
+        "parameters_deployed": count_parameters(experiment.method.deployed(state)),
+        "multiply_adds": multiply_adds(experiment.method.logits, state, images),
+        **compared,
+        "exits": _exits(experiment, state, images, last.test.exits),
+        "jax": jax.__version__,
+        "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
+    }
+
+
+def named_scores(splits: Mapping[str, SplitScores]) -> dict[str, float]:
+    """The scores of the deployed network, by names such as `test_accuracy`."""
+    return {
+        f"{split}_{metric}": value
+        for split, scores in splits.items()
+        for metric, value in (("loss", scores.loss), ("accuracy", scores.accuracy))
+    }
+
+
+def _exits(
+    experiment: Experiment, state: State, images: jax.ShapeDtypeStruct, exits: Mapping[str, Scores]
+) -> dict[str, dict[str, float]]:
+    """The accuracy of each exit; for a local head also its multiply-adds, and their share of the whole network's."""
+    method = experiment.method
+    found: dict[str, dict[str, float]] = {name: {"test_accuracy": scores.accuracy} for name, scores in exits.items()}
+    if exits and isinstance(method, ContSup):
+        whole = multiply_adds(replace(method, answer="last").logits, state, images)
+        for name, values in found.items():
+            cost = multiply_adds(replace(method, answer=name).logits, state, images)
+            values.update(multiply_adds=cost, share=round(cost / whole, 4))
+    return found

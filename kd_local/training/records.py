@@ -1,0 +1,196 @@
+"""The records of a training run, and the interface of its observers.
+
+`to_json` gives a record as one flat JSON object, a line of metrics.jsonl or steps.jsonl, with names such as
+`train/module03/loss`; `from_json` reads it back.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+ProgramMetrics = Mapping[str, Mapping[str, float]]
+"""Metrics by program, such as `{"module03": {"accuracy": 0.9, "loss": 0.3}}`."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Steps, epochs and sizes of a run.
+
+    Attributes:
+        first_step: the steps done before this start; 0 for a new run.
+        last_step: the steps of the whole run.
+        steps_per_epoch: the last one may have a smaller batch.
+        batch_size: images per step, over all devices.
+    """
+
+    first_step: int
+    last_step: int
+    steps_per_epoch: int
+    batch_size: int
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs, the last one possibly incomplete."""
+        return -(-self.last_step // self.steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean cross entropy and accuracy (in [0, 1]) of some logits over a split."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class SplitScores(Scores):
+    """Scores of the deployed network over a split.
+
+    Attributes:
+        exits: the scores of the other classifiers by name, see `Method.exits`.
+    """
+
+    exits: Mapping[str, Scores] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The metrics of one batch.
+
+    Attributes:
+        step: from 1.
+        train: means over the batch.
+    """
+
+    step: int
+    train: ProgramMetrics
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of steps.jsonl."""
+        return {"step": self.step, **_flat("batch", self.train)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "StepRecord":
+        """The record of a line of steps.jsonl."""
+        return cls(values["step"], _nested("batch", values))
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is known at the end of an epoch.
+
+    Attributes:
+        epoch: epochs done; a fraction if the run ends within one.
+        step: steps done.
+        train: means over the epoch's training images.
+        test: scores on the test split.
+        validation: scores on the validation split; None if there is none.
+        seconds: of training, without compilation, evaluation and what an earlier start did of this epoch.
+        images_per_second: in these seconds.
+        data_wait_seconds: of `seconds`, those in which the devices were idle and waited for images.
+        learning_rate: of the last step; None if the loop was given no schedule.
+    """
+
+    epoch: float
+    step: int
+    train: ProgramMetrics
+    test: SplitScores
+    validation: SplitScores | None
+    seconds: float
+    images_per_second: float
+    data_wait_seconds: float
+    learning_rate: float | None = None
+
+    @property
+    def splits(self) -> dict[str, SplitScores]:
+        """The scores by the name of their split."""
+        return {**({"validation": self.validation} if self.validation else {}), "test": self.test}
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of metrics.jsonl."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            **_flat("train", self.train),
+            **{k: v for name, scores in self.splits.items() for k, v in _flat_scores(name, scores).items()},
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "data_wait_seconds": self.data_wait_seconds,
+            **({} if self.learning_rate is None else {"learning_rate": self.learning_rate}),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "EpochRecord":
+        """The record of a line of metrics.jsonl."""
+        return cls(
+            values["epoch"],
+            values["step"],
+            _nested("train", values),
+            _scores("test", values),
+            _scores("validation", values) if "validation/loss" in values else None,
+            values["seconds"],
+            values["images_per_second"],
+            values["data_wait_seconds"],
+            values.get("learning_rate"),
+        )
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Seconds of training and of waiting for images, and images per second, over several epochs."""
+
+    seconds: float
+    data_wait_seconds: float
+    images_per_second: float
+
+
+def totals(records: Sequence[EpochRecord]) -> Totals:
+    """Times over all epochs of a run."""
+    seconds = sum(record.seconds for record in records)
+    images = sum(record.seconds * record.images_per_second for record in records)
+    return Totals(seconds, sum(record.data_wait_seconds for record in records), images / seconds)
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Receives the records of a run: a progress bar, a log."""
+
+    def on_start(self, plan: TrainingPlan) -> None:
+        """Called once before the first step, after a checkpoint was restored."""
+        ...
+
+    def on_step(self, record: StepRecord) -> None:
+        """Called for every step, in order, once its metrics are read: later by the number of steps in flight."""
+        ...
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """Called at the end of every epoch and of the run, after all of its steps and the evaluation."""
+        ...
+
+
+def _flat_scores(split: str, scores: SplitScores) -> dict[str, float]:
+    """`test/loss` of the deployed network, `test/module03/loss` of an exit."""
+    named = {split: scores, **{f"{split}/{name}": own for name, own in scores.exits.items()}}
+    return {
+        f"{name}/{metric}": value
+        for name, own in named.items()
+        for metric, value in (("loss", own.loss), ("accuracy", own.accuracy))
+    }
+
+
+def _scores(split: str, values: Mapping[str, Any]) -> SplitScores:
+    exits = {name: Scores(**metrics) for name, metrics in _nested(split, values).items()}
+    return SplitScores(values[f"{split}/loss"], values[f"{split}/accuracy"], exits)
+
+
+def _flat(prefix: str, metrics: ProgramMetrics) -> dict[str, float]:
+    return {f"{prefix}/{program}/{name}": value for program, own in metrics.items() for name, value in own.items()}
+
+
+def _nested(prefix: str, values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    metrics: dict[str, dict[str, float]] = {}
+    for name, value in values.items():
+        match name.split("/"):
+            case [first, program, metric] if first == prefix:
+                metrics.setdefault(program, {})[metric] = value
+    return metrics
