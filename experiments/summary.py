@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments.factory import Experiment, count_parameters
-from kd_local.contract import State
+from kd_local.contract import State, trained_programs
 from kd_local.costs import multiply_adds
 from kd_local.local import ContSup
 from kd_local.training.records import EpochRecord, Scores, SplitScores, totals
@@ -29,7 +29,7 @@ def summarise(
         records: of all epochs, those of earlier starts included.
         compared: the comparison with teachers, if there are any.
     """
-    last, times = records[-1], totals(records)
+    method, last, times = experiment.method, records[-1], totals(records)
     images = jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32)
     return {
         "method": config.method,
@@ -48,9 +48,9 @@ def summarise(
         "train_seconds": round(times.seconds, 3),
         "images_per_second": round(times.images_per_second, 1),
         "data_wait_seconds": round(times.data_wait_seconds, 3),
-        "parameters_trained": count_parameters([part["params"] for part in state.values() if "opt_state" in part]),
-        "parameters_deployed": count_parameters(experiment.method.deployed(state)),
-        "multiply_adds": multiply_adds(experiment.method.logits, state, images),
+        "parameters_trained": count_parameters([state[name]["params"] for name in trained_programs(method)]),
+        "parameters_deployed": count_parameters(method.deployed(state)),
+        "multiply_adds": multiply_adds(method.logits, state, images),
         **compared,
         "exits": _exits(experiment, state, images, last.test.exits),
         "jax": jax.__version__,
