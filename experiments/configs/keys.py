@@ -176,12 +176,16 @@ def objective_keys() -> dict[str, Group]:
 
 
 def default_values() -> dict[str, Any]:
-    """The defaults of all keys as a nested dictionary."""
+    """The defaults of all keys as a nested dictionary, with new placeholders: a config changes its own only."""
     groups = {**KEYS, **objective_keys()}
     return {
-        name: one.default if isinstance(one, Key) else {key: entry.default for key, entry in one.items()}
+        name: _value(one) if isinstance(one, Key) else {key: _value(entry) for key, entry in one.items()}
         for name, one in groups.items()
     }
+
+
+def _value(key: Key) -> Any:
+    return placeholder(key.default.get_type()) if isinstance(key.default, FieldReference) else key.default
 
 
 def attributes(documented: type) -> dict[str, str]:

@@ -28,3 +28,8 @@ def test_attributes_are_read_from_a_docstring():
         "default": "its value unless a config or the command line sets another; a placeholder has a type and no value.",
         "meaning": "what it sets, with its choices, range or unit.",
     }
+
+
+def test_a_value_of_one_config_is_not_the_default_of_the_next():
+    default.get_config().teacher.cache = "/here"
+    assert default.get_config().teacher.cache is None
