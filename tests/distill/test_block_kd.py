@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from kd_local.distill import BlockKD, Distillation, Pair, Teacher, logit_distance, output_shapes
+from kd_local.distill import BlockKD, Distillation, Pair, Teacher, output_shapes
 from kd_local.distill.block_kd import connector_to, stepping_stones, through_teacher
 from kd_local.distill.teacher import rest_of
 from kd_local.models import create, resnet
@@ -117,27 +117,8 @@ def test_the_gradient_is_that_of_the_plain_composition(objective):
     for (path, ours), theirs in zip(jax.tree.leaves_with_path(moved), jax.tree.leaves(gradients), strict=True):
         scale = max(float(jnp.abs(theirs).max()), 1e-3)
         np.testing.assert_allclose(ours, theirs, atol=2e-4 * scale + 2e-6, err_msg=jax.tree_util.keystr(path))
-    # The teacher stands still, statistics included.
+    # The teacher is unchanged, statistics included.
     jax.tree.map(np.testing.assert_array_equal, after["teacher0"], before[1])
-
-
-def test_no_gradient_reaches_the_teacher():
-    objective = BlockKD()
-    distillation = method(objective)
-    images, labels = batch()
-    state = distillation.init(jax.random.key(0), LIKE)
-    (program,) = distillation.programs()
-
-    def loss(teacher):
-        own, frozen = state["student"], (teacher,)
-        return program.function(own, frozen, (images, labels), jax.random.key(1), jnp.zeros(0))[2]["loss"]
-
-    # Of the loss as it is reported, which does depend on the teacher, ...
-    gradients = jax.grad(loss, allow_int=True)(state["teacher0"])
-    assert any(bool(jnp.any(x != 0)) for x in jax.tree.leaves(gradients))
-    # ... but no program owns it: nothing would update it.
-    assert [p.name for p in distillation.programs()] == ["student"]
-    assert program.frozen == ("teacher0",)
 
 
 def test_teacher_parameters_are_arguments_and_not_constants():
@@ -250,7 +231,6 @@ def test_any_distance():
     assert len(set(losses.values())) == 4 and all(map(np.isfinite, losses.values()))
     with pytest.raises(ValueError, match="unknown logit distance 'kl': use kd, dkd, mlkd or dist"):
         BlockKD(distance="kl")
-    assert logit_distance("kd", temperature=4.0) is not None
 
 
 def test_warm_up():

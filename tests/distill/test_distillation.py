@@ -114,8 +114,26 @@ def test_cached_logits_take_the_teachers_place():
 
 
 def test_one_executable_serves_any_teacher_of_a_network():
-    one, other = (method(teacher(seed)).programs()[0].key for seed in (3, 4))
-    assert (one.pairs, one.objective) == (other.pairs, other.objective)
+    """One compiled step, given the state of another teacher, uses that teacher and compiles nothing."""
+    first = method(teacher(3))
+    second = replace(first, teachers=(teacher(4),))
+    assert first.programs()[0].key == second.programs()[0].key
+    compiled_step, losses, compilations = Step(first), [], []
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if "backend_compile" in event:
+            compilations[-1] += 1
+
+    for one in (first, second):
+        state, (images, labels) = one.init(jax.random.key(0), LIKE), batch()
+        compilations.append(0)
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        _, metrics = compiled_step(state, images, labels, KEY)
+        jax.monitoring.unregister_event_duration_listener(listen)
+        losses.append(float(metrics["student"]["loss"]))
+    assert compilations[0] > 0 and compilations[1] == 0
+    expected = float(step(second)[1]["student"]["loss"])
+    assert losses[0] != losses[1] == pytest.approx(expected, rel=1e-6)
 
 
 def test_outputs_are_the_networks_own():
