@@ -29,10 +29,10 @@ from kd_local.local import (
     cut,
     published_loss_scale,
 )
-from kd_local.memory import parse_bytes
 from kd_local.models import create
 from kd_local.networks import Network
 from kd_local.parallel import FORMS, Step, device_mesh
+from kd_local.sizes import parse_bytes
 from kd_local.training.loop import training_plan
 from kd_local.training.optimizers import make_optimizer
 from kd_local.training.schedules import by_batches, make_schedule, updates_per_epoch

@@ -34,9 +34,10 @@ from experiments.memory_rows import (
     in_order_of_effort,
     rows_of,
 )
-from experiments.memory_table import MIB, Record, terminal_table
+from experiments.memory_table import Record, terminal_table
 from kd_local.local import Context
 from kd_local.memory import TARGETS, Target, target
+from kd_local.sizes import MIB
 
 DEFAULT_DISTILLATION = (KD, BLOCK_KD, LOCAL_DISTILLATION)
 

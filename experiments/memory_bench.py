@@ -13,9 +13,8 @@ from experiments.memory_observed import ObservationError, observe
 from experiments.memory_rows import Row, describe
 from experiments.planning import left_to_measurement, planned
 from experiments.row_process import compilation_cache
-from kd_local.memory import Executables, Target, footprint, saved_activations
-from kd_local.memory.footprint import floor_bytes
-from kd_local.memory.saved import own_activations
+from kd_local.files import read_json_lines
+from kd_local.memory import Executables, Target, floor_bytes, footprint, own_activations, saved_activations
 
 EXECUTABLES = "executables.jsonl"
 MEASURED = "measured.jsonl"
@@ -113,7 +112,7 @@ class Bench:
         # Where something else is foretold, something else runs.
         text = json.dumps([identity, self._devices, jax.__version__, jax.devices()[0].device_kind, foretold])
         digest = hashlib.sha256(text.encode()).hexdigest()
-        known = _read_measured(self._measured)
+        known = {record["digest"]: record["measured_bytes"] for record in read_json_lines(self._measured)}
         if digest in known:
             return known[digest], None
         try:
@@ -124,14 +123,3 @@ class Bench:
             with self._measured.open("a") as file:
                 file.write(json.dumps({"digest": digest, "row": str(row), "measured_bytes": measured}) + "\n")
         return measured, None
-
-
-def _read_measured(path: Path) -> dict[str, int]:
-    known = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-            known[record["digest"]] = record["measured_bytes"]
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short when a run was killed: measured again
-    return known

@@ -22,10 +22,10 @@ from experiments.memory_rows import (
     REMATERIALIZED,
     Row,
 )
-from kd_local.files import replace_text
+from kd_local.files import read_json_lines, replace_text
+from kd_local.sizes import MIB
 
 CSV, LINES, PICTURE = "memory.csv", "memory.jsonl", "memory.png"
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,10 @@ def write(records: Mapping[Row, Record], workdir: Path, *, title: str) -> None:
 def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict[Row, Record]:
     """The records of these rows that an earlier start left there."""
     found = {}
-    path = workdir / LINES
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for values in read_json_lines(workdir / LINES):
         try:
-            values = json.loads(line)
             record = Record(**{**values, "boundaries": tuple(values["boundaries"])})
-        except (ValueError, TypeError, KeyError):
+        except (TypeError, KeyError):
             continue  # of another version: made again
         row = Row(record.method, record.modules, record.context)
         if row in rows and (record.target, record.batch) == (target, batch):

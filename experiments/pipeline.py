@@ -34,8 +34,9 @@ from experiments.rehearsal import Rehearsal
 from kd_local.files import replace_text
 from kd_local.memory import TARGETS, Executables, group_footprints, target
 from kd_local.parallel import Step, Timeline, device_mesh
+from kd_local.sizes import MIB
 
-LINES, PICTURE, MIB = "pipeline.jsonl", "timeline.png", 2**20
+LINES, PICTURE = "pipeline.jsonl", "timeline.png"
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
 _MODULE = flags.DEFINE_string("module", "2,4", "Numbers of groups of devices among which modules are divided.")

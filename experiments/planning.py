@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from experiments.factory import build
 from kd_local.files import replace_text
 from kd_local.local import PARTS, ContSup
-from kd_local.memory import Executables, Target, balance, fit, parse_bytes, target
+from kd_local.memory import Executables, Target, balance, fit, target
+from kd_local.sizes import parse_bytes, shown_bytes
 
 PLAN = "plan.json"
 
@@ -54,7 +55,7 @@ def planned(
         replace_text(path, json.dumps(plan, indent=2) + "\n")
     report(
         f"measured: {plan['modules']} modules, cut behind {', '.join(plan['boundaries']) or 'nothing'}, "
-        f"rematerialised {plan['remat']}, peak {plan['peak_bytes'] / 2**20:.1f} MiB"
+        f"rematerialised {plan['remat']}, peak {shown_bytes(plan['peak_bytes'])}"
     )
     return _decided(config, plan["boundaries"], plan["remat"])
 

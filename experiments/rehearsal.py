@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.factory import Experiment
-from kd_local.memory.footprint import batch_shapes
+from kd_local.memory import batch_shapes
 from kd_local.parallel import (
     Step,
     Timeline,

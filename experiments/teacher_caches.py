@@ -14,10 +14,11 @@ from kd_local.data import Data, steps_per_epoch
 from kd_local.distill import Distillation
 from kd_local.parallel import data_mesh, groups, hosts
 from kd_local.parallel.meetings import Meeting
+from kd_local.sizes import shown_bytes
 from kd_local.training.inputs import Supply
 from kd_local.training.interruption import Interruption
 from kd_local.training.loop import training_plan
-from kd_local.training.teacher_cache import TeacherCache, shown_bytes
+from kd_local.training.teacher_cache import TeacherCache
 
 _FILLING_SECONDS = 30 * 24 * 3600
 """How long the other processes wait for the first one to compute the logits."""

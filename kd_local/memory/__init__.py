@@ -2,12 +2,12 @@
 
 from kd_local.memory.balance import MeasuredCut, balance
 from kd_local.memory.executables import Executable, Executables
-from kd_local.memory.fit import Fit, fit, parse_bytes
-from kd_local.memory.footprint import Footprint, PieceFootprint, footprint, step_calls
+from kd_local.memory.fit import Fit, fit
+from kd_local.memory.footprint import Footprint, PieceFootprint, batch_shapes, floor_bytes, footprint, step_calls
 from kd_local.memory.groups import GroupFootprint, group_footprints
 from kd_local.memory.naive import SummedLosses
 from kd_local.memory.observed import observed_peak
-from kd_local.memory.saved import saved_activations, saved_bytes
+from kd_local.memory.saved import own_activations, saved_activations, saved_bytes
 from kd_local.memory.targets import TARGETS, Target, target
 
 __all__ = [
@@ -22,11 +22,13 @@ __all__ = [
     "SummedLosses",
     "Target",
     "balance",
+    "batch_shapes",
     "fit",
+    "floor_bytes",
     "footprint",
     "group_footprints",
     "observed_peak",
-    "parse_bytes",
+    "own_activations",
     "saved_activations",
     "saved_bytes",
     "step_calls",

@@ -29,6 +29,7 @@ from kd_local.memory.executables import Executables
 from kd_local.memory.footprint import PieceFootprint, piece_footprints, step_calls
 from kd_local.memory.targets import Target
 from kd_local.networks import Network, apply_block, by_block, init_block
+from kd_local.sizes import tree_bytes
 from kd_local.state import new_part
 
 COMPILATIONS = 40
@@ -280,8 +281,8 @@ class _Needs:
                 if name not in module.remat:
                     kept += part.kept
                 elif name == "blocks" and i:
-                    kept += _bytes(inputs[i])
-        return sum(map(_bytes, carried)) + most, sum(part.state for part in (*contexts, *head, *decoder))
+                    kept += tree_bytes(inputs[i])
+        return tree_bytes(carried) + most, sum(part.state for part in (*contexts, *head, *decoder))
 
     def _correction(self, key: _Key) -> float:
         """By how much estimates were off so far, those of modules alike above all, less the spread: where estimates are
@@ -321,14 +322,10 @@ def _part(optimizer: optax.GradientTransformation, module: nn.Module, *inputs: S
     variables = jax.eval_shape(partial(init_block, module), jax.eval_shape(lambda: jax.random.key(0)), *inputs)
     state = jax.eval_shape(lambda variables: new_part(by_block({"": variables}), optimizer), variables)
     output, kept = jax.eval_shape(gradient, variables, *inputs)
-    sizes = [_bytes(leaf) for leaf in kept if leaf.shape[:1] == inputs[0].shape[:1]]
+    sizes = [tree_bytes(leaf) for leaf in kept if leaf.shape[:1] == inputs[0].shape[:1]]
     return _Part(
         kept=sum(sizes),
         largest=max(sizes, default=0),
-        state=sum(map(_bytes, jax.tree.leaves(state))),
+        state=tree_bytes(state),
         output=output,
     )
-
-
-def _bytes(tensor: Any) -> int:
-    return int(tensor.size * tensor.dtype.itemsize)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jaxlib
 
+from kd_local.files import read_json_lines
 from kd_local.memory.targets import Target
 from kd_local.parallel import Call, compile_lowered
 
@@ -48,7 +49,7 @@ class Executables:
         self.compiled = 0
         self._path = path
         self._by_signature: dict[Hashable, Executable] = {}
-        self._by_digest: dict[str, Executable] = _read(path) if path is not None and path.exists() else {}
+        self._by_digest: dict[str, Executable] = {} if path is None else _read(path)
 
     def of(self, call: Call, target: Target) -> Executable:
         """What the executable of that piece needs."""
@@ -94,11 +95,10 @@ def _compiler(target: Target) -> str:
 
 def _read(path: Path) -> dict[str, Executable]:
     known = {}
-    for line in path.read_text().splitlines():
+    for record in read_json_lines(path):
         try:
-            record = json.loads(line)
             digest, _ = record.pop("digest"), record.pop("name")
             known[digest] = Executable(**record)
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short when a run was killed: compiled again
+        except (KeyError, TypeError):
+            continue  # of another version: compiled again
     return known

@@ -1,9 +1,7 @@
 """What fits a device: the smallest number of modules, and whether to rematerialise, for a number of bytes."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 
 from kd_local.local import ContSup
@@ -12,12 +10,7 @@ from kd_local.memory.executables import Executables
 from kd_local.memory.footprint import Footprint, footprint
 from kd_local.memory.targets import Target
 from kd_local.networks import Network
-
-UNITS: dict[str, int] = {
-    "B": 1,
-    **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)},
-    **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)},
-}
+from kd_local.sizes import shown_bytes
 
 MakeRemat = Callable[[Sequence[str], bool], ContSup]
 """A method whose network is cut behind the blocks of these names, rematerialised or not."""
@@ -127,22 +120,6 @@ def _cut(make: MakeRemat, remat: bool, boundaries: Sequence[str]) -> ContSup:
     return make(boundaries, remat)
 
 
-def parse_bytes(text: str) -> int:
-    """A number of bytes such as `8GiB`, `1.5 GB` or `300000B`.
-
-    Raises:
-        ValueError: anything else, or less than one byte.
-    """
-    match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(UNITS)})", text.strip())
-    size = int(Fraction(match[1]) * UNITS[match[2]]) if match else 0
-    if size < 1:
-        raise ValueError(
-            f"{text!r} is no number of bytes: use a number and a unit, such as 8GiB or 1.5GB, that make 1 byte or "
-            f"more; the units are {', '.join(UNITS)}"
-        )
-    return size
-
-
 def _too_much(budget: int, cut: MeasuredCut, remat: bool) -> str:
     piece = cut.largest
     state = "parameters, statistics and optimizer state"
@@ -152,15 +129,15 @@ def _too_much(budget: int, cut: MeasuredCut, remat: bool) -> str:
         state: piece.state,
     }
     order = sorted(parts, key=lambda name: parts[name], reverse=True)
-    sizes = ", ".join(f"{name} {_mebibytes(parts[name])}" for name in order)
+    sizes = ", ".join(f"{name} {_exact(parts[name])}" for name in order)
     behind = f" (cut behind {', '.join(cut.boundaries)})" if cut.boundaries else ""
     way_out = "a smaller network, or an optimizer of less state" if order[0] == state else "a smaller batch"
     return (
-        f"nothing fits into {_mebibytes(budget)}: the lowest peak found is {_mebibytes(cut.peak_bytes)}, with "
+        f"nothing fits into {_exact(budget)}: the lowest peak found is {_exact(cut.peak_bytes)}, with "
         f"{len(cut.pieces)} module{'s'[: len(cut.pieces) > 1]}{behind}, {'' if remat else 'not '}rematerialised; "
         f"largest first: {sizes}; use {way_out}, or give more"
     )
 
 
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:.2f} MiB ({size} bytes)"
+def _exact(size: int) -> str:
+    return f"{shown_bytes(size)} ({size} bytes)"

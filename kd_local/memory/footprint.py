@@ -19,6 +19,7 @@ from kd_local.costs import multiply_adds
 from kd_local.memory.executables import Executable, Executables
 from kd_local.memory.targets import Target
 from kd_local.parallel import Call, Step
+from kd_local.sizes import tree_bytes
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def piece_footprints(calls: list[Call], found: dict[Hashable, Executable]) -> tu
     for call in calls:
         executable = found[call.signature]
         kept = {name: tensor for name, tensor in call.live.items() if name not in call.piece.reads}
-        others = state - _own(call) - _bytes(call.arguments[1])
+        others = state - _own(call) - tree_bytes(call.arguments[1])
         peak = executable.step_bytes + others + _tensor_bytes(kept, call.devices)
         pieces.append(PieceFootprint(call.piece.name, executable, state, _carried(call), peak))
     return tuple(pieces)
@@ -211,7 +212,7 @@ def _state(calls: list[Call]) -> int:
         for name, part in zip(program.frozen, parts, strict=True)
         if name not in owned
     }
-    return sum(map(_own, calls)) + _bytes(read_only)
+    return sum(map(_own, calls)) + tree_bytes(read_only)
 
 
 def _own(call: Call) -> int:
@@ -226,8 +227,4 @@ def _carried(call: Call) -> int:
 
 def _tensor_bytes(tensors: Any, devices: int) -> int:
     """Bytes of one device, where the batch is divided among `devices` and scalars are not."""
-    return sum(_bytes(leaf) // (devices if leaf.shape else 1) for leaf in jax.tree.leaves(tensors))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(tree_bytes(leaf) // (devices if leaf.shape else 1) for leaf in jax.tree.leaves(tensors))

@@ -21,6 +21,7 @@ from kd_local.contract import Method
 from kd_local.memory.footprint import step_calls
 from kd_local.memory.targets import target
 from kd_local.networks import Network, apply_block
+from kd_local.sizes import tree_bytes
 
 Objective = Callable[..., Array]
 
@@ -158,4 +159,4 @@ def _read(equation: JaxprEqn) -> set[Var]:
 
 
 def _size(variables: set[Var]) -> int:
-    return sum(variable.aval.size * variable.aval.dtype.itemsize for variable in variables)  # type: ignore[attr-defined]
+    return tree_bytes([variable.aval for variable in variables])

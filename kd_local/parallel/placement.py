@@ -7,9 +7,8 @@ works on the next: the step's pace is that of its slowest group.
 from collections.abc import Sequence
 from itertools import pairwise
 
-import jax
-
 from kd_local.parallel.pieces import Call
+from kd_local.sizes import tree_bytes
 
 
 def check_groups(pieces: int, groups: int) -> None:
@@ -66,5 +65,5 @@ def hops(calls: Sequence[Call], placement: Sequence[int]) -> tuple[int, ...]:
     moved = []
     for (_, before), (call, after) in pairwise(zip(calls, placement, strict=True)):
         if after != before:
-            moved.append(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(call.live)))
+            moved.append(tree_bytes(call.live))
     return tuple(moved)

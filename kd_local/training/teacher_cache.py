@@ -27,6 +27,7 @@ import kd_local
 from kd_local.data import Augmentation, Data, Split, batch_indices, epoch_order, normalise, steps_per_epoch
 from kd_local.networks import Network, Variables
 from kd_local.parallel import data_mesh, on_every_device, over_the_batch
+from kd_local.sizes import shown_bytes
 from kd_local.training.checked_rows import CheckedRows
 from kd_local.training.inputs import Supply, batch_inputs, keys
 
@@ -266,13 +267,6 @@ class TeacherCache:
     @cached_property
     def _rng(self) -> Array:
         return jax.device_put(keys(self.seed)[0], on_every_device(self._mesh))
-
-
-def shown_bytes(size: int) -> str:
-    """A size as people read it, `1.2 GiB`."""
-    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
-    power = min(max(size.bit_length() - 1, 0) // 10, len(units) - 1)
-    return f"{size / 1024**power:.{min(power, 1)}f} {units[power]}"
 
 
 @partial(jax.jit, static_argnums=0)
