@@ -87,6 +87,8 @@ def test_devices_that_normalise_their_own_part_are_compiled_so():
 class Relay:
     """Three programs; the second does not read what the first hands to the third."""
 
+    deployed_program = None
+
     def init(self, rng, images):
         return {name: {"w": jnp.ones(3)} for name in ("first", "second", "third")}
 
