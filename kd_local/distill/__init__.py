@@ -1,13 +1,13 @@
 """Splice: a student learns from frozen teachers, by Block-KD's stepping stones and the field's other objectives."""
 
-from kd_local.distill.block_kd import BlockKD
 from kd_local.distill.connector import Connector
-from kd_local.distill.distances import DISTANCES, logit_distance
 from kd_local.distill.distillation import Distillation
 from kd_local.distill.local_distillation import LocalDistillation, StoneLoss
 from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
+from kd_local.distill.objectives.block_kd import BlockKD
+from kd_local.distill.objectives.distances import DISTANCES, logit_distance
+from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.outputs import output_shapes, outputs
-from kd_local.distill.registry import OBJECTIVES
 from kd_local.distill.teacher import Teacher
 
 __all__ = [

@@ -1,6 +1,9 @@
-"""Checks of the numbers that an objective is made with."""
+"""Hyper-parameters of objectives: checks of their ranges, and weights that grow over the first epochs."""
 
 import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 def check_weights(**weights: float | int) -> None:
@@ -23,3 +26,11 @@ def check_positive(**numbers: float | int) -> None:
     for name, value in numbers.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value}: use a finite number above 0")
+
+
+def warmup(epoch: Float[Array, ""], epochs: float | int) -> Float[Array, ""]:
+    """min(epoch / epochs, 1), with the epoch counted from 1; 1 if `epochs` is 0.
+
+    Reference: the mdistiller code, for DKD (Zhao et al., CVPR 2022) and ReviewKD (Chen et al., CVPR 2021).
+    """
+    return jnp.minimum(epoch / epochs, 1) if epochs else jnp.ones_like(epoch)

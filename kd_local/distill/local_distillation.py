@@ -18,12 +18,12 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
-from kd_local.distill.block_kd import Stone, connector_to, stepping_stones
 from kd_local.distill.connector import Connector
-from kd_local.distill.distances import logit_distance
 from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.objective import Pair
+from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.outputs import output_shapes
+from kd_local.distill.stepping_stones import Stone, connector_to, stepping_stones
 from kd_local.distill.teacher import Teacher, rest_of
 from kd_local.local.losses import softmax
 from kd_local.networks import Network, Variables, apply_block, by_block, init_block, of_block
@@ -38,7 +38,7 @@ class StoneLoss:
     """alpha * CE(N_i, y) + beta * d(N_i, T), of the last module alpha * CE(S, y) + beta * d(S, T) besides.
 
     Attributes:
-        distance: see `kd_local.distill.distances`.
+        distance: see `kd_local.distill.objectives.distances`.
         stones: `all`, or the numbers of those behind which the student is cut, `2,3`.
 
     Raises:

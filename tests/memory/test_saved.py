@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from kd_local.distill import BlockKD, Distillation, LocalDistillation, StoneLoss, Teacher
-from kd_local.distill.kd import KD
+from kd_local.distill.objectives.kd import KD
 from kd_local.local import ContSup, EndToEnd, PixelScale, cut
 from kd_local.memory import SummedLosses, saved_activations, saved_bytes
 from kd_local.memory.saved import own_activations

@@ -9,8 +9,7 @@ import optax
 import pytest
 
 from kd_local.distill import BlockKD, Distillation, Pair, Teacher, output_shapes
-from kd_local.distill.block_kd import connector_to, stepping_stones, through_teacher
-from kd_local.distill.teacher import rest_of
+from kd_local.distill.stepping_stones import connector_to
 from kd_local.models import create, resnet
 from kd_local.networks import Network, apply_block, of_block
 from kd_local.parallel import Step
@@ -133,46 +132,6 @@ def test_teacher_parameters_are_arguments_and_not_constants():
     assert not constants, constants[0][:200]
 
 
-def entering(*stages: int) -> list[tuple[int, jax.Array]]:
-    random, shapes = np.random.default_rng(0), output_shapes(TEACHER_NETWORK, LIKE)
-    return [
-        (stage, jnp.asarray(random.standard_normal((4, *shapes.features[stage].shape[1:])), jnp.float32))
-        for stage in stages
-    ]
-
-
-@pytest.mark.parametrize("stages", [(1, 2, 3), (1, 3), (2, 2, 3), (2,)])
-def test_batched_is_one_by_one(stages):
-    rest = partial(rest_of, TEACHER_NETWORK, TEACHER.variables)
-    together = through_teacher(rest, entering(*stages), batched=True)
-    alone = through_teacher(rest, entering(*stages), batched=False)
-    assert len(together) == len(alone) == len(stages)
-    for a, b in zip(together, alone, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-        assert not np.allclose(a[0], a[1], atol=1e-2)
-
-
-def test_a_batched_image_sees_no_other():
-    rest = partial(rest_of, TEACHER_NETWORK, TEACHER.variables)
-    together = through_teacher(rest, entering(1, 3), batched=True)
-    changed = [(stage, x.at[0].add(1.0)) for stage, x in entering(1, 3)]
-    after = through_teacher(rest, changed, batched=True)
-    for a, b in zip(together, after, strict=True):
-        assert bool((a[0] != b[0]).any())
-        np.testing.assert_allclose(a[1:], b[1:], rtol=1e-6)
-
-
-def test_weights_and_choice_of_stones():
-    student, teacher = output_shapes(STUDENT, LIKE), output_shapes(TEACHER_NETWORK, LIKE)
-    stones = stepping_stones(student, teacher, "all")
-    assert [(stone.name, stone.student, stone.teacher, stone.weight) for stone in stones] == [
-        ("stone1", 1, 1, 0.25),
-        ("stone2", 2, 2, 0.5),
-        ("stone3", 3, 3, 1.0),
-    ]
-    assert stepping_stones(student, teacher, "3,1") == (stones[0], stones[2])
-
-
 @pytest.mark.parametrize("chosen", ["4", "0", "some", "", "1,2,5"])
 def test_stones_that_are_none(chosen):
     with pytest.raises(ValueError, match=r"stones is .*: use all, or numbers from 1 to 3 with commas between"):
@@ -210,13 +169,6 @@ def test_pairs_whatever_their_resolutions_and_widths(names):
     n = min(len(student.stages), len(teacher.stages)) - 1
     assert list(exits) == [f"stone{i}" for i in range(1, n + 1)]
     assert all(x.shape == (2, 10) for x in exits.values())
-
-
-def test_connectors_end_as_the_teachers_blocks_do():
-    rectified, pre_activation = create("resnet8x4", classes=10), create("wrn_16_2", classes=10)
-    for teacher, relu in ((rectified, True), (pre_activation, False)):
-        connector = connector_to(Pair(STUDENT, teacher), output_shapes(teacher, LIKE), 2)
-        assert connector.relu is relu
 
 
 @pytest.mark.exhaustive

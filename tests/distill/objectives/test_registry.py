@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_local.distill.objective import Outputs
-from kd_local.distill.registry import OBJECTIVES
+from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.local.losses import softmax
 
 LOGITS_ONLY = {"kd", "dkd", "mlkd", "dist"}

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.fitnet import hint_loss
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
+from kd_local.distill.objectives.fitnet import hint_loss
 from kd_local.distill.stages import rectified
 from kd_local.models.layers import ConvNorm, average_pool_to
 from kd_local.networks import Collection, Variables

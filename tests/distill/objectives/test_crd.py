@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.distill.crd import CRD, crd_loss, remember
+from kd_local.distill.objectives.crd import CRD, crd_loss, remember
 
 
 def initialise(objective, lesson, examples):

@@ -9,10 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_positive, check_weights
+from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
 from kd_local.distill.objective import Lesson, Objective
 from kd_local.distill.standardisation import logits_to_compare
-from kd_local.distill.warmup import warmup
 from kd_local.networks import Collection, Variables
 
 

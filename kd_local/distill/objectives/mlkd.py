@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights
-from kd_local.distill.kd import kd_loss
 from kd_local.distill.numerics import product, widened
 from kd_local.distill.objective import Lesson, Objective
+from kd_local.distill.objectives.kd import kd_loss
 from kd_local.networks import Collection, Variables
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.distill.attention import attention_loss
-from kd_local.distill.dist import dist_loss
-from kd_local.distill.dkd import dkd_loss
-from kd_local.distill.kd import kd_loss
-from kd_local.distill.mlkd import batch_correlation_loss, class_correlation_loss
-from kd_local.distill.nst import nst_loss
-from kd_local.distill.ofd import ofd_loss
-from kd_local.distill.pkt import pkt_loss
-from kd_local.distill.reviewkd import hcl_loss
-from kd_local.distill.rkd import rkd_loss
-from kd_local.distill.similarity import similarity_loss
+from kd_local.distill.objectives.at import attention_loss
+from kd_local.distill.objectives.dist import dist_loss
+from kd_local.distill.objectives.dkd import dkd_loss
+from kd_local.distill.objectives.kd import kd_loss
+from kd_local.distill.objectives.mlkd import batch_correlation_loss, class_correlation_loss
+from kd_local.distill.objectives.nst import nst_loss
+from kd_local.distill.objectives.ofd import ofd_loss
+from kd_local.distill.objectives.pkt import pkt_loss
+from kd_local.distill.objectives.reviewkd import hcl_loss
+from kd_local.distill.objectives.rkd import rkd_loss
+from kd_local.distill.objectives.sp import similarity_loss
 
 
 @dataclass(frozen=True)

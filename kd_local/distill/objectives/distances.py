@@ -6,11 +6,11 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
-from kd_local.distill.dist import dist_loss
-from kd_local.distill.dkd import dkd_loss
 from kd_local.distill.hyperparameters import check_positive
-from kd_local.distill.kd import kd_loss
-from kd_local.distill.mlkd import mlkd_loss
+from kd_local.distill.objectives.dist import dist_loss
+from kd_local.distill.objectives.dkd import dkd_loss
+from kd_local.distill.objectives.kd import kd_loss
+from kd_local.distill.objectives.mlkd import mlkd_loss
 from kd_local.errors import unknown
 
 Distance = Callable[

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.distill.registry import OBJECTIVES
-from kd_local.distill.reviewkd import ABF, hcl_loss, resize_nearest
+from kd_local.distill.objectives.registry import OBJECTIVES
+from kd_local.distill.objectives.reviewkd import ABF, hcl_loss, resize_nearest
 from kd_local.models.layers import average_pool_to
 
 

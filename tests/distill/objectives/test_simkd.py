@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kd_local.distill.objective import Exam
-from kd_local.distill.simkd import Projector, SimKD
+from kd_local.distill.objectives.simkd import Projector, SimKD
 from kd_local.local.losses import softmax
 from kd_local.models.layers import average_pool_to
 from kd_local.networks import of_block

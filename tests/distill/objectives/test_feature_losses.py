@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.distill.attention import attention_loss
 from kd_local.distill.connector import Connector
-from kd_local.distill.fitnet import hint_loss
-from kd_local.distill.nst import nst_loss
-from kd_local.distill.ofd import margins, ofd_loss
-from kd_local.distill.pkt import pkt_loss
-from kd_local.distill.registry import OBJECTIVES
-from kd_local.distill.rkd import rkd_loss
-from kd_local.distill.similarity import similarity_loss
-from kd_local.distill.vid import Regressor, vid_loss
+from kd_local.distill.objectives.at import attention_loss
+from kd_local.distill.objectives.fitnet import hint_loss
+from kd_local.distill.objectives.nst import nst_loss
+from kd_local.distill.objectives.ofd import margins, ofd_loss
+from kd_local.distill.objectives.pkt import pkt_loss
+from kd_local.distill.objectives.registry import OBJECTIVES
+from kd_local.distill.objectives.rkd import rkd_loss
+from kd_local.distill.objectives.sp import similarity_loss
+from kd_local.distill.objectives.vid import Regressor, vid_loss
 from kd_local.networks import of_block
 
 RNG = np.random.default_rng(0)

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.distill.dist import dist_loss
-from kd_local.distill.distances import DISTANCES, logit_distance
-from kd_local.distill.dkd import dkd_loss
-from kd_local.distill.kd import kd_loss
-from kd_local.distill.mlkd import batch_correlation_loss, class_correlation_loss, mlkd_loss
-from kd_local.distill.registry import OBJECTIVES
+from kd_local.distill.objectives.dist import dist_loss
+from kd_local.distill.objectives.distances import DISTANCES, logit_distance
+from kd_local.distill.objectives.dkd import dkd_loss
+from kd_local.distill.objectives.kd import kd_loss
+from kd_local.distill.objectives.mlkd import batch_correlation_loss, class_correlation_loss, mlkd_loss
+from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.standardisation import standardise
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,38 @@
+"""Objectives by the names that configs use."""
+
+from kd_local.distill.objective import Objective
+from kd_local.distill.objectives.at import AT
+from kd_local.distill.objectives.block_kd import BlockKD
+from kd_local.distill.objectives.crd import CRD
+from kd_local.distill.objectives.dist import DIST
+from kd_local.distill.objectives.dkd import DKD
+from kd_local.distill.objectives.fitnet import FitNet
+from kd_local.distill.objectives.kd import KD
+from kd_local.distill.objectives.mlkd import MLKD
+from kd_local.distill.objectives.nst import NST
+from kd_local.distill.objectives.ofd import OFD
+from kd_local.distill.objectives.pkt import PKT
+from kd_local.distill.objectives.reviewkd import ReviewKD
+from kd_local.distill.objectives.rkd import RKD
+from kd_local.distill.objectives.simkd import SimKD
+from kd_local.distill.objectives.sp import SP
+from kd_local.distill.objectives.vid import VID
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "kd": KD,
+    "dkd": DKD,
+    "mlkd": MLKD,
+    "dist": DIST,
+    "fitnet": FitNet,
+    "at": AT,
+    "sp": SP,
+    "rkd": RKD,
+    "pkt": PKT,
+    "nst": NST,
+    "vid": VID,
+    "crd": CRD,
+    "ofd": OFD,
+    "reviewkd": ReviewKD,
+    "simkd": SimKD,
+    "block_kd": BlockKD,
+}
