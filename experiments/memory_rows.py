@@ -113,7 +113,7 @@ def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Describ
     experiment = build(row.config(base), platform, fresh_teachers=True)
     method, network = experiment.method, experiment.network
     if isinstance(method, LocalDistillation):
-        blocks = {module.name: module.blocks.names for module in method.modules()}
+        blocks = {module.name: module.blocks.names for module in method.modules}
     elif isinstance(method, ContSup):
         blocks = {module.name: module.names for module in method.cut.modules}
     else:

@@ -106,8 +106,8 @@ class Distillation:
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
         """What is deployed, in evaluation mode: of most objectives the student alone."""
-        answers = [self.objective.logits(own, exam) for _, own, exam in self._exams(state, images)]
-        return answers[0] if len(answers) == 1 else jnp.stack(answers).mean(0)
+        logits = [self.objective.logits(own, exam) for _, own, exam in self._exams(state, images)]
+        return logits[0] if self.objective.deploys_student else jnp.stack(logits).mean(0)
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
         """The logits of stepping stones, in evaluation mode; with several teachers, with the teacher's name before."""
@@ -120,11 +120,12 @@ class Distillation:
     def deployed(self, state: State) -> Mapping[str, Any]:
         """The parameters that `logits` uses."""
         params = state[NAME]["params"]
-        each = [
-            self.objective.deployed(pair, params[NAME], params[name], state.get(name, {}).get("params", {}))
+        if self.objective.deploys_student:
+            return params[NAME]
+        return {
+            name: self.objective.deployed(pair, params[NAME], params[name], state[name]["params"])
             for name, pair in self.pairs
-        ]
-        return each[0] if all(one is params[NAME] for one in each) else dict(zip(dict(self.pairs), each, strict=True))
+        }
 
     def taught(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
         """The teachers' logits, in evaluation mode."""
@@ -140,16 +141,17 @@ class Distillation:
 
     def network_variables(self, state: State) -> Variables | None:
         """The student's variables; None where what is deployed is not the student alone."""
-        return of_block(state[NAME], NAME) if self.deployed(state) is state[NAME]["params"][NAME] else None
+        return of_block(state[NAME], NAME) if self.objective.deploys_student else None
 
     def _exams(self, state: State, images: Array) -> list[tuple[str, Any, Exam]]:
         part = state[NAME]
-        shown, _ = outputs(self.student, of_block(part, NAME), images, train=False)
-        return [
-            (name, of_block(part, name), Exam(pair, shown, output_shapes(pair.teacher, images), rest))
-            for name, pair in self.pairs
-            for rest in [partial(rest_of, pair.teacher, state.get(name, {}))]
-        ]
+        student, _ = outputs(self.student, of_block(part, NAME), images, train=False)
+        exams = []
+        for name, pair in self.pairs:
+            rest = partial(rest_of, pair.teacher, state.get(name, {}))
+            exam = Exam(pair, student, output_shapes(pair.teacher, images), rest)
+            exams.append((name, of_block(part, name), exam))
+        return exams
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def _teach(
     epoch = (part["step"] // settings.steps_per_epoch + 1).astype(jnp.float32)
     if settings.cached:
         frozen = ({},) * len(settings.pairs)
-        shown = [Outputs((), (), logits, logits) for logits in further]
+        shown = [Outputs.of_logits(logits) for logits in further]
     else:
         shown = [
             outputs(pair.teacher, variables, images, train=False)[0]

@@ -9,7 +9,7 @@ It joins Yu et al. (arXiv 2312.07636), gradient-isolated modules, with Yu et al.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -110,13 +110,14 @@ class LocalDistillation:
     shape: tuple[int, int, int]
 
     def __post_init__(self) -> None:
-        self.modules()
+        _ = self.modules  # refuses stones that do not exist
 
     @property
     def pair(self) -> Pair:
         """Who learns from whom."""
         return Pair(self.student, self.teacher.network)
 
+    @cached_property
     def modules(self) -> tuple[StudentModule, ...]:
         """The student's modules, in order."""
         images = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
@@ -152,7 +153,7 @@ class LocalDistillation:
         self.teacher.network.check(self.teacher.variables, images)
         state: State = {TEACHER: jax.tree.map(jnp.array, variables_of(self.teacher.variables))}
         x: Any = jax.ShapeDtypeStruct((1, *self.shape), images.dtype)
-        modules = self.modules()
+        modules = self.modules
         for module, key in zip(modules, jax.random.split(rng, len(modules)), strict=True):
             blocks_rng, connector_rng = jax.random.split(key)
             created: dict[str, Mapping[str, Any]] = {"blocks": module.blocks.init(blocks_rng, x)}
@@ -182,7 +183,7 @@ class LocalDistillation:
                 writes=module.writes,
                 frozen=(TEACHER,),
             )
-            for module in self.modules()
+            for module in self.modules
         )
         return (teacher, *students)
 
@@ -194,7 +195,7 @@ class LocalDistillation:
         """The logits of the stepping stones, in evaluation mode."""
         found = {}
         x: Array = images
-        for module in self.modules():
+        for module in self.modules:
             part = state[module.name]
             x, _ = module.blocks[: module.end].apply(of_block(part, "blocks"), x, train=False)
             if module.stone is not None and module.connector is not None:
@@ -209,7 +210,7 @@ class LocalDistillation:
     @property
     def deployed_program(self) -> str:
         """The last module, whose output is the student's logits."""
-        return self.modules()[-1].name
+        return self.modules[-1].name
 
     def taught(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
         """The teacher's logits, in evaluation mode."""
@@ -220,7 +221,7 @@ class LocalDistillation:
         return by_block(
             {
                 name: of_block(of_block(state[module.name], "blocks"), name)
-                for module in self.modules()
+                for module in self.modules
                 for name in module.blocks.names
             }
         )

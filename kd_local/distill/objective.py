@@ -32,6 +32,11 @@ class Outputs:
     pooled: Any
     logits: Any
 
+    @classmethod
+    def of_logits(cls, logits: Any) -> "Outputs":
+        """Outputs of which only the logits are known, as from a cache; `pooled` is None."""
+        return cls((), (), None, logits)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -117,8 +122,9 @@ class Objective:
     def deployed(
         self, pair: Pair, student: Mapping[str, Any], own: Mapping[str, Any], teacher: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """The parameters that `logits` uses, of the student's blocks, the objective's own and the teacher's blocks."""
-        return student
+        """The parameters that `logits` uses, given those of the student's blocks, of the objective itself and of the
+        teacher's blocks. Called only if `deploys_student` is False."""
+        raise NotImplementedError
 
     def exits(self, variables: Variables, exam: Exam) -> dict[str, Float[Array, "batch _"]]:
         """The logits of whatever else answers, by name: stepping stones."""

@@ -136,6 +136,22 @@ def test_one_executable_serves_any_teacher_of_a_network():
     assert losses[0] != losses[1] == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_objective_says_whether_the_student_alone_is_deployed():
+    class Copies(OBJECTIVES["kd"]):
+        def deployed(self, pair, student, own, teacher):
+            return dict(student)  # not asked: only `deploys_student` counts
+
+    alone = replace(method(teacher(3)), objective=Copies())
+    reused = method(teacher(3), teacher(4), name="simkd")
+    state = alone.init(jax.random.key(0), LIKE)
+    assert alone.network_variables(state)["params"] is alone.deployed(state) is state["student"]["params"]["student"]
+    state = reused.init(jax.random.key(0), LIKE)
+    assert reused.network_variables(state) is None
+    assert {name: set(parts) for name, parts in reused.deployed(state).items()} == {
+        name: {"student", "projector", "teacher"} for name in ("teacher0", "teacher1")
+    }
+
+
 def test_outputs_are_the_networks_own():
     network = TEACHER_NETWORK
     variables = teacher(3).variables

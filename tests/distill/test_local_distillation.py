@@ -40,7 +40,9 @@ def batch() -> tuple[jax.Array, jax.Array]:
     ],
 )
 def test_where_it_is_cut(stones, cuts, stone_of):
-    modules = method(stones=stones).modules()
+    local = method(stones=stones)
+    modules = local.modules
+    assert modules is local.modules  # computed once
     assert [" ".join(module.blocks.names) for module in modules] == cuts
     assert [module.stone and module.stone.number for module in modules] == stone_of
     assert [module.last for module in modules] == [False] * (len(cuts) - 1) + [True]
@@ -61,7 +63,7 @@ def test_each_module_learns_by_its_own_plain_loss_alone():
         return 0.1 * -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean() + 0.9 * divergence
 
     x = images
-    for module in local.modules():
+    for module in local.modules:
         part = before[module.name]
 
         def objective(params, module=module, part=part, x=x):

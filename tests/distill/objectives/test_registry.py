@@ -157,7 +157,7 @@ def test_reads(name, lessons, examples):
     assert objective.reads == ("logits" if name in LOGITS_ONLY else "features")
     assert objective.needs_indices == (name == "crd")
     if name in LOGITS_ONLY:
-        cached = Outputs((), (), lesson.teacher.logits, lesson.teacher.logits)
+        cached = Outputs.of_logits(lesson.teacher.logits)
         variables = initialise(objective, lesson, examples)
         whole, of_logits = (
             objective.loss(variables, dataclasses.replace(lesson, teacher=teacher))[0]
