@@ -105,7 +105,7 @@ def _make_table(base: ConfigDict, rows: Sequence[Row], on: Target, workdir: Path
     except OSError as error:
         fail(f"{error.strerror or error} ({error.filename or workdir}); the same command goes on from there", 1)
     console.print(terminal_table(list(records.values()), title=title))
-    count = bench.executables.compiled
+    count = bench.compilations.compiled
     _say(console, f"{count} executables compiled" if count else "nothing compiled: all executables were known")
     _say(console, f"table: {workdir / memory_table.CSV}, {workdir / memory_table.LINES}")
     _say(console, f"picture: {workdir / memory_table.PICTURE}")

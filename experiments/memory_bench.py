@@ -14,7 +14,7 @@ from experiments.memory_rows import Row, describe
 from experiments.planning import left_to_measurement, planned
 from experiments.row_process import compilation_cache
 from kd_local.files import read_json_lines
-from kd_local.memory import Executables, Target, floor_bytes, footprint, own_activations, saved_activations
+from kd_local.memory import CompilationRecords, Target, floor_bytes, footprint, own_activations, saved_activations
 
 EXECUTABLES = "executables.jsonl"
 MEASURED = "measured.jsonl"
@@ -33,13 +33,13 @@ class Bench:
 
     Attributes:
         base: the config that rows are put into.
-        executables: those known.
+        compilations: records of those that are known.
     """
 
     def __init__(self, base: ConfigDict, on: Target, devices: int, workdir: Path, *, measure: bool) -> None:
         self.base = base
         self.workdir = workdir
-        self.executables = Executables(workdir / EXECUTABLES)
+        self.compilations = CompilationRecords(workdir / EXECUTABLES)
         self.on = on
         self._devices = devices
         self._known: dict[str, Need] = {}
@@ -71,7 +71,7 @@ class Bench:
             form=row.form,
             shard=shard,
             batch_norm=base.mesh.batch_norm,
-            executables=self.executables,
+            records=self.compilations,
         )
         own = own_activations(described.network, described.shape, batch // self._devices)
         smallest = {name: min(own[block] for block in blocks) for name, blocks in described.blocks.items()}
@@ -100,7 +100,7 @@ class Bench:
             return self.base
         plan = self.workdir / "plans" / hashlib.sha256(identity.encode()).hexdigest()[:16]
         plan.mkdir(parents=True, exist_ok=True)
-        decided = planned(config, plan, on=self.on, executables=self.executables, report=lambda _: None)
+        decided = planned(config, plan, on=self.on, records=self.compilations, report=lambda _: None)
         base = self.base.copy_and_resolve_references()
         with base.unlocked():
             base.local.boundaries = decided.local.boundaries

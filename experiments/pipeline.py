@@ -32,7 +32,7 @@ from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build
 from experiments.rehearsal import Rehearsal
 from kd_local.files import replace_text
-from kd_local.memory import TARGETS, Executables, group_footprints, target
+from kd_local.memory import TARGETS, CompilationRecords, group_footprints, target
 from kd_local.parallel import Step, Timeline, device_mesh
 from kd_local.sizes import MIB
 
@@ -96,7 +96,7 @@ def main(_: list[str]) -> None:
     timelines: list[Timeline] = []
     if here.present:
         rates, timelines = _measure(experiment, meshes, config)
-    known = Executables(workdir / "executables.jsonl")
+    known = CompilationRecords(workdir / "executables.jsonl")
     rows: list[Row] = []
     for i, (module, each) in enumerate(meshes):
         on = replace(here, mesh=device_mesh(each, module, here.devices))
@@ -107,7 +107,7 @@ def main(_: list[str]) -> None:
             on,
             shard=config.mesh.shard,
             batch_norm=config.mesh.batch_norm,
-            executables=known,
+            records=known,
         )
         estimates = tuple(group.seconds for group in groups)
         slowest = None if None in estimates else max(filter(None, estimates))

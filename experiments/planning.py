@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from experiments.factory import build
 from kd_local.files import replace_text
 from kd_local.local import PARTS, ContSup
-from kd_local.memory import Executables, Target, balance, fit, target
+from kd_local.memory import CompilationRecords, Target, balance, fit, target
 from kd_local.sizes import parse_bytes, shown_bytes
 
 PLAN = "plan.json"
@@ -32,7 +32,7 @@ def planned(
     workdir: Path,
     *,
     on: Target | None = None,
-    executables: Executables | None = None,
+    records: CompilationRecords | None = None,
     report: Callable[[str], None] = print,
 ) -> ConfigDict:
     """The config with boundaries by name, the number of modules and what to rematerialise decided.
@@ -41,7 +41,7 @@ def planned(
         config: one that `build` accepts; where nothing is left to measurement it is given back.
         workdir: where the plan is, or is put.
         on: what to measure for; if None, the devices here, the batch divided among those of the config's mesh.
-        executables: those known already.
+        records: compilations that are known already.
         report: is told what is found.
 
     Raises:
@@ -50,7 +50,7 @@ def planned(
     if not left_to_measurement(config):
         return config
     path = workdir / PLAN
-    plan = json.loads(path.read_text()) if path.exists() else _plan(config, on, executables)
+    plan = json.loads(path.read_text()) if path.exists() else _plan(config, on, records)
     if not path.exists():
         replace_text(path, json.dumps(plan, indent=2) + "\n")
     report(
@@ -60,9 +60,9 @@ def planned(
     return _decided(config, plan["boundaries"], plan["remat"])
 
 
-def _plan(config: ConfigDict, on: Target | None, executables: Executables | None) -> dict[str, Any]:
+def _plan(config: ConfigDict, on: Target | None, records: CompilationRecords | None) -> dict[str, Any]:
     on = target(devices=config.mesh.data) if on is None else on
-    known = Executables() if executables is None else executables
+    known = CompilationRecords() if records is None else records
     platform = on.mesh.devices.flat[0].platform
     experiment = build(config, platform)
     everything = ",".join(part for part in PARTS if part != "decoder" or config.local.decoder)
@@ -76,10 +76,10 @@ def _plan(config: ConfigDict, on: Target | None, executables: Executables | None
     where = (experiment.network, experiment.shape, config.batch_size, on)
     if config.local.memory_budget is None:
         network, *rest = where
-        cut = balance(make, network, config.local.modules, *rest, executables=known)
+        cut = balance(make, network, config.local.modules, *rest, records=known)
         boundaries, remat, peak = cut.boundaries, False, cut.peak_bytes
     else:
-        found = fit(make, *where, parse_bytes(config.local.memory_budget), executables=known)
+        found = fit(make, *where, parse_bytes(config.local.memory_budget), records=known)
         boundaries, remat, peak = found.boundaries, found.remat, found.footprint.peak_bytes
     return {
         "modules": len(boundaries) + 1,

@@ -1,7 +1,7 @@
 """Measure and plan: what a method needs of a device's memory, on which device, at which number of modules."""
 
 from kd_local.memory.balance import MeasuredCut, balance
-from kd_local.memory.executables import Executable, Executables
+from kd_local.memory.compilations import CompilationRecord, CompilationRecords
 from kd_local.memory.fit import Fit, fit
 from kd_local.memory.footprint import Footprint, PieceFootprint, batch_shapes, floor_bytes, footprint, step_calls
 from kd_local.memory.groups import GroupFootprint, group_footprints
@@ -12,8 +12,8 @@ from kd_local.memory.targets import TARGETS, Target, target
 
 __all__ = [
     "TARGETS",
-    "Executable",
-    "Executables",
+    "CompilationRecord",
+    "CompilationRecords",
     "Fit",
     "Footprint",
     "GroupFootprint",

@@ -25,7 +25,7 @@ from jaxtyping import Array
 
 from kd_local.local import ContSup, LocalModule, equal_layers
 from kd_local.local.contexts import IMAGES
-from kd_local.memory.executables import Executables
+from kd_local.memory.compilations import CompilationRecords
 from kd_local.memory.footprint import PieceFootprint, piece_footprints, step_calls
 from kd_local.memory.targets import Target
 from kd_local.networks import Network, apply_block, by_block, init_block
@@ -71,7 +71,7 @@ def balance(
     batch: int,
     target: Target,
     *,
-    executables: Executables | None = None,
+    records: CompilationRecords | None = None,
     compilations: int = COMPILATIONS,
     enough: int | None = None,
 ) -> MeasuredCut:
@@ -87,7 +87,7 @@ def balance(
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices of the target.
         target: where.
-        executables: those known already, to which new ones are added.
+        records: compilations that are known already; new ones are added.
         compilations: different modules to measure at most, besides those of the cut of equal layers.
         enough: a number of bytes: the search ends with the first cut that needs no more, and where no cut is estimated
             to come near.
@@ -98,7 +98,7 @@ def balance(
     """
     if compilations < 0:
         raise ValueError(f"compilations is {compilations}: use 0, which keeps the cut of equal layers, or more")
-    known = Executables() if executables is None else executables
+    known = CompilationRecords() if records is None else records
     boundaries = equal_layers(network, modules)
     method = make(boundaries)
     calls = step_calls(method, shape, batch, target)

@@ -6,7 +6,7 @@ from functools import partial
 
 from kd_local.local import ContSup
 from kd_local.memory.balance import COMPILATIONS, NEAR, MeasuredCut, balance
-from kd_local.memory.executables import Executables
+from kd_local.memory.compilations import CompilationRecords
 from kd_local.memory.footprint import Footprint, footprint
 from kd_local.memory.targets import Target
 from kd_local.networks import Network
@@ -42,7 +42,7 @@ def fit(
     budget: int | None = None,
     *,
     remats: Sequence[bool] = (False, True),
-    executables: Executables | None = None,
+    records: CompilationRecords | None = None,
     compilations: int = COMPILATIONS,
 ) -> Fit:
     """The smallest number of modules whose step fits, cut so that it needs least, rematerialised only if it must be.
@@ -58,7 +58,7 @@ def fit(
         target: where.
         budget: bytes of one device; left out, what the target has.
         remats: whether to rematerialise: what to try, in order, with each number of modules.
-        executables: those known already, to which new ones are added.
+        records: compilations that are known already; new ones are added.
         compilations: for each number of modules, see `balance`.
 
     Raises:
@@ -73,9 +73,9 @@ def fit(
         raise ValueError(f"budget is {budget} bytes: use 1 or more")
     if not remats:
         raise ValueError("remats is empty: use (False,), (True,) or (False, True)")
-    known = Executables() if executables is None else executables
+    known = CompilationRecords() if records is None else records
     search = partial(
-        balance, network=network, shape=shape, batch=batch, target=target, executables=known, compilations=compilations
+        balance, network=network, shape=shape, batch=batch, target=target, records=known, compilations=compilations
     )
     tried: dict[tuple[int, bool], MeasuredCut] = {}
 
@@ -113,7 +113,7 @@ def fit(
     # The search for enough may have seen a cut that the search for the best ends before.
     seen = search(partial(_cut, make, remat), modules=modules), tried[best]
     boundaries = min(seen, key=lambda cut: cut.peak_bytes).boundaries
-    return Fit(modules, boundaries, remat, footprint(make(boundaries, remat), shape, batch, target, executables=known))
+    return Fit(modules, boundaries, remat, footprint(make(boundaries, remat), shape, batch, target, records=known))
 
 
 def _cut(make: MakeRemat, remat: bool, boundaries: Sequence[str]) -> ContSup:
@@ -124,7 +124,7 @@ def _too_much(budget: int, cut: MeasuredCut, remat: bool) -> str:
     piece = cut.largest
     state = "parameters, statistics and optimizer state"
     parts = {
-        f"temporary memory of {piece.name}": piece.executable.temp_bytes,
+        f"temporary memory of {piece.name}": piece.compilation.temp_bytes,
         "tensors carried between modules": piece.carried,
         state: piece.state,
     }

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from kd_local.contract import Method
 from kd_local.costs import multiply_adds
-from kd_local.memory.executables import Executable, Executables
+from kd_local.memory.compilations import CompilationRecord, CompilationRecords
 from kd_local.memory.targets import Target
 from kd_local.parallel import Call, Step
 from kd_local.sizes import tree_bytes
@@ -28,7 +28,7 @@ class PieceFootprint:
 
     Attributes:
         name: of its first program.
-        executable: what its executable needs.
+        compilation: the record of its executable.
         state: parameters, statistics and optimizer state of all programs, its own and the others', and what is only
             read.
         carried: tensors that it reads, that it writes, and that are kept for later pieces.
@@ -36,7 +36,7 @@ class PieceFootprint:
     """
 
     name: str
-    executable: Executable
+    compilation: CompilationRecord
     state: int
     carried: int
     peak: int
@@ -82,7 +82,7 @@ class Footprint:
     @property
     def temp_bytes(self) -> int:
         """Temporary memory of the largest piece."""
-        return self.largest.executable.temp_bytes
+        return self.largest.compilation.temp_bytes
 
 
 def footprint(
@@ -94,7 +94,7 @@ def footprint(
     form: str = "separate",
     shard: str = "nothing",
     batch_norm: str = "global",
-    executables: Executables | None = None,
+    records: CompilationRecords | None = None,
 ) -> Footprint:
     """What a method's training step needs.
 
@@ -106,12 +106,12 @@ def footprint(
         form: of the step, see `kd_local.parallel.FORMS`.
         shard: what of the state is divided among the devices, see `kd_local.parallel.SHARDED`.
         batch_norm: what batch normalisation takes its statistics over, see `kd_local.parallel.BATCH_NORMS`.
-        executables: those known already, to which new ones are added.
+        records: compilations that are known already; new ones are added.
 
     Raises:
         ValueError: fewer than one image, or a form, a part of the state or a batch normalisation that is unknown.
     """
-    known = Executables() if executables is None else executables
+    known = CompilationRecords() if records is None else records
     calls = step_calls(method, shape, batch, target, form=form, shard=shard, batch_norm=batch_norm)
     distinct = {call.signature: call for call in calls}
     found = {signature: known.of(call, target) for signature, call in distinct.items()}
@@ -120,7 +120,7 @@ def footprint(
         pieces=piece_footprints(calls, found),
         flops=2 * sum(counted[call.signature] for call in calls),
         executables=len(distinct),
-        compile_seconds=sum(executable.compile_seconds for executable in found.values()),
+        compile_seconds=sum(compilation.compile_seconds for compilation in found.values()),
     )
 
 
@@ -191,15 +191,15 @@ def batch_shapes(
     return jax.ShapeDtypeStruct((batch, *shape), jnp.float32), numbers, {name: known[name] for name in step.further}
 
 
-def piece_footprints(calls: list[Call], found: dict[Hashable, Executable]) -> tuple[PieceFootprint, ...]:
+def piece_footprints(calls: list[Call], found: dict[Hashable, CompilationRecord]) -> tuple[PieceFootprint, ...]:
     state = _state(calls)
     pieces = []
     for call in calls:
-        executable = found[call.signature]
+        compilation = found[call.signature]
         kept = {name: tensor for name, tensor in call.live.items() if name not in call.piece.reads}
         others = state - _own(call) - tree_bytes(call.arguments[1])
-        peak = executable.step_bytes + others + _tensor_bytes(kept, call.devices)
-        pieces.append(PieceFootprint(call.piece.name, executable, state, _carried(call), peak))
+        peak = compilation.step_bytes + others + _tensor_bytes(kept, call.devices)
+        pieces.append(PieceFootprint(call.piece.name, compilation, state, _carried(call), peak))
     return tuple(pieces)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_local.contract import Method
-from kd_local.memory.executables import Executable, Executables
+from kd_local.memory.compilations import CompilationRecord, CompilationRecords
 from kd_local.memory.footprint import batch_shapes, piece_footprints
 from kd_local.memory.targets import Target
 from kd_local.parallel import Step, hops
@@ -26,7 +26,7 @@ class GroupFootprint:
             wait for it.
         arriving_bytes: of one batch that waits for it; there are at most as many as are in flight.
         seconds: that its pieces run at least, one after another, each as long as its operations take or what it moves
-            to and from memory, whichever is longer, see `Executable` and `Target`; None where that is not known.
+            to and from memory, whichever is longer, see `CompilationRecord` and `Target`; None where that is not known.
             Reference: Williams et al., "Roofline" (CACM 2009).
     """
 
@@ -45,7 +45,7 @@ def group_footprints(
     placement: Sequence[int] | None = None,
     shard: str = "nothing",
     batch_norm: str = "global",
-    executables: Executables | None = None,
+    records: CompilationRecords | None = None,
 ) -> tuple[GroupFootprint, ...]:
     """What each group of a target's devices needs for its share of a method's training step.
 
@@ -56,12 +56,12 @@ def group_footprints(
         target: with a mesh as `kd_local.parallel.device_mesh` gives it.
         placement: the group of each piece; by their multiply-adds if None.
         shard, batch_norm: as `footprint` takes them.
-        executables: those known already, to which new ones are added.
+        records: compilations that are known already; new ones are added.
 
     Raises:
         ValueError: see `Step` and `footprint`.
     """
-    known = Executables() if executables is None else executables
+    known = CompilationRecords() if records is None else records
     rng = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     step = Step(method, target.mesh, placement=placement, shard=shard, batch_norm=batch_norm)
@@ -87,9 +87,9 @@ def group_footprints(
     return tuple(groups)
 
 
-def _seconds(executable: Executable, target: Target) -> float | None:
-    of_flops = _ratio(executable.flops, target.flops_per_second)
-    of_memory = _ratio(executable.moved_bytes, target.bytes_per_second)
+def _seconds(compilation: CompilationRecord, target: Target) -> float | None:
+    of_flops = _ratio(compilation.flops, target.flops_per_second)
+    of_memory = _ratio(compilation.moved_bytes, target.bytes_per_second)
     return None if of_flops is None or of_memory is None else max(of_flops, of_memory)
 
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from kd_local.local import ContSup, PixelScale, cut, equal_layers
-from kd_local.memory import Executables, footprint, target
+from kd_local.memory import CompilationRecords, footprint, target
 from kd_local.memory.balance import _Needs, balance
 from kd_local.models import create
 
@@ -16,7 +16,7 @@ SMALL = create("resnet8", classes=10)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)
 HERE = target()
 SHAPE, BATCH = (32, 32, 3), 16
-KNOWN = Executables()
+KNOWN = CompilationRecords()
 
 
 def maker(context, network=SMALL, **options):
@@ -30,7 +30,7 @@ def every_cut(network, modules):
 
 
 def peak(make, boundaries):
-    return footprint(make(boundaries), SHAPE, BATCH, HERE, executables=KNOWN).peak_bytes
+    return footprint(make(boundaries), SHAPE, BATCH, HERE, records=KNOWN).peak_bytes
 
 
 @pytest.mark.usually("R0-3")
@@ -38,7 +38,7 @@ def peak(make, boundaries):
 def test_no_cut_needs_less(context, modules):
     make = maker(context)
     peaks = {boundaries: peak(make, boundaries) for boundaries in every_cut(SMALL, modules)}
-    found = balance(make, SMALL, modules, SHAPE, BATCH, HERE, executables=KNOWN)
+    found = balance(make, SMALL, modules, SHAPE, BATCH, HERE, records=KNOWN)
     assert found.peak_bytes == peaks[found.boundaries] == min(peaks.values())
     assert peaks[found.boundaries] <= peaks[equal_layers(SMALL, modules)] < max(peaks.values())
 
@@ -46,18 +46,18 @@ def test_no_cut_needs_less(context, modules):
 @pytest.mark.exhaustive
 def test_a_search_cut_short_gives_what_it_measured():
     make, equal = maker("R0"), equal_layers(SMALL, 3)
-    assert balance(make, SMALL, 3, SHAPE, BATCH, HERE, executables=KNOWN, compilations=0).boundaries == equal
-    executables = Executables()
-    found = balance(make, SMALL, 3, SHAPE, BATCH, HERE, executables=executables, compilations=2)
-    assert executables.compiled <= 5
+    assert balance(make, SMALL, 3, SHAPE, BATCH, HERE, records=KNOWN, compilations=0).boundaries == equal
+    records = CompilationRecords()
+    found = balance(make, SMALL, 3, SHAPE, BATCH, HERE, records=records, compilations=2)
+    assert records.compiled <= 5
     assert found.peak_bytes == peak(make, found.boundaries) <= peak(make, equal)
 
 
 def test_what_is_known_already_changes_nothing_but_the_compilations(tmp_path):
     make, path = maker("R0"), tmp_path / "executables.jsonl"
-    first = balance(make, SMALL, 3, SHAPE, BATCH, HERE, executables=Executables(path), compilations=3)
-    again = Executables(path)
-    assert balance(make, SMALL, 3, SHAPE, BATCH, HERE, executables=again, compilations=3) == first
+    first = balance(make, SMALL, 3, SHAPE, BATCH, HERE, records=CompilationRecords(path), compilations=3)
+    again = CompilationRecords(path)
+    assert balance(make, SMALL, 3, SHAPE, BATCH, HERE, records=again, compilations=3) == first
     assert again.compiled == 0
 
 

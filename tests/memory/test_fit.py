@@ -6,14 +6,14 @@ import optax
 import pytest
 
 from kd_local.local import ContSup, EndToEnd, cut
-from kd_local.memory import Executables, balance, fit, footprint, target
+from kd_local.memory import CompilationRecords, balance, fit, footprint, target
 from kd_local.models import create
 
 NETWORK = create("resnet8", classes=10)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)
 HERE = target()
 SHAPE, BATCH = (32, 32, 3), 32
-KNOWN = Executables()
+KNOWN = CompilationRecords()
 
 
 def make(boundaries, remat, network=NETWORK):
@@ -22,29 +22,29 @@ def make(boundaries, remat, network=NETWORK):
 
 
 def fitted(budget, **options):
-    return fit(make, NETWORK, SHAPE, BATCH, HERE, budget, executables=KNOWN, compilations=8, **options)
+    return fit(make, NETWORK, SHAPE, BATCH, HERE, budget, records=KNOWN, compilations=8, **options)
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return footprint(EndToEnd(NETWORK, OPTIMIZER), SHAPE, BATCH, HERE, executables=KNOWN).peak_bytes
+    return footprint(EndToEnd(NETWORK, OPTIMIZER), SHAPE, BATCH, HERE, records=KNOWN).peak_bytes
 
 
 def lowest(modules, remat):
     search = lambda boundaries: make(boundaries, remat)
-    return balance(search, NETWORK, modules, SHAPE, BATCH, HERE, executables=KNOWN, compilations=8).peak_bytes
+    return balance(search, NETWORK, modules, SHAPE, BATCH, HERE, records=KNOWN, compilations=8).peak_bytes
 
 
 @pytest.mark.exhaustive
 def test_the_smallest_number_of_modules_that_fits():
     network = create("resnet14", classes=10)
     remade = lambda boundaries, remat: make(boundaries, remat, network)
-    whole = footprint(EndToEnd(network, OPTIMIZER), SHAPE, BATCH, HERE, executables=KNOWN).peak_bytes
+    whole = footprint(EndToEnd(network, OPTIMIZER), SHAPE, BATCH, HERE, records=KNOWN).peak_bytes
     budget = int(0.6 * whole)
-    options = {"executables": KNOWN, "compilations": 8}
+    options = {"records": KNOWN, "compilations": 8}
     found = fit(remade, network, SHAPE, BATCH, HERE, budget, remats=(False,), **options)
     assert len(found.boundaries) == len(found.footprint.pieces) - 1 == found.modules - 1 > 0
-    measured = footprint(make(found.boundaries, False, network), SHAPE, BATCH, HERE, executables=KNOWN)
+    measured = footprint(make(found.boundaries, False, network), SHAPE, BATCH, HERE, records=KNOWN)
     assert found.footprint == measured and not found.remat
     plain = lambda boundaries: make(boundaries, False, network)
     fewer = balance(plain, network, found.modules - 1, SHAPE, BATCH, HERE, **options)
@@ -65,7 +65,7 @@ def test_end_to_end_where_there_is_room(whole):
     assert (found.modules, found.boundaries, found.remat) == (1, (), False)
     assert 0.95 * whole < found.footprint.peak_bytes < 1.05 * whole
     roomy = replace(HERE, capacity=2 * whole)
-    assert fit(make, NETWORK, SHAPE, BATCH, roomy, executables=KNOWN) == found
+    assert fit(make, NETWORK, SHAPE, BATCH, roomy, records=KNOWN) == found
 
 
 def test_what_cannot_fit_is_refused_with_what_could():

@@ -7,7 +7,7 @@ import pytest
 
 from kd_local.contract import Program
 from kd_local.local import ContSup, EndToEnd, cut
-from kd_local.memory import Executables, footprint, step_calls, target
+from kd_local.memory import CompilationRecords, footprint, step_calls, target
 from kd_local.memory.footprint import floor_bytes
 from kd_local.models import create
 from kd_local.parallel import Step
@@ -55,8 +55,8 @@ def test_every_part_of_the_peak_is_counted_once():
     assert second.carried == images + label + wide + narrow + wide  # its input, with the context added, is supplied
     assert last.carried == wide + label + narrow
     for piece, part in zip(found.pieces, state.values(), strict=True):
-        assert piece.peak == piece.executable.step_bytes + tree_bytes(state) - tree_bytes(part)
-        assert piece.executable.alias_bytes >= tree_bytes(part)
+        assert piece.peak == piece.compilation.step_bytes + tree_bytes(state) - tree_bytes(part)
+        assert piece.compilation.alias_bytes >= tree_bytes(part)
     assert found.peak_bytes == max(piece.peak for piece in found.pieces)
 
 
@@ -64,9 +64,9 @@ def test_a_state_that_is_divided_takes_less_of_each_device():
     """Counted as it lies on the devices, and as the compiler counts its arguments."""
     mesh, method = target("local", devices=4).mesh, contsup(2, "R0")
     state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
-    need, known = {}, Executables()
+    need, known = {}, CompilationRecords()
     for shard in ("nothing", "optimizer", "state"):
-        found = footprint(method, (8, 8, 3), 8, target("local", devices=4), shard=shard, executables=known)
+        found = footprint(method, (8, 8, 3), 8, target("local", devices=4), shard=shard, records=known)
         placed = Step(method, mesh, shard=shard).place(state)
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed))
         assert found.state_bytes == held
@@ -77,10 +77,10 @@ def test_a_state_that_is_divided_takes_less_of_each_device():
 
 
 def test_devices_that_normalise_their_own_part_are_compiled_so():
-    known, four = Executables(), target("local", devices=4)
-    footprint(contsup(2, "R0"), (8, 8, 3), 8, four, executables=known)
+    known, four = CompilationRecords(), target("local", devices=4)
+    footprint(contsup(2, "R0"), (8, 8, 3), 8, four, records=known)
     assert known.compiled == 2
-    footprint(contsup(2, "R0"), (8, 8, 3), 8, four, batch_norm="device", executables=known)
+    footprint(contsup(2, "R0"), (8, 8, 3), 8, four, batch_norm="device", records=known)
     assert known.compiled == 4
 
 
@@ -120,8 +120,8 @@ def test_tensors_kept_for_a_later_piece_count_while_others_run():
     image, label, part = 8 * 32 * 32 * 3 * 4, 8 * 4, 3 * 4
     assert [piece.carried for piece in found.pieces] == [2 * image + label, 3 * image + label, 2 * image]
     first, second, _ = found.pieces
-    assert first.peak == first.executable.step_bytes + 2 * part
-    assert second.peak == second.executable.step_bytes + 2 * part + image
+    assert first.peak == first.compilation.step_bytes + 2 * part
+    assert second.peak == second.compilation.step_bytes + 2 * part + image
 
 
 def test_the_floor_is_the_most_that_state_carried_tensors_and_a_block_make():
@@ -146,15 +146,15 @@ def test_joined_has_one_executable_and_the_same_work():
 
 def test_executables_are_kept_in_a_file(tmp_path):
     path = tmp_path / "executables.jsonl"
-    first = Executables(path)
-    found = footprint(contsup(3, "R0"), CIFAR, 8, HERE, executables=first)
+    first = CompilationRecords(path)
+    found = footprint(contsup(3, "R0"), CIFAR, 8, HERE, records=first)
     assert first.compiled == found.executables
     with path.open("a") as file:
         file.write('{"digest": "cut sho')
-    again = Executables(path)
-    assert footprint(contsup(3, "R0"), CIFAR, 8, HERE, executables=again) == found
+    again = CompilationRecords(path)
+    assert footprint(contsup(3, "R0"), CIFAR, 8, HERE, records=again) == found
     assert again.compiled == 0
-    footprint(contsup(3, "R0"), CIFAR, 16, HERE, executables=again)
+    footprint(contsup(3, "R0"), CIFAR, 16, HERE, records=again)
     assert again.compiled == found.executables
 
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from kd_local.local import ContSup, cut
-from kd_local.memory import Executables, group_footprints, step_calls, target
+from kd_local.memory import CompilationRecords, group_footprints, step_calls, target
 from kd_local.models import resnet
 from kd_local.parallel import device_mesh
 
@@ -17,15 +17,15 @@ METHOD = ContSup(cut(resnet(8, classes=10, widths=(4, 4, 8, 8)), 3, classes=10, 
 
 
 def test_a_group_takes_as_long_as_its_pieces_one_after_another():
-    known, here = Executables(), target()
-    (alone,) = group_footprints(METHOD, IMAGE, BATCH, here, executables=known)
+    known, here = CompilationRecords(), target()
+    (alone,) = group_footprints(METHOD, IMAGE, BATCH, here, records=known)
     assert alone.seconds is None  # how fast these devices are is not known
     pieces = [known.of(call, here) for call in step_calls(METHOD, IMAGE, BATCH, here)]
     # 9 multiply-adds for each of 4 x 3 filters and 64 places of 8 images are the least of the first piece's operations.
     assert pieces[0].flops > 2 * 9 * 4 * 3 * 64 * 8
     for flops, moved in ((1e9, 1e15), (1e15, 1e9)):
         on = replace(here, flops_per_second=flops, bytes_per_second=moved)
-        (alone,) = group_footprints(METHOD, IMAGE, BATCH, on, executables=known)
+        (alone,) = group_footprints(METHOD, IMAGE, BATCH, on, records=known)
         expected = [piece.flops if flops == 1e9 else piece.moved_bytes for piece in pieces]
         assert alone.seconds == pytest.approx(sum(expected) / 1e9)
 
@@ -43,8 +43,8 @@ def test_each_group_takes_its_own_pieces():
 
 
 def test_groups_are_divided_as_the_step_is():
-    known, on = Executables(), replace(target(), mesh=device_mesh(2, 2))
-    group_footprints(METHOD, IMAGE, BATCH, on, executables=known)
+    known, on = CompilationRecords(), replace(target(), mesh=device_mesh(2, 2))
+    group_footprints(METHOD, IMAGE, BATCH, on, records=known)
     assert known.compiled == 3
-    group_footprints(METHOD, IMAGE, BATCH, on, batch_norm="device", executables=known)
+    group_footprints(METHOD, IMAGE, BATCH, on, batch_norm="device", records=known)
     assert known.compiled == 6

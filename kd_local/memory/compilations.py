@@ -1,4 +1,4 @@
-"""Executables that were measured, by what was compiled: the same code for the same target is not compiled twice."""
+"""Records of compilations, keyed by the code that was compiled: the same code for the same target is compiled once."""
 
 import hashlib
 import json
@@ -16,12 +16,16 @@ from kd_local.parallel import Call, compile_lowered
 
 
 @dataclass(frozen=True)
-class Executable:
-    """What an executable needs, in bytes of one device, and how long its compilation took, in seconds.
+class CompilationRecord:
+    """What the compiler reports about an executable; sizes are bytes of one device.
 
     Attributes:
-        flops, moved_bytes: of one device, as the compiler counts them: floating-point operations, and what is read and
-            written; None where it does not.
+        temp_bytes: temporary memory.
+        argument_bytes, output_bytes: arguments and results.
+        alias_bytes: the part of the results that is written into donated arguments.
+        compile_seconds: duration of the compilation.
+        flops: floating-point operations of one device; None if the compiler does not count them.
+        moved_bytes: bytes that one device reads and writes; None if the compiler does not count them.
     """
 
     temp_bytes: int
@@ -34,31 +38,37 @@ class Executable:
 
     @property
     def step_bytes(self) -> int:
-        """Everything that exists for it while it runs."""
+        """Bytes of all arrays that exist for the executable while it runs."""
         return self.temp_bytes + self.argument_bytes + self.output_bytes - self.alias_bytes
 
 
-class Executables:
-    """Finds out what a piece of a step needs, from memory, from a file, or by compiling it.
+class CompilationRecords:
+    """Finds the record of a piece of a step: in memory, in a file, or by compiling the piece.
 
-    In the file a line stands for an executable, under a digest of its StableHLO code, of its target and of the
-    compiler's version: after a change to any of them it is compiled again.
+    A line of the file is a record with a digest of its StableHLO code, its target and the version of the compiler.
+    Code is compiled again after a change to any of the three.
+
+    Args:
+        path: the file, to which new records are appended; None keeps them in memory only.
+
+    Attributes:
+        compiled: how many pieces were compiled, rather than found.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.compiled = 0
         self._path = path
-        self._by_signature: dict[Hashable, Executable] = {}
-        self._by_digest: dict[str, Executable] = {} if path is None else _read(path)
+        self._by_signature: dict[Hashable, CompilationRecord] = {}
+        self._by_digest: dict[str, CompilationRecord] = {} if path is None else _read(path)
 
-    def of(self, call: Call, target: Target) -> Executable:
-        """What the executable of that piece needs."""
+    def of(self, call: Call, target: Target) -> CompilationRecord:
+        """The record of a piece, which is compiled if it is not known."""
         found = self._by_signature.get(call.signature)
         if found is None:
-            found = self._by_signature[call.signature] = self._measure(call, target)
+            found = self._by_signature[call.signature] = self._find(call, target)
         return found
 
-    def _measure(self, call: Call, target: Target) -> Executable:
+    def _find(self, call: Call, target: Target) -> CompilationRecord:
         lowered = call.lower()
         text = f"{target.name} {target.mesh.devices.shape} {_compiler(target)}\n{lowered.as_text()}"
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -67,7 +77,7 @@ class Executables:
         start = time.perf_counter()
         compiled = compile_lowered(lowered, target.mesh)
         memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
-        found = Executable(
+        found = CompilationRecord(
             temp_bytes=memory.temp_size_in_bytes,
             argument_bytes=memory.argument_size_in_bytes,
             output_bytes=memory.output_size_in_bytes,
@@ -89,16 +99,16 @@ def _compiler(target: Target) -> str:
         return f"{target.mesh.devices.flat[0].device_kind} jaxlib {jaxlib.__version__}"
     try:
         return f"libtpu {version('libtpu')}"
-    except PackageNotFoundError:  # as it is where TPU machines bring their own
+    except PackageNotFoundError:  # TPU machines may bring their own, without metadata
         return f"libtpu jaxlib {jaxlib.__version__}"
 
 
-def _read(path: Path) -> dict[str, Executable]:
+def _read(path: Path) -> dict[str, CompilationRecord]:
     known = {}
     for record in read_json_lines(path):
         try:
             digest, _ = record.pop("digest"), record.pop("name")
-            known[digest] = Executable(**record)
+            known[digest] = CompilationRecord(**record)
         except (KeyError, TypeError):
-            continue  # of another version: compiled again
+            continue  # written by another version: compiled again
     return known
