@@ -1,9 +1,9 @@
 """What training needs of a device's memory: python -m experiments.memory [--config=FILE.py] [--modules=1,2,4,8,16]
 
-A row for end to end, with and without rematerialisation, for local learning in each form, context and number of
-modules K, and for distillation where the config names a teacher, whose weights are not needed. Nothing is trained, and
-no data are read. The same command goes on where it stopped, and compiles nothing twice. What is left in the folder:
-memory.csv, memory.jsonl and memory.png, kept up to date after every row.
+The table has rows for end to end with and without rematerialisation, and for local learning in each form, context and
+number of modules K. If the config names a teacher, whose weights are not needed, it has rows for distillation too.
+Nothing is trained, and no data are read. The program writes memory.csv, memory.jsonl and memory.png after every row.
+The same command resumes a table that was interrupted, and compiles nothing twice.
 """
 
 import os
@@ -23,7 +23,7 @@ from experiments import memory_table, workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import build
 from experiments.folder_lock import FolderLock
-from experiments.memory_bench import Bench
+from experiments.memory_measurements import Measurements
 from experiments.memory_rows import (
     BLOCK_KD,
     KD,
@@ -41,7 +41,7 @@ from kd_local.sizes import MIB
 
 DEFAULT_DISTILLATION = (KD, BLOCK_KD, LOCAL_DISTILLATION)
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Default: experiments/configs/default.py.", lock_config=True)
 _MODULES = flags.DEFINE_string("modules", "1,2,4,8,16", "Numbers of modules K.")
 _CONTEXTS = flags.DEFINE_string("contexts", "R0,E,R1,R1E", "Contexts of local learning.")
 _DECODERS = flags.DEFINE_bool("decoders", True, "Rows of local learning with decoders too.")
@@ -52,7 +52,7 @@ _DISTILLATION = flags.DEFINE_string(
 )
 _TARGET = flags.DEFINE_string("target", "local", f"What to compile for: {', '.join(TARGETS)}, gpu.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices of the target among which the batch is divided.")
-_MEASURE = flags.DEFINE_bool("measure", None, "Run real steps too; if none, where the target is at hand.")
+_MEASURE = flags.DEFINE_bool("measure", None, "Run real steps too; by default, if the target is a local device.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the table; runs/memory-NETWORK-DATA-batchN-TARGET if none.")
 
 
@@ -60,9 +60,9 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         if _TARGET.value.startswith("tpu:"):
-            # A TPU's compiler, once installed, is also what JAX would look for a TPU with.
+            # With libtpu installed JAX would look for a TPU.
             jax.config.update("jax_platforms", "cpu")
-        # Real steps run in a process beside this one, which leaves it an accelerator's memory.
+        # Leaves the accelerator's memory to the process that runs real steps.
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         base = _base(_CONFIG.value)
         rows = rows_of(_numbers(_MODULES.value), _contexts(_CONTEXTS.value), decoders=_DECODERS.value)
@@ -82,7 +82,7 @@ def main(_: list[str]) -> None:
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
 
-    # A shell has it ignored in what it starts in the background.
+    # A shell starts background programs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _make_table(base, rows, on, workdir)
@@ -91,21 +91,21 @@ def main(_: list[str]) -> None:
 
 
 def _make_table(base: ConfigDict, rows: Sequence[Row], on: Target, workdir: Path) -> None:
-    """Find out what is not known yet, and show the table; ends the program where not all goes well."""
+    """Measures the missing rows and prints the table. Ends the program with an error if a row fails."""
     console = Console() if sys.stdout.isatty() else Console(width=160)
     measure = on.present if _MEASURE.value is None else _MEASURE.value
-    bench = Bench(base, replace(on, name=_TARGET.value), _DEVICES.value, workdir, measure=measure)
+    measurements = Measurements(base, replace(on, name=_TARGET.value), _DEVICES.value, workdir, measure=measure)
     taught = f", taught by {_teachers(base)}" if has_teacher(base) else ""
     title = f"{base.network.name} on {base.data.name}{taught}, batch {base.batch_size}, {_TARGET.value}"
     _say(console, f"{len(rows)} rows: {title}, workdir: {workdir}")
     try:
-        records, failures = _run_all(bench, rows, title, console)
+        records, failures = _run_all(measurements, rows, title, console)
     except KeyboardInterrupt:
-        fail(f"interrupted; saved in {workdir}: the same command goes on from there", 130)
+        fail(f"interrupted; saved in {workdir}: the same command resumes", 130)
     except OSError as error:
-        fail(f"{error.strerror or error} ({error.filename or workdir}); the same command goes on from there", 1)
+        fail(f"{error.strerror or error} ({error.filename or workdir}); the same command resumes", 1)
     console.print(terminal_table(list(records.values()), title=title))
-    count = bench.compilations.compiled
+    count = measurements.compilations.compiled
     _say(console, f"{count} executables compiled" if count else "nothing compiled: all executables were known")
     _say(console, f"table: {workdir / memory_table.CSV}, {workdir / memory_table.LINES}")
     _say(console, f"picture: {workdir / memory_table.PICTURE}")
@@ -115,37 +115,37 @@ def _make_table(base: ConfigDict, rows: Sequence[Row], on: Target, workdir: Path
 
 
 def _run_all(
-    bench: Bench, rows: Sequence[Row], title: str, console: Console
+    measurements: Measurements, rows: Sequence[Row], title: str, console: Console
 ) -> tuple[dict[Row, Record], dict[Row, str]]:
-    """A record of each row that succeeded, in the table's order, and the error of each that did not."""
-    batch = bench.base.batch_size
-    records = memory_table.read(rows, bench.workdir, target=bench.on.name, batch=batch)
+    """The records of the rows that succeeded, in the table's order, and the errors of the others."""
+    batch = measurements.base.batch_size
+    records = memory_table.read(rows, measurements.workdir, target=measurements.on.name, batch=batch)
     failures: dict[Row, str] = {}
     whole: dict[str, Any] | None = None
     kd: dict[str, Any] | None = None
     for number, row in enumerate(in_order_of_effort(rows), start=1):
         which = f"row {number} of {len(rows)}: {row}"
         try:
-            need = bench.need(row)
+            measurement = measurements.of(row)
         except OSError:
             raise
-        except Exception as error:  # whatever ails one row, the others are of use
+        except Exception as error:  # the other rows do not depend on this one
             failures[row] = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             records.pop(row, None)
             _say(console, f"{which}, failed: {failures[row]}")
             if whole is None:
-                break  # what the others are compared with
+                break  # the others are compared with it
             continue
-        if need.trouble:
-            failures[row] = need.trouble
-        whole = need.absolute if whole is None else whole
-        found = need.absolute
+        if measurement.failure:
+            failures[row] = measurement.failure
+        found = measurement.values
+        whole = found if whole is None else whole
         kd = found if row.method == KD else kd
         records[row] = Record(
             method=row.method,
             context=row.context,
             modules=row.modules,
-            target=bench.on.name,
+            target=measurements.on.name,
             batch=batch,
             ratio=round(found["peak_bytes"] / whole["peak_bytes"], 4),
             kd_ratio=round(found["peak_bytes"] / kd["peak_bytes"], 4) if row.taught and kd else None,
@@ -154,14 +154,15 @@ def _run_all(
             **found,
         )
         records = {row: records[row] for row in rows if row in records}
-        memory_table.write(records, bench.workdir, title=title)
+        memory_table.write(records, measurements.workdir, title=title)
         peak, ratio = found["peak_bytes"] / MIB, records[row].ratio
         _say(console, f"{which}, {peak:,.1f} MiB, {ratio:.3f} of end to end")
     return records, failures
 
 
 def _base(config: ConfigDict) -> ConfigDict:
-    """The config without what rows set and without what matters to no step's memory: the same for equal tables."""
+    """The config with fixed values for the keys that rows set or that do not change a step's memory: equal tables have
+    equal ones."""
     base = Row("end_to_end").config(config)
     base.local.boundaries = config.local.boundaries
     base.seed = 0
@@ -170,10 +171,10 @@ def _base(config: ConfigDict) -> ConfigDict:
 
 
 def _check(config: ConfigDict, rows: Sequence[Row]) -> None:
-    """See that the config and all rows can be, at once: cuts that take measurements to find are left to their rows.
+    """Builds the config and all rows, so that errors come before any compilation. Balanced cuts are not searched yet.
 
     Raises:
-        ValueError: one cannot.
+        ValueError: the config or a row cannot be built.
     """
     build(config, fresh_teachers=has_teacher(config))
     for row in rows:
@@ -183,7 +184,7 @@ def _check(config: ConfigDict, rows: Sequence[Row]) -> None:
 def _numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.removeprefix("-").isdecimal() for part in parts):
-        raise ValueError(f"--modules={text}: use whole numbers with commas between, such as --modules=1,2,4,8,16")
+        raise ValueError(f"--modules={text}: use whole numbers separated by commas, such as --modules=1,2,4,8,16")
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -195,14 +196,14 @@ def _contexts(text: str) -> tuple[str, ...]:
 
 
 def _methods(text: str | None, base: ConfigDict) -> tuple[str, ...]:
-    """Methods of distillation, each once."""
+    """The methods of distillation without repetitions."""
     if text is None:
         return DEFAULT_DISTILLATION if has_teacher(base) else ()
     return tuple(dict.fromkeys(part.strip() for part in text.split(","))) if text.strip() else ()
 
 
 def _teachers(base: ConfigDict) -> str:
-    """Their names in one word."""
+    """The names of the teachers, joined by hyphens."""
     places = base.teacher.network or base.teacher.weights
     return "-".join(Path(place.strip()).stem for place in places.split(","))
 

@@ -1,7 +1,7 @@
-"""What a row's training step really takes, in a process of its own: python -m experiments.memory_observed < REQUEST
+"""Measures the peak memory of a row's training step in its own process: python -m experiments.memory_observed < REQUEST
 
-It reads a request, `{"row": ..., "config": ..., "devices": ...}`, and prints `{"measured_bytes": ...}`. It describes
-the method anew, and knows nothing of what was foretold for it.
+It reads a request, `{"row": ..., "config": ..., "devices": ...}`, and prints `{"measured_bytes": ...}`. It builds the
+method from the config and does not get the predicted peak.
 """
 
 import json
@@ -21,11 +21,11 @@ from kd_local.memory import observed_peak
 
 
 class ObservationError(Exception):
-    """A process that was to measure ended before it had; the text says how."""
+    """The measuring process ended without a result; the text says how."""
 
 
 def observe(row: Row, base: ConfigDict, *, devices: int, environment: Mapping[str, str]) -> int | None:
-    """Peak bytes of one device while real steps run on the devices at hand; None where that cannot be told.
+    """Peak bytes of one device while real steps run on local devices; None if the platform does not report them.
 
     Raises:
         ObservationError: the process ended early.
@@ -44,7 +44,7 @@ def observe(row: Row, base: ConfigDict, *, devices: int, environment: Mapping[st
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         raise ObservationError(
-            f"killed by {name}" + (", perhaps for want of memory" if name == signal.SIGKILL.name else "")
+            f"killed by {name}" + (", perhaps because memory ran out" if name == signal.SIGKILL.name else "")
         )
     if done.returncode > 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists only, a config tuples."""
+    """Converts lists, which JSON has in place of tuples, to the tuples of a config."""
     if isinstance(value, dict):
         return {key: _tuples(one) for key, one in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

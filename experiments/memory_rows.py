@@ -1,4 +1,4 @@
-"""The rows of the memory table: each a method, a context and a number of modules, put into a copy of one config."""
+"""The rows of the memory table: each is a method, a context and a number of modules, set in a copy of one config."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,17 +27,17 @@ DISTILLATION: tuple[str, ...] = (*OBJECTIVES, LOCAL_DISTILLATION)
 METHODS: tuple[str, ...] = (
     END_TO_END, REMATERIALIZED, NAIVE, JOINED, CONTSUP, LOCAL_REMATERIALIZED, DECODER, *DISTILLATION
 )  # fmt: skip
-"""`contsup_remat` has blocks and context networks rematerialised, the other local ones what the config says."""
+"""`contsup_remat` rematerialises blocks and context networks; other methods of local learning follow the config."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is measured.
+    """A row: what is measured.
 
     Attributes:
         method: one of `METHODS`.
-        modules: K; 1 end to end, and of all distillation but `local_distillation`.
-        context: of local learning; None of all else.
+        modules: K; 1 for end to end and for distillation other than `local_distillation`.
+        context: of local learning; None for other methods.
     """
 
     method: str
@@ -50,16 +50,16 @@ class Row:
 
     @property
     def taught(self) -> bool:
-        """Whether it has a teacher."""
+        """Whether the method has a teacher."""
         return self.method in DISTILLATION
 
     @property
     def form(self) -> str:
-        """Of the step, see `kd_local.parallel.FORMS`."""
+        """The form of the step, see `kd_local.parallel.FORMS`."""
         return "joined" if self.method == JOINED else "separate"
 
     def config(self, base: ConfigDict) -> ConfigDict:
-        """The config that describes it."""
+        """A copy of the config with the keys of this row set."""
         config = base.copy_and_resolve_references()
         with config.unlocked():
             config.method = self.method if self.taught else "contsup" if self.context else "end_to_end"
@@ -73,12 +73,12 @@ class Row:
             if self.method == LOCAL_REMATERIALIZED:
                 config.local.remat = "blocks,contexts"
             if self.context is None:
-                config.local.boundaries = "equal"  # cut it is not, but boundaries by name would not fit one module
+                config.local.boundaries = "equal"  # boundaries by name do not fit one module
             config.mesh.data = 1
         return config
 
     def identity(self, base: ConfigDict) -> str:
-        """The same for rows that are computed alike."""
+        """Equal for rows that compute the same."""
         # A single module is one program in either form.
         how = (self.method == NAIVE, self.form if self.modules > 1 else "separate")
         return json.dumps([self.config(base).to_dict(), *how], sort_keys=True)
@@ -86,13 +86,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Described:
-    """A row in the package's own terms.
+    """The method and network of a row.
 
     Attributes:
-        separate: the same step, a program for each module: of `naive` another method.
-        network: that is trained; of distillation the student.
-        boundaries: the blocks behind which the network is cut.
-        blocks: that each program of `separate` trains, by their names.
+        method: as it is measured.
+        separate: the same step with one program for each module; differs from `method` for the row `naive`.
+        network: the network that is trained; the student in distillation.
+        boundaries: names of the blocks after which the network is cut.
+        blocks: the names of the blocks that each program of `separate` trains, by the program's name.
         shape: height, width and channels of the images.
     """
 
@@ -105,10 +106,10 @@ class Described:
 
 
 def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Described:
-    """What a row is, on the devices here or another platform; weights of teachers need not be named.
+    """The method and network of a row on a platform, by default that of the local devices. Teachers need no weights.
 
     Raises:
-        ValueError: as `experiments.factory.build`, for example more modules than the network has blocks.
+        ValueError: see `experiments.factory.build`, for example more modules than the network has blocks.
     """
     experiment = build(row.config(base), platform, fresh_teachers=True)
     method, network = experiment.method, experiment.network
@@ -137,10 +138,10 @@ def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool) 
 
 
 def distillation_rows(methods: Sequence[str], base: ConfigDict) -> list[Row]:
-    """The rows of these methods, with the teacher that the config names; plain KD first.
+    """The rows of these methods with the config's teacher, plain KD first.
 
     Raises:
-        ValueError: an unknown method, no teacher, or what `experiments.factory.build` raises.
+        ValueError: an unknown method, no teacher, or an error of `experiments.factory.build`.
     """
     for name in methods:
         if name not in DISTILLATION:
@@ -151,7 +152,7 @@ def distillation_rows(methods: Sequence[str], base: ConfigDict) -> list[Row]:
             "are not needed"
         )
     rows = [Row(name) for name in sorted(methods, key=DISTILLATION.index)]
-    # How many modules there are is not asked for: the networks' stages tell.
+    # The number of modules follows from the student's stages.
     return [Row(row.method, len(describe(row, base).boundaries) + 1) for row in rows]
 
 
@@ -161,8 +162,11 @@ def has_teacher(config: ConfigDict) -> bool:
 
 
 def in_order_of_effort(rows: Sequence[Row]) -> list[Row]:
-    """End to end first, which the others are compared with, then distillation, plain KD first; then those whose pieces
-    are smallest, and what is compiled as a whole at last."""
+    """The rows in the order in which they are measured.
+
+    End to end comes first because the others are compared with it, then distillation. Local learning follows, with the
+    smallest pieces first and the jointly compiled rows last.
+    """
 
     def effort(row: Row) -> tuple[int, int]:
         if row.context is None:

@@ -1,4 +1,4 @@
-"""The memory table: a record a row, as JSON lines, CSV, on the terminal and as a picture over the number of modules."""
+"""The memory table, with one record per row: as JSON lines, CSV, text and a picture."""
 
 import csv
 import io
@@ -30,28 +30,28 @@ CSV, LINES, PICTURE = "memory.csv", "memory.jsonl", "memory.png"
 
 @dataclass(frozen=True)
 class Record:
-    """What a row needs; bytes are of one device.
+    """The figures of a row; bytes are of one device.
 
     Attributes:
         method: one of `experiments.memory_rows.METHODS`.
-        context: of local learning; None of all else.
-        modules: K; 1 end to end, and of all distillation but `local_distillation`.
-        boundaries: the blocks behind which the network is cut.
+        context: of local learning; None for other methods.
+        modules: K; 1 for end to end and for distillation other than `local_distillation`.
+        boundaries: names of the blocks after which the network is cut.
         batch: images of a step, over all devices.
-        peak_bytes: while the largest piece of the step runs, all counted: its temporary memory, arguments and
-            outputs, the state of all modules, tensors carried past it.
+        peak_bytes: while the largest piece of the step runs: its temporary memory, arguments and outputs, the state of
+            all modules, and the tensors carried past it.
         state_bytes: parameters, statistics and optimizer state of all modules.
         carried_bytes: tensors carried between modules while the largest piece runs.
         temp_bytes: temporary memory of the largest piece.
-        floor_bytes: what no form of the step can do without, see `kd_local.memory.footprint.floor_bytes`.
-        ratio: of the peak to end to end's; of distillation, to its student's.
-        kd_ratio: of the peak to plain KD's; of distillation only, and where there is a row of it.
-        flops: of a step.
-        executables: how many different ones.
-        compile_seconds: of all of them, when each was compiled.
-        saved_bytes: activations that differentiation saves, alone, of the module that saves most.
-        measured_bytes: peak of real steps; None where it was not measured.
-        largest: the piece during which most is needed.
+        floor_bytes: a lower bound for any form of the step, see `kd_local.memory.floor_bytes`.
+        ratio: peak relative to end to end; for distillation, relative to the student end to end.
+        kd_ratio: peak of distillation relative to plain KD; None for other methods, and if there is no row of plain KD.
+        flops: floating-point operations of a step.
+        executables: number of different executables.
+        compile_seconds: sum over the executables.
+        saved_bytes: activations that the gradient of one module saves, for the module that saves most.
+        measured_bytes: peak of real steps; None if it was not measured.
+        largest: the piece with the highest peak.
     """
 
     method: str
@@ -78,7 +78,7 @@ class Record:
 
 
 def write(records: Mapping[Row, Record], workdir: Path, *, title: str) -> None:
-    """All files of the table, in the order of the mapping."""
+    """Writes all files of the table, in the order of the mapping."""
     replace_text(workdir / LINES, "".join(json.dumps(asdict(record)) + "\n" for record in records.values()))
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Record)], lineterminator="\n")
@@ -92,13 +92,13 @@ def write(records: Mapping[Row, Record], workdir: Path, *, title: str) -> None:
 
 
 def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict[Row, Record]:
-    """The records of these rows that an earlier start left there."""
+    """The records of these rows in a folder of an earlier start."""
     found = {}
     for values in read_json_lines(workdir / LINES):
         try:
             record = Record(**{**values, "boundaries": tuple(values["boundaries"])})
         except (TypeError, KeyError):
-            continue  # of another version: made again
+            continue  # written by another version: measured again
         row = Row(record.method, record.modules, record.context)
         if row in rows and (record.target, record.batch) == (target, batch):
             found[row] = record
@@ -106,7 +106,11 @@ def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict
 
 
 def terminal_table(records: Sequence[Record], *, title: str) -> Table:
-    table = Table(title=title, caption="in MiB, of one device; ratios are to end to end, or to kd where it says so")
+    """The table for the terminal."""
+    table = Table(
+        title=title,
+        caption="MiB of one device; ratios are relative to end to end, `to kd` to plain KD",
+    )
     for heading in ("method", "context", "K"):
         table.add_column(heading, justify="right" if heading == "K" else "left", no_wrap=True)
     measured = any(record.measured_bytes is not None for record in records)
@@ -163,8 +167,11 @@ _LEVELS = {END_TO_END: "-", REMATERIALIZED: "--"}
 
 
 def draw(records: Sequence[Record], *, title: str) -> Figure:
-    """Peak memory over the number of modules: a line for each method and context; end to end, and distillation of the
-    student as a whole, as levels; local distillation as a point."""
+    """Peak memory over the number of modules.
+
+    Each method and context is a line. End to end and distillation of the whole student are horizontal lines. Local
+    distillation is a point.
+    """
     figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import memory_bench, memory_observed
+from experiments import memory_measurements, memory_observed
 from experiments.configs import default
 from experiments.folder_lock import FolderLock
 from experiments.memory_observed import ObservationError, observe
@@ -306,12 +306,13 @@ def test_steps_are_divided_as_the_config_says(monkeypatch, tmp_path):
         seen.append((options["shard"], options["batch_norm"]))
         raise InterruptedError
 
-    monkeypatch.setattr(memory_bench, "footprint", told)
+    monkeypatch.setattr(memory_measurements, "footprint", told)
     monkeypatch.setattr(memory_observed, "observed_peak", told)
     request = {"row": {"method": "end_to_end"}, "config": base.to_dict(), "devices": 2}
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
+    measurements = memory_measurements.Measurements(base, target("local", devices=2), 2, tmp_path, measure=False)
     with pytest.raises(InterruptedError):
-        memory_bench.Bench(base, target("local", devices=2), 2, tmp_path, measure=False).need(Row("end_to_end"))
+        measurements.of(Row("end_to_end"))
     with pytest.raises(InterruptedError):
         memory_observed.main()
     assert seen == [("state", "device")] * 2
@@ -324,7 +325,7 @@ def test_the_process_of_real_steps_takes_memory_as_training_does(monkeypatch, tm
         seen.append(environment["XLA_PYTHON_CLIENT_PREALLOCATE"])
 
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # as the program sets it for itself
-    monkeypatch.setattr(memory_bench, "observe", observed)
-    bench = memory_bench.Bench(default.get_config(), target("local"), 1, tmp_path, measure=True)
-    bench.need(Row("end_to_end"))
+    monkeypatch.setattr(memory_measurements, "observe", observed)
+    measurements = memory_measurements.Measurements(default.get_config(), target("local"), 1, tmp_path, measure=True)
+    measurements.of(Row("end_to_end"))
     assert seen == ["true"]

@@ -1,4 +1,4 @@
-"""What a row of the memory table needs, found out once and kept in the table's folder."""
+"""Measurements for the rows of the memory table, each taken once and kept in the folder of the table."""
 
 import hashlib
 import json
@@ -21,19 +21,24 @@ MEASURED = "measured.jsonl"
 
 
 @dataclass(frozen=True)
-class Need:
-    """A row's record, but for what is relative to end to end."""
-
-    absolute: dict[str, Any]
-    trouble: str | None
-
-
-class Bench:
-    """Finds out what rows need, each thing once.
+class Measurement:
+    """The absolute figures of a row.
 
     Attributes:
-        base: the config that rows are put into.
-        compilations: records of those that are known.
+        values: of the fields of its record, by their names, except ratios.
+        failure: why its real steps could not be measured; None if they were, or were not to be.
+    """
+
+    values: dict[str, Any]
+    failure: str | None
+
+
+class Measurements:
+    """Measures rows: each footprint is compiled once and each peak is observed once.
+
+    Attributes:
+        base: the config that each row changes.
+        compilations: the records of all compilations that are known.
     """
 
     def __init__(self, base: ConfigDict, on: Target, devices: int, workdir: Path, *, measure: bool) -> None:
@@ -42,24 +47,24 @@ class Bench:
         self.compilations = CompilationRecords(workdir / EXECUTABLES)
         self.on = on
         self._devices = devices
-        self._known: dict[str, Need] = {}
-        # An accelerator's memory is taken at once there, as in training: taken piece by piece it has gaps, which count.
+        self._known: dict[str, Measurement] = {}
+        # As in training, the process takes an accelerator's memory at once: gaps between pieces would count.
         at_once = {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}
         self._environment = {**compilation_cache(workdir), **at_once} if measure else None
         self._measured = workdir / MEASURED
         if self._environment is not None:
-            # What is compiled here is not compiled again by the process that runs it.
+            # The process that runs a step finds the compiled code in this cache.
             jax.config.update("jax_compilation_cache_dir", self._environment["JAX_COMPILATION_CACHE_DIR"])
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
-    def need(self, row: Row) -> Need:
-        """What a row needs, and why it could not be measured, if so."""
+    def of(self, row: Row) -> Measurement:
+        """The measurement of a row; rows that compute the same share it."""
         identity = row.identity(self.base)
         if identity not in self._known:
-            self._known[identity] = self._find_out(row, identity)
+            self._known[identity] = self._measure(row, identity)
         return self._known[identity]
 
-    def _find_out(self, row: Row, identity: str) -> Need:
+    def _measure(self, row: Row, identity: str) -> Measurement:
         base = self._planned(row, identity)
         described = describe(row, base, self.on.mesh.devices.flat[0].platform)
         batch, shard = base.batch_size, base.mesh.shard
@@ -76,8 +81,8 @@ class Bench:
         own = own_activations(described.network, described.shape, batch // self._devices)
         smallest = {name: min(own[block] for block in blocks) for name, blocks in described.blocks.items()}
         saved = saved_activations(described.method, described.shape, batch // self._devices)
-        measured, trouble = self._measure(row, base, identity, found.peak_bytes)
-        absolute = {
+        measured, failure = self._observe(row, base, identity, found.peak_bytes)
+        values = {
             "boundaries": described.boundaries,
             "peak_bytes": found.peak_bytes,
             "state_bytes": found.state_bytes,
@@ -91,10 +96,10 @@ class Bench:
             "measured_bytes": measured,
             "largest": found.largest.name,
         }
-        return Need(absolute, trouble)
+        return Measurement(values, failure)
 
     def _planned(self, row: Row, identity: str) -> ConfigDict:
-        """The config that the row is put into, its boundaries balanced if they are to be."""
+        """The config that the row changes, with balanced boundaries by name."""
         config = row.config(self.base)
         if not left_to_measurement(config):
             return self.base
@@ -106,11 +111,11 @@ class Bench:
             base.local.boundaries = decided.local.boundaries
         return base
 
-    def _measure(self, row: Row, base: ConfigDict, identity: str, foretold: int) -> tuple[int | None, str | None]:
+    def _observe(self, row: Row, base: ConfigDict, identity: str, predicted: int) -> tuple[int | None, str | None]:
         if self._environment is None:
             return None, None
-        # Where something else is foretold, something else runs.
-        text = json.dumps([identity, self._devices, jax.__version__, jax.devices()[0].device_kind, foretold])
+        # A step with another predicted peak is another step.
+        text = json.dumps([identity, self._devices, jax.__version__, jax.devices()[0].device_kind, predicted])
         digest = hashlib.sha256(text.encode()).hexdigest()
         known = {record["digest"]: record["measured_bytes"] for record in read_json_lines(self._measured)}
         if digest in known:
