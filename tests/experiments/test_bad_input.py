@@ -59,7 +59,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
         ["--config.local.remat=heads"],
         r"unknown part to rematerialise 'heads': use auto, none, blocks, contexts, ",
     ),
-    (["--config.local.memory_budget=8"], "'8' is no number of bytes: use a number and a unit, such as 8GiB"),
+    (["--config.local.memory_budget=8"], "'8' is not a number of bytes: use a number and a unit, such as 8GiB"),
     (["--config.step=joined", "--config.local.memory_budget=8GiB"], "step is 'joined', but boundaries are balanced"),
     (["--config.step=joined", "--config.local.boundaries=balanced"], "use step=separate, or boundaries by name"),
     (["--config.step=join"], r"unknown form of the step 'join': use separate or joined"),
