@@ -3,7 +3,7 @@
 from kd_local.distill.connector import Connector
 from kd_local.distill.distillation import Distillation
 from kd_local.distill.local_distillation import LocalDistillation, StoneLoss
-from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
+from kd_local.distill.objective import Exam, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.objectives.block_kd import BlockKD
 from kd_local.distill.objectives.distances import DISTANCES, logit_distance
 from kd_local.distill.objectives.registry import OBJECTIVES
@@ -17,13 +17,13 @@ __all__ = [
     "Connector",
     "Distillation",
     "Exam",
-    "Lesson",
     "LocalDistillation",
     "Objective",
     "Outputs",
     "Pair",
     "StoneLoss",
     "Teacher",
+    "TrainingBatch",
     "logit_distance",
     "output_shapes",
     "outputs",

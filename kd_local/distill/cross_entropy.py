@@ -4,13 +4,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
-from kd_local.distill.objective import Lesson
+from kd_local.distill.objective import TrainingBatch
 from kd_local.local.losses import softmax
 from kd_local.networks import Collection
 
 
 def with_labels(
-    lesson: Lesson,
+    batch: TrainingBatch,
     distillation: Float[Array, ""],
     *,
     ce_weight: float,
@@ -20,6 +20,6 @@ def with_labels(
 ) -> tuple[Float[Array, ""], Metrics, Collection]:
     """What `Objective.loss` returns: ce_weight * cross entropy of the labels + weight * distillation, and the two by
     name, unweighted. The logits are the student's unless given."""
-    cross_entropy = softmax(lesson.student.logits if logits is None else logits, lesson.labels)["loss"]
+    cross_entropy = softmax(batch.student.logits if logits is None else logits, batch.labels)["loss"]
     loss = ce_weight * cross_entropy + jnp.asarray(weight, distillation.dtype) * distillation
     return loss, {"cross_entropy": cross_entropy, "distillation": distillation}, batch_stats or {}

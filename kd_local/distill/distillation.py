@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
-from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
+from kd_local.distill.objective import Exam, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.teacher import Teacher, rest_of
 from kd_local.local.losses import softmax
@@ -193,8 +193,8 @@ def _teach(
         batch_stats, losses, all_metrics = {NAME: statistics}, [], []
         for (name, pair), variables, teacher, key in zip(settings.pairs, frozen, shown, rngs, strict=True):
             rest = partial(rest_of, pair.teacher, variables)
-            lesson = Lesson(pair, student, teacher, rest, labels, indices, epoch, key)
-            loss, metrics, batch_stats[name] = settings.objective.loss(of_block(whole, name), lesson)
+            batch = TrainingBatch(pair, student, teacher, rest, labels, indices, epoch, key)
+            loss, metrics, batch_stats[name] = settings.objective.loss(of_block(whole, name), batch)
             losses.append(loss)
             all_metrics.append(metrics)
         total = jnp.stack(losses).mean()

@@ -73,7 +73,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Lesson(Exam):
+class TrainingBatch(Exam):
     """All that an objective is given of one batch to learn from: the student in training mode.
 
     Attributes:
@@ -110,7 +110,7 @@ class Objective:
         """
         return {"params": {}, "batch_stats": {}}
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         """What is minimised, the cross entropy of the labels included; its parts by name; and `batch_stats` of the
         variables after the step."""
         raise NotImplementedError

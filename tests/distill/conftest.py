@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.distill.objective import Lesson, Outputs, Pair
+from kd_local.distill.objective import Outputs, Pair, TrainingBatch
 from kd_local.models import create, resnet
 
 EXAMPLES = 11
@@ -31,8 +31,8 @@ def outputs() -> Callable[..., Outputs]:
 
 
 @pytest.fixture(scope="session")
-def lessons(outputs) -> Callable[..., Lesson]:
-    """A lesson of such outputs. The teacher's rest is the mean over the map and a matrix."""
+def training_batches(outputs) -> Callable[..., TrainingBatch]:
+    """A batch of such outputs. The teacher's rest is the mean over the map and a matrix."""
 
     def make(
         student: Sequence[tuple[int, int]] = STUDENT,
@@ -41,7 +41,7 @@ def lessons(outputs) -> Callable[..., Lesson]:
         batch: int = 6,
         dtype: str = "float32",
         epoch: float = 100.0,
-    ) -> Lesson:
+    ) -> TrainingBatch:
         matrix = jnp.asarray(np.random.default_rng(3).standard_normal((teacher[-1][1], 5)).astype(dtype))
 
         def rest(stage: int, x: jax.Array, until: int | None = None) -> jax.Array:
@@ -49,7 +49,7 @@ def lessons(outputs) -> Callable[..., Lesson]:
             return x.mean(axis=1).mean(axis=1) @ matrix
 
         taught_by = resnet(8, classes=5, widths=(5, 5, 7, 10)) if len(teacher) == 4 else create("vgg8", classes=5)
-        return Lesson(
+        return TrainingBatch(
             pair=Pair(resnet(8, classes=5, widths=(4, 4, 6, 8)), taught_by),
             student=outputs(1, student, batch=batch, dtype=dtype),
             teacher=outputs(2, teacher, batch=batch, dtype=dtype),
@@ -65,5 +65,5 @@ def lessons(outputs) -> Callable[..., Lesson]:
 
 @pytest.fixture(scope="session")
 def examples() -> int:
-    """The size of the training set that the lessons' indices point into."""
+    """The size of the training set that the training_batches' indices point into."""
     return EXAMPLES

@@ -9,7 +9,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import unit_vectors, widened
-from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
+from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
 
@@ -56,10 +56,10 @@ class AT(Objective):
         pair_stages(student, teacher)
         return super().init(rng, pair, student, teacher, examples=examples)
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
-        student, teacher = lesson.student, lesson.teacher
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+        student, teacher = batch.student, batch.teacher
         each = [
             attention_loss(student.features[s], teacher.features[t], power=self.power)
             for s, t in pair_stages(student, teacher)
         ]
-        return with_labels(lesson, jnp.stack(each).sum(), ce_weight=self.ce_weight, weight=self.weight)
+        return with_labels(batch, jnp.stack(each).sum(), ce_weight=self.ce_weight, weight=self.weight)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
-from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
+from kd_local.distill.objective import Exam, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.stepping_stones import Stone, connector_to, stepping_stones, through_teacher
 from kd_local.local.losses import softmax
@@ -71,25 +71,25 @@ class BlockKD(Objective):
             {stone.name: [student.features[stone.student]] for stone in stones},
         )
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         """The three terms, and each stone's accuracy on the batch."""
-        stones, logits, statistics = self._answers(variables, lesson, train=True)
-        student, labels = lesson.student.logits, lesson.labels
+        stones, logits, statistics = self._answers(variables, batch, train=True)
+        student, labels = batch.student.logits, batch.labels
         distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
         ensemble = jnp.stack(logits).mean(axis=0)
         if not self.ensemble_gradient:
             ensemble = jax.lax.stop_gradient(ensemble)
         task = softmax(student, labels)["loss"]
-        distill = distance(student, lesson.teacher.logits, labels)
+        distill = distance(student, batch.teacher.logits, labels)
         cross = distance(student, ensemble, labels)
         accuracies: Metrics = {}
         for stone, answer in zip(stones, logits, strict=True):
             of_labels = softmax(answer, labels)
             task += stone.weight * of_labels["loss"]
-            distill += stone.weight * distance(answer, lesson.teacher.logits, labels)
+            distill += stone.weight * distance(answer, batch.teacher.logits, labels)
             cross += stone.weight * distance(answer, ensemble, labels)
             accuracies[f"{stone.name}_accuracy"] = of_labels["accuracy"]
-        warm = warmup(lesson.epoch, self.warmup_epochs)
+        warm = warmup(batch.epoch, self.warmup_epochs)
         total = self.alpha * task + warm * (self.beta * distill + self.gamma * cross)
         return total, {"task": task, "distillation": distill, "cross": cross, **accuracies}, statistics
 

@@ -17,7 +17,7 @@ from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import product, unit_vectors, widened
-from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
+from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
 from kd_local.models.layers import Linear
 from kd_local.networks import Collection, Variables
 from kd_local.precision import at_least_float32
@@ -116,15 +116,15 @@ class CRD(Objective):
         variables["batch_stats"]["memory"] = memory
         return variables
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         memory = dict(variables["batch_stats"]["memory"])
-        indices, labels = lesson.indices, lesson.labels.astype(jnp.int32)
+        indices, labels = batch.indices, batch.labels.astype(jnp.int32)
         examples = len(memory["labels"])
         memory["labels"] = memory["labels"].at[indices].set(labels)
         shape = (len(indices), min(self.negatives, examples - 1))
-        drawn = jax.random.randint(lesson.rng, shape, 0, examples, indices.dtype)
+        drawn = jax.random.randint(batch.rng, shape, 0, examples, indices.dtype)
         counted = memory["labels"][drawn] != labels[:, None]
-        pooled = {"student": (lesson.student.pooled,), "teacher": (lesson.teacher.pooled,)}
+        pooled = {"student": (batch.student.pooled,), "teacher": (batch.teacher.pooled,)}
         embeddings, _ = apply_connectors(self._embeddings(), variables, pooled, train=True)
         total = jnp.zeros((), embeddings["student"].dtype)
         for side, other in zip(SIDES, reversed(SIDES), strict=True):
@@ -139,7 +139,7 @@ class CRD(Objective):
         for side in SIDES:
             new = jax.lax.stop_gradient(embeddings[side])
             memory[side] = remember(memory[side], indices, new, momentum=self.momentum)
-        return with_labels(lesson, total, ce_weight=self.ce_weight, weight=self.weight, batch_stats={"memory": memory})
+        return with_labels(batch, total, ce_weight=self.ce_weight, weight=self.weight, batch_stats={"memory": memory})
 
     def _embeddings(self) -> dict[str, Embedding]:
         return {side: Embedding(self.dim) for side in SIDES}

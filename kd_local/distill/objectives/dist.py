@@ -11,7 +11,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import norms
-from kd_local.distill.objective import Lesson, Objective
+from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
 
@@ -64,13 +64,13 @@ class DIST(Objective):
         check_weights(ce_weight=self.ce_weight, beta=self.beta, gamma=self.gamma)
         check_positive(temperature=self.temperature)
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = dist_loss(
-            lesson.student.logits,
-            lesson.teacher.logits,
+            batch.student.logits,
+            batch.teacher.logits,
             beta=self.beta,
             gamma=self.gamma,
             temperature=self.temperature,
             standardised=self.standardise,
         )
-        return with_labels(lesson, distillation, ce_weight=self.ce_weight)
+        return with_labels(batch, distillation, ce_weight=self.ce_weight)

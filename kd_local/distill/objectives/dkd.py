@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
-from kd_local.distill.objective import Lesson, Objective
+from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
 
@@ -72,15 +72,15 @@ class DKD(Objective):
         check_weights(ce_weight=self.ce_weight, alpha=self.alpha, beta=self.beta, warmup_epochs=self.warmup_epochs)
         check_positive(temperature=self.temperature)
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = dkd_loss(
-            lesson.student.logits,
-            lesson.teacher.logits,
-            lesson.labels,
+            batch.student.logits,
+            batch.teacher.logits,
+            batch.labels,
             alpha=self.alpha,
             beta=self.beta,
             temperature=self.temperature,
             standardised=self.standardise,
         )
-        ramp = warmup(lesson.epoch, self.warmup_epochs)
-        return with_labels(lesson, distillation, ce_weight=self.ce_weight, weight=ramp)
+        ramp = warmup(batch.epoch, self.warmup_epochs)
+        return with_labels(batch, distillation, ce_weight=self.ce_weight, weight=ramp)

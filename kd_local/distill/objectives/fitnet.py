@@ -11,7 +11,7 @@ from kd_local.distill.connector import Connector, apply_connectors, init_connect
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
+from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.stages import pair_stages, rectified
 from kd_local.networks import Collection, Variables
 
@@ -51,11 +51,11 @@ class FitNet(Objective):
         hint, _, regressor = self._hint(pair, student, teacher)
         return init_connectors({"regressor": regressor}, rng, {"regressor": (hint,)})
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
-        hint, target, regressor = self._hint(lesson.pair, lesson.student, lesson.teacher)
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+        hint, target, regressor = self._hint(batch.pair, batch.student, batch.teacher)
         outputs, batch_stats = apply_connectors({"regressor": regressor}, variables, {"regressor": (hint,)}, train=True)
         return with_labels(
-            lesson,
+            batch,
             hint_loss(outputs["regressor"], target),
             ce_weight=self.ce_weight,
             weight=self.weight,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights
-from kd_local.distill.objective import Lesson, Objective
+from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
 
@@ -51,11 +51,11 @@ class KD(Objective):
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
         check_positive(temperature=self.temperature)
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = kd_loss(
-            lesson.student.logits,
-            lesson.teacher.logits,
+            batch.student.logits,
+            batch.teacher.logits,
             temperature=self.temperature,
             standardised=self.standardise,
         )
-        return with_labels(lesson, distillation, ce_weight=self.ce_weight, weight=self.weight)
+        return with_labels(batch, distillation, ce_weight=self.ce_weight, weight=self.weight)

@@ -11,7 +11,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import product, widened
-from kd_local.distill.objective import Lesson, Objective
+from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.networks import Collection, Variables
 
@@ -87,11 +87,11 @@ class MLKD(Objective):
         for temperature in self.temperatures:
             check_positive(temperature=temperature)
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = mlkd_loss(
-            lesson.student.logits,
-            lesson.teacher.logits,
+            batch.student.logits,
+            batch.teacher.logits,
             temperatures=self.temperatures,
             standardised=self.standardise,
         )
-        return with_labels(lesson, distillation, ce_weight=self.ce_weight, weight=self.weight)
+        return with_labels(batch, distillation, ce_weight=self.ce_weight, weight=self.weight)

@@ -11,7 +11,7 @@ from kd_local.distill.connector import Connector, apply_connectors, init_connect
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
+from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
 
@@ -66,15 +66,15 @@ class OFD(Objective):
         connectors, inputs, _ = self._connectors(student, teacher)
         return init_connectors(connectors, rng, inputs)
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
-        connectors, inputs, targets = self._connectors(lesson.student, lesson.teacher)
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+        connectors, inputs, targets = self._connectors(batch.student, batch.teacher)
         outputs, batch_stats = apply_connectors(connectors, variables, inputs, train=True)
         each = []
         for i, (name, target) in enumerate(reversed(targets.items())):
             student, teacher = at_smaller_resolution(outputs[name], target)
             each.append(ofd_loss(student, teacher, margins(target)) / 2**i)
         return with_labels(
-            lesson, jnp.stack(each).sum(), ce_weight=self.ce_weight, weight=self.weight, batch_stats=batch_stats
+            batch, jnp.stack(each).sum(), ce_weight=self.ce_weight, weight=self.weight, batch_stats=batch_stats
         )
 
     def _connectors(

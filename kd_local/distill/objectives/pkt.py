@@ -9,7 +9,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import norms, product, widened
-from kd_local.distill.objective import Lesson, Objective
+from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.networks import Collection, Variables
 
 EPSILON = 1e-7
@@ -49,6 +49,6 @@ class PKT(Objective):
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
-        distillation = pkt_loss(lesson.student.pooled, lesson.teacher.pooled)
-        return with_labels(lesson, distillation, ce_weight=self.ce_weight, weight=self.weight)
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+        distillation = pkt_loss(batch.student.pooled, batch.teacher.pooled)
+        return with_labels(batch, distillation, ce_weight=self.ce_weight, weight=self.weight)

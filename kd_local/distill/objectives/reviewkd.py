@@ -13,7 +13,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
+from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.stages import pair_stages
 from kd_local.models.convolution import Conv, uniform_by_fan_in
 from kd_local.models.layers import ConvNorm, average_pool_to
@@ -118,8 +118,8 @@ class ReviewKD(Objective):
             deeper = (jnp.zeros((x.shape[0], height, width, module.middle), x.dtype),)
         return by_block(created)
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
-        modules, levels = self._modules(lesson.student, lesson.teacher)
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+        modules, levels = self._modules(batch.student, batch.teacher)
         each: list[Array] = []
         batch_stats: Collection = {}
         deeper: tuple[Array, ...] = ()
@@ -131,10 +131,10 @@ class ReviewKD(Objective):
             each.append(hcl_loss(output, target))
             deeper = (handed_on,)
         return with_labels(
-            lesson,
+            batch,
             jnp.stack(each).sum(),
             ce_weight=self.ce_weight,
-            weight=self.weight * warmup(lesson.epoch, self.warmup_epochs),
+            weight=self.weight * warmup(batch.epoch, self.warmup_epochs),
             batch_stats=batch_stats,
         )
 

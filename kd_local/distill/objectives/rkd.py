@@ -11,7 +11,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import unit_vectors, widened
-from kd_local.distill.objective import Lesson, Objective
+from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.networks import Collection, Variables
 
 EPSILON = 1e-12
@@ -64,11 +64,11 @@ class RKD(Objective):
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, distance_weight=self.distance_weight, angle_weight=self.angle_weight)
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = rkd_loss(
-            lesson.student.pooled,
-            lesson.teacher.pooled,
+            batch.student.pooled,
+            batch.teacher.pooled,
             distance_weight=self.distance_weight,
             angle_weight=self.angle_weight,
         )
-        return with_labels(lesson, distillation, ce_weight=self.ce_weight)
+        return with_labels(batch, distillation, ce_weight=self.ce_weight)

@@ -11,7 +11,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
-from kd_local.distill.objective import Exam, Lesson, Objective, Outputs, Pair
+from kd_local.distill.objective import Exam, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.objectives.fitnet import hint_loss
 from kd_local.distill.stages import rectified
 from kd_local.models.layers import ConvNorm, average_pool_to
@@ -68,15 +68,15 @@ class SimKD(Objective):
         x = student.features[-1]
         return init_connectors({"projector": self._projector(pair, teacher)}, rng, {"projector": (x,)})
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
-        projected, batch_stats = self._project(variables, lesson, train=True)
-        target = average_pool_to(lesson.teacher.features[-1], (projected.shape[1], projected.shape[2]))
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+        projected, batch_stats = self._project(variables, batch, train=True)
+        target = average_pool_to(batch.teacher.features[-1], (projected.shape[1], projected.shape[2]))
         return with_labels(
-            lesson,
+            batch,
             hint_loss(projected, target),
             ce_weight=self.ce_weight,
             weight=self.weight,
-            logits=self._classify(lesson, projected),
+            logits=self._classify(batch, projected),
             batch_stats=batch_stats,
         )
 

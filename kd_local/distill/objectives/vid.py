@@ -14,7 +14,7 @@ from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import Lesson, Objective, Outputs, Pair
+from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.models.convolution import Conv
 from kd_local.networks import Collection, Variables
@@ -78,11 +78,11 @@ class VID(Objective):
         regressors, inputs = self._regressors(student, teacher)
         return init_connectors(regressors, rng, inputs)
 
-    def loss(self, variables: Variables, lesson: Lesson) -> tuple[Float[Array, ""], Metrics, Collection]:
-        regressors, inputs = self._regressors(lesson.student, lesson.teacher)
+    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+        regressors, inputs = self._regressors(batch.student, batch.teacher)
         each, _ = apply_connectors(regressors, variables, inputs, train=True)
         distillation = jnp.stack(list(each.values())).sum()
-        return with_labels(lesson, distillation, ce_weight=self.ce_weight, weight=self.weight)
+        return with_labels(batch, distillation, ce_weight=self.ce_weight, weight=self.weight)
 
     def _regressors(
         self, student: Outputs, teacher: Outputs

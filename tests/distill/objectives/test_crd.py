@@ -10,8 +10,8 @@ import pytest
 from kd_local.distill.objectives.crd import CRD, crd_loss, remember
 
 
-def initialise(objective, lesson, examples):
-    return objective.init(jax.random.key(0), lesson.pair, lesson.student, lesson.teacher, examples=examples)
+def initialise(objective, batch, examples):
+    return objective.init(jax.random.key(0), batch.pair, batch.student, batch.teacher, examples=examples)
 
 
 def test_memory_by_hand():
@@ -32,18 +32,18 @@ def test_loss_by_hand():
     np.testing.assert_allclose(found, (first + second) / 2, rtol=1e-5)
 
 
-def test_a_step_by_hand(lessons, examples):
-    lesson, objective = lessons(), CRD(dim=4, negatives=5)
-    variables = initialise(objective, lesson, examples)
+def test_a_step_by_hand(training_batches, examples):
+    batch, objective = training_batches(), CRD(dim=4, negatives=5)
+    variables = initialise(objective, batch, examples)
     memory = {**variables["batch_stats"]["memory"]}
     assert memory["student"].shape == memory["teacher"].shape == (examples, 4)
     assert (memory["labels"] == -1).all()
     memory["labels"] = memory["labels"].at[10].set(0)  # another image, of class 0, was seen before
     variables = {**variables, "batch_stats": {"memory": memory}}
-    _, metrics, batch_stats = objective.loss(variables, lesson)
+    _, metrics, batch_stats = objective.loss(variables, batch)
 
-    drawn = np.asarray(jax.random.randint(lesson.rng, (6, 5), 0, examples))
-    indices, labels = np.asarray(lesson.indices), np.asarray(lesson.labels)
+    drawn = np.asarray(jax.random.randint(batch.rng, (6, 5), 0, examples))
+    indices, labels = np.asarray(batch.indices), np.asarray(batch.labels)
     known = np.full(examples, -1)
     known[10] = 0
     known[indices] = labels
@@ -51,8 +51,8 @@ def test_a_step_by_hand(lessons, examples):
     assert not counted.all()
     expected, new = 0.0, {}
     for side, other, pooled in (
-        ("student", "teacher", lesson.student.pooled),
-        ("teacher", "student", lesson.teacher.pooled),
+        ("student", "teacher", batch.student.pooled),
+        ("teacher", "student", batch.teacher.pooled),
     ):
         dense = variables["params"][side]["linear"]["dense"]
         v = np.asarray(pooled, np.float64) @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
@@ -75,11 +75,11 @@ def test_a_step_by_hand(lessons, examples):
     np.testing.assert_array_equal(batch_stats["memory"]["labels"], known)
 
 
-def test_z_is_set_once(lessons, examples):
-    lesson, objective = lessons(), CRD(dim=4)
-    variables = initialise(objective, lesson, examples)
-    _, _, first = objective.loss(variables, lesson)
-    again = dataclasses.replace(lesson, rng=jax.random.key(8))
+def test_z_is_set_once(training_batches, examples):
+    batch, objective = training_batches(), CRD(dim=4)
+    variables = initialise(objective, batch, examples)
+    _, _, first = objective.loss(variables, batch)
+    again = dataclasses.replace(batch, rng=jax.random.key(8))
     _, _, second = objective.loss({**variables, "batch_stats": first}, again)
     for side in ("student", "teacher"):
         assert first["memory"][f"{side}_z"] > 0
@@ -88,27 +88,27 @@ def test_z_is_set_once(lessons, examples):
 
 
 @pytest.mark.parametrize(("negatives", "examples", "drawn"), [(16384, 11, 10), (3, 11, 3), (11, 11, 10)])
-def test_no_more_negatives_than_others(negatives, examples, drawn, lessons, monkeypatch):
-    lesson, objective = lessons(), CRD(dim=4, negatives=negatives)
+def test_no_more_negatives_than_others(negatives, examples, drawn, training_batches, monkeypatch):
+    batch, objective = training_batches(), CRD(dim=4, negatives=negatives)
     shapes = []
     original = jax.random.randint
     monkeypatch.setattr(
         jax.random, "randint", lambda key, shape, *rest: shapes.append(shape) or original(key, shape, *rest)
     )
-    objective.loss(initialise(objective, lesson, examples), lesson)
+    objective.loss(initialise(objective, batch, examples), batch)
     assert shapes == [(6, drawn)]
 
 
-def test_images_of_the_own_class_do_not_count(lessons, examples):
+def test_images_of_the_own_class_do_not_count(training_batches, examples):
     """With all images known to be of one class there are no negatives left, and p / (p + 1e-7) of the positives."""
-    lesson, objective = lessons(), CRD(dim=4, temperature=1.0)
-    variables = initialise(objective, lesson, examples)
+    batch, objective = training_batches(), CRD(dim=4, temperature=1.0)
+    variables = initialise(objective, batch, examples)
     memory = {**variables["batch_stats"]["memory"], "labels": jnp.zeros(examples, jnp.int32)}
-    lesson = dataclasses.replace(lesson, labels=jnp.zeros_like(lesson.labels))
-    _, metrics, _ = objective.loss({**variables, "batch_stats": {"memory": memory}}, lesson)
+    batch = dataclasses.replace(batch, labels=jnp.zeros_like(batch.labels))
+    _, metrics, _ = objective.loss({**variables, "batch_stats": {"memory": memory}}, batch)
     np.testing.assert_allclose(metrics["distillation"], 0, atol=1e-4)
 
 
-def test_a_training_set_of_one_is_refused(lessons):
+def test_a_training_set_of_one_is_refused(training_batches):
     with pytest.raises(ValueError, match="a training set of 1: expected 2 or more"):
-        initialise(CRD(), lessons(), 1)
+        initialise(CRD(), training_batches(), 1)

@@ -49,13 +49,13 @@ def test_hint_by_hand():
     np.testing.assert_allclose(hint_loss(student, jnp.zeros_like(student)), 30 / 4)
 
 
-def test_fitnet_is_of_the_regressed_hint(lessons, examples):
-    lesson, objective = lessons(dtype="float64"), OBJECTIVES["fitnet"](stage=3)
-    variables = objective.init(jax.random.key(0), lesson.pair, lesson.student, lesson.teacher, examples=examples)
-    _, metrics, batch_stats = objective.loss(variables, lesson)
+def test_fitnet_is_of_the_regressed_hint(training_batches, examples):
+    batch, objective = training_batches(dtype="float64"), OBJECTIVES["fitnet"](stage=3)
+    variables = objective.init(jax.random.key(0), batch.pair, batch.student, batch.teacher, examples=examples)
+    _, metrics, batch_stats = objective.loss(variables, batch)
     own = of_block(variables, "regressor")
-    hint, updated = Connector((2, 2, 10)).apply(own, lesson.student.features[3], train=True, mutable=["batch_stats"])
-    expected = np.square(hint - lesson.teacher.features[3]).mean()
+    hint, updated = Connector((2, 2, 10)).apply(own, batch.student.features[3], train=True, mutable=["batch_stats"])
+    expected = np.square(hint - batch.teacher.features[3]).mean()
     np.testing.assert_allclose(metrics["distillation"], expected, rtol=1e-12)
     jax.tree.map(np.testing.assert_array_equal, batch_stats["regressor"], updated["batch_stats"])
     assert np.abs(jax.tree.leaves(batch_stats)[0] - jax.tree.leaves(variables["batch_stats"])[0]).max() > 0
@@ -159,24 +159,24 @@ def test_ofd_by_hand():
     np.testing.assert_allclose(ofd_loss(*twice, jnp.array([-0.5])), expected)  # the mean over the batch
 
 
-def test_ofd_halves_earlier_stages(lessons, examples):
-    lesson, objective = lessons(dtype="float64"), OBJECTIVES["ofd"]()
-    variables = objective.init(jax.random.key(0), lesson.pair, lesson.student, lesson.teacher, examples=examples)
-    _, metrics, _ = objective.loss(variables, lesson)
+def test_ofd_halves_earlier_stages(training_batches, examples):
+    batch, objective = training_batches(dtype="float64"), OBJECTIVES["ofd"]()
+    variables = objective.init(jax.random.key(0), batch.pair, batch.student, batch.teacher, examples=examples)
+    _, metrics, _ = objective.loss(variables, batch)
     expected = 0.0
     for stage in (1, 2, 3):
-        target = lesson.teacher.preactivations[stage]
+        target = batch.teacher.preactivations[stage]
         own = of_block(variables, f"stage{stage}")
         connector = Connector(target.shape[1:], relu=False)
-        hint, _ = connector.apply(own, lesson.student.preactivations[stage], train=True, mutable=["batch_stats"])
+        hint, _ = connector.apply(own, batch.student.preactivations[stage], train=True, mutable=["batch_stats"])
         expected += ofd_loss(hint, target, margins(target)) / 2 ** (3 - stage)
     np.testing.assert_allclose(metrics["distillation"], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["at", "nst"])
-def test_stages_are_added_up(name, lessons):
-    lesson = lessons(dtype="float64")
+def test_stages_are_added_up(name, training_batches):
+    batch = training_batches(dtype="float64")
     loss = {"at": attention_loss, "nst": nst_loss}[name]
-    _, metrics, _ = OBJECTIVES[name]().loss({}, lesson)
-    expected = sum(loss(lesson.student.features[i], lesson.teacher.features[i]) for i in (1, 2, 3))
+    _, metrics, _ = OBJECTIVES[name]().loss({}, batch)
+    expected = sum(loss(batch.student.features[i], batch.teacher.features[i]) for i in (1, 2, 3))
     np.testing.assert_allclose(metrics["distillation"], expected, rtol=1e-12)

@@ -132,14 +132,14 @@ def test_dist_is_of_pearson_correlations(beta, gamma, temperature):
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_a_distance_is_that_of_its_objective(name, lessons):
-    lesson = lessons(dtype="float64")
+def test_a_distance_is_that_of_its_objective(name, training_batches):
+    batch = training_batches(dtype="float64")
     numbers = {"temperatures": (2.0,)} if name == "mlkd" else {"temperature": 2.0}
-    _, metrics, _ = OBJECTIVES[name](**numbers, standardise=True).loss({}, lesson)
+    _, metrics, _ = OBJECTIVES[name](**numbers, standardise=True).loss({}, batch)
     distance = logit_distance(name, temperature=2.0, standardise=True)
-    found = distance(lesson.student.logits, lesson.teacher.logits, lesson.labels)
+    found = distance(batch.student.logits, batch.teacher.logits, batch.labels)
     np.testing.assert_allclose(found, metrics["distillation"], rtol=1e-12)
-    np.testing.assert_allclose(distance(lesson.student.logits, lesson.student.logits, lesson.labels), 0, atol=1e-5)
+    np.testing.assert_allclose(distance(batch.student.logits, batch.student.logits, batch.labels), 0, atol=1e-5)
 
 
 def test_distances_out_of_range_are_refused():

@@ -35,23 +35,23 @@ DEFAULTS = {
 NAMES = tuple(DEFAULTS)
 
 
-def initialise(objective, lesson, examples):
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (lesson.student, lesson.teacher))
-    return objective.init(jax.random.key(0), lesson.pair, *shapes, examples=examples)
+def initialise(objective, batch, examples):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (batch.student, batch.teacher))
+    return objective.init(jax.random.key(0), batch.pair, *shapes, examples=examples)
 
 
-def step(objective, lesson, variables):
+def step(objective, batch, variables):
     """Loss, metrics, statistics, and gradients by the objective's parameters and the student's outputs."""
 
     @jax.jit
     def run(params, student):
         def loss(params, student):
-            total, *rest = objective.loss({**variables, "params": params}, dataclasses.replace(lesson, student=student))
+            total, *rest = objective.loss({**variables, "params": params}, dataclasses.replace(batch, student=student))
             return total, rest
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, student)
 
-    (total, (metrics, batch_stats)), gradients = run(variables["params"], lesson.student)
+    (total, (metrics, batch_stats)), gradients = run(variables["params"], batch.student)
     return total, metrics, batch_stats, gradients
 
 
@@ -68,10 +68,10 @@ def test_defaults_are_the_published_ones_and_primitive(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step(name, lessons, examples):
-    objective, lesson = OBJECTIVES[name](), lessons()
-    variables = initialise(objective, lesson, examples)
-    total, metrics, batch_stats, gradients = step(objective, lesson, variables)
+def test_a_step(name, training_batches, examples):
+    objective, batch = OBJECTIVES[name](), training_batches()
+    variables = initialise(objective, batch, examples)
+    total, metrics, batch_stats, gradients = step(objective, batch, variables)
     assert specification(batch_stats) == specification(variables["batch_stats"])
     assert set(metrics) == {"cross_entropy", "distillation"}
     assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), (total, metrics, batch_stats, gradients)))
@@ -86,43 +86,43 @@ def test_a_step(name, lessons, examples):
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     if name != "simkd":
         np.testing.assert_allclose(
-            metrics["cross_entropy"], softmax(lesson.student.logits, lesson.labels)["loss"], rtol=1e-6
+            metrics["cross_entropy"], softmax(batch.student.logits, batch.labels)["loss"], rtol=1e-6
         )
 
 
 @pytest.mark.usually("shapes0-kd", "shapes0-fitnet", "shapes0-at", "shapes0-reviewkd", "shapes1-ofd", "shapes1-simkd")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shapes", [(VGG, ((8, 5), (8, 5), (4, 7), (2, 10))), (((8, 4), (4, 6), (3, 8)), VGG)])
-def test_networks_of_other_stages(name, shapes, lessons, examples):
-    objective, lesson = OBJECTIVES[name](), lessons(*shapes)
-    variables = initialise(objective, lesson, examples)
-    total, _, batch_stats, gradients = jax.eval_shape(partial(step, objective, lesson), variables)
+def test_networks_of_other_stages(name, shapes, training_batches, examples):
+    objective, batch = OBJECTIVES[name](), training_batches(*shapes)
+    variables = initialise(objective, batch, examples)
+    total, _, batch_stats, gradients = jax.eval_shape(partial(step, objective, batch), variables)
     assert total.shape == ()
     assert specification(batch_stats) == specification(variables["batch_stats"])
-    assert specification(gradients) == specification((variables["params"], lesson.student))
+    assert specification(gradients) == specification((variables["params"], batch.student))
 
 
 @pytest.mark.usually("kd", "at", "rkd", "reviewkd")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_of_one(name, lessons, examples):
-    objective, lesson = OBJECTIVES[name](), lessons(batch=1)
-    total, _, _, gradients = step(objective, lesson, initialise(objective, lesson, examples))
+def test_a_batch_of_one(name, training_batches, examples):
+    objective, batch = OBJECTIVES[name](), training_batches(batch=1)
+    total, _, _, gradients = step(objective, batch, initialise(objective, batch, examples))
     assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), (total, gradients)))
 
 
 @pytest.mark.usually("0.0-kd", "0.0-at", "0.0-rkd", "0.0-crd", "0.0-pkt", "0.0-simkd", "0.0-dist", "None-kd")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [None, 0.0])
-def test_gradients_are_finite_where_all_are_the_same(name, value, lessons, examples):
+def test_gradients_are_finite_where_all_are_the_same(name, value, training_batches, examples):
     """With None the student's outputs are the teacher's; else all outputs are that number: distances are 0."""
-    lesson = lessons(teacher=((8, 4), (8, 4), (4, 6), (2, 8)))
+    batch = training_batches(teacher=((8, 4), (8, 4), (4, 6), (2, 8)))
     if value is None:
-        lesson = dataclasses.replace(lesson, student=lesson.teacher)
+        batch = dataclasses.replace(batch, student=batch.teacher)
     else:
-        same = jax.tree.map(lambda x: jnp.full_like(x, value), (lesson.student, lesson.teacher))
-        lesson = dataclasses.replace(lesson, student=same[0], teacher=same[1])
+        same = jax.tree.map(lambda x: jnp.full_like(x, value), (batch.student, batch.teacher))
+        batch = dataclasses.replace(batch, student=same[0], teacher=same[1])
     objective = OBJECTIVES[name]()
-    total, _, _, gradients = step(objective, lesson, initialise(objective, lesson, examples))
+    total, _, _, gradients = step(objective, batch, initialise(objective, batch, examples))
     assert np.isfinite(total)
     for gradient in jax.tree.leaves(gradients):
         assert np.abs(gradient).max() < 1e5  # 1e12 would be finite too
@@ -140,11 +140,11 @@ def test_gradients_are_finite_where_all_are_the_same(name, value, lessons, examp
 )
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_other_precisions(name, dtype, lessons, examples):
+def test_other_precisions(name, dtype, training_batches, examples):
     with jax.enable_x64(dtype == "float64"):
-        objective, lesson = OBJECTIVES[name](), lessons(dtype=dtype)
-        variables = initialise(objective, lesson, examples)
-        total, metrics, batch_stats, (_, of_student) = jax.eval_shape(partial(step, objective, lesson), variables)
+        objective, batch = OBJECTIVES[name](), training_batches(dtype=dtype)
+        variables = initialise(objective, batch, examples)
+        total, metrics, batch_stats, (_, of_student) = jax.eval_shape(partial(step, objective, batch), variables)
         expected = jnp.dtype("float64" if dtype == "float64" else "float32")
         assert {total.dtype, *(x.dtype for x in metrics.values())} == {expected}
         assert specification(batch_stats) == specification(variables["batch_stats"])
@@ -152,16 +152,16 @@ def test_other_precisions(name, dtype, lessons, examples):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reads(name, lessons, examples):
-    objective, lesson = OBJECTIVES[name](), lessons()
+def test_reads(name, training_batches, examples):
+    objective, batch = OBJECTIVES[name](), training_batches()
     assert objective.reads == ("logits" if name in LOGITS_ONLY else "features")
     assert objective.needs_indices == (name == "crd")
     if name in LOGITS_ONLY:
-        cached = Outputs.of_logits(lesson.teacher.logits)
-        variables = initialise(objective, lesson, examples)
+        cached = Outputs.of_logits(batch.teacher.logits)
+        variables = initialise(objective, batch, examples)
         whole, of_logits = (
-            objective.loss(variables, dataclasses.replace(lesson, teacher=teacher))[0]
-            for teacher in (lesson.teacher, cached)
+            objective.loss(variables, dataclasses.replace(batch, teacher=teacher))[0]
+            for teacher in (batch.teacher, cached)
         )
         assert whole == of_logits
 
@@ -170,15 +170,15 @@ def test_reads(name, lessons, examples):
     ("name", "epoch", "ramp"),
     [*(("dkd", *each) for each in ((1.0, 0.05), (10.0, 0.5), (20.0, 1.0), (21.0, 1.0))), ("reviewkd", 10.0, 0.5)],
 )
-def test_warmup(name, epoch, ramp, lessons, examples):
-    objective, lesson = OBJECTIVES[name](), lessons(epoch=epoch)
-    total, metrics, _, _ = step(objective, lesson, initialise(objective, lesson, examples))
+def test_warmup(name, epoch, ramp, training_batches, examples):
+    objective, batch = OBJECTIVES[name](), training_batches(epoch=epoch)
+    total, metrics, _, _ = step(objective, batch, initialise(objective, batch, examples))
     np.testing.assert_allclose(total, metrics["cross_entropy"] + ramp * metrics["distillation"], rtol=1e-6)
 
 
-def test_no_warmup(lessons):
-    lesson = lessons(epoch=1.0)
-    total, metrics, _ = OBJECTIVES["dkd"](warmup_epochs=0).loss({}, lesson)
+def test_no_warmup(training_batches):
+    batch = training_batches(epoch=1.0)
+    total, metrics, _ = OBJECTIVES["dkd"](warmup_epochs=0).loss({}, batch)
     np.testing.assert_allclose(total, metrics["cross_entropy"] + metrics["distillation"], rtol=1e-6)
 
 
@@ -218,13 +218,13 @@ def test_numbers_out_of_range_are_refused(name, numbers, text):
 
 
 @pytest.mark.parametrize("name", ["at", "nst", "vid", "ofd", "reviewkd"])
-def test_a_stem_alone_has_no_stages_to_pair(name, lessons, examples):
+def test_a_stem_alone_has_no_stages_to_pair(name, training_batches, examples):
     with pytest.raises(ValueError, match="a student of 1 and a teacher of 4 stages have none to pair"):
-        initialise(OBJECTIVES[name](), lessons(((8, 4),)), examples)
+        initialise(OBJECTIVES[name](), training_batches(((8, 4),)), examples)
 
 
-def test_a_hint_that_is_not_there(lessons, examples):
+def test_a_hint_that_is_not_there(training_batches, examples):
     with pytest.raises(ValueError, match="stage 4: the student's stages with one of the teacher beside .* 0, 1, 2, 3"):
-        initialise(OBJECTIVES["fitnet"](stage=4), lessons(), examples)
+        initialise(OBJECTIVES["fitnet"](stage=4), training_batches(), examples)
     with pytest.raises(ValueError, match="stage 0: .* are 1, 2, 3, 4"):
-        initialise(OBJECTIVES["fitnet"](stage=0), lessons(VGG), examples)
+        initialise(OBJECTIVES["fitnet"](stage=0), training_batches(VGG), examples)

@@ -65,19 +65,19 @@ def test_abf_weighs_both():
 
 
 @pytest.mark.parametrize("preactivations", [False, True])
-def test_reads(preactivations, lessons, examples):
+def test_reads(preactivations, training_batches, examples):
     """The student's features or pre-activations, the pooled ones of both, and the teacher's pre-activations."""
-    lesson, objective = lessons(), OBJECTIVES["reviewkd"](preactivations=preactivations, max_middle=6)
-    variables = objective.init(jax.random.key(0), lesson.pair, lesson.student, lesson.teacher, examples=examples)
+    batch, objective = training_batches(), OBJECTIVES["reviewkd"](preactivations=preactivations, max_middle=6)
+    variables = objective.init(jax.random.key(0), batch.pair, batch.student, batch.teacher, examples=examples)
     assert list(variables["params"]) == ["pooled", "stage3", "stage2", "stage1"]
     assert variables["params"]["stage1"]["conv1"]["conv"]["kernel"].shape == (1, 1, 4, 6)
 
     @jax.jit
     @jax.grad
     def gradients(both):
-        return objective.loss(variables, dataclasses.replace(lesson, student=both[0], teacher=both[1]))[0]
+        return objective.loss(variables, dataclasses.replace(batch, student=both[0], teacher=both[1]))[0]
 
-    student, teacher = gradients((lesson.student, lesson.teacher))
+    student, teacher = gradients((batch.student, batch.teacher))
     used = [np.abs(x).max() > 0 for x in student.features]
     used_before = [np.abs(x).max() > 0 for x in student.preactivations]
     three, none = [False, True, True, True], [False] * 4

@@ -14,40 +14,40 @@ from kd_local.networks import of_block
 SIZES = [(2, 2), (4, 2), (2, 4)]
 
 
-def initialise(objective, lesson):
-    return objective.init(jax.random.key(0), lesson.pair, lesson.student, lesson.teacher, examples=9)
+def initialise(objective, batch):
+    return objective.init(jax.random.key(0), batch.pair, batch.student, batch.teacher, examples=9)
 
 
 @pytest.mark.parametrize(("student", "teacher"), SIZES)
-def test_the_projected_features_are_drawn_to_the_teachers(student, teacher, lessons):
-    lesson, objective = lessons(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD(ce_weight=0.5)
-    variables = initialise(objective, lesson)
-    total, metrics, batch_stats = objective.loss(variables, lesson)
-    x, target = (average_pool_to(shown.features[-1], (2, 2)) for shown in (lesson.student, lesson.teacher))
+def test_the_projected_features_are_drawn_to_the_teachers(student, teacher, training_batches):
+    batch, objective = training_batches(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD(ce_weight=0.5)
+    variables = initialise(objective, batch)
+    total, metrics, batch_stats = objective.loss(variables, batch)
+    x, target = (average_pool_to(shown.features[-1], (2, 2)) for shown in (batch.student, batch.teacher))
     own = of_block(variables, "projector")
     projected, updated = Projector(10).apply(own, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(metrics["distillation"], np.square(projected - target).mean(), rtol=1e-5)
-    classified = softmax(lesson.teacher_rest(1, projected), lesson.labels)["loss"]
+    classified = softmax(batch.teacher_rest(1, projected), batch.labels)["loss"]
     np.testing.assert_allclose(metrics["cross_entropy"], classified, rtol=1e-5)
     np.testing.assert_allclose(total, metrics["distillation"] + 0.5 * classified, rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, batch_stats, {"projector": updated["batch_stats"]})
 
 
 @pytest.mark.parametrize(("student", "teacher"), SIZES)
-def test_the_teachers_classifier_is_deployed(student, teacher, lessons):
-    lesson, objective = lessons(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD()
-    variables = initialise(objective, lesson)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lesson.teacher)
-    exam = Exam(lesson.pair, lesson.student, shapes, lesson.teacher_rest)
+def test_the_teachers_classifier_is_deployed(student, teacher, training_batches):
+    batch, objective = training_batches(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD()
+    variables = initialise(objective, batch)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch.teacher)
+    exam = Exam(batch.pair, batch.student, shapes, batch.teacher_rest)
     own = of_block(variables, "projector")
-    x = average_pool_to(lesson.student.features[-1], (2, 2))
-    expected = lesson.teacher_rest(1, Projector(10).apply(own, x, train=False))
+    x = average_pool_to(batch.student.features[-1], (2, 2))
+    expected = batch.teacher_rest(1, Projector(10).apply(own, x, train=False))
     np.testing.assert_allclose(objective.logits(variables, exam), expected, rtol=1e-5)
 
 
-def test_by_default_the_labels_do_not_count(lessons):
-    lesson, objective = lessons(), SimKD()
-    total, metrics, _ = objective.loss(initialise(objective, lesson), lesson)
+def test_by_default_the_labels_do_not_count(training_batches):
+    batch, objective = training_batches(), SimKD()
+    total, metrics, _ = objective.loss(initialise(objective, batch), batch)
     assert total == metrics["distillation"]
 
 
@@ -58,12 +58,12 @@ def test_projector_has_three_convolutions():
     assert len(params) == 3
 
 
-def test_deployed_are_neither_the_students_classifier_nor_the_teachers_first_blocks(lessons):
-    lesson = lessons()
+def test_deployed_are_neither_the_students_classifier_nor_the_teachers_first_blocks(training_batches):
+    batch = training_batches()
     student, teacher = (
-        {name: {"w": name} for name in network.names} for network in (lesson.pair.student, lesson.pair.teacher)
+        {name: {"w": name} for name in network.names} for network in (batch.pair.student, batch.pair.teacher)
     )
-    deployed = SimKD().deployed(lesson.pair, student, {"projector": {"w": "own"}}, teacher)
+    deployed = SimKD().deployed(batch.pair, student, {"projector": {"w": "own"}}, teacher)
     assert list(deployed["student"]) == ["stem", "stage1/0", "stage2/0", "stage3/0"]
     assert list(deployed["teacher"]) == ["head"]
     assert deployed["projector"] == {"w": "own"}
