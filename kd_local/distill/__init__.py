@@ -3,7 +3,7 @@
 from kd_local.distill.connector import Connector
 from kd_local.distill.distillation import Distillation
 from kd_local.distill.local_distillation import LocalDistillation, StoneLoss
-from kd_local.distill.objective import Exam, Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.objectives.block_kd import BlockKD
 from kd_local.distill.objectives.distances import DISTANCES, logit_distance
 from kd_local.distill.objectives.registry import OBJECTIVES
@@ -16,7 +16,7 @@ __all__ = [
     "BlockKD",
     "Connector",
     "Distillation",
-    "Exam",
+    "EvaluationBatch",
     "LocalDistillation",
     "Objective",
     "Outputs",

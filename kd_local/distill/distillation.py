@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
-from kd_local.distill.objective import Exam, Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.teacher import Teacher, rest_of
 from kd_local.local.losses import softmax
@@ -106,15 +106,15 @@ class Distillation:
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
         """What is deployed, in evaluation mode: of most objectives the student alone."""
-        logits = [self.objective.logits(own, exam) for _, own, exam in self._exams(state, images)]
+        logits = [self.objective.logits(own, batch) for _, own, batch in self._evaluation_batches(state, images)]
         return logits[0] if self.objective.deploys_student else jnp.stack(logits).mean(0)
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
         """The logits of stepping stones, in evaluation mode; with several teachers, with the teacher's name before."""
         found: dict[str, Array] = {}
-        for name, own, exam in self._exams(state, images):
+        for name, own, batch in self._evaluation_batches(state, images):
             prefix = f"{name}-" if len(self.teachers) > 1 else ""
-            found |= {f"{prefix}{stone}": logits for stone, logits in self.objective.exits(own, exam).items()}
+            found |= {f"{prefix}{stone}": logits for stone, logits in self.objective.exits(own, batch).items()}
         return found
 
     def deployed(self, state: State) -> Mapping[str, Any]:
@@ -143,15 +143,15 @@ class Distillation:
         """The student's variables; None where what is deployed is not the student alone."""
         return of_block(state[NAME], NAME) if self.objective.deploys_student else None
 
-    def _exams(self, state: State, images: Array) -> list[tuple[str, Any, Exam]]:
+    def _evaluation_batches(self, state: State, images: Array) -> list[tuple[str, Any, EvaluationBatch]]:
         part = state[NAME]
         student, _ = outputs(self.student, of_block(part, NAME), images, train=False)
-        exams = []
+        batches = []
         for name, pair in self.pairs:
             rest = partial(rest_of, pair.teacher, state.get(name, {}))
-            exam = Exam(pair, student, output_shapes(pair.teacher, images), rest)
-            exams.append((name, of_block(part, name), exam))
-        return exams
+            batch = EvaluationBatch(pair, student, output_shapes(pair.teacher, images), rest)
+            batches.append((name, of_block(part, name), batch))
+        return batches
 
 
 @dataclass(frozen=True)

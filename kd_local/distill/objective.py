@@ -59,11 +59,14 @@ class Rest(Protocol):
 
 
 @dataclass(frozen=True)
-class Exam:
-    """What an objective is given where nothing is learnt: the student in evaluation mode.
+class EvaluationBatch:
+    """The inputs of an objective in evaluation.
 
     Attributes:
-        teacher: the shapes of what the teacher makes of the batch.
+        pair: the networks.
+        student: the student's outputs, in evaluation mode.
+        teacher: the shapes of the teacher's outputs.
+        teacher_rest: the teacher's blocks behind a stage.
     """
 
     pair: Pair
@@ -73,13 +76,16 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class TrainingBatch(Exam):
-    """All that an objective is given of one batch to learn from: the student in training mode.
+class TrainingBatch(EvaluationBatch):
+    """The inputs of an objective in training.
 
     Attributes:
-        teacher: in evaluation mode, cut from the gradient.
-        indices: the images' places in the training set, from 0; zeros where the objective does not need them.
-        epoch: the current one, counted from 1.
+        student: the student's outputs, in training mode.
+        teacher: the teacher's outputs, in evaluation mode; no gradient flows into them.
+        labels: in [0, classes).
+        indices: the images' places in the training set, from 0; zeros if the objective does not need them.
+        epoch: the current epoch, counted from 1.
+        rng: for random choices of this step.
     """
 
     labels: Int[Array, " batch"]
@@ -115,9 +121,9 @@ class Objective:
         variables after the step."""
         raise NotImplementedError
 
-    def logits(self, variables: Variables, exam: Exam) -> Float[Array, "batch _"]:
+    def logits(self, variables: Variables, batch: EvaluationBatch) -> Float[Array, "batch _"]:
         """What is deployed: the student's own logits, unless the objective says otherwise."""
-        return exam.student.logits
+        return batch.student.logits
 
     def deployed(
         self, pair: Pair, student: Mapping[str, Any], own: Mapping[str, Any], teacher: Mapping[str, Any]
@@ -126,6 +132,6 @@ class Objective:
         teacher's blocks. Called only if `deploys_student` is False."""
         raise NotImplementedError
 
-    def exits(self, variables: Variables, exam: Exam) -> dict[str, Float[Array, "batch _"]]:
+    def exits(self, variables: Variables, batch: EvaluationBatch) -> dict[str, Float[Array, "batch _"]]:
         """The logits of whatever else answers, by name: stepping stones."""
         return {}

@@ -65,5 +65,5 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
 
 @pytest.fixture(scope="session")
 def examples() -> int:
-    """The size of the training set that the training_batches' indices point into."""
+    """The size of the training set that the batches' indices point into."""
     return EXAMPLES

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
-from kd_local.distill.objective import Exam, Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.stepping_stones import Stone, connector_to, stepping_stones, through_teacher
 from kd_local.local.losses import softmax
@@ -93,20 +93,20 @@ class BlockKD(Objective):
         total = self.alpha * task + warm * (self.beta * distill + self.gamma * cross)
         return total, {"task": task, "distillation": distill, "cross": cross, **accuracies}, statistics
 
-    def exits(self, variables: Variables, exam: Exam) -> dict[str, Float[Array, "batch classes"]]:
+    def exits(self, variables: Variables, batch: EvaluationBatch) -> dict[str, Float[Array, "batch classes"]]:
         """The stones' logits."""
-        stones, logits, _ = self._answers(variables, exam, train=False)
+        stones, logits, _ = self._answers(variables, batch, train=False)
         return {stone.name: answer for stone, answer in zip(stones, logits, strict=True)}
 
     def _answers(
-        self, variables: Variables, exam: Exam, *, train: bool
+        self, variables: Variables, batch: EvaluationBatch, *, train: bool
     ) -> tuple[tuple[Stone, ...], list[Array], Collection]:
-        stones = stepping_stones(exam.student, exam.teacher, self.stones)
+        stones = stepping_stones(batch.student, batch.teacher, self.stones)
         features, statistics = apply_connectors(
-            {stone.name: connector_to(exam.pair, exam.teacher, stone.teacher) for stone in stones},
+            {stone.name: connector_to(batch.pair, batch.teacher, stone.teacher) for stone in stones},
             variables,
-            {stone.name: [exam.student.features[stone.student]] for stone in stones},
+            {stone.name: [batch.student.features[stone.student]] for stone in stones},
             train=train,
         )
         entering = [(stone.teacher, features[stone.name]) for stone in stones]
-        return stones, through_teacher(exam.teacher_rest, entering, batched=self.batched), statistics
+        return stones, through_teacher(batch.teacher_rest, entering, batched=self.batched), statistics

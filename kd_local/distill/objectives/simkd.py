@@ -11,7 +11,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
-from kd_local.distill.objective import Exam, Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.objectives.fitnet import hint_loss
 from kd_local.distill.stages import rectified
 from kd_local.models.layers import ConvNorm, average_pool_to
@@ -80,8 +80,8 @@ class SimKD(Objective):
             batch_stats=batch_stats,
         )
 
-    def logits(self, variables: Variables, exam: Exam) -> Float[Array, "batch _"]:
-        return self._classify(exam, self._project(variables, exam, train=False)[0])
+    def logits(self, variables: Variables, batch: EvaluationBatch) -> Float[Array, "batch _"]:
+        return self._classify(batch, self._project(variables, batch, train=False)[0])
 
     def deployed(
         self, pair: Pair, student: Mapping[str, Any], own: Mapping[str, Any], teacher: Mapping[str, Any]
@@ -98,12 +98,12 @@ class SimKD(Objective):
         relu = rectified(pair.teacher, -1)
         return Projector(teacher.features[-1].shape[-1], factor=self.factor, relu=relu)
 
-    def _project(self, variables: Variables, exam: Exam, *, train: bool) -> tuple[Array, Collection]:
-        x, like = exam.student.features[-1], exam.teacher.features[-1].shape
+    def _project(self, variables: Variables, batch: EvaluationBatch, *, train: bool) -> tuple[Array, Collection]:
+        x, like = batch.student.features[-1], batch.teacher.features[-1].shape
         x = average_pool_to(x, (min(x.shape[1], like[1]), min(x.shape[2], like[2])))
-        projector = {"projector": self._projector(exam.pair, exam.teacher)}
+        projector = {"projector": self._projector(batch.pair, batch.teacher)}
         outputs, statistics = apply_connectors(projector, variables, {"projector": (x,)}, train=train)
         return outputs["projector"], statistics
 
-    def _classify(self, exam: Exam, projected: Array) -> Array:
-        return exam.teacher_rest(len(exam.teacher.features) - 1, projected)
+    def _classify(self, batch: EvaluationBatch, projected: Array) -> Array:
+        return batch.teacher_rest(len(batch.teacher.features) - 1, projected)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.distill.objective import Exam
+from kd_local.distill.objective import EvaluationBatch
 from kd_local.distill.objectives.simkd import Projector, SimKD
 from kd_local.local.losses import softmax
 from kd_local.models.layers import average_pool_to
@@ -38,11 +38,11 @@ def test_the_teachers_classifier_is_deployed(student, teacher, training_batches)
     batch, objective = training_batches(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD()
     variables = initialise(objective, batch)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch.teacher)
-    exam = Exam(batch.pair, batch.student, shapes, batch.teacher_rest)
+    batch = EvaluationBatch(batch.pair, batch.student, shapes, batch.teacher_rest)
     own = of_block(variables, "projector")
     x = average_pool_to(batch.student.features[-1], (2, 2))
     expected = batch.teacher_rest(1, Projector(10).apply(own, x, train=False))
-    np.testing.assert_allclose(objective.logits(variables, exam), expected, rtol=1e-5)
+    np.testing.assert_allclose(objective.logits(variables, batch), expected, rtol=1e-5)
 
 
 def test_by_default_the_labels_do_not_count(training_batches):
