@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import Metrics, Program, State
 from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.outputs import output_shapes, outputs
-from kd_local.distill.teacher import Teacher, rest_of
+from kd_local.distill.teacher import Teacher, remaining_blocks
 from kd_local.local.losses import softmax
 from kd_local.networks import Network, Variables, by_block, of_block
 from kd_local.state import Part, new_part, update_part, variables_of
@@ -148,8 +148,8 @@ class Distillation:
         student, _ = outputs(self.student, of_block(part, NAME), images, train=False)
         batches = []
         for name, pair in self.pairs:
-            rest = partial(rest_of, pair.teacher, state.get(name, {}))
-            batch = EvaluationBatch(pair, student, output_shapes(pair.teacher, images), rest)
+            remaining = partial(remaining_blocks, pair.teacher, state.get(name, {}))
+            batch = EvaluationBatch(pair, student, output_shapes(pair.teacher, images), remaining)
             batches.append((name, of_block(part, name), batch))
         return batches
 
@@ -192,8 +192,8 @@ def _teach(
         student, statistics = outputs(settings.pairs[0][1].student, of_block(whole, NAME), images, train=True)
         batch_stats, losses, all_metrics = {NAME: statistics}, [], []
         for (name, pair), variables, teacher, key in zip(settings.pairs, frozen, shown, rngs, strict=True):
-            rest = partial(rest_of, pair.teacher, variables)
-            batch = TrainingBatch(pair, student, teacher, rest, labels, indices, epoch, key)
+            remaining = partial(remaining_blocks, pair.teacher, variables)
+            batch = TrainingBatch(pair, student, teacher, remaining, labels, indices, epoch, key)
             loss, metrics, batch_stats[name] = settings.objective.loss(of_block(whole, name), batch)
             losses.append(loss)
             all_metrics.append(metrics)

@@ -1,4 +1,4 @@
-"""Local distillation: a student cut into gradient-isolated modules, each taught through the rest of a frozen teacher.
+"""Local distillation: gradient-isolated student modules, each with the teacher's remaining blocks as its head.
 
 Module i is the student's stage i, and its loss that of stepping stone N_i: the stage's output through a connector and
 the teacher's remaining blocks, which take the place of a local head. Nothing flows back through a cut. So memory falls
@@ -24,7 +24,7 @@ from kd_local.distill.objective import Pair
 from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.outputs import output_shapes
 from kd_local.distill.stepping_stones import Stone, connector_to, stepping_stones
-from kd_local.distill.teacher import Teacher, rest_of
+from kd_local.distill.teacher import Teacher, remaining_blocks
 from kd_local.local.losses import softmax
 from kd_local.networks import Network, Variables, apply_block, by_block, init_block, of_block
 from kd_local.precision import at_least_float32
@@ -200,7 +200,9 @@ class LocalDistillation:
             x, _ = module.blocks[: module.end].apply(of_block(part, "blocks"), x, train=False)
             if module.stone is not None and module.connector is not None:
                 entered, _ = apply_block(module.connector, of_block(part, "connector"), x, train=False)
-                found[module.stone.name] = rest_of(self.teacher.network, state[TEACHER], module.stone.teacher, entered)
+                found[module.stone.name] = remaining_blocks(
+                    self.teacher.network, state[TEACHER], module.stone.teacher, entered
+                )
         return found
 
     def deployed(self, state: State) -> Mapping[str, Any]:
@@ -270,7 +272,7 @@ def _train_module(
             entered, batch_stats["connector"] = apply_block(
                 module.connector, of_block(variables, "connector"), features, train=True
             )
-            logits = rest_of(teacher, frozen[0], module.stone.teacher, entered)
+            logits = remaining_blocks(teacher, frozen[0], module.stone.teacher, entered)
             loss, metrics = stone_loss(logits, target, labels)
             losses.append(loss if not module.last else module.stone.weight * loss)
         if module.last:

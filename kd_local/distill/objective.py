@@ -47,13 +47,13 @@ class Pair:
 
 
 @runtime_checkable
-class Rest(Protocol):
-    """The frozen teacher from the end of a stage on."""
+class RemainingBlocks(Protocol):
+    """The frozen teacher's blocks after a stage."""
 
     def __call__(self, stage: int, x: Float[Array, "n _ _ _"], until: int | None = None) -> Array:
-        """Sends features through the teacher's blocks behind the stage of that index, in evaluation mode.
+        """Applies the teacher's blocks after the stage of that index, in evaluation mode.
 
-        Gives logits, or the features at the end of the stage `until`. Gradients pass through it to the features.
+        Returns the logits, or the features at the end of the stage `until`. Gradients flow to `x`.
         """
         ...
 
@@ -66,13 +66,13 @@ class EvaluationBatch:
         pair: the networks.
         student: the student's outputs, in evaluation mode.
         teacher: the shapes of the teacher's outputs.
-        teacher_rest: the teacher's blocks behind a stage.
+        remaining_blocks: the teacher's blocks after a stage.
     """
 
     pair: Pair
     student: Outputs
     teacher: Outputs
-    teacher_rest: Rest
+    remaining_blocks: RemainingBlocks
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kd_local.distill.connector import Connector
-from kd_local.distill.objective import Outputs, Pair, Rest
+from kd_local.distill.objective import Outputs, Pair, RemainingBlocks
 from kd_local.distill.stages import pair_stages, rectified
 
 
@@ -67,7 +67,7 @@ def connector_to(pair: Pair, teacher: Outputs, stage: int) -> Connector:
 
 
 def through_teacher(
-    rest: Rest, entering: Sequence[tuple[int, Array]], *, batched: bool
+    remaining_blocks: RemainingBlocks, entering: Sequence[tuple[int, Array]], *, batched: bool
 ) -> list[Float[Array, "batch classes"]]:
     """The teacher's logits of features that enter it behind these stages, in order of the stages.
 
@@ -76,13 +76,13 @@ def through_teacher(
     devices among which the batch is divided.
     """
     if not batched or len(entering) == 1:
-        return [rest(stage, x) for stage, x in entering]
+        return [remaining_blocks(stage, x) for stage, x in entering]
     (_, first), count = entering[0], len(entering)
     together = first[:, None]
     for (stage, _), (following, x) in pairwise(entering):
-        moved = together if stage == following else _unfold(rest(stage, _fold(together), following), first)
+        moved = together if stage == following else _unfold(remaining_blocks(stage, _fold(together), following), first)
         together = jnp.concatenate([moved, x[:, None].astype(moved.dtype)], axis=1)
-    logits = _unfold(rest(entering[-1][0], _fold(together)), first)
+    logits = _unfold(remaining_blocks(entering[-1][0], _fold(together)), first)
     return [logits[:, i] for i in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""A teacher: a network whose parameters and statistics stand still."""
+"""A teacher: a network with fixed parameters and statistics."""
 
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ class Teacher:
     variables: Variables
 
 
-def rest_of(network: Network, variables: Variables, stage: int, x: Array, until: int | None = None) -> Array:
-    """See `kd_local.distill.objective.Rest`; stage 0 is the stem."""
+def remaining_blocks(network: Network, variables: Variables, stage: int, x: Array, until: int | None = None) -> Array:
+    """See `kd_local.distill.objective.RemainingBlocks`; stage 0 is the stem."""
     ends = [network.position(name) + 1 for name in network.stages]
-    behind = network[ends[stage] : None if until is None else ends[until]]
-    return behind.apply(behind.select(variables), x, train=False)[0]
+    remaining = network[ends[stage] : None if until is None else ends[until]]
+    return remaining.apply(remaining.select(variables), x, train=False)[0]

@@ -32,7 +32,7 @@ def outputs() -> Callable[..., Outputs]:
 
 @pytest.fixture(scope="session")
 def training_batches(outputs) -> Callable[..., TrainingBatch]:
-    """A batch of such outputs. The teacher's rest is the mean over the map and a matrix."""
+    """A batch of such outputs. The teacher's remaining blocks are the mean over the map and a matrix."""
 
     def make(
         student: Sequence[tuple[int, int]] = STUDENT,
@@ -44,7 +44,7 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
     ) -> TrainingBatch:
         matrix = jnp.asarray(np.random.default_rng(3).standard_normal((teacher[-1][1], 5)).astype(dtype))
 
-        def rest(stage: int, x: jax.Array, until: int | None = None) -> jax.Array:
+        def classify(stage: int, x: jax.Array, until: int | None = None) -> jax.Array:
             assert (stage, until) == (len(teacher) - 1, None)
             return x.mean(axis=1).mean(axis=1) @ matrix
 
@@ -53,7 +53,7 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
             pair=Pair(resnet(8, classes=5, widths=(4, 4, 6, 8)), taught_by),
             student=outputs(1, student, batch=batch, dtype=dtype),
             teacher=outputs(2, teacher, batch=batch, dtype=dtype),
-            teacher_rest=rest,
+            remaining_blocks=classify,
             labels=jnp.arange(batch, dtype=jnp.int32) % 5,
             indices=jnp.arange(batch, dtype=jnp.int32) + 2,
             epoch=jnp.float32(epoch),

@@ -1,4 +1,4 @@
-"""Local distillation: modules isolated from each other, each taught through the rest of the teacher."""
+"""Local distillation: modules isolated from each other, each taught through the teacher's remaining blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from kd_local.distill import LocalDistillation, StoneLoss, Teacher
-from kd_local.distill.teacher import rest_of
+from kd_local.distill.teacher import remaining_blocks
 from kd_local.memory import footprint, target
 from kd_local.models import create, resnet
 from kd_local.networks import apply_block, of_block
@@ -71,7 +71,7 @@ def test_each_module_learns_by_its_own_plain_loss_alone():
             features, _ = module.blocks.features(blocks, x, train=True)
             stage = features[module.blocks.names[module.end - 1]]
             entered, _ = apply_block(module.connector, connector, stage, train=True)
-            total = loss(rest_of(TEACHER_NETWORK, before["teacher"], module.stone.teacher, entered))
+            total = loss(remaining_blocks(TEACHER_NETWORK, before["teacher"], module.stone.teacher, entered))
             return total + loss(features["head"]) if module.last else total, stage
 
         (expected, x), gradients = jax.value_and_grad(objective, has_aux=True)(part["params"])

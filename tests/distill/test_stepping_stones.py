@@ -9,7 +9,7 @@ import pytest
 
 from kd_local.distill import Pair, Teacher, output_shapes
 from kd_local.distill.stepping_stones import connector_to, stepping_stones, through_teacher
-from kd_local.distill.teacher import rest_of
+from kd_local.distill.teacher import remaining_blocks
 from kd_local.models import create, resnet
 
 STUDENT = resnet(8, classes=5, widths=(4, 4, 6, 8))
@@ -28,9 +28,9 @@ def entering(*stages: int) -> list[tuple[int, jax.Array]]:
 
 @pytest.mark.parametrize("stages", [(1, 2, 3), (1, 3), (2, 2, 3), (2,)])
 def test_batched_is_one_by_one(stages):
-    rest = partial(rest_of, TEACHER_NETWORK, TEACHER.variables)
-    together = through_teacher(rest, entering(*stages), batched=True)
-    alone = through_teacher(rest, entering(*stages), batched=False)
+    remaining = partial(remaining_blocks, TEACHER_NETWORK, TEACHER.variables)
+    together = through_teacher(remaining, entering(*stages), batched=True)
+    alone = through_teacher(remaining, entering(*stages), batched=False)
     assert len(together) == len(alone) == len(stages)
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -38,10 +38,10 @@ def test_batched_is_one_by_one(stages):
 
 
 def test_a_batched_image_sees_no_other():
-    rest = partial(rest_of, TEACHER_NETWORK, TEACHER.variables)
-    together = through_teacher(rest, entering(1, 3), batched=True)
+    remaining = partial(remaining_blocks, TEACHER_NETWORK, TEACHER.variables)
+    together = through_teacher(remaining, entering(1, 3), batched=True)
     changed = [(stage, x.at[0].add(1.0)) for stage, x in entering(1, 3)]
-    after = through_teacher(rest, changed, batched=True)
+    after = through_teacher(remaining, changed, batched=True)
     for a, b in zip(together, after, strict=True):
         assert bool((a[0] != b[0]).any())
         np.testing.assert_allclose(a[1:], b[1:], rtol=1e-6)

@@ -130,7 +130,7 @@ def test_distillation():
     alone, kd, block_kd, local = (saved_activations(method, CIFAR, BATCH) for method in taught())
     # Of the teacher nothing is saved but what its answer becomes in the loss: a few numbers an image.
     assert alone["network"] < kd["student"] < alone["network"] + BATCH * 200
-    # Its rest, through which the stones go, is saved, but no parameter of it.
+    # Its remaining blocks, through which the stones go, are saved, but no parameter of it.
     assert block_kd["student"] > 1.5 * kd["student"]
     assert list(local) == ["teacher", "module00", "module01", "module02"]
     assert local["teacher"] == 0 < local["module02"] < local["module01"] < local["module00"] < block_kd["student"]

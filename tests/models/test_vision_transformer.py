@@ -330,8 +330,8 @@ def test_block_kd_sends_a_student_through_its_teacher(pair):
     for leave, enter, name in zip(student.stages[-stones:], teacher_network.stages[-stones:], exits, strict=True):
         connector = of_block(of_block(of_block(part, "teacher0"), name), "conv")
         x = connected(*connector.values(), np.asarray(features[leave]), shapes[enter], relu=relu)
-        rest = teacher_network[teacher_network.position(enter) + 1 :]
-        expected = through(rest, rest.select(teacher.variables), x)["head"]
+        remaining = teacher_network[teacher_network.position(enter) + 1 :]
+        expected = through(remaining, remaining.select(teacher.variables), x)["head"]
         np.testing.assert_allclose(exits[name], expected, rtol=1e-4, atol=1e-5)
 
 

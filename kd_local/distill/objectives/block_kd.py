@@ -109,4 +109,4 @@ class BlockKD(Objective):
             train=train,
         )
         entering = [(stone.teacher, features[stone.name]) for stone in stones]
-        return stones, through_teacher(batch.teacher_rest, entering, batched=self.batched), statistics
+        return stones, through_teacher(batch.remaining_blocks, entering, batched=self.batched), statistics

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: the label's probability, and how the rest is spread, are weighed apart."""
+"""Decoupled knowledge distillation: separate weights for the label and for the distribution over the other classes."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -36,10 +36,10 @@ def dkd_loss(
 
     def decoupled(logits: Array) -> tuple[Array, Array]:
         log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
-        log_rest = jax.nn.logsumexp(log_p, axis=-1, keepdims=True, where=others)
+        log_others = jax.nn.logsumexp(log_p, axis=-1, keepdims=True, where=others)
         log_label = jnp.where(others, 0, log_p).sum(axis=-1, keepdims=True)
         # Of the label itself nothing: a logarithm of 0 in both, which adds 0.
-        return jnp.concatenate([log_label, log_rest], axis=-1), jnp.where(others, log_p - log_rest, 0)
+        return jnp.concatenate([log_label, log_others], axis=-1), jnp.where(others, log_p - log_others, 0)
 
     def divergence(log_p: Array, log_q: Array, counted: Array | bool = True) -> Array:
         return jnp.where(counted, jnp.exp(log_p) * (log_p - log_q), 0).sum(axis=-1).mean()

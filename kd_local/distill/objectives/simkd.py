@@ -38,11 +38,11 @@ class Projector(nn.Module):
 
 @dataclass(frozen=True)
 class SimKD(Objective):
-    """weight * the mean squared difference of the projected features and the teacher's, of the last stage; and, if
-    asked for, ce_weight * cross entropy of what the teacher's rest makes of them.
+    """weight * the mean squared difference of projected student features and teacher features at the last stage, plus
+    ce_weight * the cross entropy of the logits that the teacher's remaining blocks compute from the projected ones.
 
-    That is what is deployed: the student without its own classifier, the projector, the teacher's rest. The larger
-    features are average-pooled to the smaller's resolution, the student's before they are projected.
+    These blocks are deployed, together with the student without its classifier and the projector. The larger features
+    are average-pooled to the smaller's resolution, the student's before the projection.
 
     Attributes:
         factor: by how much the projector is narrower inside.
@@ -87,11 +87,11 @@ class SimKD(Objective):
         self, pair: Pair, student: Mapping[str, Any], own: Mapping[str, Any], teacher: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         first = pair.student[: pair.student.position(pair.student.stages[-1]) + 1]
-        rest = pair.teacher[pair.teacher.position(pair.teacher.stages[-1]) + 1 :]
+        remaining = pair.teacher[pair.teacher.position(pair.teacher.stages[-1]) + 1 :]
         return {
             "student": {name: student[name] for name in first.names if name in student},
             "projector": own["projector"],
-            "teacher": {name: teacher[name] for name in rest.names if name in teacher},
+            "teacher": {name: teacher[name] for name in remaining.names if name in teacher},
         }
 
     def _projector(self, pair: Pair, teacher: Outputs) -> Projector:
@@ -106,4 +106,4 @@ class SimKD(Objective):
         return outputs["projector"], statistics
 
     def _classify(self, batch: EvaluationBatch, projected: Array) -> Array:
-        return batch.teacher_rest(len(batch.teacher.features) - 1, projected)
+        return batch.remaining_blocks(len(batch.teacher.features) - 1, projected)

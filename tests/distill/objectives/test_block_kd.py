@@ -74,8 +74,8 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
         feature = logits_of(first_part, student, images, True)
         connector = connector_to(Pair(STUDENT, TEACHER_NETWORK), output_shapes(TEACHER_NETWORK, LIKE), i)
         feature, _ = apply_block(connector, of_block(connectors, stone), feature, train=True)
-        rest = TEACHER_NETWORK[TEACHER_NETWORK.position(f"{STAGES[i - 1]}/1") + 1 :]
-        hybrids.append(logits_of(rest, teacher_variables, feature, False))
+        remaining = TEACHER_NETWORK[TEACHER_NETWORK.position(f"{STAGES[i - 1]}/1") + 1 :]
+        hybrids.append(logits_of(remaining, teacher_variables, feature, False))
         weights.append(1 / 2 ** (3 - i))
     ensemble = sum(hybrids) / len(hybrids)
     if not objective.ensemble_gradient:

@@ -27,7 +27,7 @@ def test_the_projected_features_are_drawn_to_the_teachers(student, teacher, trai
     own = of_block(variables, "projector")
     projected, updated = Projector(10).apply(own, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(metrics["distillation"], np.square(projected - target).mean(), rtol=1e-5)
-    classified = softmax(batch.teacher_rest(1, projected), batch.labels)["loss"]
+    classified = softmax(batch.remaining_blocks(1, projected), batch.labels)["loss"]
     np.testing.assert_allclose(metrics["cross_entropy"], classified, rtol=1e-5)
     np.testing.assert_allclose(total, metrics["distillation"] + 0.5 * classified, rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, batch_stats, {"projector": updated["batch_stats"]})
@@ -38,10 +38,10 @@ def test_the_teachers_classifier_is_deployed(student, teacher, training_batches)
     batch, objective = training_batches(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD()
     variables = initialise(objective, batch)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch.teacher)
-    batch = EvaluationBatch(batch.pair, batch.student, shapes, batch.teacher_rest)
+    batch = EvaluationBatch(batch.pair, batch.student, shapes, batch.remaining_blocks)
     own = of_block(variables, "projector")
     x = average_pool_to(batch.student.features[-1], (2, 2))
-    expected = batch.teacher_rest(1, Projector(10).apply(own, x, train=False))
+    expected = batch.remaining_blocks(1, Projector(10).apply(own, x, train=False))
     np.testing.assert_allclose(objective.logits(variables, batch), expected, rtol=1e-5)
 
 
