@@ -32,7 +32,7 @@ from experiments.results import SUMMARY
 from experiments.summary import summarise
 from experiments.teacher_caches import FillingStopped, caches, supplies
 from experiments.teachers import save_network
-from kd_local.contract import State, Taught, TrainsNetwork
+from kd_local.contract import HasTeachers, State, TrainsNetwork
 from kd_local.data import Data, DataError
 from kd_local.files import replace_text
 from kd_local.parallel import hosts
@@ -183,7 +183,7 @@ def _describe(console: Console, experiment: Experiment, config: ConfigDict, work
 
 def _title(experiment: Experiment, config: ConfigDict) -> str:
     how = f"K={experiment.modules} {experiment.context}" if experiment.context else "end to end"
-    if config.teacher.weights is not None and isinstance(experiment.method, Taught):
+    if config.teacher.weights is not None and isinstance(experiment.method, HasTeachers):
         how = f"taught by {config.teacher.network or config.teacher.weights}"
     return f"{config.method} {config.network.name} on {config.data.name}, {how}, seed {config.seed}"
 
@@ -217,7 +217,7 @@ def _show(console: Console, summary: Mapping[str, Any], workdir: Path) -> None:
 def _compared_with_teachers(experiment: Experiment, config: ConfigDict, state: State, data: Data) -> dict[str, float]:
     """The accuracy of the teachers and how often the student agrees with them, on the test images."""
     method = experiment.method
-    if not isinstance(method, Taught):
+    if not isinstance(method, HasTeachers):
         return {}
     accuracy, agreement = compare(method, state, data, batch_size=config.batch_size, mesh=experiment.mesh)
     return {"teacher_accuracy": accuracy, "agreement": agreement}

@@ -97,10 +97,12 @@ class TrainsNetwork(Protocol):
 
 
 @runtime_checkable
-class Taught(Method, Protocol):
-    """A method that has teachers."""
+class HasTeachers(Method, Protocol):
+    """A method with teachers."""
 
-    def taught(self, state: State, images: Float[Array, "batch h w c"]) -> Mapping[str, Float[Array, "batch k"]]:
+    def teacher_logits(
+        self, state: State, images: Float[Array, "batch h w c"]
+    ) -> Mapping[str, Float[Array, "batch k"]]:
         """The teachers' logits by name, in evaluation mode."""
         ...
 

@@ -127,7 +127,9 @@ class Distillation:
             for name, pair in self.pairs
         }
 
-    def taught(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
+    def teacher_logits(
+        self, state: State, images: Float[Array, "batch h w c"]
+    ) -> dict[str, Float[Array, "batch classes"]]:
         """The teachers' logits, in evaluation mode."""
         return {
             name: teacher.network.apply(teacher.variables if self.cached else state[name], images, train=False)[0]

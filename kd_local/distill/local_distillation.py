@@ -214,7 +214,9 @@ class LocalDistillation:
         """The last module, whose output is the student's logits."""
         return self.modules[-1].name
 
-    def taught(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
+    def teacher_logits(
+        self, state: State, images: Float[Array, "batch h w c"]
+    ) -> dict[str, Float[Array, "batch classes"]]:
         """The teacher's logits, in evaluation mode."""
         return {TEACHER: self.teacher.network.apply(state[TEACHER], images, train=False)[0]}
 

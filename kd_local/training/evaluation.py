@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from kd_local.contract import Method, State, Taught
+from kd_local.contract import HasTeachers, Method, State
 from kd_local.data import Augmentation, Data, Examples, normalise
 from kd_local.parallel import all_devices, move, on_every_device, put_rows
 from kd_local.training.inputs import share_of
@@ -34,7 +34,7 @@ def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh:
     return results
 
 
-def compare(method: Taught, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> tuple[float, float]:
+def compare(method: HasTeachers, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> tuple[float, float]:
     """Of the test images, the share that the teachers answer rightly, several of them by the mean of their logits, and
     the share on which what is deployed gives the same answer as they."""
     mesh, here = all_devices(mesh), gather(state, mesh)
@@ -69,7 +69,7 @@ def _means(sums_of: Callable[..., Any], split: Examples, batch_size: int, mesh: 
 
 @partial(jax.jit, static_argnums=(0, 1, 3))
 def _compare_batch(
-    method: Taught,
+    method: HasTeachers,
     augmentation: Augmentation,
     state: State,
     replicated: NamedSharding,
@@ -78,7 +78,9 @@ def _compare_batch(
     valid: Bool[Array, " batch"],
 ) -> Float[Array, "2"]:
     inputs = normalise(augmentation, images)
-    teachers = jnp.stack([logits.astype(jnp.float32) for logits in method.taught(state, inputs).values()]).mean(axis=0)
+    teachers = jnp.stack([logits.astype(jnp.float32) for logits in method.teacher_logits(state, inputs).values()]).mean(
+        axis=0
+    )
     answer = jnp.argmax(teachers, axis=-1)
     right = answer.astype(labels.dtype) == labels
     alike = answer == jnp.argmax(method.logits(state, inputs), axis=-1)
