@@ -181,19 +181,19 @@ def _teach(
     epoch = (part["step"] // settings.steps_per_epoch + 1).astype(jnp.float32)
     if settings.cached:
         frozen = ({},) * len(settings.pairs)
-        shown = [Outputs.of_logits(logits) for logits in further]
+        teacher_outputs = [Outputs.of_logits(logits) for logits in further]
     else:
-        shown = [
+        teacher_outputs = [
             outputs(pair.teacher, variables, images, train=False)[0]
             for (_, pair), variables in zip(settings.pairs, frozen, strict=True)
         ]
-    shown = jax.lax.stop_gradient(shown)
+    teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
 
     def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
         whole = {**part, "params": params}
         student, statistics = outputs(settings.pairs[0][1].student, of_block(whole, NAME), images, train=True)
         batch_stats, losses, all_metrics = {NAME: statistics}, [], []
-        for (name, pair), variables, teacher, key in zip(settings.pairs, frozen, shown, rngs, strict=True):
+        for (name, pair), variables, teacher, key in zip(settings.pairs, frozen, teacher_outputs, rngs, strict=True):
             remaining = partial(remaining_blocks, pair.teacher, variables)
             batch = TrainingBatch(pair, student, teacher, remaining, labels, indices, epoch, key)
             loss, metrics, batch_stats[name] = settings.objective.loss(of_block(whole, name), batch)

@@ -48,9 +48,9 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
             assert (stage, until) == (len(teacher) - 1, None)
             return x.mean(axis=1).mean(axis=1) @ matrix
 
-        taught_by = resnet(8, classes=5, widths=(5, 5, 7, 10)) if len(teacher) == 4 else create("vgg8", classes=5)
+        teacher_network = resnet(8, classes=5, widths=(5, 5, 7, 10)) if len(teacher) == 4 else create("vgg8", classes=5)
         return TrainingBatch(
-            pair=Pair(resnet(8, classes=5, widths=(4, 4, 6, 8)), taught_by),
+            pair=Pair(resnet(8, classes=5, widths=(4, 4, 6, 8)), teacher_network),
             student=outputs(1, student, batch=batch, dtype=dtype),
             teacher=outputs(2, teacher, batch=batch, dtype=dtype),
             remaining_blocks=classify,

@@ -64,8 +64,8 @@ def test_connector_of_a_long_map():
     ],
 )
 def test_pairs(student, teacher, stem, pairs, outputs):
-    shown = [outputs(0, ((2, 3),) * count) for count in (student, teacher)]
-    assert pair_stages(*shown, stem=stem) == pairs
+    each = [outputs(0, ((2, 3),) * count) for count in (student, teacher)]
+    assert pair_stages(*each, stem=stem) == pairs
 
 
 def test_no_pairs(outputs):

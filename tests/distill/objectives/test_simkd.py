@@ -23,7 +23,7 @@ def test_the_projected_features_are_drawn_to_the_teachers(student, teacher, trai
     batch, objective = training_batches(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD(ce_weight=0.5)
     variables = initialise(objective, batch)
     total, metrics, batch_stats = objective.loss(variables, batch)
-    x, target = (average_pool_to(shown.features[-1], (2, 2)) for shown in (batch.student, batch.teacher))
+    x, target = (average_pool_to(outputs.features[-1], (2, 2)) for outputs in (batch.student, batch.teacher))
     own = of_block(variables, "projector")
     projected, updated = Projector(10).apply(own, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(metrics["distillation"], np.square(projected - target).mean(), rtol=1e-5)
