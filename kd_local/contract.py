@@ -59,7 +59,7 @@ class Program:
 
 @runtime_checkable
 class Method(Protocol):
-    """What every way to train gives: end to end, ContSup, and whatever comes."""
+    """A way to train a network."""
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A fresh state; of `images` only shape and dtype count."""
@@ -70,11 +70,11 @@ class Method(Protocol):
         ...
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch k"]:
-        """What is deployed, in evaluation mode: no local heads, connectors or teachers."""
+        """The logits of the deployed network, in evaluation mode: without local heads, connectors or teachers."""
         ...
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> Mapping[str, Float[Array, "batch k"]]:
-        """The logits of whatever else can answer, by name, in evaluation mode: heads on the way, all together."""
+        """The logits of other classifiers by name, in evaluation mode: local heads, their ensemble, stepping stones."""
         ...
 
     def deployed(self, state: State) -> Mapping[str, Any]:

@@ -58,7 +58,7 @@ class StoneLoss:
         logit_distance(self.distance, temperature=self.temperature)
 
     def __call__(self, logits: Array, target: Array, labels: Array) -> tuple[Array, Metrics]:
-        """The loss of an answer, its parts and its accuracy."""
+        """The loss of some logits, its terms and their accuracy."""
         of_labels = softmax(logits, labels)
         distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
         distillation = distance(logits, target, labels)
@@ -76,7 +76,7 @@ class StudentModule:
 
     Attributes:
         blocks: of the student; of the last module its head too.
-        stone: None where the last module has none besides its own answer.
+        stone: None if the last module has no stone, but the student's logits only.
         end: how many of the blocks come before the stone.
         connector: to the teacher.
     """
@@ -91,7 +91,7 @@ class StudentModule:
 
     @property
     def last(self) -> bool:
-        """Whether it gives the student's own answer."""
+        """True if its output is the student's logits."""
         return not self.writes
 
 
@@ -165,11 +165,11 @@ class LocalDistillation:
         return state
 
     def programs(self) -> tuple[Program, ...]:
-        """The teacher's answer first, then a program for each module."""
+        """The teacher's logits first, then a program for each module."""
         teacher = Program(
             name=TEACHER,
             key=("teacher", self.teacher.network),
-            function=partial(_answer, self.teacher.network),
+            function=partial(_teacher_logits, self.teacher.network),
             reads=("images", "labels"),
             writes=("teacher_logits",),
             trains=False,
@@ -235,7 +235,7 @@ def _at_stone(module: StudentModule, variables: Variables, x: Array) -> Array:
     return module.blocks[: module.end].apply(variables, x, train=False)[0]
 
 
-def _answer(
+def _teacher_logits(
     network: Network,
     part: Part,
     frozen: tuple[()],
@@ -278,12 +278,12 @@ def _train_module(
             loss, metrics = stone_loss(logits, target, labels)
             losses.append(loss if not module.last else module.stone.weight * loss)
         if module.last:
-            answer = features
+            student_logits = features
             if behind:
                 head = module.blocks[module.end :]
-                answer, more = head.apply(head.select(blocks), features, train=True)
+                student_logits, more = head.apply(head.select(blocks), features, train=True)
                 batch_stats["blocks"] = {**statistics, **more}
-            loss, own = stone_loss(answer, target, labels)
+            loss, own = stone_loss(student_logits, target, labels)
             losses.append(loss)
             metrics = {**{f"stone_{name}": value for name, value in metrics.items()}, **own}
         written = () if module.last else (jax.lax.stop_gradient(features),)

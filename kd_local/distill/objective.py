@@ -133,5 +133,5 @@ class Objective:
         raise NotImplementedError
 
     def exits(self, variables: Variables, batch: EvaluationBatch) -> dict[str, Float[Array, "batch _"]]:
-        """The logits of whatever else answers, by name: stepping stones."""
+        """The logits of the stepping stones, by name."""
         return {}

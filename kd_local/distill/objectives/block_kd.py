@@ -73,7 +73,7 @@ class BlockKD(Objective):
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         """The three terms, and each stone's accuracy on the batch."""
-        stones, logits, statistics = self._answers(variables, batch, train=True)
+        stones, logits, statistics = self._stone_logits(variables, batch, train=True)
         student, labels = batch.student.logits, batch.labels
         distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
         ensemble = jnp.stack(logits).mean(axis=0)
@@ -83,11 +83,11 @@ class BlockKD(Objective):
         distill = distance(student, batch.teacher.logits, labels)
         cross = distance(student, ensemble, labels)
         accuracies: Metrics = {}
-        for stone, answer in zip(stones, logits, strict=True):
-            of_labels = softmax(answer, labels)
+        for stone, stone_logits in zip(stones, logits, strict=True):
+            of_labels = softmax(stone_logits, labels)
             task += stone.weight * of_labels["loss"]
-            distill += stone.weight * distance(answer, batch.teacher.logits, labels)
-            cross += stone.weight * distance(answer, ensemble, labels)
+            distill += stone.weight * distance(stone_logits, batch.teacher.logits, labels)
+            cross += stone.weight * distance(stone_logits, ensemble, labels)
             accuracies[f"{stone.name}_accuracy"] = of_labels["accuracy"]
         warm = warmup(batch.epoch, self.warmup_epochs)
         total = self.alpha * task + warm * (self.beta * distill + self.gamma * cross)
@@ -95,10 +95,10 @@ class BlockKD(Objective):
 
     def exits(self, variables: Variables, batch: EvaluationBatch) -> dict[str, Float[Array, "batch classes"]]:
         """The stones' logits."""
-        stones, logits, _ = self._answers(variables, batch, train=False)
-        return {stone.name: answer for stone, answer in zip(stones, logits, strict=True)}
+        stones, logits, _ = self._stone_logits(variables, batch, train=False)
+        return {stone.name: stone_logits for stone, stone_logits in zip(stones, logits, strict=True)}
 
-    def _answers(
+    def _stone_logits(
         self, variables: Variables, batch: EvaluationBatch, *, train: bool
     ) -> tuple[tuple[Stone, ...], list[Array], Collection]:
         stones = stepping_stones(batch.student, batch.teacher, self.stones)

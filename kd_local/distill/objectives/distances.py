@@ -1,4 +1,4 @@
-"""Distances of logits by name: what draws a network's answer to another's."""
+"""Distances between logits, by name."""
 
 from collections.abc import Callable
 from functools import partial
