@@ -1,5 +1,5 @@
 """How all tests run: eight forced CPU devices, strict promotion, and compiled code kept between runs; and which of
-them: those marked `exhaustive` are left out unless asked for, see CONTRIBUTING.md."""
+them: those marked `system` or `exhaustive` are left out unless asked for, see CONTRIBUTING.md."""
 
 import gc
 import getpass
@@ -8,6 +8,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+SYSTEM = Path(__file__).parent / "system"
 CACHE = Path(tempfile.gettempdir()) / f"kd_local-jax-cache-{getpass.getuser()}"
 
 # Programs that tests start inherit these; JAX reads them when it is first imported.
@@ -47,9 +48,11 @@ def let_go_of_executables():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Of a test marked `usually(...)`, the sets of parameters that are not named there are exhaustive."""
+    """Marks tests by their folder, and those that `usually(...)` does not name as exhaustive."""
     unknown = {}
     for item in items:
+        if SYSTEM in item.path.parents:
+            item.add_marker(pytest.mark.system)
         if (usual := item.get_closest_marker("usually")) is None:
             continue
         name, chosen = item.callspec.id, unknown.setdefault(item.nodeid.split("[")[0], set(usual.args))

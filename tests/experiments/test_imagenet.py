@@ -189,7 +189,6 @@ def summary(done: subprocess.CompletedProcess[str], workdir: Path) -> dict:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_contsup_trains_in_two_processes(photographs: Path, tmp_path: Path) -> None:
     small = "--config.network.name=resnet18"
     found = summary(train_in_two_processes("contsup/imagenet.py:resnet50_k2", photographs, tmp_path, small), tmp_path)
@@ -198,14 +197,12 @@ def test_contsup_trains_in_two_processes(photographs: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_a_vision_transformer_trains(photographs: Path, tmp_path: Path) -> None:
     found = summary(train("contsup/vit.py:vit_ti16_k2", photographs, tmp_path), tmp_path)
     assert (found["network"], found["modules"], found["context"]) == ("vit_ti16", 2, "R1E")
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_block_kd_trains(photographs: Path, tmp_path: Path) -> None:
     teacher = create("resnet18", classes=CLASSES)
     save_network(teacher.init(jax.random.key(1), jnp.zeros((1, 224, 224, 3))), tmp_path)
@@ -219,7 +216,6 @@ def test_block_kd_trains(photographs: Path, tmp_path: Path) -> None:
     assert 0 <= found["teacher_accuracy"] <= 1 and 0 <= found["agreement"] <= 1
 
 
-@pytest.mark.slow
 def test_a_folder_without_the_data_is_named(tmp_path: Path) -> None:
     done = train("contsup/vit.py", tmp_path / "nowhere", tmp_path / "run", "--config.data.name=imagenet2012")
     assert done.returncode == 2
@@ -228,7 +224,6 @@ def test_a_folder_without_the_data_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_a_photograph_that_does_not_decode_is_named(tmp_path: Path) -> None:
     images = [photograph(number) for number in range(12)]
     images[5] = images[5][: len(images[5]) // 2]

@@ -20,6 +20,7 @@ from experiments.memory_observed import ObservationError, observe
 from experiments.memory_rows import Row, describe, distillation_rows, in_order_of_effort, rows_of
 from experiments.memory_table import MIB, Record, draw
 from kd_local.memory import target
+from tests.support.processes import run_all
 
 ROOT = Path(__file__).parents[2]
 KEYS = [
@@ -83,7 +84,6 @@ def wait_for_rows(count: int, workdir: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_stopped_and_gone_on(tmp_path):
     workdir = tmp_path / "table"
     arguments = [*SMALL, "--modules=3,1", "--nomeasure"]
@@ -143,7 +143,6 @@ def test_stopped_and_gone_on(tmp_path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_measured(tmp_path):
     arguments = [*SMALL, "--modules=1"]
     status, out, err = finish(start(tmp_path, *arguments))
@@ -163,7 +162,6 @@ def test_measured(tmp_path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_distillation(tmp_path):
     status, out, err = finish(start(tmp_path, *SMALL, "--modules=1", TEACHER))
     assert status == 0, err
@@ -186,7 +184,6 @@ def test_distillation(tmp_path):
     assert (status, "6 rows: " in out, "nothing compiled" in out) == (0, True, True)
 
 
-@pytest.mark.slow
 def test_two_at_once_in_a_folder(tmp_path):
     workdir = tmp_path / "table"
     workdir.mkdir()
@@ -200,15 +197,13 @@ def test_two_at_once_in_a_folder(tmp_path):
     assert not (workdir / "memory.jsonl").exists()
 
 
-@pytest.mark.slow
 def test_a_row_that_cannot_be_measured_says_why():
     environment = {**os.environ, "JAX_PLATFORMS": "nonsense"}
     with pytest.raises(ObservationError, match="nonsense"):
         observe(Row("end_to_end"), default.get_config(), devices=1, environment=environment)
 
 
-@pytest.mark.slow
-def test_refused(tmp_path, run_all):
+def test_refused(tmp_path):
     workdir = tmp_path / "table"
     # Of one flag given twice the latter counts.
     commands = [[f"--workdir={workdir}", *arguments] for arguments, _ in BAD_INPUT]

@@ -133,7 +133,6 @@ def run(workdir: Path, teacher: Path, *more: str) -> tuple[str, dict]:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_the_program_gives_the_same_with_a_cache_and_fills_it_once(teacher, tmp_path):
     cache = tmp_path / "cache"
     _, plain = run(tmp_path / "plain", teacher)
@@ -149,7 +148,6 @@ def test_the_program_gives_the_same_with_a_cache_and_fills_it_once(teacher, tmp_
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_of_two_processes_one_fills_it_and_both_read(teacher, tmp_path):
     cache = tmp_path / "cache"
     with socket.create_server(("localhost", 0)) as server:

@@ -24,7 +24,6 @@ print(json.dumps([seen, footprint(method, (32, 32, 3), 256, target()).peak_bytes
 """
 
 
-@pytest.mark.slow
 def test_within_15_percent_of_what_is_foretold():
     # One device and optimised code, as users have.
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

@@ -76,7 +76,6 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_one_is_killed_the_other_ends_and_the_run_goes_on_to_the_same_end(whole, tmp_path, lost):
     processes = start_both(tmp_path)
@@ -96,7 +95,6 @@ def test_one_is_killed_the_other_ends_and_the_run_goes_on_to_the_same_end(whole,
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_asked_to_stop_both_save_and_one_process_goes_on_alone(whole, tmp_path):
     processes = start_both(tmp_path)
     wait_for_checkpoint(tmp_path, processes)

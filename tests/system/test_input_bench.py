@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("grain")
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 

@@ -18,8 +18,6 @@ from ml_collections import ConfigDict
 from experiments.factory import build
 from kd_local.training import Checkpoints
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 SMALL = {
     "epochs": 12,

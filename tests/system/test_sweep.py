@@ -13,6 +13,7 @@ import pytest
 
 from experiments.folder_lock import FolderLock
 from experiments.row_process import Stop, compilation_cache, execute
+from tests.support.processes import run_all
 
 ROOT = Path(__file__).parents[2]
 TABLE2 = "experiments/configs/contsup/table2.py"
@@ -24,7 +25,6 @@ def run_python(code: str, tmp_path: Path) -> str | None:
                        started=lambda process: None)  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "error"),
     [
@@ -99,8 +99,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.slow
-def test_bad_input_is_refused_in_one_message(run_all):
+def test_bad_input_is_refused_in_one_message():
     results = run_all("sweep", [arguments for arguments, _ in BAD_INPUT])
     for (arguments, message), (status, out, err) in zip(BAD_INPUT, results, strict=True):
         assert (status, out) == (2, ""), (arguments, out, err)
@@ -108,7 +107,6 @@ def test_bad_input_is_refused_in_one_message(run_all):
         assert re.search(message, err, re.DOTALL), (arguments, err)
 
 
-@pytest.mark.slow
 def test_commands_are_printed_one_a_line_and_nothing_is_run(tmp_path):
     arguments = [*TINY, "--rows=k=4", "--seeds=0,1", f"--workdir={tmp_path / 'sweep'}", "--print_commands"]
     status, out, err = sweep(arguments, tmp_path / "log")
@@ -122,7 +120,6 @@ def test_commands_are_printed_one_a_line_and_nothing_is_run(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-@pytest.mark.slow
 def test_a_sweep_leaves_table_and_picture_names_what_failed_and_skips_what_is_done(tmp_path):
     workdir = tmp_path / "sweep"
     # ResNet-8 has 5 blocks: no 16 modules.
@@ -171,7 +168,6 @@ def wait_for_records(folder: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_or_killed_the_same_command_goes_on(tmp_path, number):
     workdir = tmp_path / "sweep"

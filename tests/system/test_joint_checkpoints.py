@@ -183,7 +183,6 @@ def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.slow
 def test_two_processes_and_one_go_on_from_each_other(saved_by_two: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(saved_by_two, tmp_path / "copied")
     assert any("process_1" in name for name in files_of(directory / "3"))
@@ -194,7 +193,6 @@ def test_two_processes_and_one_go_on_from_each_other(saved_by_two: Path, tmp_pat
     assert restore_joint(directory) == (5, [])
 
 
-@pytest.mark.slow
 def test_what_is_damaged_is_found_once_and_left_by_both(saved_by_two: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(saved_by_two, tmp_path / "copied")
     (damaged,) = (name for name in files_of(directory / "3") if name.endswith("ocdbt.process_1/manifest.ocdbt"))
@@ -205,7 +203,6 @@ def test_what_is_damaged_is_found_once_and_left_by_both(saved_by_two: Path, tmp_
     assert sorted(path.name for path in directory.iterdir()) == ["2", "3", "3.damaged"]
 
 
-@pytest.mark.slow
 def test_what_fails_in_one_process_fails_in_both(tmp_path: Path) -> None:
     full = f"the disk that holds {tmp_path} is full: checkpoint 2 could not be saved; checkpoint 1 is the last good one"
     older = (
@@ -221,7 +218,6 @@ def test_what_fails_in_one_process_fails_in_both(tmp_path: Path) -> None:
     assert restore_joint(tmp_path) == (6, [])
 
 
-@pytest.mark.slow
 def test_a_directory_that_is_not_shared(tmp_path: Path) -> None:
     (first,), (second,) = said_by(start_two("opens", tmp_path))
     text = "it is another folder than that of process 0: use one that all hosts share"
@@ -230,7 +226,6 @@ def test_a_directory_that_is_not_shared(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_of_two_is_killed_at_any_moment(tmp_path: Path, killed: int) -> None:
     programs = start_two("saves_forever", tmp_path)

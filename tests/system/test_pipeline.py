@@ -16,7 +16,6 @@ def run(*arguments):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_modules_over_devices_are_measured(tmp_path):
     result = run(f"--workdir={tmp_path}", *SETTING)
     assert result.returncode == 0, result.stderr

@@ -1,12 +1,10 @@
-"""What tests of the programs share."""
+"""Programs that tests start."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 _RUN_ALL = """
@@ -32,15 +30,10 @@ for arguments in commands:
 """
 
 
-@pytest.fixture(scope="session")
-def run_all() -> Callable[..., list[tuple[int | None, str, str]]]:
-    """Commands of one program that end early, all in one process, each with its status, output and errors."""
-
-    def run(program: str, commands: Sequence[Sequence[str]], before: str = "") -> list[tuple[int | None, str, str]]:
-        done = subprocess.run(
-            [sys.executable, "-c", _RUN_ALL], input=json.dumps([program, before, commands]), cwd=ROOT,
-            stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
-        return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
-
-    return run
+def run_all(program: str, commands: Sequence[Sequence[str]], before: str = "") -> list[tuple[int | None, str, str]]:
+    """Status, output and errors of commands of one program that end early, all run in one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN_ALL], input=json.dumps([program, before, commands]), cwd=ROOT,
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]

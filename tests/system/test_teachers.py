@@ -10,8 +10,7 @@ import pytest
 
 from kd_local.interop import network_to_torch
 from kd_local.models import create
-
-pytestmark = pytest.mark.slow
+from tests.support.processes import run_all
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -133,7 +132,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
 ]
 
 
-def test_what_is_refused(teacher, tmp_path, run_all):
+def test_what_is_refused(teacher, tmp_path):
     workdir = tmp_path / "run"
     commands = [
         [*SMALL, "--config.method=kd", *(argument.format(teacher=teacher, empty=tmp_path) for argument in arguments),

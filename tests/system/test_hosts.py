@@ -201,7 +201,6 @@ def everywhere(say: Callable) -> None:
     say("end")
 
 
-@pytest.mark.slow
 def test_two_processes_compute_and_decide_as_one(port):
     ends = finish([start_program("everywhere", index, port) for index in range(2)])
     for index, (status, said, err) in enumerate(ends):
@@ -244,7 +243,6 @@ def steps(say: Callable, how: str) -> None:
 
 
 @pytest.mark.usually("computing-1", "idle-0")
-@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 @pytest.mark.parametrize("how", ["computing", "idle"])
 def test_a_process_that_is_killed_ends_the_others(port, killed, how):
@@ -265,7 +263,6 @@ def test_a_process_that_is_killed_ends_the_others(port, killed, how):
         assert seconds < (5 if killed == 0 else 3 * HEARTBEAT)
 
 
-@pytest.mark.slow
 def test_a_process_that_waits_for_others_in_vain(port):
     started = time.monotonic()
     (status, said, err) = finish([start_program("nothing", 0, port, 1)])[0]
@@ -276,7 +273,6 @@ def test_a_process_that_waits_for_others_in_vain(port):
     assert time.monotonic() - started < 20
 
 
-@pytest.mark.slow
 def test_where_there_is_no_cluster(port):
     (status, said, _) = finish([start_program("no_cluster", 0, port)])[0]
     assert status == 0
@@ -324,7 +320,6 @@ def free_ephemeral_port() -> int:
     raise RuntimeError("no free port")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cluster", [slurm, open_mpi])
 def test_a_cluster_tells_who_is_who(cluster):
     port = free_ephemeral_port()
@@ -358,7 +353,6 @@ def modules(say: Callable, groups: str) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.slow
 def test_modules_over_the_devices_of_two_processes(port):
     """Two groups of two devices of each process, against one group of all eight."""
     found = {}
@@ -388,7 +382,6 @@ def agreeing(say: Callable) -> None:
             return
 
 
-@pytest.mark.slow
 def test_what_one_wishes_all_do_after_the_same_step(port):
     (first, ours, err), (second, theirs, _) = finish([start_program("agreeing", index, port) for index in range(2)])
     assert first == second == 0, err
