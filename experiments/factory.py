@@ -146,7 +146,6 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
             objective,
             optimizer,
             examples=data.train,
-            steps_per_epoch=plan.steps_per_epoch,
             cached=config.teacher.cache is not None,
         )
         # Stages that are not there and the like show when connectors are made, here by their shapes only.

@@ -22,6 +22,7 @@ OPTIMIZER = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum
 GENTLE = optax.sgd(1e-3, momentum=0.9)  # some objectives have weights in the thousands
 NETWORK = resnet(8, classes=10)
 KEY = jax.random.key(5)
+FROM_THE_LOOP = {"images", "labels", "indices", "epoch"}
 SIZES = (16, 16, 5)  # two whole batches and an epoch's last one
 
 
@@ -49,7 +50,7 @@ def distillation(name: str, teachers: int = 1, **options: Any) -> Distillation:
     if name == "crd":
         options["negatives"] = 8
     found = tuple(trained(seed) for seed in range(teachers))
-    return Distillation(NETWORK, found, OBJECTIVES[name](**options), GENTLE, examples=37, steps_per_epoch=3)
+    return Distillation(NETWORK, found, OBJECTIVES[name](**options), GENTLE, examples=37)
 
 
 def locally_taught(**options: Any) -> LocalDistillation:
@@ -112,8 +113,9 @@ def run(method: Method, devices: int, sizes: tuple[int, ...], dtype: type = np.f
         listen = lambda event, seconds, seen=seen, **_: seen.append(event) if "backend_compile" in event else None
         jax.monitoring.register_event_duration_secs_listener(listen)
         old = state
-        extra = jax.device_put({"indices": np.arange(size, dtype=np.int32)}, over_the_batch(mesh, size))
-        state, values = step(state, *placed, key, extra)
+        indices = jax.device_put(np.arange(size, dtype=np.int32), over_the_batch(mesh, size))
+        epoch = jax.device_put(np.float32(i + 1), everywhere)
+        state, values = step(state, *placed, key, {"indices": indices, "epoch": epoch})
         jax.monitoring.unregister_event_duration_listener(listen)
         owned = [old[program.name] for program in method.programs()]
         donated &= all(leaf.is_deleted() for leaf in jax.tree.leaves(owned))
@@ -146,12 +148,12 @@ def test_programs_read_what_is_there_and_own_the_state(one):
     programs = one.method.programs()
     frozen = {name for program in programs for name in program.frozen}
     assert {program.name for program in programs} | frozen == set(one.before)
-    there = {"images", "labels", "indices"}
+    there = set(FROM_THE_LOOP)
     for program in programs:
         assert set(program.reads) <= there
         assert set(program.frozen) <= one.before.keys()
         there.update(program.writes)
-    assert there == {"images", "labels", "indices"} | {name for program in programs for name in program.reads}
+    assert there == FROM_THE_LOOP | {name for program in programs for name in program.reads}
 
 
 def test_every_parameter_learns_and_every_loss_is_finite(one):

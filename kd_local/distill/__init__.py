@@ -6,12 +6,14 @@ from kd_local.distill.local_distillation import LocalDistillation, StoneLoss
 from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.objectives.block_kd import BlockKD
 from kd_local.distill.objectives.distances import DISTANCES, logit_distance
+from kd_local.distill.objectives.kd import KD
 from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.teacher import Teacher
 
 __all__ = [
     "DISTANCES",
+    "KD",
     "OBJECTIVES",
     "BlockKD",
     "Connector",

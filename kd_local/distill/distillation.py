@@ -5,7 +5,7 @@ student and what learns beside it (connectors). Teachers are frozen parts of the
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,14 +27,21 @@ NAME = "student"
 
 @dataclass(frozen=True)
 class Distillation:
-    """Trains a student as a whole by an objective of its own and its teachers' outputs.
+    """Trains a student as a whole, by an objective of its own outputs and its teachers'.
+
+    >>> from kd_local.distill import KD, Distillation, Teacher
+    >>> from kd_local.models import create
+    >>> teacher, student = create("resnet20", classes=10), create("resnet8", classes=10)
+    >>> variables = teacher.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    >>> method = Distillation(student, (Teacher(teacher, variables),), KD(), optax.sgd(0.1))
 
     Attributes:
-        teachers: one or more; with several, the loss is the mean over them, each with connectors of its own.
-        objective: what is minimised, cross entropy of the labels included.
-        examples: size of the training set.
-        steps_per_epoch: by which epochs are counted, for objectives that warm up.
-        cached: the teachers' logits come with the batch, as tensors `teacher0_logits`, ..., and no teacher runs.
+        student: the network to train.
+        teachers: one or more. With several, the loss is the mean over them; each has connectors of its own.
+        objective: the loss, cross entropy of the labels included.
+        optimizer: of the student and the connectors.
+        examples: the number of training images, for an objective that remembers each of them (`CRD`).
+        cached: True if the teachers' logits come with the batch, as tensors `teacher0_logits`, ...; no teacher runs.
 
     Raises:
         ValueError: no teacher, a number out of range, or a cache for an objective that reads more than logits.
@@ -44,16 +51,14 @@ class Distillation:
     teachers: tuple[Teacher, ...]
     objective: Objective
     optimizer: optax.GradientTransformation
-    examples: int
-    steps_per_epoch: int
-    cached: bool = False
+    examples: int | None = field(default=None, kw_only=True)
+    cached: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.teachers:
             raise ValueError("no teacher: give at least one")
-        for name, number in (("examples", self.examples), ("steps_per_epoch", self.steps_per_epoch)):
-            if number < 1:
-                raise ValueError(f"{name} is {number}: use 1 or more")
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"examples is {self.examples}: use 1 or more, the number of training images")
         if self.cached and self.objective.reads != "logits":
             raise ValueError(
                 f"{type(self.objective).__name__} reads the teacher's features, and a cache has its logits only: train "
@@ -82,13 +87,13 @@ class Distillation:
             created[name] = self.objective.init(key, pair, shapes, like, examples=self.examples)
             # Copies: the state may be donated by whoever owns it, and the teacher's arrays are not ours.
             state[name] = jax.tree.map(jnp.array, variables_of(teacher.variables))
-        part = {**new_part(by_block(created), self.optimizer), "step": jnp.zeros((), jnp.int32)}
+        part = new_part(by_block(created), self.optimizer)
         return {NAME: part} if self.cached else {NAME: part, **state}
 
     def programs(self) -> tuple[Program, ...]:
         """One program for the whole step."""
         names = tuple(name for name, _ in self.pairs)
-        settings = _Settings(self.pairs, self.objective, self.optimizer, self.steps_per_epoch, self.cached)
+        settings = _Settings(self.pairs, self.objective, self.optimizer, self.cached)
         return (
             Program(
                 name=NAME,
@@ -98,6 +103,7 @@ class Distillation:
                     "images",
                     "labels",
                     *(("indices",) if self.objective.needs_indices else ()),
+                    *(("epoch",) if self.objective.needs_epoch else ()),
                     *((f"{name}_logits" for name in names) if self.cached else ()),
                 ),
                 frozen=() if self.cached else names,
@@ -163,7 +169,6 @@ class _Settings:
     pairs: tuple[tuple[str, Pair], ...]
     objective: Objective
     optimizer: optax.GradientTransformation
-    steps_per_epoch: int
     cached: bool
 
 
@@ -178,7 +183,7 @@ def _teach(
     images, labels, *further = tensors
     indices = further.pop(0) if settings.objective.needs_indices else jnp.zeros_like(labels)
     rngs = jax.random.split(rng, len(settings.pairs))
-    epoch = (part["step"] // settings.steps_per_epoch + 1).astype(jnp.float32)
+    epoch = further.pop(0) if settings.objective.needs_epoch else jnp.ones((), jnp.float32)
     if settings.cached:
         frozen = ({},) * len(settings.pairs)
         teacher_outputs = [Outputs.of_logits(logits) for logits in further]
@@ -204,5 +209,5 @@ def _teach(
         accuracy = softmax(student.logits, labels)["accuracy"]
         return total, (batch_stats, {**means, "loss": total, "accuracy": accuracy})
 
-    updated, _, metrics = update_part(part, settings.optimizer, objective)
-    return {**updated, "step": part["step"] + 1}, (), metrics
+    part, _, metrics = update_part(part, settings.optimizer, objective)
+    return part, (), metrics

@@ -95,34 +95,43 @@ class TrainingBatch(EvaluationBatch):
 
 
 class Objective:
-    """A frozen dataclass of hyper-parameters, by default as published, that says what is minimised.
+    """A loss for distillation: a frozen dataclass of hyper-parameters, whose defaults are the published values.
+
+    Subclasses override `loss`, and `init` if they have variables of their own.
 
     Attributes:
-        reads: `logits` where of the teacher nothing else is used: then these may come from a cache.
-        needs_indices: whether it must know which images it is given.
-        deploys_student: whether the student alone is deployed; False if `logits` and `deployed` are overridden.
+        reads: `logits` if it uses nothing else of the teacher; these may come from a cache.
+        needs_indices: True if `TrainingBatch.indices` are read.
+        deploys_student: True if the student alone is deployed; False if `logits` and `deployed` are overridden.
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "features"
     needs_indices: ClassVar[bool] = False
     deploys_student: ClassVar[bool] = True
 
-    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
-        """Fresh variables of what learns beside the student (connectors), or is remembered from step to step
-        (`batch_stats`); of the outputs only shapes count. `examples` is the size of the training set.
+    @property
+    def needs_epoch(self) -> bool:
+        """True if `TrainingBatch.epoch` is read."""
+        return False
+
+    def init(
+        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
+    ) -> Variables:
+        """Fresh variables of the objective: parameters (connectors), and memory from step to step (`batch_stats`).
+
+        Only the shapes of the outputs count. `examples` is the number of training images.
 
         Raises:
-            ValueError: the two networks do not go together.
+            ValueError: the two networks do not fit each other, or `examples` is needed and missing.
         """
         return {"params": {}, "batch_stats": {}}
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
-        """What is minimised, the cross entropy of the labels included; its parts by name; and `batch_stats` of the
-        variables after the step."""
+        """The loss (cross entropy of the labels included), its terms by name, and the updated `batch_stats`."""
         raise NotImplementedError
 
     def logits(self, variables: Variables, batch: EvaluationBatch) -> Float[Array, "batch _"]:
-        """What is deployed: the student's own logits, unless the objective says otherwise."""
+        """The logits of the deployed network: the student's, unless overridden."""
         return batch.student.logits
 
     def deployed(

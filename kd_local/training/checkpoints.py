@@ -33,6 +33,7 @@ from jaxtyping import PyTree
 from kd_local.parallel import hosts
 from kd_local.parallel.meetings import Meeting
 from kd_local.training.manifest import MANIFEST, damage, write_manifest
+from kd_local.training.older_checkpoints import with_step_count, without_step_count
 
 __all__ = ["MANIFEST", "CheckpointError", "Checkpoints"]
 
@@ -142,9 +143,11 @@ class Checkpoints:
                 return None
             which, item = f"checkpoint {good}", self._folder(good) / _ITEM
             with self._meeting.together(seconds=_SECONDS):
-                misfit = _misfit(self._handler.metadata(item).tree, like)
+                saved = self._handler.metadata(item).tree
+                expected = with_step_count(like, saved)
+                misfit = _misfit(saved, expected)
                 if misfit is None:
-                    tree = self._handler.restore(item, args=ocp.args.StandardRestore(like))
+                    tree = self._handler.restore(item, args=ocp.args.StandardRestore(expected))
         except Exception as error:
             self._meeting = Meeting("checkpoints")
             raise CheckpointError(f"{which} in {self.directory} cannot be restored: {error}") from error
@@ -153,7 +156,7 @@ class Checkpoints:
                 f"{which} in {self.directory} is of something else: {misfit}; "
                 "use the config it was trained with, or another directory"
             )
-        return good, tree
+        return good, without_step_count(tree, like)
 
     def last_good(self) -> int | None:
         """The newest step whose checkpoint is whole at this moment; None where there is none. Waits for nobody."""

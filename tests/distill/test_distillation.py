@@ -24,9 +24,7 @@ def teacher(seed: int, **options) -> Teacher:
 
 
 def method(*teachers: Teacher, name: str = "kd", **options) -> Distillation:
-    return Distillation(
-        STUDENT, teachers, OBJECTIVES[name](), optax.sgd(0.1), examples=12, steps_per_epoch=2, **options
-    )
+    return Distillation(STUDENT, teachers, OBJECTIVES[name](), optax.sgd(0.1), **options)
 
 
 def batch() -> tuple[jax.Array, jax.Array]:
@@ -172,6 +170,8 @@ def test_what_is_refused():
     known = teacher(3)
     with pytest.raises(ValueError, match="no teacher: give at least one"):
         method()
+    with pytest.raises(ValueError, match="CRD remembers an embedding of every training image: give"):
+        method(known, name="crd").init(jax.random.key(0), LIKE)
     with pytest.raises(ValueError, match="examples is 0: use 1 or more"):
         replace(method(known), examples=0)
     with pytest.raises(ValueError, match="BlockKD reads the teacher's features, and a cache has its logits only"):

@@ -310,7 +310,7 @@ PAIRS = {
 def test_block_kd_sends_a_student_through_its_teacher(pair):
     student, teacher_network, stones, relu = PAIRS[pair]
     teacher = Teacher(teacher_network, varied(teacher_network, 3))
-    method = Distillation(student, (teacher,), BlockKD(), OPTIMIZER, examples=40, steps_per_epoch=4)
+    method = Distillation(student, (teacher,), BlockKD(), OPTIMIZER)
     (images, labels), key = batch(), jax.random.key(0)
     state = method.init(key, LIKE)
     before = jax.tree.map(np.array, state)

@@ -48,7 +48,7 @@ def methods(optimizer):
     return {
         "end_to_end": EndToEnd(NETWORK, optimizer),
         "contsup": ContSup(cut(NETWORK, 3, classes=4, context="R0", head="0c1f"), optimizer),
-        "kd": Distillation(NETWORK, (teacher,), OBJECTIVES["kd"](), optimizer, examples=16, steps_per_epoch=4),
+        "kd": Distillation(NETWORK, (teacher,), OBJECTIVES["kd"](), optimizer),
     }
 
 

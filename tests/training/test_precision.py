@@ -44,7 +44,7 @@ def method(name, dtype, variables):
     if name == "contsup":
         return ContSup(cut(network, 2, classes=4, context="R1E", dtype=dtype), OPTIMIZER)
     objective = BlockKD(alpha=1.0, beta=0.1, gamma=0.1)
-    return Distillation(network, (Teacher(network, variables),), objective, OPTIMIZER, examples=48, steps_per_epoch=3)
+    return Distillation(network, (Teacher(network, variables),), objective, OPTIMIZER)
 
 
 @pytest.fixture(params=["contsup", pytest.param("block_kd", marks=pytest.mark.exhaustive)], scope="module")

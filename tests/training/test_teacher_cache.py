@@ -62,9 +62,7 @@ def contents(cache):
 
 def distillation(teachers, cached, objective="kd"):
     optimizer = optax.sgd(0.05, momentum=0.9)
-    return Distillation(
-        STUDENT, teachers, OBJECTIVES[objective](), optimizer, examples=EXAMPLES, steps_per_epoch=3, cached=cached
-    )
+    return Distillation(STUDENT, teachers, OBJECTIVES[objective](), optimizer, cached=cached)
 
 
 @pytest.mark.usually("kd-augmentation0-2-None-1e-06")

@@ -52,7 +52,9 @@ class AT(Objective):
         if self.power < 1:
             raise ValueError(f"power is {self.power}: use 1 or more")
 
-    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+    def init(
+        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
+    ) -> Variables:
         pair_stages(student, teacher)
         return super().init(rng, pair, student, teacher, examples=examples)
 

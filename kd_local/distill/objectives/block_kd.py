@@ -62,7 +62,13 @@ class BlockKD(Objective):
         check_positive(temperature=self.temperature)
         logit_distance(self.distance, temperature=self.temperature)
 
-    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+    @property
+    def needs_epoch(self) -> bool:
+        return self.warmup_epochs > 0
+
+    def init(
+        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
+    ) -> Variables:
         """A connector for each stone."""
         stones = stepping_stones(student, teacher, self.stones)
         return init_connectors(

@@ -101,7 +101,13 @@ class CRD(Objective):
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}: use 0 or more, below 1; 0 remembers the newest alone")
 
-    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+    def init(
+        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
+    ) -> Variables:
+        if examples is None:
+            raise ValueError(
+                "CRD remembers an embedding of every training image: give Distillation examples=, their number"
+            )
         if examples < 2:
             raise ValueError(f"a training set of {examples}: expected 2 or more, since an image is told from others")
         embed_key, *keys = jax.random.split(rng, 3)

@@ -72,6 +72,10 @@ class DKD(Objective):
         check_weights(ce_weight=self.ce_weight, alpha=self.alpha, beta=self.beta, warmup_epochs=self.warmup_epochs)
         check_positive(temperature=self.temperature)
 
+    @property
+    def needs_epoch(self) -> bool:
+        return self.warmup_epochs > 0
+
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = dkd_loss(
             batch.student.logits,

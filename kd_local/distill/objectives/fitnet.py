@@ -47,7 +47,9 @@ class FitNet(Objective):
         if self.stage < 0:
             raise ValueError(f"stage is {self.stage}: use 0 for the stem, or a later one's index")
 
-    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+    def init(
+        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
+    ) -> Variables:
         hint, _, regressor = self._hint(pair, student, teacher)
         return init_connectors({"regressor": regressor}, rng, {"regressor": (hint,)})
 

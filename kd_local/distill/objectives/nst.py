@@ -53,7 +53,9 @@ class NST(Objective):
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
 
-    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+    def init(
+        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
+    ) -> Variables:
         pair_stages(student, teacher)
         return super().init(rng, pair, student, teacher, examples=examples)
 

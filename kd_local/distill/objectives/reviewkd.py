@@ -107,7 +107,13 @@ class ReviewKD(Objective):
         check_weights(ce_weight=self.ce_weight, weight=self.weight, warmup_epochs=self.warmup_epochs)
         check_positive(max_middle=self.max_middle)
 
-    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+    @property
+    def needs_epoch(self) -> bool:
+        return self.warmup_epochs > 0
+
+    def init(
+        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
+    ) -> Variables:
         modules, levels = self._modules(student, teacher)
         created = {}
         deeper: tuple[Any, ...] = ()

@@ -64,7 +64,9 @@ class SimKD(Objective):
         if self.factor < 1:
             raise ValueError(f"factor is {self.factor}: use 1 or more; 1 keeps the projector as wide as the teacher")
 
-    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+    def init(
+        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
+    ) -> Variables:
         x = student.features[-1]
         return init_connectors({"projector": self._projector(pair, teacher)}, rng, {"projector": (x,)})
 

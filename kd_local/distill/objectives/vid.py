@@ -74,7 +74,9 @@ class VID(Objective):
         if self.init_variance <= EPSILON:
             raise ValueError(f"init_variance is {self.init_variance}: use more than {EPSILON}, which is added to it")
 
-    def init(self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int) -> Variables:
+    def init(
+        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
+    ) -> Variables:
         regressors, inputs = self._regressors(student, teacher)
         return init_connectors(regressors, rng, inputs)
 

@@ -156,6 +156,7 @@ def test_reads(name, training_batches, examples):
     objective, batch = OBJECTIVES[name](), training_batches()
     assert objective.reads == ("logits" if name in LOGITS_ONLY else "features")
     assert objective.needs_indices == (name == "crd")
+    assert objective.needs_epoch == (name in ("dkd", "reviewkd"))
     if name in LOGITS_ONLY:
         cached = Outputs.of_logits(batch.teacher.logits)
         variables = initialise(objective, batch, examples)

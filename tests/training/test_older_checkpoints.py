@@ -1,0 +1,55 @@
+"""Runs that earlier versions saved resume."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_local.contract import Program, State
+from kd_local.data import from_arrays
+from kd_local.distill import OBJECTIVES, Distillation, Teacher
+from kd_local.models import resnet
+from kd_local.training import train
+from kd_local.training.checkpoints import Checkpoints
+
+NETWORK = resnet(8, classes=4, widths=(2, 2, 4, 4))
+TEACHER = Teacher(NETWORK, NETWORK.init(jax.random.key(1), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)))
+
+
+@dataclass(frozen=True)
+class CountsSteps(Distillation):
+    """Distillation as before version 0.1.0: the student's part of the state has a step count."""
+
+    def init(self, rng, images) -> State:
+        state = super().init(rng, images)
+        return {**state, "student": {**state["student"], "step": jnp.zeros((), jnp.int32)}}
+
+    def programs(self) -> tuple[Program, ...]:
+        (program,) = super().programs()
+
+        def function(part, *arguments):
+            others = {name: value for name, value in part.items() if name != "step"}
+            updated, written, metrics = program.function(others, *arguments)
+            return {**updated, "step": part["step"] + 1}, written, metrics
+
+        return (replace(program, function=function),)
+
+
+@pytest.mark.parametrize("shard", ["nothing", "state"])
+def test_a_distillation_run_whose_state_counts_steps(tmp_path: Path, shard: str) -> None:
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 255, (28, 8, 8, 3), np.uint8), np.arange(28, dtype=np.int32) % 4
+    data = from_arrays((images[:24], labels[:24]), (images[24:], labels[24:]), classes=4)
+    arguments = (NETWORK, (TEACHER,), OBJECTIVES["dkd"](warmup_epochs=3), optax.sgd(0.1, momentum=0.9))
+    method, older = Distillation(*arguments), CountsSteps(*arguments)
+    options = {"batch_size": 8, "epochs": 2, "shard": shard}
+    expected = train(method, data, **options).state
+    with Checkpoints(tmp_path) as checkpoints:
+        train(older, data, **options, steps=4, checkpoints=checkpoints)
+        resumed = train(method, data, **options, checkpoints=checkpoints).state
+    assert jax.tree.structure(resumed) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, resumed, expected)
