@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from experiments.step_options import step_options
 from experiments.teachers import DTYPES, teachers
 from kd_local.contract import Method
 from kd_local.data import Augmentation, Data, Description, describe, load
@@ -31,7 +32,7 @@ from kd_local.local import (
 )
 from kd_local.models import create
 from kd_local.networks import Network
-from kd_local.parallel import FORMS, Step, device_mesh
+from kd_local.parallel import StepOptions, check_step, device_mesh
 from kd_local.sizes import parse_bytes
 from kd_local.training.loop import training_plan
 from kd_local.training.optimizers import make_optimizer
@@ -52,6 +53,7 @@ class Experiment:
         boundaries: the blocks behind which the network is cut.
         shape: height, width and channels of the images.
         schedule: the learning rate of each batch.
+        mesh, options: of the step.
         read: reads the data.
     """
 
@@ -64,6 +66,7 @@ class Experiment:
     shape: tuple[int, int, int]
     schedule: optax.Schedule
     mesh: Mesh
+    options: StepOptions
     read: Callable[[], Data]
 
 
@@ -100,33 +103,32 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     network = create(config.network.name, classes=data.classes, shortcut=config.network.shortcut, dtype=dtype)
     # Whether the network takes images of this size.
     jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *data.shape), jnp.float32))
-    options = config.optimizer.to_dict()
-    each, accumulate = plan.steps_per_epoch, options["accumulate"]
+    optimizing = config.optimizer.to_dict()
+    each, accumulate = plan.steps_per_epoch, optimizing["accumulate"]
     updates_per_epoch(min(each, plan.last_step), accumulate)  # refuses what a run is too short for
     schedule = make_schedule(
-        options["schedule"],
-        options["learning_rate"],
+        optimizing["schedule"],
+        optimizing["learning_rate"],
         epochs=config.epochs,
         steps_per_epoch=updates_per_epoch(each, accumulate),
-        warmup_epochs=options["warmup_epochs"],
-        warmup_rate=options["warmup_rate"],
-        milestones=options["milestones"],
-        decay=options["decay"],
+        warmup_epochs=optimizing["warmup_epochs"],
+        warmup_rate=optimizing["warmup_rate"],
+        milestones=optimizing["milestones"],
+        decay=optimizing["decay"],
     )
     optimizer = make_optimizer(
-        options["name"],
+        optimizing["name"],
         schedule,
-        momentum=options["momentum"],
-        nesterov=options["nesterov"],
-        weight_decay=options["weight_decay"],
+        momentum=optimizing["momentum"],
+        nesterov=optimizing["nesterov"],
+        weight_decay=optimizing["weight_decay"],
         accumulate=accumulate,
         batches_per_epoch=each,
     )
     # Cut whatever the method is: a mistake in `local` is one even where it is not used.
     if config.mesh.placement not in PLACEMENTS:
         raise unknown("placement", config.mesh.placement, PLACEMENTS)
-    if config.step not in FORMS:
-        raise unknown("form of the step", config.step, FORMS)
+    options = step_options(config)
     pieces = _cut(config, network, data, dtype, platform or mesh.devices.flat[0].platform)
     if config.local.memory_budget is not None:
         parse_bytes(config.local.memory_budget)
@@ -172,9 +174,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         )
     local = config.method == "contsup"
     method = methods[config.method]()
-    Step(
-        method, mesh, form=config.step, shard=config.mesh.shard, batch_norm=config.mesh.batch_norm
-    )  # refuses what does not fit the mesh
+    check_step(method, mesh, options)
     return Experiment(
         method=method,
         network=network,
@@ -185,6 +185,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         shape=data.shape,
         schedule=by_batches(schedule, batches_per_epoch=each, accumulate=accumulate),
         mesh=mesh,
+        options=options,
         read=lambda: replace(
             load(
                 config.data.name,

@@ -67,15 +67,13 @@ class Measurements:
     def _measure(self, row: Row, identity: str) -> Measurement:
         base = self._planned(row, identity)
         described = describe(row, base, self.on.mesh.devices.flat[0].platform)
-        batch, shard = base.batch_size, base.mesh.shard
+        batch, options = base.batch_size, described.options
         found = footprint(
             described.method,
             described.shape,
             batch,
             self.on,
-            form=row.form,
-            shard=shard,
-            batch_norm=base.mesh.batch_norm,
+            options=options,
             records=self.compilations,
         )
         own = own_activations(described.network, described.shape, batch // self._devices)
@@ -88,7 +86,7 @@ class Measurements:
             "state_bytes": found.state_bytes,
             "carried_bytes": found.carried_bytes,
             "temp_bytes": found.temp_bytes,
-            "floor_bytes": floor_bytes(described.separate, described.shape, batch, self.on, smallest, shard=shard),
+            "floor_bytes": floor_bytes(described.separate, described.shape, batch, self.on, smallest, options=options),
             "flops": found.flops,
             "executables": found.executables,
             "compile_seconds": round(found.compile_seconds, 3),

@@ -63,9 +63,7 @@ def main() -> None:
         described.shape,
         base.batch_size,
         devices=request["devices"],
-        form=row.form,
-        shard=base.mesh.shard,
-        batch_norm=base.mesh.batch_norm,
+        options=described.options,
     )
     print(json.dumps({"measured_bytes": measured}))
 

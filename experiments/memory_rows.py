@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
@@ -13,6 +13,7 @@ from kd_local.errors import unknown
 from kd_local.local import ContSup
 from kd_local.memory import SummedLosses
 from kd_local.networks import Network
+from kd_local.parallel import StepOptions
 
 END_TO_END = "end_to_end"
 REMATERIALIZED = "end_to_end_remat"
@@ -95,6 +96,7 @@ class Described:
         boundaries: names of the blocks after which the network is cut.
         blocks: the names of the blocks that each program of `separate` trains, by the program's name.
         shape: height, width and channels of the images.
+        options: of the step.
     """
 
     method: Method
@@ -103,6 +105,7 @@ class Described:
     boundaries: tuple[str, ...]
     blocks: Mapping[str, tuple[str, ...]]
     shape: tuple[int, int, int]
+    options: StepOptions
 
 
 def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Described:
@@ -124,7 +127,8 @@ def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Describ
     if row.method == NAIVE:
         assert isinstance(method, ContSup)
         runs = SummedLosses(method.cut, method.optimizer)
-    return Described(runs, method, network, boundaries, blocks, experiment.shape)
+    options = replace(experiment.options, form=row.form)
+    return Described(runs, method, network, boundaries, blocks, experiment.shape, options)
 
 
 def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool) -> list[Row]:

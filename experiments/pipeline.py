@@ -30,10 +30,10 @@ from rich.table import Table
 from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build
-from experiments.rehearsal import Rehearsal
+from experiments.step_timer import StepTimer
 from kd_local.files import replace_text
 from kd_local.memory import TARGETS, CompilationRecords, group_footprints, target
-from kd_local.parallel import Step, Timeline, device_mesh
+from kd_local.parallel import Timeline, check_step, device_mesh
 from kd_local.sizes import MIB
 
 LINES, PICTURE = "pipeline.jsonl", "timeline.png"
@@ -57,7 +57,7 @@ class Row:
             what travels between groups.
         seconds: that each group takes for a batch at least, see `GroupFootprint`.
         busy: of each group the share of the time in which it was at work.
-        hop_bytes: that travel with a batch to each group, the first one's from the host.
+        transfer_bytes: that move with a batch to each group, those of the first group from the host.
         device_bytes: peak of a device of each group, without the batches that wait for it.
     """
 
@@ -68,7 +68,7 @@ class Row:
     speed: float | None
     seconds: tuple[float | None, ...]
     busy: tuple[float, ...]
-    hop_bytes: tuple[int, ...]
+    transfer_bytes: tuple[int, ...]
     device_bytes: tuple[int, ...]
 
 
@@ -85,7 +85,7 @@ def main(_: list[str]) -> None:
         for module, each in meshes:
             if config.batch_size % each:
                 raise ValueError(f"a batch of {config.batch_size} cannot be divided among {each} devices: see --data")
-            Step(experiment.method, device_mesh(each, module, here.devices))
+            check_step(experiment.method, device_mesh(each, module, here.devices), experiment.options)
         workdir = Path(_WORKDIR.value or f"runs/pipeline-{config.network.name}-{_TARGET.value.replace(':', '-')}")
         workdirs.claim(workdir, config)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
@@ -105,8 +105,7 @@ def main(_: list[str]) -> None:
             experiment.shape,
             config.batch_size,
             on,
-            shard=config.mesh.shard,
-            batch_norm=config.mesh.batch_norm,
+            options=experiment.options,
             records=known,
         )
         estimates = tuple(group.seconds for group in groups)
@@ -124,7 +123,7 @@ def main(_: list[str]) -> None:
                 speed=None if speed is None else round(speed, 3),
                 seconds=estimates,
                 busy=tuple(round(share, 3) for share in timelines[i].busy().values()) if timelines else (),
-                hop_bytes=tuple(group.arriving_bytes for group in groups),
+                transfer_bytes=tuple(group.arriving_bytes for group in groups),
                 device_bytes=tuple(group.peak_bytes for group in groups),
             )
         )
@@ -141,7 +140,7 @@ def _measure(
     experiment: Experiment, meshes: Sequence[tuple[int, int]], config: ConfigDict
 ) -> tuple[list[float], list[Timeline]]:
     """Of each mesh the images a second, as the median of rounds in which all have their turn, and a timeline."""
-    runners = [Rehearsal(experiment, device_mesh(data, module), config) for module, data in meshes]
+    runners = [StepTimer(experiment, device_mesh(data, module), config.batch_size) for module, data in meshes]
     for runner in runners:
         runner.run(2)
     seconds = [[runner.run(_STEPS.value) for runner in runners] for _ in range(_ROUNDS.value)]
@@ -181,7 +180,7 @@ def _table(rows: Sequence[Row], title: str, measured: bool) -> Table:
             "" if row.speed is None else f"{row.speed:.2f}",
             "" if measured else " ".join("?" if each is None else f"{each * 1e3:.2f}" for each in row.seconds),
             " ".join(f"{share:.2f}" for share in row.busy),
-            " ".join(f"{size / MIB:.1f}" for size in row.hop_bytes),
+            " ".join(f"{size / MIB:.1f}" for size in row.transfer_bytes),
             " ".join(f"{size / MIB:.1f}" for size in row.device_bytes),
             " ".join(str(row.placement.count(group)) for group in range(row.module)),
         )

@@ -12,10 +12,10 @@ from rich.progress import Progress, TaskID
 from experiments.factory import Experiment
 from kd_local.data import Data, steps_per_epoch
 from kd_local.distill import Distillation
-from kd_local.parallel import data_mesh, groups, hosts
+from kd_local.parallel import device_mesh, groups, hosts
 from kd_local.parallel.meetings import Meeting
 from kd_local.sizes import shown_bytes
-from kd_local.training.inputs import Supply
+from kd_local.training.inputs import ExtraTensor
 from kd_local.training.interruption import Interruption
 from kd_local.training.loop import training_plan
 from kd_local.training.teacher_cache import TeacherCache
@@ -61,15 +61,17 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
             batch_size=config.batch_size,
             steps=plan.last_step,
             seed=config.seed,
-            mesh=data_mesh(len(own), own),
+            mesh=device_mesh(len(own), devices=own),
         )
         for (name, _), teacher in zip(method.pairs, method.teachers, strict=True)
     }
 
 
-def supplies(of: Mapping[str, TeacherCache], console: Console, interruption: Interruption) -> dict[str, Supply]:
-    """What `train` reads the teachers' logits from; what is missing is computed first, with a bar on a terminal. Of
-    several processes the first one computes, and all read.
+def cached_logits(
+    of: Mapping[str, TeacherCache], console: Console, interruption: Interruption
+) -> dict[str, ExtraTensor]:
+    """The extra tensors of `train` that hold the teachers' logits. Missing logits are computed first, with a bar on a
+    terminal; of several processes the first one computes them, and all read them.
 
     Raises:
         CacheError: see `TeacherCache.fill`.

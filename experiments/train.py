@@ -14,6 +14,7 @@ import json
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,10 +28,10 @@ from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build
 from experiments.planning import PLAN, left_to_measurement, planned
-from experiments.rehearsal import placement
 from experiments.results import SUMMARY
+from experiments.step_timer import placement
 from experiments.summary import summarise
-from experiments.teacher_caches import FillingStopped, caches, supplies
+from experiments.teacher_caches import FillingStopped, cached_logits, caches
 from experiments.teachers import save_network
 from kd_local.contract import HasTeachers, State, TrainsNetwork
 from kd_local.data import Data, DataError
@@ -94,7 +95,7 @@ def main(_: list[str]) -> None:
             Interruption() as interruption,
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, report=_report) as checkpoints,
         ):
-            supplied = supplies(cached, console, interruption)
+            extra = cached_logits(cached, console, interruption)
             with ProgressBar(console, experiment.method) as bar:
                 result = train(
                     experiment.method,
@@ -104,16 +105,13 @@ def main(_: list[str]) -> None:
                     seed=config.seed,
                     steps=config.steps,
                     mesh=experiment.mesh,
-                    form=config.step,
-                    shard=config.mesh.shard,
-                    batch_norm=config.mesh.batch_norm,
-                    placement=placement(experiment, config),
+                    options=replace(experiment.options, placement=placement(experiment, config)),
                     schedule=experiment.schedule,
                     checkpoints=checkpoints,
                     checkpoint_seconds=config.checkpoint.seconds,
                     observers=() if log is None else (bar, log),
                     interruption=interruption,
-                    supplies=supplied,
+                    extra=extra,
                 )
         state = gather(result.state, experiment.mesh)
         compared = _compared_with_teachers(experiment, config, state, data)

@@ -15,7 +15,7 @@ from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, StoneL
 from kd_local.local import HEADS, LOSSES, ContSup, EndToEnd, PixelScale, cut
 from kd_local.models import resnet
 from kd_local.networks import by_block, of_block
-from kd_local.parallel import Step, data_mesh, on_every_device, over_the_batch
+from kd_local.parallel import CompiledStep, compile_step, device_mesh, on_every_device, over_the_batch
 from kd_local.state import new_part
 
 OPTIMIZER = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9, nesterov=True))
@@ -98,14 +98,14 @@ class Run:
 
 
 def run(method: Method, devices: int, sizes: tuple[int, ...], dtype: type = np.float32) -> Run:
-    mesh = data_mesh(devices)
+    mesh = device_mesh(devices)
     everywhere = on_every_device(mesh)
     state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
     state = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, state)
     state, key = jax.device_put((state, KEY), everywhere)
     # A copy: a view of a buffer would keep it from being donated.
     before = jax.tree.map(np.array, state)
-    step = Step(method, mesh)
+    steps: dict[int, CompiledStep] = {}
     metrics, compilations, donated = [], [], True
     for i, size in enumerate(sizes):
         placed = jax.device_put(batch(size, i, dtype), over_the_batch(mesh, size))
@@ -115,7 +115,12 @@ def run(method: Method, devices: int, sizes: tuple[int, ...], dtype: type = np.f
         old = state
         indices = jax.device_put(np.arange(size, dtype=np.int32), over_the_batch(mesh, size))
         epoch = jax.device_put(np.float32(i + 1), everywhere)
-        state, values = step(state, *placed, key, {"indices": indices, "epoch": epoch})
+        extra = {"indices": indices, "epoch": epoch}
+        if not steps:
+            steps[size] = compile_step(method, *placed, extra, state=state, mesh=mesh)
+        elif size not in steps:
+            steps[size] = steps[sizes[0]].for_batch(size)
+        state, values = steps[size](state, *placed, key, extra)
         jax.monitoring.unregister_event_duration_listener(listen)
         owned = [old[program.name] for program in method.programs()]
         donated &= all(leaf.is_deleted() for leaf in jax.tree.leaves(owned))
@@ -248,8 +253,8 @@ def test_one_module_is_end_to_end():
     of_module = of_block(state["module00"], "blocks")
     blocks = by_block({name: of_block(of_module, str(i)) for i, name in enumerate(NETWORK.names)})
     start = jax.tree.map(jnp.array, {"network": new_part(blocks, OPTIMIZER)})
-    after_local, local_metrics = Step(local)(state, jnp.array(images), jnp.array(labels), KEY)
-    after_whole, whole_metrics = Step(whole)(start, images, labels, KEY)
+    after_local, local_metrics = compile_step(local, images, labels)(state, jnp.array(images), jnp.array(labels), KEY)
+    after_whole, whole_metrics = compile_step(whole, images, labels)(start, images, labels, KEY)
     assert local_metrics["module00"]["loss"] == whole_metrics["network"]["loss"]
     ours, theirs = after_local["module00"]["params"]["blocks"], after_whole["network"]["params"]
     for i, name in enumerate(NETWORK.names):

@@ -26,7 +26,7 @@ from jaxtyping import Array
 from kd_local.local import ContSup, LocalModule, equal_layers
 from kd_local.local.contexts import IMAGES
 from kd_local.memory.compilations import CompilationRecords
-from kd_local.memory.footprint import PieceFootprint, piece_footprints, step_calls
+from kd_local.memory.footprint import PieceFootprint, piece_footprints, plan_for
 from kd_local.memory.targets import Target
 from kd_local.networks import Network, apply_block, by_block, init_block
 from kd_local.sizes import tree_bytes
@@ -101,7 +101,7 @@ def balance(
     known = CompilationRecords() if records is None else records
     boundaries = equal_layers(network, modules)
     method = make(boundaries)
-    calls = step_calls(method, shape, batch, target)
+    calls = plan_for(method, shape, batch, target.mesh).calls
     found = {call.signature: call for call in calls}
     measured = {signature: known.of(call, target) for signature, call in found.items()}
     best = MeasuredCut(boundaries, piece_footprints(calls, measured))
@@ -116,7 +116,7 @@ def balance(
         if promising is None or promising in seen:
             break
         seen.add(promising)
-        calls, keys = step_calls(make(promising), shape, batch, target), needs.keys(promising)
+        calls, keys = plan_for(make(promising), shape, batch, target.mesh).calls, needs.keys(promising)
         # The largest first: where it is too large by itself, the others need not be compiled.
         for call, key in sorted(zip(calls, keys, strict=True), key=lambda pair: needs.of(pair[1]), reverse=True):
             if call.signature not in measured:

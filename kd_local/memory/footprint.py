@@ -7,18 +7,19 @@ Reference: XLA's buffer assignment as `jax.stages.Compiled.memory_analysis` repo
 """
 
 import math
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from kd_local.contract import Method
 from kd_local.costs import multiply_adds
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords
 from kd_local.memory.targets import Target
-from kd_local.parallel import Call, Step
+from kd_local.parallel import Call, StepOptions, StepPlan, extra_names, offered_tensors, plan_step
 from kd_local.sizes import tree_bytes
 
 
@@ -91,9 +92,7 @@ def footprint(
     batch: int,
     target: Target,
     *,
-    form: str = "separate",
-    shard: str = "nothing",
-    batch_norm: str = "global",
+    options: StepOptions = StepOptions(),
     records: CompilationRecords | None = None,
 ) -> Footprint:
     """What a method's training step needs.
@@ -103,16 +102,14 @@ def footprint(
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices of the target.
         target: where.
-        form: of the step, see `kd_local.parallel.FORMS`.
-        shard: what of the state is divided among the devices, see `kd_local.parallel.SHARDED`.
-        batch_norm: what batch normalisation takes its statistics over, see `kd_local.parallel.BATCH_NORMS`.
+        options: how the step is compiled and divided.
         records: compilations that are known already; new ones are added.
 
     Raises:
-        ValueError: fewer than one image, or a form, a part of the state or a batch normalisation that is unknown.
+        ValueError: see `plan_for`.
     """
     known = CompilationRecords() if records is None else records
-    calls = step_calls(method, shape, batch, target, form=form, shard=shard, batch_norm=batch_norm)
+    calls = plan_for(method, shape, batch, target.mesh, options).calls
     distinct = {call.signature: call for call in calls}
     found = {signature: known.of(call, target) for signature, call in distinct.items()}
     counted = {signature: multiply_adds(call.piece.run, *call.arguments) for signature, call in distinct.items()}
@@ -131,7 +128,7 @@ def floor_bytes(
     target: Target,
     own: Mapping[str, int],
     *,
-    shard: str = "nothing",
+    options: StepOptions = StepOptions(),
 ) -> int:
     """What no form of a method's step can do without, unless it computes convolutions again: the largest, over its
     programs, of the state of all of them, the tensors carried while one runs (those that it reads, that it writes, and
@@ -144,54 +141,33 @@ def floor_bytes(
         target: where.
         own: bytes of these activations on one device by the program's name, see `own_activations`; none of a program
             that trains no block.
-        shard: as `footprint` takes it.
+        options: how the state is divided among devices; whatever the form, each program is counted by itself.
 
     Raises:
-        ValueError: fewer than one image.
+        ValueError: see `plan_for`.
     """
-    calls = step_calls(method, shape, batch, target, shard=shard)
+    calls = plan_for(method, shape, batch, target.mesh, replace(options, form="separate")).calls
     state = _state(calls)
     return max(state + _carried(call) + own.get(call.piece.name, 0) for call in calls)
 
 
-def step_calls(
-    method: Method,
-    shape: tuple[int, int, int],
-    batch: int,
-    target: Target,
-    *,
-    form: str = "separate",
-    shard: str = "nothing",
-    batch_norm: str = "global",
-) -> list[Call]:
-    """What the step of a method consists of, on a target: nothing is compiled."""
-    if batch < 1:
-        raise ValueError(f"batch is {batch}: use 1 or more images")
-    rng = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    step = Step(method, target.mesh, form=form, shard=shard, batch_norm=batch_norm)
-    images, labels, further = batch_shapes(step, shape, batch)
-    return step.calls(state, images, labels, rng, further)
-
-
-def batch_shapes(
-    step: Step, shape: tuple[int, int, int], batch: int
-) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, dict[str, jax.ShapeDtypeStruct]]:
-    """Images, labels, and what else of a batch the step reads.
+def plan_for(
+    method: Method, shape: tuple[int, int, int], batch: int, mesh: Mesh, options: StepOptions = StepOptions()
+) -> StepPlan:
+    """The plan of a method's step for `batch` images of `shape` (height, width, channels; float32).
 
     Raises:
-        ValueError: something whose shape is not known.
+        ValueError: fewer than one image, or a method that reads a cache; see `kd_local.parallel.plan_step` too.
     """
-    numbers = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    known = {"indices": numbers, "epoch": jax.ShapeDtypeStruct((), jnp.float32)}
-    if unknown := [name for name in step.further if name not in known]:
-        raise ValueError(
-            f"the step reads {', '.join(unknown)}, which only training supplies: measure it without a cache"
-        )
-    return jax.ShapeDtypeStruct((batch, *shape), jnp.float32), numbers, {name: known[name] for name in step.further}
+    if batch < 1:
+        raise ValueError(f"batch is {batch}: use 1 or more images")
+    if missing := [name for name in extra_names(method.programs()) if name not in offered_tensors(batch)]:
+        raise ValueError(f"the step reads {', '.join(missing)}, which only training has: measure it without a cache")
+    images, labels = jax.ShapeDtypeStruct((batch, *shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return plan_step(method, images, labels, mesh=mesh, options=options)
 
 
-def piece_footprints(calls: list[Call], found: dict[Hashable, CompilationRecord]) -> tuple[PieceFootprint, ...]:
+def piece_footprints(calls: Sequence[Call], found: dict[Hashable, CompilationRecord]) -> tuple[PieceFootprint, ...]:
     state = _state(calls)
     pieces = []
     for call in calls:
@@ -203,7 +179,7 @@ def piece_footprints(calls: list[Call], found: dict[Hashable, CompilationRecord]
     return tuple(pieces)
 
 
-def _state(calls: list[Call]) -> int:
+def _state(calls: Sequence[Call]) -> int:
     owned = {program.name for call in calls for program in call.piece.programs}
     read_only = {
         name: part

@@ -3,17 +3,13 @@
 Told by executables before anything is run, for devices that are there and for those that are not.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import jax
-import jax.numpy as jnp
 
 from kd_local.contract import Method
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords
-from kd_local.memory.footprint import batch_shapes, piece_footprints
+from kd_local.memory.footprint import piece_footprints, plan_for
 from kd_local.memory.targets import Target
-from kd_local.parallel import Step, hops
+from kd_local.parallel import StepOptions, transfers_between_groups
 
 
 @dataclass(frozen=True)
@@ -42,9 +38,7 @@ def group_footprints(
     batch: int,
     target: Target,
     *,
-    placement: Sequence[int] | None = None,
-    shard: str = "nothing",
-    batch_norm: str = "global",
+    options: StepOptions = StepOptions(),
     records: CompilationRecords | None = None,
 ) -> tuple[GroupFootprint, ...]:
     """What each group of a target's devices needs for its share of a method's training step.
@@ -54,26 +48,20 @@ def group_footprints(
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices of a group.
         target: with a mesh as `kd_local.parallel.device_mesh` gives it.
-        placement: the group of each piece; by their multiply-adds if None.
-        shard, batch_norm: as `footprint` takes them.
+        options: how the step is compiled, divided and placed.
         records: compilations that are known already; new ones are added.
 
     Raises:
-        ValueError: see `Step` and `footprint`.
+        ValueError: see `kd_local.memory.footprint.plan_for`.
     """
     known = CompilationRecords() if records is None else records
-    rng = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    step = Step(method, target.mesh, placement=placement, shard=shard, batch_norm=batch_norm)
-    images, labels, further = batch_shapes(step, shape, batch)
-    calls = step.calls(state, images, labels, rng, further)
-    assert step.placement is not None  # calls has found it
-    found = {call.signature: known.of(call, replace(target, mesh=call.mesh)) for call in calls}
-    whole = (images.size + labels.size) * 4
-    arriving = (whole, *hops(calls, step.placement))
+    plan = plan_for(method, shape, batch, target.mesh, options)
+    found = {call.signature: known.of(call, replace(target, mesh=call.mesh)) for call in plan.calls}
+    whole = sum(tensor.size * tensor.dtype.itemsize for tensor in plan.batch.values())
+    arriving = (whole, *transfers_between_groups(plan.calls, plan.placement))
     groups = []
-    for group in range(len(step.groups)):
-        own = [call for call, at in zip(calls, step.placement, strict=True) if at == group]
+    for group in range(len(plan.groups)):
+        own = [call for call, at in zip(plan.calls, plan.placement, strict=True) if at == group]
         pieces = piece_footprints(own, found)
         seconds = [_seconds(found[call.signature], target) for call in own]
         groups.append(

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kd_local.contract import Method
-from kd_local.memory.footprint import batch_shapes
-from kd_local.parallel import Step, batch_shardings, data_mesh, on_every_device
+from kd_local.memory.footprint import plan_for
+from kd_local.parallel import StepOptions, batch_shardings, compile_plan, device_mesh, on_every_device
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -33,9 +32,7 @@ def observed_peak(
     batch: int,
     *,
     devices: int = 1,
-    form: str = "separate",
-    shard: str = "nothing",
-    batch_norm: str = "global",
+    options: StepOptions = StepOptions(),
     steps: int = 2,
 ) -> int | None:
     """Peak bytes of one device while real training steps run on it: state, batch, and all that comes and goes.
@@ -51,30 +48,25 @@ def observed_peak(
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices.
         devices: among which the batch is divided.
-        form: of the step, see `kd_local.parallel.FORMS`.
-        shard: what of the state is divided among the devices, see `kd_local.parallel.SHARDED`.
-        batch_norm: what batch normalisation takes its statistics over, see `kd_local.parallel.BATCH_NORMS`.
+        options: how the step is compiled and divided.
         steps: how many to run.
 
     Returns:
         None where it cannot be told: on a CPU without Linux's /proc, on an accelerator without statistics.
     """
-    mesh = data_mesh(devices)
-    step = Step(method, mesh, form=form, shard=shard, batch_norm=batch_norm)
+    mesh = device_mesh(devices)
+    plan = plan_for(method, shape, batch, mesh, options)
+    step = compile_plan(plan)
     rng = jax.device_put(jax.random.key(0), on_every_device(mesh))
-    state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    shapes = batch_shapes(step, shape, batch)
-    images, labels, further = shapes
-    step.compile(state, images, labels, rng, further)
 
     def run(steps: int) -> None:
-        current = step.place(_ones(state))
+        state = step.place(_ones(plan.state))
         for _ in range(steps):
             # A step may donate its batch.
-            given = jax.device_put(_ones(shapes), batch_shardings(shapes, mesh, batch))
-            current, metrics = step(current, given[0], given[1], rng, given[2])
+            given = jax.device_put(_ones(plan.batch), batch_shardings(plan.batch, mesh, batch))
+            state, metrics = step(state, given.pop("images"), given.pop("labels"), rng, given)
             del given
-            jax.block_until_ready((current, metrics))
+            jax.block_until_ready((state, metrics))
 
     if mesh.devices.flat[0].platform == "cpu":
         if not _give_back_freed_memory():

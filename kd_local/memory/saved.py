@@ -18,9 +18,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jaxtyping import Array
 
 from kd_local.contract import Method
-from kd_local.memory.footprint import step_calls
-from kd_local.memory.targets import target
+from kd_local.memory.footprint import plan_for
 from kd_local.networks import Network, apply_block
+from kd_local.parallel import device_mesh
 from kd_local.sizes import tree_bytes
 
 Objective = Callable[..., Array]
@@ -60,7 +60,7 @@ def saved_activations(method: Method, shape: tuple[int, int, int], batch: int) -
     """
     known: dict[Hashable, int] = {}
     saved = {}
-    for call in step_calls(method, shape, batch, target()):
+    for call in plan_for(method, shape, batch, device_mesh()).calls:
         if call.signature not in known:
             jaxpr = jax.make_jaxpr(call.piece.run)(*call.arguments).jaxpr
             own, frozen, *_, constants = call.arguments

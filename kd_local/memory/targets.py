@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from kd_local.errors import unknown
-from kd_local.parallel import data_mesh
+from kd_local.parallel import device_mesh
 
 # The smallest topology of each kind that its compiler accepts, by what libtpu calls it.
 _TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "v4": "v4:2x2x1"}
@@ -58,7 +58,7 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
         ModuleNotFoundError: a TPU without the package `libtpu`.
     """
     if name == "local":
-        mesh = data_mesh(devices)
+        mesh = device_mesh(devices)
         stats = mesh.devices.flat[0].memory_stats() or {}
         return Target(name, mesh, tuple(jax.devices()), present=True, capacity=stats.get("bytes_limit"))
     if name == "gpu":
@@ -74,7 +74,7 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
     topology = _topology(kind)
     return Target(
         name,
-        data_mesh(devices, topology),
+        device_mesh(devices, devices=topology),
         tuple(topology),
         present=False,
         capacity=_CAPACITY[kind],

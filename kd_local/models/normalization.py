@@ -19,22 +19,23 @@ from jaxtyping import Array, Float
 from kd_local.precision import at_least_float32
 
 Channels = Float[Array, " c"]
-_PARTS: ContextVar[int] = ContextVar("parts", default=1)
+_DEVICES: ContextVar[int] = ContextVar("devices", default=1)
 
 
 @contextmanager
-def normalised_in_parts(parts: int) -> Iterator[None]:
-    """In training mode, what is traced in here normalises each of so many equal parts of a batch by its own statistics,
-    as devices do that hold a part each and do not wait for each other.
+def normalised_per_device(devices: int) -> Iterator[None]:
+    """While code is traced in this context, `BatchNorm` in training mode divides a batch into `devices` equal slices
+    and normalises each by its own statistics, as devices do that hold a slice each and do not communicate.
 
-    It is for whoever divides batches: networks, of which many are parts of a method, do not know how that is done. With
-    one part nothing is different.
+    The number is ambient because it cannot be passed down: the step knows it, a `BatchNorm` needs it, and between the
+    two are a method's function and linen modules, whose `__call__` has no argument for it. As a field of `BatchNorm` it
+    would make a network depend on the mesh. A `ContextVar` is set for the trace of one piece, in one thread.
     """
-    token = _PARTS.set(parts)
+    token = _DEVICES.set(devices)
     try:
         yield
     finally:
-        _PARTS.reset(token)
+        _DEVICES.reset(token)
 
 
 class BatchNorm(nn.Module):
@@ -42,9 +43,9 @@ class BatchNorm(nn.Module):
 
     In training mode mean and variance are the batch's, over all devices, and the running ones move to them by 1 -
     momentum, to the variance's unbiased estimate as in PyTorch (n / (n - 1) times the biased one that normalises); in
-    evaluation mode they are the running ones. Within `normalised_in_parts` they are those of each part of the batch,
-    and the running ones move to their mean. Statistics are taken in float32, or wider where the input is; parameters
-    `scale`, `bias` and statistics `mean`, `var` are kept as they come, float32 from `init`.
+    evaluation mode they are the running ones. Within `normalised_per_device` they are those of each device's slice of
+    the batch, and the running ones move to their mean. Statistics are taken in float32, or wider where the input is;
+    parameters `scale`, `bias` and statistics `mean`, `var` are kept as they come, float32 from `init`.
 
     Reference: Ioffe and Szegedy, "Batch normalization" (arXiv 1502.03167), algorithm 1 and section 3.
     """
@@ -66,15 +67,15 @@ class BatchNorm(nn.Module):
             factor = scale * jax.lax.rsqrt(running_var.value.astype(wide) + self.epsilon)
             y = _affine(x.astype(wide), factor, bias - running_mean.value.astype(wide) * factor)
             return y.astype(self.dtype or x.dtype)
-        parts = _PARTS.get()
-        if parts == 1:
+        devices = _DEVICES.get()
+        if devices == 1:
             y, mean, var = _normalise(self.epsilon, x, scale, bias)
         else:
-            each = x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+            each = x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
             normalise = jax.vmap(partial(_normalise, self.epsilon), in_axes=(0, None, None))
             y, mean, var = normalise(each, scale, bias)
             y, mean, var = y.reshape(x.shape), mean.mean(axis=0), var.mean(axis=0)
-        count = x.size // x.shape[-1] // parts
+        count = x.size // x.shape[-1] // devices
         for running, new in ((running_mean, mean), (running_var, var * (count / max(count - 1, 1)))):
             new = new.astype(running.value.dtype)
             running.value = self.momentum * running.value + (1 - self.momentum) * new

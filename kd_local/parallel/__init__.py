@@ -5,17 +5,18 @@ from kd_local.parallel.mesh import (
     MODULE,
     all_devices,
     batch_shardings,
-    data_mesh,
     device_mesh,
     groups,
     on_every_device,
     over_the_batch,
 )
-from kd_local.parallel.pieces import FORMS, Call, Piece, compile_lowered
-from kd_local.parallel.placement import contiguous, hops
+from kd_local.parallel.options import BATCH_NORMS, StepOptions
+from kd_local.parallel.pieces import FORMS, Call, Piece, compile_lowered, extra_names
+from kd_local.parallel.placement import balanced_placement, transfers_between_groups
+from kd_local.parallel.plan import NOTHING, StepPlan, check_step, offered_tensors, plan_step
 from kd_local.parallel.sharding import SHARDED, part_shardings
-from kd_local.parallel.step import BATCH_NORMS, NOTHING, Step
-from kd_local.parallel.timeline import Span, Timeline, recording
+from kd_local.parallel.step import CompiledStep, Watch, compile_plan, compile_step
+from kd_local.parallel.timeline import Span, Timeline, recorded
 from kd_local.parallel.transfer import move, put_rows
 
 __all__ = [
@@ -26,22 +27,30 @@ __all__ = [
     "NOTHING",
     "SHARDED",
     "Call",
+    "CompiledStep",
     "Piece",
     "Span",
-    "Step",
+    "StepOptions",
+    "StepPlan",
     "Timeline",
+    "Watch",
     "all_devices",
+    "balanced_placement",
     "batch_shardings",
+    "check_step",
     "compile_lowered",
-    "contiguous",
-    "data_mesh",
+    "compile_plan",
+    "compile_step",
     "device_mesh",
+    "extra_names",
     "groups",
-    "hops",
     "move",
+    "offered_tensors",
     "on_every_device",
     "over_the_batch",
     "part_shardings",
+    "plan_step",
     "put_rows",
-    "recording",
+    "recorded",
+    "transfers_between_groups",
 ]

@@ -1,4 +1,4 @@
-"""Meshes of devices and how batches and state lie on them."""
+"""Meshes of devices, and the shardings of batches and state on them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +9,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
 MODULE = "module"
-
-
-def data_mesh(data: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with one axis, `data`, over that many devices: the batch is divided among them.
-
-    Raises:
-        ValueError: see `device_mesh`.
-    """
-    return device_mesh(data, devices=devices)
 
 
 def device_mesh(data: int = 1, module: int = 1, devices: Sequence[Any] | None = None) -> Mesh:

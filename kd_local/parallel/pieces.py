@@ -1,8 +1,8 @@
 """What of a step is compiled together: each program by itself, or all of them; and how it is compiled.
 
 This is the one place where programs of any method are compiled. Every program owns a part of the state, which is
-donated. A tensor handed on is let go of at its last reader, and donated to it on accelerators; on the CPU that saves
-nothing, as what is aliased is copied first.
+donated. A tensor is freed after its last reader; on accelerators it is donated to that reader. (The CPU backend copies
+donated buffers, so there it would save nothing.)
 """
 
 import warnings
@@ -14,7 +14,6 @@ import jax
 from jax.sharding import Mesh
 
 from kd_local.contract import Metrics, Program, State
-from kd_local.errors import unknown
 
 FORMS: tuple[str, ...] = ("separate", "joined")
 """`separate`: an executable for each program; programs that compute the same function on the same shapes share one.
@@ -68,7 +67,7 @@ class Piece:
         metrics: list[Metrics] = []
         for program, part, read_only, numbers in zip(self.programs, own, frozen, constants, strict=True):
             read = tuple(tensors[name] for name in program.reads)
-            if parts:  # what the one before needed is let go of before this one starts
+            if parts:  # what the program before needed is freed before this one starts
                 read, parts[-1] = jax.lax.optimization_barrier((read, parts[-1]))
             updated, written, values = program.function(part, read_only, read, rng, numbers)
             parts.append(updated)
@@ -85,9 +84,9 @@ class Call:
         arguments: arrays or their shapes, see `Piece.arguments`.
         live: every tensor that exists when the piece starts, by name.
         mesh: the devices that it runs on.
-        devices: among which the batch is divided.
+        devices: among which the batch is divided; 1 if it is not.
         signature: calls of one signature share an executable.
-        own: how the parts of the state that it owns lie on the mesh: a sharding for each array.
+        own: a sharding for each array of the parts of the state that it owns.
         jitted: the piece on its mesh.
         shapes: of what it gives: own parts, tensors written, metrics.
     """
@@ -115,20 +114,14 @@ def compile_lowered(lowered: Any, mesh: Mesh) -> Any:
     return lowered.compile(compiler_options=_cpu_options() if on_cpu(mesh) else {})
 
 
-def further_tensors(programs: Sequence[Program]) -> tuple[str, ...]:
-    """Names of the tensors that programs read besides images and labels, and none writes."""
+def extra_names(programs: Sequence[Program]) -> tuple[str, ...]:
+    """Names of the tensors that programs read besides images and labels, and that no program writes."""
     written = {"images", "labels", *(name for program in programs for name in program.writes)}
     return tuple(dict.fromkeys(name for program in programs for name in program.reads if name not in written))
 
 
 def pieces_of(programs: Sequence[Program], form: str) -> tuple[Piece, ...]:
-    """What is compiled together, in order.
-
-    Raises:
-        ValueError: an unknown form, see `FORMS`.
-    """
-    if form not in FORMS:
-        raise unknown("form of the step", form, FORMS)
+    """What is compiled together, in order; `form` is one of `FORMS`."""
     groups = [tuple(programs)] if form == "joined" else [(program,) for program in programs]
     later: set[str] = set()
     pieces = []
@@ -141,8 +134,8 @@ def pieces_of(programs: Sequence[Program], form: str) -> tuple[Piece, ...]:
     return tuple(reversed(pieces))
 
 
-def let_go(tensors: Tensors, piece: Piece) -> None:
-    """Forget what a piece was the last to read."""
+def free(tensors: Tensors, piece: Piece) -> None:
+    """Remove the tensors that no piece after this one reads."""
     for name, last in zip(piece.reads, piece.last, strict=True):
         if last:
             del tensors[name]

@@ -12,10 +12,10 @@ from kd_local.sizes import tree_bytes
 
 
 def check_groups(pieces: int, groups: int) -> None:
-    """Whether so many pieces can be divided among so many groups.
+    """Check that each group can have a piece.
 
     Raises:
-        ValueError: a group would be left without a piece.
+        ValueError: more groups than pieces, or no group.
     """
     if not 1 <= groups <= pieces:
         raise ValueError(
@@ -24,8 +24,24 @@ def check_groups(pieces: int, groups: int) -> None:
         )
 
 
-def contiguous(costs: Sequence[int] | Sequence[float], groups: int) -> tuple[int, ...]:
-    """The group of each piece, rising from 0, such that the dearest group is as cheap as can be.
+def check_placement(placement: Sequence[int] | None, pieces: int, groups: int) -> None:
+    """Check a placement, and without one that each group can have a piece.
+
+    Raises:
+        ValueError: see `check_groups`; or not a group for each piece, rising from 0, none left out.
+    """
+    check_groups(pieces, groups)
+    if placement is None:
+        return
+    if len(placement) != pieces or sorted(placement) != list(placement) or set(placement) != set(range(groups)):
+        raise ValueError(
+            f"placement {tuple(placement)} of {pieces} pieces in {groups} groups: use a group for each piece, rising "
+            f"from 0 to {groups - 1}, none left out"
+        )
+
+
+def balanced_placement(costs: Sequence[int] | Sequence[float], groups: int) -> tuple[int, ...]:
+    """The group of each piece, rising from 0, such that the most expensive group costs as little as possible.
 
     Args:
         costs: of each piece, 0 or more, in any unit: operations, or seconds as measured.
@@ -38,8 +54,8 @@ def contiguous(costs: Sequence[int] | Sequence[float], groups: int) -> tuple[int
     check_groups(pieces, groups)
     if min(costs) < 0:
         raise ValueError(f"costs are {tuple(costs)}: use numbers of 0 or more")
-    # best[g][n]: the dearest group, and the sizes of all, when the first n pieces are divided among g groups. Of
-    # divisions alike the one whose groups are most even is taken, by the sum of squares.
+    # best[n]: cost of the most expensive group, sum of squares, and ends of the groups for the first n pieces. Between
+    # divisions with equal maximum, the sum of squares chooses the one whose groups are most even.
     ends = [0.0]
     for cost in costs:
         ends.append(ends[-1] + cost)
@@ -60,8 +76,8 @@ def contiguous(costs: Sequence[int] | Sequence[float], groups: int) -> tuple[int
     return tuple(group for group, (start, end) in enumerate(pairwise((0, *chosen[2]))) for _ in range(start, end))
 
 
-def hops(calls: Sequence[Call], placement: Sequence[int]) -> tuple[int, ...]:
-    """Bytes that travel with a batch from each group to the next."""
+def transfers_between_groups(calls: Sequence[Call], placement: Sequence[int]) -> tuple[int, ...]:
+    """Bytes that move with a batch from each group to the next."""
     moved = []
     for (_, before), (call, after) in pairwise(zip(calls, placement, strict=True)):
         if after != before:

@@ -4,36 +4,33 @@ Reference: Rajbhandari et al., "ZeRO: memory optimizations toward training trill
 optimizer state its stage 1, of parameters too its stage 3. What gathers and scatters is the compiler's.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kd_local.errors import unknown
 from kd_local.parallel.mesh import DATA, on_every_device
 
-SHARDED: tuple[str, ...] = ("nothing", "optimizer", "state")
-"""What of the state is divided: nothing, the optimizer's state, or parameters too."""
+SHARDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"nothing": (), "optimizer": ("opt_state",), "state": ("opt_state", "params")}
+)
+"""The collections of each part of the state that are divided, by the name of the choice."""
 
 SMALLEST = 4096
 """Arrays of fewer elements stay whole: to gather them costs more than a copy."""
 
 
 def part_shardings(part: Any, mesh: Mesh, shard: str) -> Any:
-    """How a part of the state lies on a mesh: a sharding for each array.
-
-    Of what is divided each array is, along the longest of its dimensions that the devices divide.
+    """A sharding for each array of a part of the state. An array is divided along the longest of its dimensions that
+    the number of devices divides.
 
     Args:
         part: `{"params": ..., "batch_stats": ..., "opt_state": ...}` of arrays or their shapes.
         shard: one of `SHARDED`.
-
-    Raises:
-        ValueError: something else to shard.
     """
-    if shard not in SHARDED:
-        raise unknown("part of the state to shard", shard, SHARDED)
-    names = {"nothing": (), "optimizer": ("opt_state",), "state": ("opt_state", "params")}[shard]
+    names = SHARDED[shard]
     replicated = on_every_device(mesh)
     return {
         name: jax.tree.map(lambda leaf, name=name: _along(leaf, mesh) if name in names else replicated, tree)

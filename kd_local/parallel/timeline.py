@@ -1,13 +1,13 @@
 """Which group of devices worked on which batch, and when, as seen from the host.
 
-A thread for each group waits for the results of what was dispatched to it, one after another. A piece has begun when
-its group was free and what it reads was ready; what a piece's own devices did in between is a profiler's to tell.
+A thread for each group waits for the results of the pieces that were dispatched to it, one after another. A piece
+starts when its group is free and the tensors that it reads are ready. What its devices do meanwhile only a profiler
+shows.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 
-from kd_local.parallel.step import Step
+from kd_local.parallel.plan import StepPlan
+from kd_local.parallel.step import Watch
 
 
 @dataclass(frozen=True)
 class Span:
-    """A piece at work.
+    """A piece's work on one batch.
 
     Attributes:
         group: of devices, from 0.
@@ -36,27 +37,27 @@ class Span:
     end: float
 
 
+@dataclass(frozen=True)
 class Timeline:
-    """What `recording` has seen.
+    """What several steps did, and when.
 
     Attributes:
-        spans: complete once the recording has ended, in the order of dispatch.
-        seconds: how long it took until everything was ready.
+        spans: by batch, then by start.
+        seconds: until all results were ready.
     """
 
-    def __init__(self) -> None:
-        self.spans: tuple[Span, ...] = ()
-        self.seconds = 0.0
+    spans: tuple[Span, ...]
+    seconds: float
 
     def busy(self) -> dict[int, float]:
-        """Of each group, the share of the time in which it was at work."""
+        """The share of the time in which each group worked."""
         busy: dict[int, float] = {}
         for span in self.spans:
             busy[span.group] = busy.get(span.group, 0.0) + span.end - span.start
         return {group: seconds / self.seconds for group, seconds in sorted(busy.items())}
 
     def seconds_of_pieces(self) -> dict[str, float]:
-        """Of each piece, the shortest time that it took."""
+        """The shortest time that each piece took, by its name."""
         shortest: dict[str, float] = {}
         for span in self.spans:
             took = span.end - span.start
@@ -64,13 +65,10 @@ class Timeline:
         return shortest
 
 
-@contextmanager
-def recording(step: Step) -> Iterator[Timeline]:
-    """Watch the calls of a step."""
-    timeline = Timeline()
-    names = [piece.name for piece in step.pieces]
+def recorded(plan: StepPlan, run: Callable[[Watch], object]) -> Timeline:
+    """The timeline of the steps of a plan that `run` takes, each called with the `watch` that `run` is given."""
     seen: list[tuple[int, str, int, float, Future[float]]] = []
-    executors = [ThreadPoolExecutor(1) for _ in step.groups]
+    executors = [ThreadPoolExecutor(1) for _ in plan.groups]
     began = time.perf_counter()
 
     def ready(metrics: Any) -> float:
@@ -79,18 +77,16 @@ def recording(step: Step) -> Iterator[Timeline]:
 
     def watch(group: int, piece: str, metrics: Sequence[Mapping[str, Any]]) -> None:
         future = executors[group].submit(ready, metrics)
-        seen.append((group, piece, len(seen) // len(names), time.perf_counter() - began, future))
+        seen.append((group, piece, len(seen) // len(plan.calls), time.perf_counter() - began, future))
 
-    step.watch = watch
     try:
-        yield timeline
+        run(watch)
     finally:
-        step.watch = None
-        ends = [future.result() for *_, future in seen]
         for executor in executors:
             executor.shutdown()
-    timeline.seconds = time.perf_counter() - began
-    free = dict.fromkeys(range(len(step.groups)), 0.0)
+    ends = [future.result() for *_, future in seen]
+    seconds = time.perf_counter() - began
+    free = dict.fromkeys(range(len(plan.groups)), 0.0)
     spans = []
     for _, of_batch in groupby(zip(seen, ends, strict=True), key=lambda pair: pair[0][2]):
         arrived = 0.0
@@ -98,4 +94,4 @@ def recording(step: Step) -> Iterator[Timeline]:
             span = Span(group, piece, batch, max(free[group], arrived, dispatched), end)
             free[group] = arrived = end
             spans.append(span)
-    timeline.spans = tuple(sorted(spans, key=attrgetter("batch", "start")))
+    return Timeline(tuple(sorted(spans, key=attrgetter("batch", "start"))), seconds)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int64, PRNGKeyArray, UInt8
 from kd_local.data import Augmentation, Share, augment
 from kd_local.parallel import DATA, move, on_every_device, over_the_batch, put_rows
 
-Supply = Callable[[int, Int64[np.ndarray, " batch"]], np.ndarray]
+ExtraTensor = Callable[[int, Int64[np.ndarray, " batch"]], np.ndarray]
 """`(step, places of its images in the training set)` to a scalar or a tensor whose leading dimension is the batch."""
 
 

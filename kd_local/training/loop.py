@@ -20,12 +20,22 @@ from jax.sharding import Mesh
 
 from kd_local.contract import Method, State
 from kd_local.data import Data, batch_indices, steps_per_epoch
-from kd_local.parallel import DATA, NOTHING, Step, data_mesh, move, on_every_device, put_rows
+from kd_local.parallel import (
+    DATA,
+    NOTHING,
+    StepOptions,
+    compile_step,
+    device_mesh,
+    extra_names,
+    move,
+    on_every_device,
+    put_rows,
+)
 from kd_local.training.agreement import SAVE, Agreement
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.data_wait import DataWait
 from kd_local.training.evaluation import evaluate
-from kd_local.training.inputs import Supply, batch_inputs, keys, share_of
+from kd_local.training.inputs import ExtraTensor, batch_inputs, keys, share_of
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.metrics import EpochMetrics
 from kd_local.training.records import EpochRecord, Observer, StepRecord, TrainingPlan
@@ -75,16 +85,13 @@ def train(
     seed: int = 0,
     steps: int | None = None,
     mesh: Mesh | None = None,
-    form: str = "separate",
-    shard: str = "nothing",
-    batch_norm: str = "global",
-    placement: Sequence[int] | None = None,
+    options: StepOptions = StepOptions(),
     schedule: optax.Schedule | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 10.0,
     observers: Sequence[Observer] = (),
     interruption: Interruption | None = None,
-    supplies: Mapping[str, Supply] = NOTHING,
+    extra: Mapping[str, ExtraTensor] = NOTHING,
 ) -> Result:
     """Train a method on data, from the newest checkpoint if there is one.
 
@@ -97,55 +104,51 @@ def train(
         steps: a limit on the steps, if any.
         mesh: of devices to divide each batch and the modules among, see `kd_local.parallel.device_mesh`; one device if
             None. At most a batch more than it has groups of devices is in flight.
-        form: of the step, see `kd_local.parallel.FORMS`.
-        shard: what of the state is divided among the devices of a group, see `kd_local.parallel.SHARDED`.
-        batch_norm: what batch normalisation takes its statistics over, see `kd_local.parallel.BATCH_NORMS`.
-        placement: the group of devices of each piece of the step; by their multiply-adds if None.
+        options: how the step is compiled, divided and placed.
         schedule: the learning rate that the method's optimizer was given, to be recorded.
         checkpoints: where to save; nowhere if None.
         checkpoint_seconds: at least so long between two checkpoints; the end of a run is always saved.
         observers: are told of each step and epoch.
         interruption: looked at after every step.
-        supplies: tensors that the method's programs read besides `images`, `labels`, `indices` and `epoch`, by name.
+        extra: tensors that the method's programs read besides `images`, `labels`, `indices` and `epoch`, by name.
 
     Raises:
-        ValueError: see `training_plan` and `kd_local.parallel.Step`; or a tensor that the method reads is not supplied.
+        ValueError: see `training_plan` and `kd_local.parallel.plan_step`.
         NotFiniteError: a loss is not finite; the state behind it was not saved.
         Interrupted: as the interruption asked; the state was saved.
     """
-    mesh = data_mesh() if mesh is None else mesh
+    mesh = device_mesh() if mesh is None else mesh
     plan = training_plan(len(data.train), epochs=epochs, batch_size=batch_size, steps=steps, mesh=mesh)
     last_step, each = plan.last_step, plan.steps_per_epoch
-    step_once = Step(method, mesh, form=form, placement=placement, shard=shard, batch_norm=batch_norm)
-    first_group = step_once.groups[0]  # where a batch begins
-    share = share_of(first_group)
     rng, init_rng = keys(seed)
     shape = data.train.shape
     state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    sizes = {batch_size, len(data.train) - (each - 1) * batch_size} if last_step >= each else {batch_size}
-    supplies = {"indices": _int32, "epoch": partial(_epoch, each), **supplies}
-    if missing := [name for name in step_once.further if name not in supplies]:
-        raise ValueError(f"the method reads {', '.join(missing)}: give it as supplies={{{missing[0]!r}: ...}}")
-
-    def extra(step: int, chosen: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: supplies[name](step, chosen) for name in step_once.further}
-
+    offered: dict[str, ExtraTensor] = {"indices": _int32, "epoch": partial(_epoch, each), **extra}
+    extra = {name: offered[name] for name in extra_names(method.programs()) if name in offered}
     first_batch = next(batch_indices(len(data.train), seed=seed, batch_size=batch_size))
-    like_first = extra(*first_batch)
-    for size in sorted(sizes, reverse=True):
-        like = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
-        further = {
-            name: jax.ShapeDtypeStruct((size, *x.shape[1:])[: x.ndim], x.dtype) for name, x in like_first.items()
-        }
-        step_once.compile(state, like, jax.ShapeDtypeStruct((size,), jnp.int32), rng, further)
-
-    state, rng = step_once.place(state), move(rng, on_every_device(first_group))
+    compiled = compile_step(
+        method,
+        jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32),
+        jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        {name: tensor(*first_batch) for name, tensor in extra.items()},
+        state=state,
+        mesh=mesh,
+        options=options,
+    )
+    smallest = len(data.train) - (each - 1) * batch_size if last_step >= each else batch_size
+    steps_of_size = {batch_size: compiled}
+    if smallest != batch_size:
+        steps_of_size[smallest] = compiled.for_batch(smallest)
+    groups = compiled.plan.groups
+    first_group = groups[0]  # where a batch begins
+    share = share_of(first_group)
+    state, rng = compiled.place(state), move(rng, on_every_device(first_group))
 
     def on_step(record: StepRecord) -> None:
         for observer in observers:
             observer.on_step(record)
 
-    metrics = EpochMetrics(step_once, on_step)
+    metrics = EpochMetrics(compiled.plan, on_step)
     first_step = 0
     if checkpoints is not None:
         restored = checkpoints.restore_latest({"state": state, "sums": metrics.sums})
@@ -156,8 +159,8 @@ def train(
     for observer in observers:
         observer.on_start(replace(plan, first_step=first_step))
 
-    first_to_wait = step_once.residents()[0][-1]
-    agreement = Agreement(len(step_once.groups))
+    last_of_first_group = compiled.plan.programs[0][-1]
+    agreement = Agreement(len(groups))
     result = Result(state, max(first_step, last_step), [])
     last_saved = started = time.monotonic()
     count = 0
@@ -167,13 +170,11 @@ def train(
         for step, chosen, images, labels in wait.batches(islice(stream, last_step - first_step)):
             size, rows = len(chosen), share.rows(len(chosen))
             inputs, step_rng = batch_inputs(data.augmentation, first_group, rng, step, images, size)
-            labels, further = put_rows(
-                (labels, {name: given[rows] if given.ndim else given for name, given in extra(step, chosen).items()}),
-                first_group,
-                size,
-            )
-            state, step_metrics = step_once(state, inputs, labels, step_rng, further)
-            wait.dispatched(step_metrics[first_to_wait])
+            tensors = {name: tensor(step, chosen) for name, tensor in extra.items()}
+            tensors = {name: array[rows] if array.ndim else array for name, array in tensors.items()}
+            labels, tensors = put_rows((labels, tensors), first_group, size)
+            state, step_metrics = steps_of_size[size](state, inputs, labels, step_rng, tensors)
+            wait.dispatched(step_metrics[last_of_first_group])
             metrics.add(step + 1, step_metrics, size)
             count += size
 

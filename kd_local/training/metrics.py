@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
-from kd_local.parallel import Step, move, on_every_device
+from kd_local.parallel import StepPlan, move, on_every_device
 from kd_local.training.records import ProgramMetrics, StepRecord
 
 
@@ -33,16 +33,16 @@ class EpochMetrics:
     They stay on the devices of the programs that gave them, so that no group of devices waits for another.
 
     Args:
-        step: compiled.
+        plan: of the step.
         on_step: receives the record of each step once its metrics are read.
     """
 
-    def __init__(self, step: Step, on_step: Callable[[StepRecord], None]) -> None:
-        self.names = step.metrics
+    def __init__(self, plan: StepPlan, on_step: Callable[[StepRecord], None]) -> None:
+        self.names = plan.metrics
         self._on_step = on_step
         self._unread: deque[tuple[int, list[Array]]] = deque()
-        self._replicated = [on_every_device(group) for group in step.groups]
-        self._programs = step.residents()
+        self._replicated = [on_every_device(group) for group in plan.groups]
+        self._programs = plan.programs
         self.reset()
 
     @property

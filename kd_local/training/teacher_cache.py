@@ -26,10 +26,10 @@ from jaxtyping import Array, Float, Float32, Int64, UInt8
 import kd_local
 from kd_local.data import Augmentation, Data, Split, batch_indices, epoch_order, normalise, steps_per_epoch
 from kd_local.networks import Network, Variables
-from kd_local.parallel import data_mesh, on_every_device, over_the_batch
+from kd_local.parallel import device_mesh, on_every_device, over_the_batch
 from kd_local.sizes import shown_bytes
 from kd_local.training.checked_rows import CheckedRows
-from kd_local.training.inputs import Supply, batch_inputs, keys
+from kd_local.training.inputs import ExtraTensor, batch_inputs, keys
 
 Rows = tuple[Int64[np.ndarray, " rows"], Float32[np.ndarray, "rows *shape"]]
 """Indices of rows, and the rows."""
@@ -152,8 +152,8 @@ class TeacherCache:
         except OSError as error:
             raise self._failed("cannot be read", error) from error
 
-    def fill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Supply:
-        """Compute what is missing, and give what `train` takes as a supply.
+    def fill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> ExtraTensor:
+        """Compute what is missing, and return what `train` takes as an extra tensor.
 
         Args:
             progress: told after every batch how many rows there are, and of how many. What it raises ends the filling,
@@ -177,9 +177,9 @@ class TeacherCache:
                         progress(done, total)
             except OSError as error:
                 raise self._failed(f"cannot be written; {done:,} of {total:,} rows are there", error) from error
-        return partial(self._supply, self._rows.read())
+        return partial(self._logits_of, self._rows.read())
 
-    def _supply(
+    def _logits_of(
         self, rows: Float32[np.ndarray, "rows *shape"], step: int, chosen: Int64[np.ndarray, " batch"]
     ) -> Float32[np.ndarray, "batch classes"]:
         if not varies(self.data.augmentation):
@@ -262,7 +262,7 @@ class TeacherCache:
 
     @cached_property
     def _mesh(self) -> Mesh:
-        return data_mesh() if self.mesh is None else self.mesh
+        return device_mesh() if self.mesh is None else self.mesh
 
     @cached_property
     def _rng(self) -> Array:

@@ -11,7 +11,7 @@ from kd_local.distill.teacher import remaining_blocks
 from kd_local.memory import footprint, target
 from kd_local.models import create, resnet
 from kd_local.networks import apply_block, of_block
-from kd_local.parallel import Step
+from kd_local.parallel import compile_step
 
 STUDENT = resnet(14, classes=5, widths=(4, 4, 6, 8))
 TEACHER_NETWORK = resnet(8, classes=5, widths=(4, 6, 8, 12))
@@ -54,7 +54,8 @@ def test_each_module_learns_by_its_own_plain_loss_alone():
     state = local.init(jax.random.key(0), LIKE)
     images, labels = batch()
     before = jax.tree.map(np.array, state)
-    after, metrics = Step(local)(state, jnp.array(images), jnp.array(labels), KEY)
+    step = compile_step(local, images, labels)
+    after, metrics = step(state, jnp.array(images), jnp.array(labels), KEY)
     target_logits = TEACHER_NETWORK.apply(before["teacher"], images, train=False)[0]
 
     def loss(logits):

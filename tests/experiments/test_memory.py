@@ -1,7 +1,6 @@
 """The memory table, as a user makes it."""
 
 import csv
-import io
 import json
 import os
 import re
@@ -13,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments import memory_measurements, memory_observed
+from experiments import memory_measurements
 from experiments.configs import default
 from experiments.folder_lock import FolderLock
 from experiments.memory_observed import ObservationError, observe
 from experiments.memory_rows import Row, describe, distillation_rows, in_order_of_effort, rows_of
 from experiments.memory_table import MIB, Record, draw
+from kd_local.files import read_json_lines
 from kd_local.memory import target
+from kd_local.parallel import StepOptions
 from tests.support.processes import run_all
 
 ROOT = Path(__file__).parents[2]
@@ -293,24 +294,29 @@ def test_picture():
     assert set(named["end_to_end"].get_ydata()) == {80}
 
 
-def test_steps_are_divided_as_the_config_says(monkeypatch, tmp_path):
-    base, seen = default.get_config(), []
-    base.mesh.shard, base.mesh.batch_norm = "state", "device"
+@pytest.mark.parametrize(("key", "value"), [("shard", "state"), ("batch_norm", "device")])
+def test_options_of_the_step_change_the_measurement(key, value, tmp_path):
+    """On two devices: a divided state is smaller, and without communication another executable is measured."""
+    found = []
+    for i, options in enumerate(({}, {key: value})):
+        base, folder = default.get_config(), tmp_path / str(i)
+        base.mesh.update(options)
+        folder.mkdir()
+        measurements = memory_measurements.Measurements(base, target("local", devices=2), 2, folder, measure=False)
+        values = measurements.of(Row("end_to_end")).values
+        digests = {line["digest"] for line in read_json_lines(folder / memory_measurements.EXECUTABLES)}
+        found.append((values["state_bytes"], digests))
+    (whole, usual), (divided, other) = found
+    assert not usual & other
+    assert divided < 0.7 * whole if key == "shard" else divided == whole
 
-    def told(*_, **options):
-        seen.append((options["shard"], options["batch_norm"]))
-        raise InterruptedError
 
-    monkeypatch.setattr(memory_measurements, "footprint", told)
-    monkeypatch.setattr(memory_observed, "observed_peak", told)
-    request = {"row": {"method": "end_to_end"}, "config": base.to_dict(), "devices": 2}
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
-    measurements = memory_measurements.Measurements(base, target("local", devices=2), 2, tmp_path, measure=False)
-    with pytest.raises(InterruptedError):
-        measurements.of(Row("end_to_end"))
-    with pytest.raises(InterruptedError):
-        memory_observed.main()
-    assert seen == [("state", "device")] * 2
+def test_the_form_of_the_step_is_the_rows():
+    base = default.get_config()
+    base.mesh.shard = "state"
+    assert describe(Row("contsup_joined", 2, "R0"), base).options == StepOptions(form="joined", shard="state")
+    base.step = "joined"
+    assert describe(Row("contsup", 2, "R0"), base).options == StepOptions(shard="state")
 
 
 def test_the_process_of_real_steps_takes_memory_as_training_does(monkeypatch, tmp_path):

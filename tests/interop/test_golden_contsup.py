@@ -17,7 +17,7 @@ import pytest
 from kd_local.interop import from_torch, read_state_dict, to_torch
 from kd_local.local import ContSup, CutNetwork, PixelScale, balanced_memory, cut
 from kd_local.models import resnet
-from kd_local.parallel import Step, on_every_device
+from kd_local.parallel import compile_step, on_every_device
 from kd_local.state import new_part
 
 FOLDER = Path(os.environ.get("KD_LOCAL_GOLDEN", Path(__file__).parents[2] / "../shared/golden"))
@@ -111,8 +111,8 @@ def compiled_programs(golden: Golden, dtype: type) -> Entries:
     """What the programs give that training runs, by a step down the gradients themselves."""
     method = ContSup(golden.cut, optax.sgd(1.0))
     state = {name: new_part(variables, method.optimizer) for name, variables in golden.variables.items()}
-    step = Step(method)
-    placed = jax.device_put((state, golden.images, golden.labels), on_every_device(step.mesh))
+    step = compile_step(method, golden.images, golden.labels, state=state)
+    placed = jax.device_put((state, golden.images, golden.labels), on_every_device(step.plan.mesh))
     state, metrics = step(*placed, jax.random.key(0))
     gradients = {
         name: jax.tree.map(lambda before, after: before - np.asarray(after), part["params"], state[name]["params"])

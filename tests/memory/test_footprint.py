@@ -7,10 +7,9 @@ import pytest
 
 from kd_local.contract import Program
 from kd_local.local import ContSup, EndToEnd, cut
-from kd_local.memory import CompilationRecords, footprint, step_calls, target
-from kd_local.memory.footprint import floor_bytes
+from kd_local.memory import CompilationRecords, floor_bytes, footprint, plan_for, target
 from kd_local.models import create
-from kd_local.parallel import Step
+from kd_local.parallel import StepOptions
 
 NETWORK = create("resnet32", classes=10)
 SMALL = create("resnet8", classes=10)
@@ -37,7 +36,7 @@ def test_greedy_local_learning_in_sixteen_modules():
 
 def test_modules_that_are_alike_share_executables_with_context_too():
     for context in ("R1", "R1E"):
-        calls = step_calls(contsup(16, context, NETWORK), CIFAR, 8, HERE)
+        calls = plan_for(contsup(16, context, NETWORK), CIFAR, 8, HERE.mesh).calls
         assert len({call.signature for call in calls}) == 10
 
 
@@ -66,8 +65,9 @@ def test_a_state_that_is_divided_takes_less_of_each_device():
     state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
     need, known = {}, CompilationRecords()
     for shard in ("nothing", "optimizer", "state"):
-        found = footprint(method, (8, 8, 3), 8, target("local", devices=4), shard=shard, records=known)
-        placed = Step(method, mesh, shard=shard).place(state)
+        options = StepOptions(shard=shard)
+        found = footprint(method, (8, 8, 3), 8, target("local", devices=4), options=options, records=known)
+        placed = plan_for(method, (8, 8, 3), 8, mesh, options).place(state)
         held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed))
         assert found.state_bytes == held
         need[shard] = found
@@ -80,7 +80,7 @@ def test_devices_that_normalise_their_own_part_are_compiled_so():
     known, four = CompilationRecords(), target("local", devices=4)
     footprint(contsup(2, "R0"), (8, 8, 3), 8, four, records=known)
     assert known.compiled == 2
-    footprint(contsup(2, "R0"), (8, 8, 3), 8, four, batch_norm="device", records=known)
+    footprint(contsup(2, "R0"), (8, 8, 3), 8, four, options=StepOptions(batch_norm="device"), records=known)
     assert known.compiled == 4
 
 
@@ -138,7 +138,7 @@ def test_the_floor_is_the_most_that_state_carried_tensors_and_a_block_make():
 
 def test_joined_has_one_executable_and_the_same_work():
     separate = footprint(contsup(3, "R0"), CIFAR, 8, HERE)
-    joined = footprint(contsup(3, "R0"), CIFAR, 8, HERE, form="joined")
+    joined = footprint(contsup(3, "R0"), CIFAR, 8, HERE, options=StepOptions(form="joined"))
     assert joined.executables == 1
     assert joined.flops == separate.flops
     assert joined.state_bytes == separate.state_bytes

@@ -8,9 +8,9 @@ import optax
 import pytest
 
 from kd_local.local import ContSup, cut
-from kd_local.memory import CompilationRecords, group_footprints, step_calls, target
+from kd_local.memory import CompilationRecords, group_footprints, plan_for, target
 from kd_local.models import resnet
-from kd_local.parallel import device_mesh
+from kd_local.parallel import StepOptions, device_mesh
 
 IMAGE, BATCH = (8, 8, 3), 8
 METHOD = ContSup(cut(resnet(8, classes=10, widths=(4, 4, 8, 8)), 3, classes=10, context="R0"), optax.sgd(0.1))
@@ -20,7 +20,7 @@ def test_a_group_takes_as_long_as_its_pieces_one_after_another():
     known, here = CompilationRecords(), target()
     (alone,) = group_footprints(METHOD, IMAGE, BATCH, here, records=known)
     assert alone.seconds is None  # how fast these devices are is not known
-    pieces = [known.of(call, here) for call in step_calls(METHOD, IMAGE, BATCH, here)]
+    pieces = [known.of(call, here) for call in plan_for(METHOD, IMAGE, BATCH, here.mesh).calls]
     # 9 multiply-adds for each of 4 x 3 filters and 64 places of 8 images are the least of the first piece's operations.
     assert pieces[0].flops > 2 * 9 * 4 * 3 * 64 * 8
     for flops, moved in ((1e9, 1e15), (1e15, 1e9)):
@@ -32,7 +32,7 @@ def test_a_group_takes_as_long_as_its_pieces_one_after_another():
 
 def test_each_group_takes_its_own_pieces():
     on = replace(target(), mesh=device_mesh(1, 2), flops_per_second=1e9, bytes_per_second=1e9)
-    groups = group_footprints(METHOD, IMAGE, BATCH, on, placement=(0, 1, 1))
+    groups = group_footprints(METHOD, IMAGE, BATCH, on, options=StepOptions(placement=(0, 1, 1)))
     state = METHOD.init(jax.random.key(0), jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))
     assert [group.pieces for group in groups] == [("module00",), ("module01", "module02")]
     assert all(group.seconds > 0 for group in groups)
@@ -46,5 +46,5 @@ def test_groups_are_divided_as_the_step_is():
     known, on = CompilationRecords(), replace(target(), mesh=device_mesh(2, 2))
     group_footprints(METHOD, IMAGE, BATCH, on, records=known)
     assert known.compiled == 3
-    group_footprints(METHOD, IMAGE, BATCH, on, batch_norm="device", records=known)
+    group_footprints(METHOD, IMAGE, BATCH, on, options=StepOptions(batch_norm="device"), records=known)
     assert known.compiled == 6

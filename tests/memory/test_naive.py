@@ -10,7 +10,7 @@ from kd_local.contract import Method
 from kd_local.local import ContSup, PixelScale, cut
 from kd_local.memory import SummedLosses, footprint, target
 from kd_local.models import create
-from kd_local.parallel import Step
+from kd_local.parallel import compile_step
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)
 CUT = cut(
@@ -29,8 +29,8 @@ def test_its_step_is_that_of_separate_modules():
     of_naive, of_separate = naive.init(key, images), separate.init(key, images)
     before = jax.tree.map(np.asarray, of_naive["network"]["params"])
     np.testing.assert_array_equal(naive.logits(of_naive, images), separate.logits(of_separate, images))
-    of_naive, metrics = Step(naive)(of_naive, np.asarray(images), labels, key)
-    of_separate, each = Step(separate)(of_separate, np.asarray(images), labels, key)
+    of_naive, metrics = compile_step(naive, images, labels)(of_naive, np.asarray(images), labels, key)
+    of_separate, each = compile_step(separate, images, labels)(of_separate, np.asarray(images), labels, key)
     # Momentum starts from zero: after one step its trace is the gradient.
     for name, part in of_separate.items():
         for collection in ("params", "batch_stats"):

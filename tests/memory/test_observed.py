@@ -38,18 +38,3 @@ def test_nothing_is_told_without_proc(monkeypatch, tmp_path):
     monkeypatch.setattr(observed, "_STATUS", tmp_path / "status")
     method = EndToEnd(create("resnet8", classes=10), optax.sgd(0.1, momentum=0.9))
     assert observed.observed_peak(method, (8, 8, 1), 8) is None
-
-
-def test_the_step_that_runs_is_divided_as_is_asked(monkeypatch):
-    seen = []
-
-    def step(*_, **options):
-        seen.append(options)
-        raise InterruptedError
-
-    monkeypatch.setattr(observed, "Step", step)
-    with pytest.raises(InterruptedError):
-        observed.observed_peak(
-            EndToEnd(create("resnet8", classes=10), optax.sgd(0.1)), (8, 8, 1), 8, shard="state", batch_norm="device"
-        )
-    assert seen == [{"form": "separate", "shard": "state", "batch_norm": "device"}]

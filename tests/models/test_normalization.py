@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.models.normalization import BatchNorm, normalised_in_parts
-from kd_local.parallel import data_mesh, over_the_batch
+from kd_local.models.normalization import BatchNorm, normalised_per_device
+from kd_local.parallel import device_mesh, over_the_batch
 
 
 def run(module, variables, x, weights):
@@ -58,7 +58,7 @@ def test_a_batch_over_eight_devices_has_one_mean():
     x, variables, _ = example(jnp.float32, (16, 4, 4, 3))
     module = lambda v, x: BatchNorm().apply(v, x, train=True, mutable=["batch_stats"])
     y, updated = jax.jit(module)(variables, x)
-    there = jax.device_put(x, over_the_batch(data_mesh(8), 16))
+    there = jax.device_put(x, over_the_batch(device_mesh(8), 16))
     y8, updated8 = jax.jit(module)(variables, there)
     np.testing.assert_allclose(y, y8, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), updated, updated8)
@@ -72,7 +72,7 @@ def test_parts_of_a_batch_are_normalised_one_by_one():
         class Parts:
             apply = staticmethod(lambda v, x, mutable: BatchNorm().apply(v, x, train=True, mutable=mutable))
 
-        with normalised_in_parts(3):
+        with normalised_per_device(3):
             y, stats, gradients = run(Parts, variables, x, weights)
         each = [run(Parts, variables, x[i : i + 2], weights[i : i + 2]) for i in (0, 2, 4)]
         close = lambda a, b: jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), a, b)

@@ -15,7 +15,7 @@ from kd_local.local.partition import equal_layers
 from kd_local.models import create, resnet
 from kd_local.models.vision_transformer import LayerNorm, attend, positions, vision_transformer
 from kd_local.networks import Network, apply_block, of_block
-from kd_local.parallel import Step
+from kd_local.parallel import compile_step
 from kd_local.state import variables_of
 
 PATCH, WIDTH, HEADS, CLASSES = 4, 12, 3, 5
@@ -286,7 +286,7 @@ def test_cut_into_modules_it_learns_as_the_reference_form_says(context, decoder)
     state = method.init(key, LIKE)
     before = jax.tree.map(np.array, state)
     expected = jax.jit(network.losses)(before, images, labels)
-    step = Step(method)
+    step = compile_step(method, images, labels)
     state, metrics = step(state, jnp.array(images), jnp.array(labels), key)
     for name, loss in expected.losses.items():
         np.testing.assert_allclose(metrics[name]["loss"], loss, rtol=1e-5)
@@ -314,7 +314,7 @@ def test_block_kd_sends_a_student_through_its_teacher(pair):
     (images, labels), key = batch(), jax.random.key(0)
     state = method.init(key, LIKE)
     before = jax.tree.map(np.array, state)
-    state, metrics = Step(method)(state, images, labels, key)
+    state, metrics = compile_step(method, images, labels)(state, images, labels, key)
     assert all(np.isfinite(value) for value in metrics["student"].values())
     # A vision transformer's head starts at zero, and the stones teach all that comes before it all the same.
     learnt = [{**part["student"]["params"]["student"], "head": {}} for part in (before, state)]

@@ -8,8 +8,8 @@ import pytest
 
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.models import resnet
-from kd_local.models.normalization import normalised_in_parts
-from kd_local.parallel import Step, data_mesh, device_mesh, on_every_device, over_the_batch
+from kd_local.models.normalization import normalised_per_device
+from kd_local.parallel import StepOptions, compile_step, device_mesh, groups, on_every_device, over_the_batch
 
 NETWORK = resnet(8, classes=10, widths=(4, 4, 8, 8))
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -36,7 +36,7 @@ def in_parts(method, parts: int, size: int):
     state, metrics = start(method), {}
     images, labels = batch(size)
     tensors = {"images": images, "labels": labels}
-    with normalised_in_parts(parts):
+    with normalised_per_device(parts):
         for program in method.programs():
             read = tuple(tensors[name] for name in program.reads)
             constants = jnp.asarray(program.constants)
@@ -48,10 +48,10 @@ def in_parts(method, parts: int, size: int):
 
 
 def on_devices(method, mesh, batch_norm: str, size: int):
-    step = Step(method, mesh, batch_norm=batch_norm)
-    first = step.groups[0]
+    first, state = groups(mesh)[0], start(method)
     placed = jax.device_put(batch(size), over_the_batch(first, size))
-    return jax.device_get(step(start(method), *placed, jax.device_put(KEY, on_every_device(first))))
+    step = compile_step(method, *placed, state=state, mesh=mesh, options=StepOptions(batch_norm=batch_norm))
+    return jax.device_get(step(step.place(state), *placed, jax.device_put(KEY, on_every_device(first))))
 
 
 def assert_equal(found, expected):
@@ -64,7 +64,7 @@ def assert_equal(found, expected):
 @jax.numpy_dtype_promotion("standard")
 def test_devices_do_what_one_does_part_by_part(name):
     method = METHODS[name]
-    mesh = data_mesh(4) if name == "end_to_end" else device_mesh(4, 2)
+    mesh = device_mesh(4) if name == "end_to_end" else device_mesh(4, 2)
     with jax.enable_x64(True):
         by_parts = in_parts(method, 4, 16)
         assert_equal(on_devices(method, mesh, "device", 16), by_parts)
@@ -77,24 +77,20 @@ def test_devices_do_what_one_does_part_by_part(name):
 def test_a_batch_that_is_not_divided_is_taken_whole():
     method = METHODS["end_to_end"]
     with jax.enable_x64(True):
-        assert_equal(on_devices(method, data_mesh(4), "device", 5), in_parts(method, 1, 5))
+        assert_equal(on_devices(method, device_mesh(4), "device", 5), in_parts(method, 1, 5))
 
 
 def test_no_device_waits_for_another_to_normalise():
     """Of a layer's statistics only the running ones are told to other devices, and those wait for nothing."""
     collectives = {}
     for each in ("global", "device"):
-        step = Step(METHODS["end_to_end"], data_mesh(4), batch_norm=each)
-        state = METHODS["end_to_end"].init(jax.random.key(0), jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))
         images, labels = jax.ShapeDtypeStruct((16, *IMAGE), jnp.float32), jax.ShapeDtypeStruct((16,), jnp.int32)
-        (executable,) = step.compile(state, images, labels, KEY)
+        options = StepOptions(batch_norm=each)
+        step = compile_step(METHODS["end_to_end"], images, labels, mesh=device_mesh(4), options=options)
+        (executable,) = step.executables
         collectives[each] = executable.as_text().count(" all-reduce(")
-    layers = sum(path[-1].key == "mean" for path, _ in jax.tree.leaves_with_path(state["network"]["batch_stats"]))
+    statistics = step.plan.state["network"]["batch_stats"]
+    layers = sum(path[-1].key == "mean" for path, _ in jax.tree.leaves_with_path(statistics))
     # Gone are a layer's sums over the batch, of which the compiler makes one exchange forward, and most of them in the
     # gradient; those of the parameters' gradients remain.
     assert collectives["device"] <= collectives["global"] - layers, collectives
-
-
-def test_another_way_is_refused():
-    with pytest.raises(ValueError, match=r"^unknown batch normalisation 'local': use global or device"):
-        Step(METHODS["end_to_end"], batch_norm="local")

@@ -4,11 +4,11 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from kd_local.parallel import all_devices, data_mesh, device_mesh, groups, on_every_device, over_the_batch
+from kd_local.parallel import all_devices, device_mesh, groups, on_every_device, over_the_batch
 
 
 def test_batches_are_divided_where_they_divide():
-    mesh = data_mesh(4)
+    mesh = device_mesh(4)
     assert mesh.shape == {"data": 4}
     assert over_the_batch(mesh, 8).spec == PartitionSpec("data")
     assert over_the_batch(mesh, 6).spec == PartitionSpec()
@@ -18,7 +18,7 @@ def test_batches_are_divided_where_they_divide():
 @pytest.mark.parametrize("data", [0, -1, 9])
 def test_devices_that_are_not_there(data):
     with pytest.raises(ValueError, match=f"a mesh of {data} devices .* but there are 8 .*: use 1 to 8, or on a CPU"):
-        data_mesh(data, jax.devices()[:8])
+        device_mesh(data, devices=jax.devices()[:8])
 
 
 def test_groups_of_devices():
@@ -29,8 +29,8 @@ def test_groups_of_devices():
     assert all(group.shape == {"data": 2} for group in groups(mesh))
     assert all_devices(mesh).shape == {"data": 6}
     assert set(all_devices(mesh).devices.flat) == set(mesh.devices.flat)
-    assert groups(data_mesh(2)) == (data_mesh(2),)
-    assert all_devices(data_mesh(2)) == data_mesh(2)
+    assert groups(device_mesh(2)) == (device_mesh(2),)
+    assert all_devices(device_mesh(2)) == device_mesh(2)
 
 
 class Elsewhere:

@@ -10,7 +10,15 @@ from kd_local.data import from_arrays
 from kd_local.distill import LocalDistillation, StoneLoss, Teacher
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.models import resnet
-from kd_local.parallel import Step, device_mesh, on_every_device, over_the_batch
+from kd_local.parallel import (
+    StepOptions,
+    check_step,
+    compile_step,
+    device_mesh,
+    groups,
+    on_every_device,
+    over_the_batch,
+)
 from kd_local.training import Checkpoints, train
 from kd_local.training.interruption import Interrupted, Interruption
 
@@ -88,11 +96,12 @@ def test_groups_of_several_devices(data):
     after = []
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         for mesh in (device_mesh(1, 1), device_mesh(2, 4)):
-            step = Step(method, mesh)
-            first = step.groups[0]
+            first = groups(mesh)[0]
             state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))
             state = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == jnp.float32 else x, state)
             key = jax.device_put(jax.random.key(1), on_every_device(first))
+            step = compile_step(method, images, labels, state=state, mesh=mesh)
+            state = step.place(state)
             for _ in range(2):
                 batch = jax.device_put((images, labels), over_the_batch(first, 16))
                 state, _ = step(state, *batch, key)
@@ -145,4 +154,4 @@ def test_a_checkpoint_goes_on_with_another_number_of_groups(data, tmp_path):
 
 def test_more_groups_than_modules():
     with pytest.raises(ValueError, match=r"^2 groups of devices for 1 pieces of a step: use 1 to 1 \(mesh.module\)"):
-        Step(EndToEnd(NETWORK, OPTIMIZER), device_mesh(1, 2))
+        check_step(EndToEnd(NETWORK, OPTIMIZER), device_mesh(1, 2), StepOptions())

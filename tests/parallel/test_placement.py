@@ -8,7 +8,7 @@ import pytest
 
 from kd_local.local import ContSup, cut
 from kd_local.models import resnet
-from kd_local.parallel import Step, contiguous, device_mesh, hops
+from kd_local.parallel import StepOptions, balanced_placement, device_mesh, plan_step, transfers_between_groups
 
 COSTS = (7, 1, 1, 2, 9, 3, 3, 1)
 
@@ -19,7 +19,7 @@ def slowest(costs, placement):
 
 @pytest.mark.parametrize("groups", range(1, len(COSTS) + 1))
 def test_the_slowest_group_is_as_fast_as_can_be(groups):
-    placement = contiguous(COSTS, groups)
+    placement = balanced_placement(COSTS, groups)
     assert list(placement) == sorted(placement) and set(placement) == set(range(groups))
     # Every way to divide them.
     every = [
@@ -30,31 +30,28 @@ def test_the_slowest_group_is_as_fast_as_can_be(groups):
 
 
 def test_equal_pieces_are_divided_evenly():
-    assert contiguous([2] * 6, 3) == (0, 0, 1, 1, 2, 2)
+    assert balanced_placement([2] * 6, 3) == (0, 0, 1, 1, 2, 2)
     # Where the most even groups, by their squares, would not have the fastest slowest one: 12, 11, 18.
-    assert contiguous((6, 6, 5, 6, 9, 9), 3) == (0, 0, 0, 1, 1, 2)
-    assert contiguous([9, 1, 1, 1, 1], 3) == (0, 1, 1, 2, 2)  # not only the slowest counts
+    assert balanced_placement((6, 6, 5, 6, 9, 9), 3) == (0, 0, 0, 1, 1, 2)
+    assert balanced_placement([9, 1, 1, 1, 1], 3) == (0, 1, 1, 2, 2)  # not only the slowest counts
 
 
 def test_numbers_out_of_range():
     with pytest.raises(
         ValueError, match=r"^5 groups of devices for 4 pieces of a step: use 1 to 4 \(mesh.module\), or"
     ):
-        contiguous([1] * 4, 5)
+        balanced_placement([1] * 4, 5)
     with pytest.raises(ValueError, match=r"^0 groups of devices"):
-        contiguous([1], 0)
+        balanced_placement([1], 0)
     with pytest.raises(ValueError, match=r"^costs are \(1, -1\): use numbers of 0 or more"):
-        contiguous([1, -1], 1)
+        balanced_placement([1, -1], 1)
 
 
-def test_what_travels_from_group_to_group():
+def test_bytes_that_move_between_groups():
     method = ContSup(cut(resnet(8, classes=10), 4, classes=10, context="R1E"), optax.sgd(0.1))
     images = jax.ShapeDtypeStruct((6, 8, 8, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((6,), jnp.int32)
-    rng = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(method.init, rng, images)
-    step = Step(method, device_mesh(1, 4), placement=(0, 1, 2, 3))
-    calls = step.calls(state, images, labels, rng)
+    plan = plan_step(method, images, labels, mesh=device_mesh(1, 4), options=StepOptions(placement=(0, 1, 2, 3)))
     # float32: images 8x8x3, outputs and inputs (R1) of the modules; labels int32.
     map16, map32, map64 = 8 * 8 * 16 * 4, 4 * 4 * 32 * 4, 2 * 2 * 64 * 4
     ends = [module.names[-1] for module in method.cut.modules[:-1]]
@@ -63,19 +60,20 @@ def test_what_travels_from_group_to_group():
     given = [sizes[end] for end in ends]
     supplied = [0, given[0], given[1]]  # each module hands on its own input too, but the first
     expected = tuple(6 * (always + out + kept) for out, kept in zip(given, supplied, strict=True))
-    assert hops(calls, step.placement) == expected
+    assert transfers_between_groups(plan.calls, plan.placement) == expected
 
 
 def test_the_placement_is_by_multiply_adds_unless_given():
     method = ContSup(cut(resnet(8, classes=10), 4, classes=10, context="R0"), optax.sgd(0.1))
     images, labels = np.zeros((4, 8, 8, 3), np.float32), np.zeros(4, np.int32)
-    key = jax.random.key(0)
-    state = jax.eval_shape(method.init, key, images)
-    step = Step(method, device_mesh(1, 2))
-    with pytest.raises(ValueError, match="^where the pieces go is not known yet: call compile first"):
-        step.place(state)
-    step.calls(state, images, labels, key)
-    assert step.placement in {(0, 0, 1, 1), (0, 1, 1, 1), (0, 0, 0, 1)}
+    plan = plan_step(method, images, labels, mesh=device_mesh(1, 2))
+    assert plan.placement in {(0, 0, 1, 1), (0, 1, 1, 1), (0, 0, 0, 1)}
+    names = [program.name for program in method.programs()]
+    assert [list(programs) for programs in plan.programs] == [
+        [name for name, at in zip(names, plan.placement, strict=True) if at == group] for group in (0, 1)
+    ]
+    # Another batch size keeps the placement: the state stays where it is.
+    assert plan.for_batch(3).placement == plan.placement
     for wrong in ((0, 1), (0, 0, 0, 0), (1, 0, 0, 1), (0, 0, 1, 2)):
         with pytest.raises(ValueError, match="of 4 pieces in 2 groups: use a group for each piece, rising from 0 to 1"):
-            Step(method, device_mesh(1, 2), placement=wrong)
+            plan_step(method, images, labels, mesh=device_mesh(1, 2), options=StepOptions(placement=wrong))

@@ -1,4 +1,6 @@
-"""Both forms of a step: an executable for each program, and one for all."""
+"""A compiled step: both forms, what it knows, what it refuses."""
+
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -6,42 +8,130 @@ import numpy as np
 import optax
 import pytest
 
+from kd_local.contract import Program
 from kd_local.local import ContSup, cut
 from kd_local.models import resnet
-from kd_local.parallel import Step
+from kd_local.parallel import StepOptions, compile_step, device_mesh, plan_step
 
 METHOD = ContSup(cut(resnet(8, classes=10), 4, classes=10, context="R1E"), optax.sgd(0.1, momentum=0.9))
 KEY = jax.random.key(2)
+JOINED = StepOptions(form="joined")
+
+
+def batch(size=6):
+    return jax.random.normal(KEY, (size, 8, 8, 3)), jnp.arange(size, dtype=jnp.int32)
 
 
 def test_joined_takes_the_step_that_separate_takes():
-    images, labels = jax.random.normal(KEY, (6, 8, 8, 3)), jnp.arange(6, dtype=jnp.int32)
+    images, labels = batch()
     results = []
     for form in ("separate", "joined"):
-        step = Step(METHOD, form=form)
+        step = compile_step(METHOD, images, labels, options=StepOptions(form=form))
         state, metrics = step(METHOD.init(KEY, images), jnp.array(images), jnp.array(labels), KEY)
-        results.append((state, metrics, step.metrics))
+        results.append((state, metrics, step.plan.metrics))
     (separate, metrics, names), (joined, joined_metrics, joined_names) = results
-    assert names == joined_names
+    assert names == joined_names == tuple(sorted((name, metric) for name in metrics for metric in metrics[name]))
     assert list(joined) == list(separate)
     for a, b in ((separate, joined), (metrics, joined_metrics)):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
 
 
-def test_joined_orders_the_programs_by_barriers():
-    images = jax.ShapeDtypeStruct((6, 8, 8, 3), jnp.float32)
-    labels = jax.ShapeDtypeStruct((6,), jnp.int32)
-    rng = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(METHOD.init, rng, images)
-    (call,) = Step(METHOD, form="joined").calls(state, images, labels, rng)
+@dataclass(frozen=True)
+class Independent:
+    """Three programs that read the images alone. Each computes with a primitive of its own."""
+
+    deployed_program = None
+
+    def init(self, rng, images):
+        return {name: {"params": {"a": jnp.ones(3), "b": jnp.ones(3)}} for name in ("cos", "tan", "exp")}
+
+    def programs(self):
+        def program(name):
+            def function(part, frozen, tensors, rng, constants):
+                loss = getattr(jnp, name)(tensors[0]).mean()
+                return jax.tree.map(lambda x: x - loss, part), (), {"loss": loss}
+
+            return Program(name, name, function, ("images",))
+
+        return tuple(map(program, ("cos", "tan", "exp")))
+
+    def logits(self, state, images):
+        return images.mean(axis=(1, 2))
+
+    def exits(self, state, images):
+        return {}
+
+    def deployed(self, state):
+        return {}
+
+
+def test_joined_starts_no_program_before_the_last_one_has_updated_its_part():
+    """Otherwise XLA may run forward passes of several modules first, with the activations of all of them in memory."""
+    (call,) = plan_step(Independent(), *batch(), options=JOINED).calls
     jaxpr = jax.make_jaxpr(call.piece.run)(*call.arguments).jaxpr
-    # Each waits for all that the one before owns: parameters, momentum and statistics.
-    tied = [len(e.invars) for e in jaxpr.eqns if e.primitive.name == "optimization_barrier" and len(e.invars) > 1]
-    parts = [len(jax.tree.leaves(state[name])) for name in list(state)[:-1]]
-    reads = [len(program.reads) for program in METHOD.programs()[1:]]
-    assert tied == [part + read for part, read in zip(parts, reads, strict=True)]
+    made_by = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+
+    def needs(variables, seen):
+        """The primitives that must run before these variables exist."""
+        for variable in variables:
+            equation = made_by.get(variable) if isinstance(variable, jax.extend.core.Var) else None
+            if equation is not None and id(equation) not in seen:
+                seen[id(equation)] = equation.primitive.name
+                needs(equation.invars, seen)
+        return set(seen.values())
+
+    inputs = {e.primitive.name: e.invars for e in jaxpr.eqns if e.primitive.name in ("cos", "tan", "exp")}
+    assert {name: needs(read, {}) & inputs.keys() for name, read in inputs.items()} == {
+        "cos": set(), "tan": {"cos"}, "exp": {"cos", "tan"}
+    }  # fmt: skip
+    updates = {name: needs(read, {}) for name, read in inputs.items()}
+    assert all("sub" in updates[name] for name in ("tan", "exp")), "the update, not only the loss"
 
 
-def test_unknown_forms():
-    with pytest.raises(ValueError, match=r"^unknown form of the step 'whole': use separate or joined"):
-        Step(METHOD, form="whole")
+def test_another_batch_size_is_another_step():
+    images, labels = batch()
+    step = compile_step(METHOD, images, labels)
+    small = step.for_batch(2)
+    assert small.plan.batch["images"].shape == (2, 8, 8, 3) and small.plan.placement == step.plan.placement
+    state = METHOD.init(KEY, images)
+    with pytest.raises(ValueError, match=r"^images of shape \(2, 8, 8, 3\), but the step is compiled for \(6, "):
+        step(state, images[:2], labels[:2], KEY)
+    expected = compile_step(METHOD, images[:2], labels[:2])(jax.tree.map(jnp.copy, state), images[:2], labels[:2], KEY)
+    jax.tree.map(np.testing.assert_array_equal, small(state, images[:2], labels[:2], KEY), expected)
+
+
+def test_a_state_that_was_used_up_is_named():
+    images, labels = batch()
+    step, state = compile_step(METHOD, images, labels), METHOD.init(KEY, images)
+    kept = jax.tree.map(jnp.copy, state)
+    step(state, images, labels, KEY)
+    with pytest.raises(ValueError, match=r"^module00 is given arrays .* use the state that the step returned, or"):
+        step(state, images, labels, KEY)
+    step(kept, images, labels, KEY)
+
+
+def test_a_plan_compiles_nothing():
+    seen: list[str] = []
+    listen = lambda event, seconds, **_: seen.append(event) if "backend_compile" in event else None
+    images, labels = jax.ShapeDtypeStruct((8, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    plan = plan_step(METHOD, images, labels, mesh=device_mesh(2, 2))
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert not seen
+    assert len(plan.calls) == 4 and sorted(set(plan.placement)) == [0, 1]
+    assert [name for group in plan.programs for name in group] == [program.name for program in METHOD.programs()]
+    assert ("module03", "accuracy") in plan.metrics
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "whole"}, "unknown form of the step 'whole': use separate or joined"),
+        ({"shard": "all"}, "unknown part of the state to shard 'all': use nothing, optimizer or state"),
+        ({"batch_norm": "globl"}, r"unknown batch normalisation 'globl': use global or device \(nearest: global\)"),
+    ],
+)
+def test_unknown_options(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        StepOptions(**options)

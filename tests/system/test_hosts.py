@@ -21,8 +21,7 @@ import kd_local
 from kd_local.local import ContSup, cut
 from kd_local.models import resnet
 from kd_local.parallel import (
-    Step,
-    data_mesh,
+    compile_step,
     device_mesh,
     hosts,
     move,
@@ -158,7 +157,7 @@ def test_alone_nothing_is_waited_for():
 
 def everywhere(say: Callable) -> None:
     """Arrays on the devices of both, and what they tell each other."""
-    index, mesh = jax.process_index(), data_mesh(jax.device_count())
+    index, mesh = jax.process_index(), device_mesh(jax.device_count())
     say(jax.process_count(), jax.device_count(), jax.config.values["jax_cpu_collectives_implementation"])
     rows = np.arange(24, dtype=np.float64).reshape(8, 3)
     replicated, batched = on_every_device(mesh), over_the_batch(mesh, 8)
@@ -222,7 +221,7 @@ def test_two_processes_compute_and_decide_as_one(port):
 def steps(say: Callable, how: str) -> None:
     """Computes with the others until one is lost; or has computed, and then waits for something else."""
     hosts.GRACE_SECONDS = 1.0
-    mesh = data_mesh(jax.device_count())
+    mesh = device_mesh(jax.device_count())
     mean = jax.jit(lambda x: x + jnp.mean(x), out_shardings=over_the_batch(mesh, 8))
     x = move(np.ones(8, np.float32), over_the_batch(mesh, 8))
     hosts.last_words(lambda: f"{hosts.lost()}, says the runtime")
@@ -332,23 +331,24 @@ def test_a_cluster_tells_who_is_who(cluster):
 def modules(say: Callable, groups: str) -> None:
     """Two steps with the modules divided among groups, each of which has devices of every process."""
     method = ContSup(cut(resnet(8, classes=4), 2, classes=4, context="R1E"), optax.sgd(0.1, momentum=0.9))
-    step = Step(method, device_mesh(jax.process_count() * (4 // int(groups)), int(groups)))
-    first, shape = step.groups[0], (8, 8, 8, 1)
-    rows = share_of(first).rows(8)
+    shape = (8, 8, 8, 1)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
     rng = jax.random.key(1)
     state = method.init(rng, jax.ShapeDtypeStruct(shape, jnp.float32))
     labels = np.arange(8, dtype=np.int32) % 4
-    step.compile(state, jax.ShapeDtypeStruct(shape, jnp.float32), labels, rng)
+    mesh = device_mesh(jax.process_count() * (4 // int(groups)), int(groups))
+    step = compile_step(method, jax.ShapeDtypeStruct(shape, jnp.float32), labels, mesh=mesh)
+    first = step.plan.groups[0]
+    rows = share_of(first).rows(8)
     state, rng = step.place(state), move(rng, on_every_device(first))
     with jax.transfer_guard("disallow"):
         for _ in range(2):
             batch = put_rows((images[rows], labels[rows]), first, 8)
             state, metrics = step(state, *batch, rng)
     places = {name: sorted(device.id for device in jax.tree.leaves(part)[0].devices()) for name, part in state.items()}
-    say(len(step.groups), len(set(map(tuple, places.values()))))
+    say(len(step.plan.groups), len(set(map(tuple, places.values()))))
     say({name: float(jax.device_get(metrics[name]["loss"])) for name in metrics})
-    together = move({name: part["params"] for name, part in state.items()}, on_every_device(data_mesh(8)))
+    together = move({name: part["params"] for name, part in state.items()}, on_every_device(device_mesh(8)))
     say(float(sum(np.abs(x).sum(dtype=np.float64) for x in jax.tree.leaves(jax.device_get(together)))))
 
 
@@ -369,7 +369,7 @@ def test_modules_over_the_devices_of_two_processes(port):
 
 def agreeing(say: Callable) -> None:
     """Each wishes something at a time of its own; nobody is further ahead than a computation of all allows."""
-    mesh = data_mesh(jax.device_count())
+    mesh = device_mesh(jax.device_count())
     total = jax.jit(jnp.sum, out_shardings=on_every_device(mesh))
     x = move(np.ones(8, np.float32), over_the_batch(mesh, 8))
     agreement, wishes = Agreement(1), [{3: SAVE, 40: signal.SIGTERM}, {20: SAVE}][jax.process_index()]

@@ -22,7 +22,7 @@ import pytest
 from jaxtyping import PyTree
 
 import kd_local
-from kd_local.parallel import data_mesh, hosts, move, on_every_device, over_the_batch
+from kd_local.parallel import device_mesh, hosts, move, on_every_device, over_the_batch
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 
 FULL = os.strerror(errno.ENOSPC)
@@ -39,7 +39,7 @@ def joint_numbers(step: int) -> PyTree:
 
 
 def on_all_devices(tree: PyTree) -> PyTree:
-    mesh = data_mesh(jax.device_count())
+    mesh = device_mesh(jax.device_count())
     whole, divided = on_every_device(mesh), over_the_batch(mesh, 16)
     return {name: move(part, divided if name == "divided" else whole) for name, part in tree.items()}
 
@@ -59,7 +59,7 @@ def goes_on(say: Callable, directory: Path, *steps: str) -> None:
     with Checkpoints(directory, keep=2, report=reports.append) as checkpoints:
         step, tree = checkpoints.restore_latest(on_all_devices(joint_numbers(0))) or (None, None)
         say(step, step and has_numbers(tree, step), reports)
-        total = jax.jit(jnp.sum, out_shardings=on_every_device(data_mesh(jax.device_count())))
+        total = jax.jit(jnp.sum, out_shardings=on_every_device(device_mesh(jax.device_count())))
         for text in steps:
             tree = on_all_devices(joint_numbers(int(text)))
             checkpoints.save(int(text), tree)
@@ -121,7 +121,7 @@ def opens(say: Callable, directory: Path) -> None:
 
 
 def saves_forever(say: Callable, directory: Path) -> None:
-    total = jax.jit(jnp.sum, out_shardings=on_every_device(data_mesh(jax.device_count())))
+    total = jax.jit(jnp.sum, out_shardings=on_every_device(device_mesh(jax.device_count())))
     try:
         with Checkpoints(directory, keep=1, report=lambda text: None) as checkpoints:
             step, _ = checkpoints.restore_latest(on_all_devices(joint_numbers(0))) or (0, None)

@@ -27,7 +27,7 @@ def test_modules_over_devices_are_measured(tmp_path):
     assert len(modules["busy"]) == 2 and all(0 < share <= 1 for share in modules["busy"])
     # To the first group the batch as it comes; to the second also what the modules before it hand on.
     image, label = 16 * 8 * 8 * 4, 16 * 4
-    assert modules["hop_bytes"][0] == image + label < modules["hop_bytes"][1]
+    assert modules["transfer_bytes"][0] == image + label < modules["transfer_bytes"][1]
     # Each group has less to hold than the one device that has all, and so has each half of a batch.
     assert max(modules["device_bytes"]) < one["device_bytes"][0]
     assert data["device_bytes"][0] < one["device_bytes"][0]

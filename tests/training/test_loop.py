@@ -11,7 +11,7 @@ from kd_local.data import from_arrays, normalise
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.memory import footprint, target
 from kd_local.models import resnet
-from kd_local.parallel import data_mesh, device_mesh
+from kd_local.parallel import device_mesh
 from kd_local.training import Checkpoints, NotFiniteError, evaluate, train
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.records import Scores, TrainingPlan
@@ -76,7 +76,7 @@ def test_evaluation_counts_every_image_once(data):
     shifted = logits - logits.max(-1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(13), data.test.labels]
     for batch_size, devices in ((4, 1), (64, 1), (8, 8)):
-        results = evaluate(METHOD, state, data, batch_size=batch_size, mesh=data_mesh(devices))
+        results = evaluate(METHOD, state, data, batch_size=batch_size, mesh=device_mesh(devices))
         assert results["test"].accuracy == pytest.approx(right)
         assert results["test"].loss == pytest.approx(losses.mean(), rel=1e-5)
 
@@ -117,7 +117,7 @@ def test_seeds_and_steps(data):
 
 def test_a_mesh_gives_what_one_device_gives(data):
     one = train(METHOD, data, epochs=2, batch_size=16)
-    eight = train(METHOD, data, epochs=2, batch_size=16, mesh=data_mesh(8))
+    eight = train(METHOD, data, epochs=2, batch_size=16, mesh=device_mesh(8))
     for a, b in zip(one.records, eight.records, strict=True):
         assert a.train["module01"]["loss"] == pytest.approx(b.train["module01"]["loss"], rel=1e-3)
         assert a.test.loss == pytest.approx(b.test.loss, rel=1e-2)

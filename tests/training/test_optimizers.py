@@ -15,7 +15,7 @@ from kd_local.distill import OBJECTIVES, Distillation, Teacher
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.models.ends import Classifier
 from kd_local.networks import Network
-from kd_local.parallel import Step
+from kd_local.parallel import compile_step
 from kd_local.training import Checkpoints, make_optimizer, make_schedule, train
 from kd_local.training.optimizers import OPTIMIZERS
 from kd_local.training.schedules import by_batches, updates_per_epoch
@@ -58,7 +58,8 @@ def steps(method, sizes):
     images, labels = random.standard_normal((16, *SHAPE)), (np.arange(16) % 4).astype(np.int32)
     state = method.init(jax.random.key(0), LIKE)
     state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
-    step, states, start = Step(method), [jax.tree.map(np.array, state)], 0
+    step = compile_step(method, images[: sizes[0]], labels[: sizes[0]], state=state)
+    states, start = [jax.tree.map(np.array, state)], 0
     for size in sizes:
         chosen = slice(start, start + size)
         state, _ = step(state, jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), KEY)

@@ -14,7 +14,7 @@ import pytest
 from kd_local.data import Augmentation, batch_at, from_arrays, normalise
 from kd_local.distill import OBJECTIVES, Distillation, Teacher
 from kd_local.models import resnet
-from kd_local.parallel import data_mesh, on_every_device
+from kd_local.parallel import device_mesh, on_every_device
 from kd_local.sizes import shown_bytes
 from kd_local.training import CacheError, TeacherCache, checked_rows, train
 from kd_local.training import teacher_cache as module
@@ -82,7 +82,7 @@ def test_a_cached_run_is_the_run_without_a_cache(tmp_path, objective, augmentati
     options = {"epochs": EPOCHS, "batch_size": BATCH, "seed": 3}
     supplies = {f"teacher{i}_logits": make_cache(tmp_path, teacher=x, data=data).fill() for i, x in enumerate(teachers)}
     plain = train(distillation(teachers, False, objective), data, **options)
-    cached = train(distillation(teachers, True, objective), data, **options, supplies=supplies)
+    cached = train(distillation(teachers, True, objective), data, **options, extra=supplies)
     assert plain.step == cached.step == STEPS
     for (path, a), b in zip(
         jax.tree.leaves_with_path(plain.state["student"]), jax.tree.leaves(cached.state["student"]), strict=True
@@ -97,7 +97,7 @@ def test_teachers_logits_matter_to_the_run(tmp_path):
     data, teacher = make_data(VARIED), make_teacher()
     method, options = distillation((teacher,), True), {"epochs": EPOCHS, "batch_size": BATCH, "seed": 3}
     right, wrong = (
-        train(method, data, **options, supplies={"teacher0_logits": make_cache(tmp_path, teacher=x, data=data).fill()})
+        train(method, data, **options, extra={"teacher0_logits": make_cache(tmp_path, teacher=x, data=data).fill()})
         for x in (teacher, make_teacher(5))
     )
     head = lambda result: jnp.concatenate([x.ravel() for x in jax.tree.leaves(params(result)["head"])])
@@ -110,13 +110,15 @@ def test_rows_are_the_logits_of_what_each_step_shows(tmp_path):
     cache.fill()
     rows = contents(cache)
     assert rows.shape == (STEPS, BATCH, 4) and rows.dtype == np.float32
-    rng = jax.device_put(keys(3)[0], on_every_device(data_mesh()))
+    rng = jax.device_put(keys(3)[0], on_every_device(device_mesh()))
     for step, size in enumerate((16, 16, 11) * 2):
         order = np.argsort(
             np.random.Philox(key=np.array([3, step // 3], np.uint64)).random_raw(EXAMPLES), kind="stable"
         )
         chosen = order[step % 3 * BATCH :][:BATCH]
-        inputs, _ = batch_inputs(cache.data.augmentation, data_mesh(), rng, step, cache.data.train.images[chosen], size)
+        inputs, _ = batch_inputs(
+            cache.data.augmentation, device_mesh(), rng, step, cache.data.train.images[chosen], size
+        )
         expected = teacher.network.apply(teacher.variables, inputs, train=False)[0]
         np.testing.assert_allclose(rows[step, :size], expected, rtol=1e-5, atol=1e-6)
         assert not rows[step, size:].any()
@@ -252,7 +254,7 @@ def test_all_that_rows_depend_on_is_in_the_name(tmp_path):
     paths = {name: cache.path for name, cache in varied.items()}
     assert len(set(paths.values())) == len(paths), paths
     assert make_cache(tmp_path).path == paths["same"]
-    assert make_cache(tmp_path, mesh=data_mesh(8)).path == paths["same"]
+    assert make_cache(tmp_path, mesh=device_mesh(8)).path == paths["same"]
 
 
 @pytest.mark.parametrize("flag", ["jax_threefry_partitionable", "jax_default_matmul_precision"])
@@ -344,11 +346,11 @@ def test_a_batch_that_was_not_cached_is_refused(tmp_path):
         with pytest.raises(
             ValueError, match=r"the batch of step \d is not the one that the teacher's logits were cached"
         ):
-            train(method, cache.data, **options, supplies={"teacher0_logits": supply})
+            train(method, cache.data, **options, extra={"teacher0_logits": supply})
 
 
 def test_a_mesh_fills_what_one_device_fills(tmp_path):
-    one, eight = make_cache(tmp_path / "1"), make_cache(tmp_path / "8", mesh=data_mesh(8))
+    one, eight = make_cache(tmp_path / "1"), make_cache(tmp_path / "8", mesh=device_mesh(8))
     one.fill()
     eight.fill()
     np.testing.assert_allclose(contents(one), contents(eight), rtol=1e-5, atol=1e-6)

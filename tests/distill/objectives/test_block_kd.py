@@ -1,7 +1,5 @@
 """Block-KD against its equations written out plainly: no batching, nothing shared, one network after the other."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from kd_local.distill import BlockKD, Distillation, Pair, Teacher, output_shapes
 from kd_local.distill.stepping_stones import connector_to
 from kd_local.models import create, resnet
 from kd_local.networks import Network, apply_block, of_block
-from kd_local.parallel import Step
+from kd_local.parallel import compile_step, plan_step
 
 STUDENT = resnet(8, classes=5, widths=(4, 4, 6, 8))
 TEACHER_NETWORK = resnet(14, classes=5, widths=(4, 6, 8, 12))
@@ -109,7 +107,7 @@ def test_the_gradient_is_that_of_the_plain_composition(objective):
         student["params"], student["batch_stats"], objective, teacher, images, labels
     )
     before = jax.tree.map(np.array, (student["params"], teacher))
-    after, metrics = Step(distillation)(state, images, labels, jax.random.key(1))
+    after, metrics = compile_step(distillation, images, labels)(state, images, labels, jax.random.key(1))
     np.testing.assert_allclose(metrics["student"]["loss"], expected, rtol=1e-5)
     # One step of plain SGD: what parameters moved by is the rate times the gradient.
     moved = jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / 0.1, before[0], after["student"]["params"])
@@ -122,9 +120,8 @@ def test_the_gradient_is_that_of_the_plain_composition(objective):
 
 def test_teacher_parameters_are_arguments_and_not_constants():
     distillation = method(BlockKD())
-    state = jax.eval_shape(partial(distillation.init, jax.random.key(0)), LIKE)
     images, labels = jax.ShapeDtypeStruct((6, *SHAPE), jnp.float32), jax.ShapeDtypeStruct((6,), jnp.int32)
-    (call,) = Step(distillation).calls(state, images, labels, jax.random.key(0))
+    (call,) = plan_step(distillation, images, labels).calls
     text = call.lower().as_text()
     largest = max(x.size for x in jax.tree.leaves(TEACHER.variables))
     constants = [line for line in text.splitlines() if "stablehlo.constant" in line and 'dense<"0x' in line]
@@ -160,8 +157,8 @@ def test_pairs_whatever_their_resolutions_and_widths(names):
         lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(teacher.init, jax.random.key(0), images)
     )
     distillation = method(BlockKD(), student, Teacher(teacher, variables))
-    state = jax.eval_shape(partial(distillation.init, jax.random.key(0)), images)
-    (call,) = Step(distillation).calls(state, images, labels, jax.random.key(0))
+    plan = plan_step(distillation, images, labels)
+    (call,), state = plan.calls, plan.state
     parts, _, metrics = call.shapes
     assert {"loss", "accuracy", "task", "distillation", "cross"} < set(metrics[0])
     assert jax.tree.structure(parts[0]) == jax.tree.structure(state["student"])
@@ -178,7 +175,7 @@ def test_any_distance():
     for name in ("kd", "dkd", "mlkd", "dist"):
         distillation = method(BlockKD(distance=name))
         state = distillation.init(jax.random.key(0), LIKE)
-        _, metrics = Step(distillation)(state, jnp.array(images), jnp.array(labels), jax.random.key(1))
+        _, metrics = compile_step(distillation, images, labels)(state, images, labels, jax.random.key(1))
         losses[name] = float(metrics["student"]["distillation"])
     assert len(set(losses.values())) == 4 and all(map(np.isfinite, losses.values()))
     with pytest.raises(ValueError, match="unknown logit distance 'kl': use kd, dkd, mlkd or dist"):

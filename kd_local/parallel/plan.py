@@ -1,0 +1,227 @@
+"""A training step before it is compiled: which piece runs on which group of devices, for which shapes."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from kd_local.contract import Method, State
+from kd_local.costs import multiply_adds
+from kd_local.models.normalization import normalised_per_device
+from kd_local.parallel.mesh import batch_shardings, device_mesh, groups, on_every_device, over_the_batch
+from kd_local.parallel.options import StepOptions
+from kd_local.parallel.pieces import Call, Piece, Tensors, extra_names, free, on_cpu, pieces_of
+from kd_local.parallel.placement import balanced_placement, check_placement
+from kd_local.parallel.sharding import part_shardings
+from kd_local.parallel.transfer import move
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class StepPlan:
+    """A method's step on a mesh for one batch size. Nothing is lowered, compiled or run: the devices may be absent.
+
+    Attributes:
+        mesh: the devices.
+        options: with the placement that was chosen, if none was given.
+        state, rng: shapes of the method's state and of the step's key.
+        batch: shapes of the tensors handed in with a batch: `images`, `labels` and the extra ones, by name.
+        calls: a call for each piece, in order.
+    """
+
+    mesh: Mesh
+    options: StepOptions
+    state: State
+    rng: Any
+    batch: Tensors
+    calls: tuple[Call, ...]
+
+    @cached_property
+    def groups(self) -> tuple[Mesh, ...]:
+        """The groups of devices, each a mesh."""
+        return groups(self.mesh)
+
+    @property
+    def placement(self) -> tuple[int, ...]:
+        """The group of each piece."""
+        assert self.options.placement is not None  # `plan_step` chooses one
+        return self.options.placement
+
+    @property
+    def extra(self) -> Tensors:
+        """Shapes of the tensors that the step reads besides images and labels, by name."""
+        return {name: shape for name, shape in self.batch.items() if name not in ("images", "labels")}
+
+    @property
+    def metrics(self) -> tuple[tuple[str, str], ...]:
+        """The names of all metrics by program, sorted, such as `("module03", "loss")`."""
+        return tuple(
+            sorted(
+                (program.name, metric)
+                for call in self.calls
+                for program, values in zip(call.piece.programs, call.shapes[2], strict=True)
+                for metric in values
+            )
+        )
+
+    @property
+    def programs(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the programs of each group of devices, in order."""
+        return tuple(
+            tuple(
+                program.name
+                for call, at in zip(self.calls, self.placement, strict=True)
+                if at == group
+                for program in call.piece.programs
+            )
+            for group in range(len(self.groups))
+        )
+
+    def place(self, state: State) -> State:
+        """The state on the devices where the step needs it; arrays that are there already are not copied."""
+        group_of: dict[str, int] = {}
+        for call, group in zip(self.calls, self.placement, strict=True):
+            group_of.update((program.name, group) for program in call.piece.programs)
+        owned = frozenset(group_of)
+        for call, group in zip(self.calls, self.placement, strict=True):
+            for program in call.piece.programs:
+                for name in program.frozen:
+                    group_of.setdefault(name, group)
+        placed = {}
+        for name, part in state.items():
+            mesh = self.groups[group_of.get(name, 0)]
+            sharding = part_shardings(part, mesh, self.options.shard) if name in owned else on_every_device(mesh)
+            placed[name] = move(part, sharding)
+        return placed
+
+    def for_batch(self, size: int) -> "StepPlan":
+        """The same step, placed alike, for another number of images."""
+        batch = {
+            name: jax.ShapeDtypeStruct((size, *like.shape[1:])[: len(like.shape)], like.dtype)
+            for name, like in self.batch.items()
+        }
+        pieces = [call.piece for call in self.calls]
+        return replace(self, batch=batch, calls=_calls(pieces, self.groups, self.options, self.state, self.rng, batch))
+
+
+def plan_step(
+    method: Method,
+    images: Any,
+    labels: Any,
+    extra: Mapping[str, Any] = NOTHING,
+    *,
+    state: State | None = None,
+    mesh: Mesh | None = None,
+    options: StepOptions = StepOptions(),
+) -> StepPlan:
+    """Plan a method's step. Of all arrays only shapes and dtypes count: `jax.ShapeDtypeStruct` does as well.
+
+    Args:
+        method: what to train.
+        images: (batch, height, width, channels), float32.
+        labels: (batch,), int32.
+        extra: tensors that the method's programs read besides, by name, see `kd_local.contract.Program`. The shapes of
+            `indices` and `epoch` are known without.
+        state: the method's state; if None, as `method.init` gives it for such images.
+        mesh: the devices, see `device_mesh`; one device if None.
+        options: how the step is compiled and divided.
+
+    Raises:
+        ValueError: see `check_step`; or a tensor that the method reads is missing.
+    """
+    mesh = device_mesh() if mesh is None else mesh
+    check_step(method, mesh, options)
+    extra = {**offered_tensors(images.shape[0]), **extra}
+    names = extra_names(method.programs())
+    if missing := [name for name in names if name not in extra]:
+        raise ValueError(f"the step reads {', '.join(missing)} too: hand it in as extra={{{missing[0]!r}: ...}}")
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    if state is None:
+        state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
+    batch = {"images": images, "labels": labels, **{name: extra[name] for name in names}}
+    state, rng, batch = jax.tree.map(_shape, (state, rng, batch))
+    pieces, devices = pieces_of(method.programs(), options.form), groups(mesh)
+    if options.placement is None:
+        options = replace(options, placement=(0,) * len(pieces))
+        if len(devices) > 1:
+            costs: dict[Hashable, int] = {}
+            calls = _calls(pieces, devices, options, state, rng, batch)
+            for call in calls:
+                if call.signature not in costs:
+                    costs[call.signature] = multiply_adds(call.piece.run, *call.arguments)
+            placement = balanced_placement([costs[call.signature] for call in calls], len(devices))
+            options = replace(options, placement=placement)
+    return StepPlan(mesh, options, state, rng, batch, _calls(pieces, devices, options, state, rng, batch))
+
+
+def check_step(method: Method, mesh: Mesh, options: StepOptions) -> None:
+    """Check that a method's step fits a mesh, without tracing anything.
+
+    Raises:
+        ValueError: more groups than pieces, or a placement that does not fit them.
+    """
+    check_placement(options.placement, len(pieces_of(method.programs(), options.form)), len(groups(mesh)))
+
+
+def offered_tensors(batch: int) -> Tensors:
+    """Shapes of the tensors that the training loop offers besides images and labels: `indices` and `epoch`."""
+    return {"indices": jax.ShapeDtypeStruct((batch,), np.int32), "epoch": jax.ShapeDtypeStruct((), np.float32)}
+
+
+def number_type() -> Any:
+    """The dtype of a program's constants."""
+    return jax.dtypes.canonicalize_dtype(np.float64)
+
+
+def _calls(
+    pieces: Sequence[Piece], devices: Sequence[Mesh], options: StepOptions, state: State, rng: Any, batch: Tensors
+) -> tuple[Call, ...]:
+    assert options.placement is not None
+    tensors = dict(batch)
+    size = tensors["images"].shape[0]
+    found: dict[Hashable, Call] = {}
+    calls = []
+    for piece, group in zip(pieces, options.placement, strict=True):
+        mesh = devices[group]
+        replicated, batched = on_every_device(mesh), over_the_batch(mesh, size)
+        constants = tuple(jax.ShapeDtypeStruct((len(one.constants),), number_type()) for one in piece.programs)
+        arguments = piece.arguments(state, tensors, rng, constants)
+        dividing = mesh.size if batched.spec else 1
+        normalising = dividing if options.batch_norm == "device" else 1
+        signature = (piece.key, _shapes(arguments), mesh, options.shard, normalising)
+        if signature not in found:
+            own = tuple(part_shardings(state[program.name], mesh, options.shard) for program in piece.programs)
+            jitted = jax.jit(
+                partial(_run, piece, normalising),
+                in_shardings=(own, replicated, *batch_shardings(arguments[2:4], mesh, size), replicated, replicated),
+                out_shardings=(own, batched, replicated),
+                keep_unused=True,  # memory_analysis reads the arguments' sizes; pruned ones would be missing
+                donate_argnums=(0,) if on_cpu(mesh) else (0, 2),
+            )
+            shapes = jitted.eval_shape(*arguments)
+            found[signature] = Call(piece, arguments, tensors, mesh, dividing, signature, own, jitted, shapes)
+        call = replace(found[signature], piece=piece, arguments=arguments, live=dict(tensors))
+        calls.append(call)
+        free(tensors, piece)
+        tensors.update(zip(piece.writes, call.shapes[1], strict=True))
+    return tuple(calls)
+
+
+def _run(piece: Piece, devices: int, *arguments: Any) -> Any:
+    with normalised_per_device(devices):
+        return piece.run(*arguments)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
+
+
+def _shapes(arguments: Any) -> Hashable:
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
