@@ -1,4 +1,4 @@
-"""Test errors of a sweep as a picture: over the number of modules K, or as bars where all have the same K."""
+"""Test errors of a sweep as a picture: over the number of modules K, or as bars if no two rows differ in K."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from experiments.results import error_percent
 from experiments.rows import Run
 
 PICTURE = "error_over_modules.png"
+WHOLE = "end_to_end"
+"""The method that is drawn as the reference."""
 _MARKERS = "osD^v<>Ph*"
 _PUBLISHED_COLORS = {
     END_TO_END: "0.4",
@@ -30,11 +32,14 @@ class Point:
     """A row's mean error over seeds and its sample deviation (0 of a single seed), in percent.
 
     Attributes:
-        options: those in which the panel's rows differ, but for K.
+        method: the method's name in its config.
+        options: those in which the panel's rows differ, without method and K.
+        modules: K; None if the network is not cut.
     """
 
+    method: str
     options: tuple[str, ...]
-    modules: int
+    modules: int | None
     error: float
     deviation: float
 
@@ -54,9 +59,8 @@ def draw_errors(summaries: Mapping[Run, Mapping[str, Any] | None], *, title: str
     for axes, (key, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         axes.set_title(" on ".join(key), fontsize="medium")
         points = _points(rows)
-        local = [point for point in points if point.modules > 1]
-        draw = _draw_curves if len({point.modules for point in local}) > 1 else _draw_bars
-        draw(axes, local, [point for point in points if point.modules == 1], published_errors(*key), title)
+        draw = _draw_curves if len(_counts(points)) > 1 else _draw_bars
+        draw(axes, points, published_errors(*key), title)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
     return figure
@@ -73,42 +77,70 @@ def plot_errors(summaries: Mapping[Run, Mapping[str, Any] | None], path: Path, *
 
 
 def _points(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Point]:
+    """The rows of a panel; end to end first."""
     options = {
-        row: [item for item in row.split(",") if not item.startswith("k=")]
+        row: [item for item in row.split(",") if not item.startswith(("k=", "method="))]
         for row, done in rows.items()
-        if done[0]["modules"] > 1
+        if done[0]["method"] != WHOLE
     }
     shared = set.intersection(*map(set, options.values())) if len(options) > 1 else set()
     points = []
     for row, done in rows.items():
         errors = [error_percent(summary) for summary in done]
-        kept = tuple(item for item in options.get(row, ()) if item not in shared)
-        points.append(Point(kept, done[0]["modules"], mean(errors), stdev(errors) if len(errors) > 1 else 0.0))
-    return points
+        modules = done[0]["modules"] or 1  # 1 in folders of earlier versions, for every method but ContSup
+        points.append(
+            Point(
+                done[0]["method"],
+                tuple(item for item in options.get(row, ()) if item not in shared),
+                modules if modules > 1 else None,
+                mean(errors),
+                stdev(errors) if len(errors) > 1 else 0.0,
+            )
+        )
+    return sorted(points, key=lambda point: point.method != WHOLE)
 
 
-def _draw_curves(axes: Axes, local: Sequence[Point], whole: Sequence[Point], published: Errors, name: str) -> None:
-    curves: dict[tuple[str, ...], list[Point]] = {}
-    for point in local:
-        curves.setdefault(point.options, []).append(point)
-    colors = _numbered(options[:1] for options in curves)
-    markers = _numbered(options[1:] for options in curves)
-    for options, points in curves.items():
-        points.sort(key=lambda point: point.modules)
+def _counts(points: Sequence[Point]) -> list[int]:
+    return sorted({point.modules for point in points if point.modules is not None})
+
+
+def _labels(points: Sequence[Point], name: str) -> list[str]:
+    """What tells the points of a panel apart: their methods, unless all are ContSup, and their options."""
+    methods = {point.method for point in points} - {WHOLE}
+    labels = []
+    for point in points:
+        words = [point.method] if methods != {"contsup"} else []
+        words += [item.removeprefix("context=").removeprefix("loss=") for item in point.options]
+        label = " ".join("decoder" if word == "decoder=true" else word for word in words)
+        labels.append(END_TO_END if point.method == WHOLE else label or name)
+    return labels
+
+
+def _draw_curves(axes: Axes, points: Sequence[Point], published: Errors, name: str) -> None:
+    curves: dict[str, dict[int, Point]] = {}
+    for label, point in zip(_labels(points, name), points, strict=True):
+        if point.modules is None:
+            axes.axhline(point.error, color="black" if point.method == WHOLE else None, label=label)
+            axes.axhspan(point.error - point.deviation, point.error + point.deviation, color="black", alpha=0.1)
+        else:
+            curves.setdefault(label, {})[point.modules] = point
+    options = {label: next(iter(curve.values())).options for label, curve in curves.items()}
+    colors = _numbered(each[:1] for each in options.values())
+    markers = _numbered(each[1:] for each in options.values())
+    for label, curve in curves.items():
+        color, marker = colors[options[label][:1]], markers[options[label][1:]]
+        counts = sorted(curve)
         axes.errorbar(
-            [point.modules for point in points],
-            [point.error for point in points],
-            [point.deviation for point in points],
-            label=_label(options) or name,
-            color=f"C{colors[options[:1]]}",
-            marker=_MARKERS[markers[options[1:]] % len(_MARKERS)],
-            fillstyle="none" if markers[options[1:]] else "full",
+            counts,
+            [curve[count].error for count in counts],
+            [curve[count].deviation for count in counts],
+            label=label,
+            color=f"C{color}",
+            marker=_MARKERS[marker % len(_MARKERS)],
+            fillstyle="none" if marker else "full",
             capsize=3,
         )
-    for point in whole:
-        axes.axhline(point.error, color="black", label=END_TO_END)
-        axes.axhspan(point.error - point.deviation, point.error + point.deviation, color="black", alpha=0.1)
-    counts = sorted({point.modules for point in local})
+    counts = _counts(points)
     for method, errors in published.items():
         style = _published_style(method)
         if 1 in errors:
@@ -123,14 +155,12 @@ def _draw_curves(axes: Axes, local: Sequence[Point], whole: Sequence[Point], pub
     axes.set_ylabel("test error %")
 
 
-def _draw_bars(axes: Axes, local: Sequence[Point], whole: Sequence[Point], published: Errors, name: str) -> None:
-    points = [*whole, *local]
-    labels = [END_TO_END] * len(whole) + [_label(point.options) or name for point in local]
+def _draw_bars(axes: Axes, points: Sequence[Point], published: Errors, name: str) -> None:
     axes.barh(
         range(len(points)),
         [point.error for point in points],
         xerr=[point.deviation for point in points],
-        color=["0.4"] * len(whole) + ["C0"] * len(local),
+        color=["0.4" if point.method == WHOLE else "C0" for point in points],
         height=0.6,
         capsize=3,
     )
@@ -143,15 +173,16 @@ def _draw_bars(axes: Axes, local: Sequence[Point], whole: Sequence[Point], publi
             va="center",
             bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"},
         )
-    axes.set_yticks(range(len(points)), labels)
+    axes.set_yticks(range(len(points)), _labels(points, name))
     axes.margins(x=0.12)
     axes.invert_yaxis()
+    cut = [point for point in points if point.method != WHOLE]
+    count = cut[0].modules if len({point.modules for point in cut}) == 1 else None
     for method, errors in published.items():
-        at = errors.get(1 if method == END_TO_END else local[0].modules if local else 0)
+        at = errors.get(1 if method == END_TO_END else count or 0)
         if at is not None:
             axes.axvline(at, **_published_style(method))
-    of = f", K={local[0].modules}" if local else ""
-    axes.set_xlabel(f"test error %{of}")
+    axes.set_xlabel("test error %" if count is None else f"test error %, K={count}")
 
 
 def _published_style(method: str) -> dict[str, Any]:
@@ -165,8 +196,3 @@ def _published_style(method: str) -> dict[str, Any]:
 
 def _numbered(keys: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
     return {key: number for number, key in enumerate(dict.fromkeys(keys))}
-
-
-def _label(options: Sequence[str]) -> str:
-    words = [item.removeprefix("context=").removeprefix("loss=") for item in options]
-    return " ".join("decoder" if word == "decoder=true" else word for word in words)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments.step_options import step_options
 from experiments.teachers import DTYPES, teachers
-from kd_local.contract import Method
+from kd_local.contract import Method, trained_programs
 from kd_local.data import Augmentation, Data, Description, describe, load
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss
 from kd_local.errors import unknown
@@ -39,6 +39,8 @@ from kd_local.training.optimizers import make_optimizer
 from kd_local.training.schedules import by_batches, make_schedule, updates_per_epoch
 
 PLACEMENTS = ("operations", "time")
+CUT_METHODS = ("contsup", "local_distillation")
+"""Methods that train each module by a program of its own."""
 BOUNDARY_RULES = ("equal", "balanced", "published")
 
 
@@ -47,7 +49,7 @@ class Experiment:
     """A config in the package's own terms.
 
     Attributes:
-        modules: of the cut network; 1 end to end.
+        modules: the number of modules; None if the method does not cut the network.
         context: of ContSup; None end to end.
         loss: the local loss of ContSup; None end to end.
         boundaries: the blocks behind which the network is cut.
@@ -59,7 +61,7 @@ class Experiment:
 
     method: Method
     network: Network
-    modules: int
+    modules: int | None
     context: str | None
     loss: str | None
     boundaries: tuple[str, ...]
@@ -178,7 +180,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     return Experiment(
         method=method,
         network=network,
-        modules=len(pieces.modules) if local else 1,
+        modules=len(trained_programs(method)) if config.method in CUT_METHODS else None,
         context=config.local.context if local else None,
         loss=config.local.loss if local else None,
         boundaries=pieces.boundaries if local else (),

@@ -21,8 +21,6 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +29,7 @@ from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import Experiment, build
 from experiments.step_timer import StepTimer
+from experiments.timeline_plot import draw_timeline
 from kd_local.files import replace_text
 from kd_local.memory import TARGETS, CompilationRecords, group_footprints, target
 from kd_local.parallel import Timeline, check_step, device_mesh
@@ -132,7 +131,7 @@ def main(_: list[str]) -> None:
     console.print(_table(rows, f"{config.network.name}, batch {config.batch_size}, {_TARGET.value}", here.present))
     if timelines:
         deepest = max(range(len(meshes)), key=lambda i: meshes[i][0])
-        plot_timeline(timelines[deepest], workdir / PICTURE)
+        draw_timeline(timelines[deepest]).savefig(workdir / PICTURE, dpi=120)
         console.print(f"picture: {workdir / PICTURE}", soft_wrap=True, highlight=False)
 
 
@@ -185,23 +184,6 @@ def _table(rows: Sequence[Row], title: str, measured: bool) -> Table:
             " ".join(str(row.placement.count(group)) for group in range(row.module)),
         )
     return table
-
-
-def plot_timeline(timeline: Timeline, path: Path) -> None:
-    """A line for each group of devices, a bar for each piece at work, coloured by its batch."""
-    groups = sorted({span.group for span in timeline.spans})
-    figure = Figure(figsize=(10, 1.2 + 0.5 * len(groups)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for span in timeline.spans:
-        colour = f"C{span.batch % 10}"
-        axes.barh(span.group, span.end - span.start, left=span.start, height=0.8, color=colour, edgecolor="white")
-        axes.text((span.start + span.end) / 2, span.group, str(span.batch), ha="center", va="center", fontsize=6)
-    axes.set_yticks(groups, [f"group {group}" for group in groups])
-    axes.invert_yaxis()
-    axes.set_xlabel("seconds")
-    axes.set_title("which group worked on which batch, when (number and colour: the batch)")
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

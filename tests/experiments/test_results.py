@@ -10,7 +10,7 @@ from experiments.published import published_errors
 from experiments.results import collect, finished, tabulate, write_csv, write_markdown
 from experiments.rows import Rows, Run, read_rows
 
-CONFIGS = Path(__file__).parents[2] / "experiments" / "configs" / "contsup"
+CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
 
 def rows_of(name: str, **overrides) -> Rows:
@@ -24,31 +24,31 @@ def leave(rows: Rows, run: Run, workdir: Path, *, error: float, **changes) -> Pa
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     summary = {
-        "network": config.network.name, "dataset": config.data.name, "modules": config.local.modules,
-        "epochs": config.epochs, "steps": 7, "test_accuracy": 1 - error / 100, "train_seconds": 10.0 + run.seed,
-        "images_per_second": 100.0, "parameters_trained": 2000, "parameters_deployed": 1000, "multiply_adds": 5000,
-        **changes,
+        "method": config.method, "network": config.network.name, "dataset": config.data.name,
+        "modules": config.local.modules, "epochs": config.epochs, "steps": 7, "test_accuracy": 1 - error / 100,
+        "train_seconds": 10.0 + run.seed, "images_per_second": 100.0, "parameters_trained": 2000,
+        "parameters_deployed": 1000, "multiply_adds": 5000, **changes,
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
 def test_a_run_is_done_when_its_config_is_this_one_and_it_went_all_the_way(tmp_path):
-    rows, run = rows_of("table1"), Run("k=1", 0)
+    rows, run = rows_of("contsup/table1"), Run("k=1", 0)
     folder = leave(rows, run, tmp_path, error=8)
     assert finished(folder, rows.config(run)) is not None
     assert finished(folder, rows.config(Run("k=1", 1))) is None
-    assert finished(folder, rows_of("table1", epochs=3).config(run)) is None
-    assert finished(folder, rows_of("table1", **{"data.data_dir": "/elsewhere"}).config(run)) is not None
+    assert finished(folder, rows_of("contsup/table1", epochs=3).config(run)) is None
+    assert finished(folder, rows_of("contsup/table1", **{"data.data_dir": "/elsewhere"}).config(run)) is not None
     short = leave(rows, Run("k=1", 1), tmp_path, error=8, epochs=0.14)
     assert finished(short, rows.config(Run("k=1", 1))) is None
-    assert finished(short, rows_of("table1", steps=7).config(Run("k=1", 1))) is not None
+    assert finished(short, rows_of("contsup/table1", steps=7).config(Run("k=1", 1))) is not None
     (short / "summary.json").unlink()
     assert finished(short, rows.config(Run("k=1", 1))) is None
 
 
 def test_the_table_is_over_seeds_and_has_what_earlier_sweeps_left(tmp_path):
-    rows = rows_of("table2")
+    rows = rows_of("contsup/table2")
     row, other, missing = rows.names[1:4]
     for seed, error in ((0, 8.0), (1, 9.0), (2, 10.0)):
         leave(rows, Run(row, seed), tmp_path, error=error)
@@ -74,6 +74,10 @@ def test_the_table_is_over_seeds_and_has_what_earlier_sweeps_left(tmp_path):
     )
 
 
+DISTILLED = {"block_kd": 3.0, "kd": 5.0, "end_to_end": 7.0, "local_distillation": 4.0}
+MODULES = {"end_to_end": None, "block_kd": None, "kd": None, "local_distillation": 3}
+
+
 def summaries(name: str, errors: dict[str, list[float]], **overrides):
     rows = rows_of(name, **overrides)
     found = {}
@@ -81,9 +85,10 @@ def summaries(name: str, errors: dict[str, list[float]], **overrides):
         for seed, error in enumerate(values):
             config = rows.config(Run(row, seed))
             found[Run(row, seed)] = {
+                "method": config.method,
                 "network": config.network.name,
                 "dataset": config.data.name,
-                "modules": config.local.modules,
+                "modules": MODULES.get(config.method, config.local.modules),
                 "test_accuracy": 1 - error / 100,
             }
     return found
@@ -96,7 +101,7 @@ def test_errors_over_k_are_curves_with_the_published_ones_dashed():
         "k=2,context=E,loss=softmax": [7.0, 9.0],
         "k=2,context=R1E,loss=softmax": [6.5],
     }
-    figure = draw_errors({**summaries("table2", errors), Run("k=8", 0): None}, title="table2")
+    figure = draw_errors({**summaries("contsup/table2", errors), Run("k=8", 0): None}, title="table2")
     (axes,) = figure.axes
     curves = {container.get_label(): container for container in axes.containers}
     assert set(curves) == {"E", "R1E"}
@@ -114,23 +119,61 @@ def test_errors_over_k_are_curves_with_the_published_ones_dashed():
 
 def test_errors_of_a_single_k_are_bars():
     errors = {"k=1": [7.0], "k=16,context=R0": [16.0], "k=16,context=E": [11.0]}
-    (axes,) = draw_errors(summaries("table1", errors), title="table1").axes
+    (axes,) = draw_errors(summaries("contsup/table1", errors), title="table1").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["end to end", "R0", "E"]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([7, 16, 11])
+    assert axes.get_xlabel() == "test error %, K=16"
     dashed = {line.get_label(): line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"}
     assert dashed["InfoPro softmax, published"] == 14.23
+
+
+def bars(axes) -> dict[str, float]:
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    return dict(zip(labels, [round(bar.get_width(), 6) for bar in axes.patches], strict=True))
+
+
+def test_rows_of_distillation_are_bars_with_the_names_of_their_methods():
+    errors = {f"method={name}": [error] for name, error in DISTILLED.items()}
+    found = summaries("blockkd/digits", errors)
+    (axes,) = draw_errors(found, title="digits").axes
+    assert bars(axes) == {"end to end": 7, "kd": 5, "block_kd": 3, "local_distillation": 4}
+    assert axes.patches[0].get_facecolor() != axes.patches[1].get_facecolor() == axes.patches[3].get_facecolor()
+    assert axes.get_xlabel() == "test error %"
+
+
+def test_summaries_of_earlier_versions_count_one_module_for_every_method_but_contsup():
+    errors = {f"method={name}": [error] for name, error in DISTILLED.items()}
+    found = {run: {**summary, "modules": 1} for run, summary in summaries("blockkd/digits", errors).items()}
+    (axes,) = draw_errors(found, title="digits").axes
+    assert list(bars(axes)) == ["end to end", "block_kd", "kd", "local_distillation"]
+    assert axes.get_xlabel() == "test error %"
+
+
+def test_students_of_several_teachers_are_labelled_by_the_pair():
+    errors = {
+        f"pair={teacher}-mobilenetv2_half,method={method}": [30.0]
+        for teacher in ("vgg13", "resnet50_cifar")
+        for method in ("kd", "block_kd")
+    }
+    (axes,) = draw_errors(summaries("blockkd/cifar100", errors), title="cifar100").axes
+    assert list(bars(axes))[:2] == ["kd pair=vgg13-mobilenetv2_half", "block_kd pair=vgg13-mobilenetv2_half"]
+
+
+def test_a_single_row_has_the_name_of_its_method():
+    (axes,) = draw_errors(summaries("blockkd/digits", {"method=kd": [5.0]}), title="digits").axes
+    assert bars(axes) == {"kd": 5}
 
 
 @pytest.mark.parametrize("overrides", [{"data.name": "digits"}, {"network.name": "resnet20"}])
 def test_published_errors_stand_beside_their_own_network_and_data_only(overrides):
     errors = {"k=16,context=R0": [16.0], "k=16,context=E": [11.0]}
-    (axes,) = draw_errors(summaries("table1", errors, **overrides), title="table1").axes
+    (axes,) = draw_errors(summaries("contsup/table1", errors, **overrides), title="table1").axes
     assert not [line for line in axes.lines if line.get_linestyle() == "--"]
 
 
 def test_each_data_set_has_a_panel_and_a_single_row_is_drawn_too(tmp_path):
     errors = {"data=cifar10,k=1": [7.0], "data=stl10,k=2,loss=softmax": [22.0]}
-    figure = draw_errors(summaries("table3", errors), title="table3")
+    figure = draw_errors(summaries("contsup/table3", errors), title="table3")
     assert [axes.get_title() for axes in figure.axes] == ["resnet110 on cifar10", "resnet110 on stl10"]
     assert not plot_errors({Run("k=1", 0): None}, tmp_path / "picture.png", title="nothing")
     assert not list(tmp_path.iterdir())

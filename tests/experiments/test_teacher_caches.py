@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments import workdirs
 from experiments.configs.default import get_config
 from experiments.factory import build
-from experiments.teacher_caches import FillingStopped, caches, supplies
+from experiments.teacher_caches import FillingStopped, cached_logits, caches
 from experiments.teachers import save_network
 from kd_local.models import create
 from kd_local.training.interruption import Interruption
@@ -80,21 +80,21 @@ def test_asked_to_stop_while_filling_it_says_so_and_goes_on(teacher, tmp_path, c
     interruption.received = signal.SIGTERM
     message = "interrupted by SIGTERM with 1 of 6 rows of teacher0_logits cached: the same command goes on from there"
     with pytest.raises(FillingStopped, match=message) as stopped:
-        supplies(found, console, interruption)
+        cached_logits(found, console, interruption)
     assert stopped.value.number == signal.SIGTERM
     out = capsys.readouterr().out
     # 6 steps of 32 x 10 numbers and a checksum, and two headers: 6 * 1284 + 256 bytes.
     assert f"teacher0_logits: 7.8 KiB for 2 epochs, {tmp_path}/logits-" in out
     interruption.received = None
     assert len(found["teacher0_logits"].missing()) == 5
-    supplies(found, console, interruption)
+    cached_logits(found, console, interruption)
     assert len(found["teacher0_logits"].missing()) == 0
 
 
 def test_without_crops_a_row_is_an_image(teacher, tmp_path, capsys):
     asked = config(teacher, tmp_path, **{"data.augment": False})
     experiment = build(asked)
-    supplies(caches(experiment, asked, experiment.read()), Console(width=200), Interruption())
+    cached_logits(caches(experiment, asked, experiment.read()), Console(width=200), Interruption())
     assert "teacher0_logits: 3.7 KiB for 80 images, as often as they are shown" in capsys.readouterr().out
 
 
