@@ -203,8 +203,21 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
 
 
 def _numbers_of(section: ConfigDict) -> dict[str, Any]:
-    """Of a way to teach; what was written as JSON has lists for tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in section.to_dict().items()}
+    """The hyper-parameters of an objective. JSON has lists for tuples; a config has text for the numbers of stones."""
+    numbers: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in section.to_dict().items()
+    }
+    if "stones" in numbers:
+        numbers["stones"] = _stones(numbers["stones"])
+    return numbers
+
+
+def _stones(text: str) -> tuple[int, ...] | str:
+    """`2,3` or `(2, 3)` as numbers; any other text unchanged: the objective knows which text it takes."""
+    try:
+        return tuple(int(number) for number in text.strip("()").split(","))
+    except ValueError:
+        return text
 
 
 def _augmentation(config: ConfigDict, usual: Augmentation) -> Augmentation:

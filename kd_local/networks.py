@@ -42,7 +42,7 @@ def by_block(blocks: Mapping[str, Mapping[str, Any]]) -> Variables:
 
 
 def init_block(block: nn.Module, rng: PRNGKeyArray, *inputs: Any) -> Mapping[str, Any]:
-    """Fresh variables of one block; of its inputs only shapes and dtypes count. Compiled once for all blocks alike."""
+    """Fresh variables of one block; of its inputs only shapes and dtypes count. Equal blocks are compiled once."""
     return _init_compiled(block, rng, *(jnp.zeros(x.shape, x.dtype) for x in inputs))
 
 
@@ -144,7 +144,7 @@ class Network:
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch *shape"] | jax.ShapeDtypeStruct) -> Variables:
         """Fresh variables; of `images` (an array or a `jax.ShapeDtypeStruct`) only shape and dtype count.
 
-        Blocks alike share one compiled initialisation, so that a network of a thousand blocks starts in seconds.
+        Equal blocks share one compiled initialisation, so that a network of a thousand blocks starts in seconds.
         """
         created: dict[str, Mapping[str, Any]] = {}
         x: Any = jax.ShapeDtypeStruct(images.shape, images.dtype)

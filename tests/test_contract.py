@@ -71,10 +71,10 @@ METHODS: dict[str, Method] = {
     "contsup early exit": contsup("R1E", 4, "module01"),
     "contsup ensemble": contsup("R0", 3, "ensemble"),
     **{name: distillation(name) for name in OBJECTIVES},
-    "block_kd lightweight": distillation("block_kd", stones="2,3", distance="dkd"),
+    "block_kd lightweight": distillation("block_kd", stones=(2, 3), distance="dkd"),
     "two teachers": distillation("fitnet", teachers=2),
     "local_distillation": locally_taught(),
-    "local_distillation lightweight": locally_taught(stones="1,2"),
+    "local_distillation lightweight": locally_taught(stones=(1, 2)),
     "contsup K=1": contsup("R1E", 1),
     "contsup K=blocks": contsup("R1", len(NETWORK)),
 }

@@ -1,4 +1,4 @@
-"""Connectors: what brings a student's features into the shape of its teacher's, and learns beside it."""
+"""Connectors: trained modules that bring a student's features into the shape of its teacher's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ class Connector(nn.Module):
     """Maps (n, h, w, c) to (n, *shape): a 1x1 convolution without bias, batch normalisation, and ReLU if `relu`.
 
     A larger map is shrunk before the convolution: average-pooled where the sizes divide, else resized bilinearly with
-    antialiasing. A smaller one is resized bilinearly behind. Give the ReLU where what follows expects features behind
-    one: the blocks of a ResNet do, those of a pre-activation network do not.
+    antialiasing. A smaller one is resized bilinearly after it. Use the ReLU if the following block expects features
+    after a ReLU: the blocks of a ResNet do, those of a pre-activation network do not.
 
     Attributes:
         shape: (h', w', c').
@@ -45,7 +45,7 @@ def _resize(x: Array, size: tuple[int, int]) -> Array:
 def init_connectors(
     connectors: Mapping[str, nn.Module], rng: PRNGKeyArray, inputs: Mapping[str, Sequence[Any]]
 ) -> Variables:
-    """Fresh variables of several modules, each an entry of its name; of their inputs only shapes and dtypes count."""
+    """Fresh variables of several modules by name. Only the shapes and dtypes of their inputs count."""
     keys = jax.random.split(rng, len(connectors))
     return by_block(
         {
@@ -62,7 +62,7 @@ def apply_connectors(
     *,
     train: bool,
 ) -> tuple[dict[str, Array], Collection]:
-    """What each module makes of its inputs, by name, and the statistics behind, updated in training mode."""
+    """The output of each module by name, and the statistics, updated in training mode."""
     outputs: dict[str, Array] = {}
     statistics: Collection = {}
     for name, connector in connectors.items():

@@ -1,4 +1,4 @@
-"""The labels' part of an objective."""
+"""The cross entropy of the labels, added to a distillation term."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,8 +18,10 @@ def with_labels(
     logits: Float[Array, "batch classes"] | None = None,
     batch_stats: Collection | None = None,
 ) -> tuple[Float[Array, ""], Metrics, Collection]:
-    """What `Objective.loss` returns: ce_weight * cross entropy of the labels + weight * distillation, and the two by
-    name, unweighted. The logits are the student's unless given."""
+    """The result of `Objective.loss`: ce_weight * cross entropy + weight * distillation, and the two terms by name.
+
+    The metrics are unweighted. The logits are the student's unless given.
+    """
     cross_entropy = softmax(batch.student.logits if logits is None else logits, batch.labels)["loss"]
     loss = ce_weight * cross_entropy + jnp.asarray(weight, distillation.dtype) * distillation
     return loss, {"cross_entropy": cross_entropy, "distillation": distillation}, batch_stats or {}

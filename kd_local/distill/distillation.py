@@ -1,7 +1,7 @@
 """Distillation: a student learns from labels and from frozen teachers, by an objective.
 
-One program: the student's forward pass once, each teacher's once, their outputs to the objective, one gradient for the
-student and what learns beside it (connectors). Teachers are frozen parts of the state, handed in as arguments.
+One program runs the student's forward pass and each teacher's once. The objective computes the loss of their outputs,
+and one gradient updates the student and the connectors. Teachers are frozen parts of the state, passed as arguments.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Distillation:
 
     Attributes:
         student: the network to train.
-        teachers: one or more. With several, the loss is the mean over them; each has connectors of its own.
+        teachers: one or more. The loss is the mean over them; each has connectors of its own.
         objective: the loss, cross entropy of the labels included.
         optimizer: of the student and the connectors.
         examples: the number of training images, for an objective that remembers each of them (`CRD`).
@@ -71,10 +71,10 @@ class Distillation:
         return tuple((f"teacher{i}", Pair(self.student, teacher.network)) for i, teacher in enumerate(self.teachers))
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A fresh student, connectors, and the teachers as they are; of `images` only shape and dtype count.
+        """A fresh student, connectors, and copies of the teachers. Only the shape and dtype of `images` count.
 
         Raises:
-            ValueError: a teacher's variables are not those of its network, or networks that do not go together.
+            ValueError: a teacher's variables do not fit its network, or the two networks do not fit each other.
         """
         student_rng, *rngs = jax.random.split(rng, 1 + len(self.teachers))
         images = jax.ShapeDtypeStruct(images.shape, images.dtype)
@@ -85,7 +85,7 @@ class Distillation:
             teacher.network.check(teacher.variables, images)
             like = output_shapes(pair.teacher, images)
             created[name] = self.objective.init(key, pair, shapes, like, examples=self.examples)
-            # Copies: the state may be donated by whoever owns it, and the teacher's arrays are not ours.
+            # Copies: a step may donate the state, and the teacher's arrays belong to the caller.
             state[name] = jax.tree.map(jnp.array, variables_of(teacher.variables))
         part = new_part(by_block(created), self.optimizer)
         return {NAME: part} if self.cached else {NAME: part, **state}
@@ -111,12 +111,12 @@ class Distillation:
         )
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """What is deployed, in evaluation mode: of most objectives the student alone."""
+        """The logits of the deployed network, in evaluation mode: for most objectives the student."""
         logits = [self.objective.logits(own, batch) for _, own, batch in self._evaluation_batches(state, images)]
         return logits[0] if self.objective.deploys_student else jnp.stack(logits).mean(0)
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
-        """The logits of stepping stones, in evaluation mode; with several teachers, with the teacher's name before."""
+        """The logits of the stepping stones, in evaluation mode; with several teachers, named `teacher0-stone1`, ..."""
         found: dict[str, Array] = {}
         for name, own, batch in self._evaluation_batches(state, images):
             prefix = f"{name}-" if len(self.teachers) > 1 else ""
@@ -148,7 +148,7 @@ class Distillation:
         return NAME if self.objective.deploys_student else None
 
     def network_variables(self, state: State) -> Variables | None:
-        """The student's variables; None where what is deployed is not the student alone."""
+        """The student's variables; None if other blocks are deployed with it."""
         return of_block(state[NAME], NAME) if self.objective.deploys_student else None
 
     def _evaluation_batches(self, state: State, images: Array) -> list[tuple[str, Any, EvaluationBatch]]:
@@ -164,7 +164,7 @@ class Distillation:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What a step depends on besides its arguments."""
+    """The parts of a step that are fixed when it is compiled."""
 
     pairs: tuple[tuple[str, Pair], ...]
     objective: Objective

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 def check_weights(**weights: float | int) -> None:
-    """Weights of a loss's terms must be finite and not negative.
+    """Refuse weights of a loss's terms that are negative or not finite.
 
     Raises:
         ValueError: the first that is not.
@@ -18,7 +18,7 @@ def check_weights(**weights: float | int) -> None:
 
 
 def check_positive(**numbers: float | int) -> None:
-    """Temperatures, sizes and the like must be finite and above 0.
+    """Refuse temperatures, sizes and the like that are not finite and above 0.
 
     Raises:
         ValueError: the first that is not.

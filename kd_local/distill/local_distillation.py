@@ -1,10 +1,11 @@
 """Local distillation: gradient-isolated student modules, each with the teacher's remaining blocks as its head.
 
-Module i is the student's stage i, and its loss that of stepping stone N_i: the stage's output through a connector and
-the teacher's remaining blocks, which take the place of a local head. Nothing flows back through a cut. So memory falls
-as in greedy local learning, and what a module is trained for is the teacher's own use of its features.
+Module i is the student's stage i. Its loss is that of stepping stone N_i: the stage's output goes through a connector
+and the teacher's remaining blocks, which replace a local head. No gradient crosses a cut, so memory falls as in greedy
+local learning.
 
-It joins Yu et al. (arXiv 2312.07636), gradient-isolated modules, with Yu et al. (arXiv 2411.01547), stepping stones.
+It combines the gradient-isolated modules of Yu et al. (arXiv 2312.07636) with the stepping stones of Yu et al. (arXiv
+2411.01547).
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.objective import Pair
 from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.outputs import output_shapes
-from kd_local.distill.stepping_stones import Stone, connector_to, stepping_stones
+from kd_local.distill.stepping_stones import Stone, Stones, check_stones, connector_to, stepping_stones
 from kd_local.distill.teacher import Teacher, remaining_blocks
 from kd_local.local.losses import softmax
 from kd_local.networks import Network, Variables, apply_block, by_block, init_block, of_block
@@ -35,11 +36,16 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class StoneLoss:
-    """alpha * CE(N_i, y) + beta * d(N_i, T), of the last module alpha * CE(S, y) + beta * d(S, T) besides.
+    """alpha * CE(N_i, y) + beta * d(N_i, T); for the last module plus alpha * CE(S, y) + beta * d(S, T).
 
     Attributes:
-        distance: see `kd_local.distill.objectives.distances`.
-        stones: `all`, or the numbers of those behind which the student is cut, `2,3`.
+        alpha: weight of the cross entropy of the labels, 0 or larger; KD's value in the mdistiller protocol.
+        beta: weight of the distance d, 0 or larger; KD's value in the mdistiller protocol.
+        distance: d, one of kd, dkd, mlkd and dist.
+        temperature: T of the distance, above 0.
+        standardise: True to standardise the logits in d (Sun et al., CVPR 2024).
+        stones: `all`, or the numbers of some stones from 1, such as `(2, 3)` (`2,3` in a
+            config); the student is cut after each.
 
     Raises:
         ValueError: a negative weight, a temperature that is not above 0, or an unknown distance.
@@ -50,11 +56,12 @@ class StoneLoss:
     distance: str = "kd"
     temperature: float = 4.0
     standardise: bool = False
-    stones: str = "all"
+    stones: Stones = "all"
 
     def __post_init__(self) -> None:
         check_weights(alpha=self.alpha, beta=self.beta)
         check_positive(temperature=self.temperature)
+        check_stones(self.stones)
         logit_distance(self.distance, temperature=self.temperature)
 
     def __call__(self, logits: Array, target: Array, labels: Array) -> tuple[Array, Metrics]:
@@ -72,13 +79,16 @@ class StoneLoss:
 
 @dataclass(frozen=True)
 class StudentModule:
-    """A piece of the student and where it enters the teacher.
+    """A module of the student, and the place where its features enter the teacher.
 
     Attributes:
-        blocks: of the student; of the last module its head too.
+        name: such as `module02`; also its part of the state.
+        blocks: its blocks of the student; the last module has the student's head too.
         stone: None if the last module has no stone, but the student's logits only.
-        end: how many of the blocks come before the stone.
-        connector: to the teacher.
+        end: the number of blocks before the stone.
+        connector: to the teacher; None without a stone.
+        reads: the name of its input.
+        writes: the name of its output, read by the next module; empty for the last.
     """
 
     name: str
@@ -97,10 +107,17 @@ class StudentModule:
 
 @dataclass(frozen=True)
 class LocalDistillation:
-    """Trains each stage of a student by the stepping-stone loss behind it, one program a stage.
+    """Trains each stage of a student by the loss of the stepping stone after it, with one program for each stage.
+
+    Attributes:
+        student: the network to train.
+        teacher: a frozen network.
+        objective: the loss of every stone.
+        optimizer: of each module and its connector.
+        shape: height, width and channels of the images.
 
     Raises:
-        ValueError: stones that are none, or a student that has fewer stages than that.
+        ValueError: stones that the two networks do not have.
     """
 
     student: Network
@@ -114,7 +131,7 @@ class LocalDistillation:
 
     @property
     def pair(self) -> Pair:
-        """Who learns from whom."""
+        """The student and its teacher."""
         return Pair(self.student, self.teacher.network)
 
     @cached_property
@@ -143,10 +160,10 @@ class LocalDistillation:
         return tuple(modules)
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A fresh student, connectors, and the teacher as it is; of `images` only shape and dtype count.
+        """A fresh student, connectors, and a copy of the teacher. Only the shape and dtype of `images` count.
 
         Raises:
-            ValueError: the teacher's variables are not those of its network, or images of another shape.
+            ValueError: the teacher's variables do not fit its network, or images of another shape.
         """
         if tuple(images.shape[1:]) != self.shape:
             raise ValueError(f"images of shape {tuple(images.shape[1:])}: this method was made for {self.shape}")

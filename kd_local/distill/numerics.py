@@ -1,4 +1,4 @@
-"""Casts, roots and norms that losses are made of: in float32 at least, finite at zero, and so are their gradients."""
+"""Casts, roots and norms for losses, in float32 at least. They and their gradients are finite at zero."""
 
 from typing import Any
 
@@ -16,20 +16,20 @@ def widened(student: Any, *others: Any) -> tuple[Array, ...]:
 
 
 def root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The square root; at 0 it is 0 and so is its gradient, which is infinite."""
+    """Square root whose gradient at 0 is 0 (the true one is infinite)."""
     above = x > 0
     return jnp.where(above, jnp.sqrt(jnp.where(above, x, 1)), 0)
 
 
 def norms(x: Float[Array, "*shape n"]) -> Float[Array, "*shape 1"]:
-    """Euclidean norms along the last axis, with gradient 0 where they are 0."""
+    """Euclidean norms along the last axis, with gradient 0 at norm 0."""
     return root(jnp.sum(x * x, axis=-1, keepdims=True))
 
 
 def unit_vectors(x: Float[Array, "*shape n"]) -> Float[Array, "*shape n"]:
     """Divided by its norm along the last axis; norms up to 1e-12 give 0, and gradient 0.
 
-    PyTorch's `normalize` divides these by 1e-12: a gradient of 1e12 wherever two features are the same.
+    PyTorch's `normalize` divides these by 1e-12, which gives a gradient of 1e12 for two equal features.
     """
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     large = squares > 1e-24
@@ -37,5 +37,5 @@ def unit_vectors(x: Float[Array, "*shape n"]) -> Float[Array, "*shape n"]:
 
 
 def product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m k"]:
-    """The matrix product without the shorter mantissas of GPU and TPU: losses subtract what is nearly the same."""
+    """The matrix product in full precision on GPU and TPU: losses subtract nearly equal numbers."""
     return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)

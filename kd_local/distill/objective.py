@@ -1,7 +1,7 @@
-"""What a way of teaching is: an objective of what a student and its teacher make of the same batch.
+"""Objectives of distillation: losses of a student's and its teacher's outputs for the same batch.
 
-The method `Distillation` runs both networks and takes the gradient; an objective says what is minimised. A new one is a
-file of its own and a line in `registry.py`.
+The method `Distillation` runs both networks and computes the gradient. A new objective is a file in `objectives/` and a
+line in its `registry.py`.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from kd_local.networks import Collection, Network, Variables
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Outputs:
-    """What a network makes of a batch: arrays, or in `Objective.init` their `jax.ShapeDtypeStruct`s.
+    """The outputs of a network for a batch: arrays, or in `Objective.init` their `jax.ShapeDtypeStruct`s.
 
     Attributes:
-        features: (batch, h, w, c) each, at the end of each stage, the first block's (the stem's) first.
-        preactivations: the same before the ReLU that ends a block; the features themselves where none does.
-        pooled: (batch, c), what the last linear layer reads.
+        features: (batch, h, w, c) at the end of each stage, the stem first.
+        preactivations: the same before the ReLU that ends the block; equal to the features if there is none.
+        pooled: (batch, c), the input of the last linear layer.
         logits: (batch, classes).
     """
 
@@ -40,7 +40,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Pair:
-    """Who learns from whom."""
+    """A student and one of its teachers."""
 
     student: Network
     teacher: Network

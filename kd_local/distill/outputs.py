@@ -1,4 +1,4 @@
-"""What a student and a teacher are asked for: features at the end of each stage, what the last layer reads, logits."""
+"""Outputs of a network: features at the end of each stage, the input of the last layer, logits."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,9 +15,9 @@ from kd_local.networks import Collection, Network, Variables, apply_block, of_bl
 def outputs(
     network: Network, variables: Variables, images: Float[Array, "batch h w c"], *, train: bool
 ) -> tuple[Outputs, Collection]:
-    """All that a network makes of a batch, in one pass, and its statistics, see `Network.features`.
+    """The outputs of a network for a batch, in one pass, and its statistics, see `Network.features`.
 
-    The last block is one that tells apart what its linear layer reads (`pool`) and what that makes of it (`classify`).
+    The last block needs the methods `pool`, for the input of its linear layer, and `classify`, for the logits.
     """
     features, preactivations, statistics = [], [], {}
     ends, x = set(network.stages), images
@@ -44,7 +44,7 @@ def outputs(
 
 
 def output_shapes(network: Network, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> Outputs:
-    """The shapes of what `outputs` gives; of `images` only shape and dtype count."""
+    """The shapes that `outputs` returns. Only the shape and dtype of `images` count."""
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     return jax.eval_shape(partial(outputs, network, train=False), variables, images)[0]
 

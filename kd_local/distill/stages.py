@@ -1,4 +1,4 @@
-"""Which stage of a student stands beside which of its teacher, and features brought to one resolution."""
+"""Pairs of a student's and a teacher's stages, and features at a common resolution."""
 
 from jaxtyping import Array, Float
 
@@ -8,12 +8,12 @@ from kd_local.networks import Network
 
 
 def pair_stages(student: Outputs, teacher: Outputs, *, stem: bool = False) -> tuple[tuple[int, int], ...]:
-    """Indices of (student, teacher) stages, from the last ones backwards as long as both have one, in network order.
+    """Indices of (student, teacher) stages in network order, paired from the last stages backwards.
 
-    The stem, index 0 of each, takes part only if asked for.
+    With `stem`, the stems (index 0 of each) may be paired too.
 
     Raises:
-        ValueError: one of the two has no such stage.
+        ValueError: one of the two networks has no stage to pair.
     """
     counts = (len(student.features), len(teacher.features))
     first = 0 if stem else 1
@@ -27,14 +27,14 @@ def pair_stages(student: Outputs, teacher: Outputs, *, stem: bool = False) -> tu
 
 
 def rectified(network: Network, stage: int) -> bool:
-    """Whether features at the end of that stage are behind a ReLU, as of ResNets, or before one, as of pre-activation
-    networks: what takes their place should be so too."""
+    """Whether the features of that stage are taken after a ReLU, as in ResNets, or before one, as in pre-activation
+    networks. Connectors that replace them must match."""
     return bool(getattr(network[network.stages[stage]], "relu", False))
 
 
 def at_smaller_resolution(
     student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"]
 ) -> tuple[Float[Array, "batch h w cs"], Float[Array, "batch h w ct"]]:
-    """Both, the larger one average-pooled to the height and width of the smaller."""
+    """Both, the larger average-pooled to the height and width of the smaller."""
     size = (min(student.shape[1], teacher.shape[1]), min(student.shape[2], teacher.shape[2]))
     return average_pool_to(student, size), average_pool_to(teacher, size)

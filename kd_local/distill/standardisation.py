@@ -1,4 +1,4 @@
-"""Logit standardisation: the student need not match the size of its teacher's logits, only their relations."""
+"""Logit standardisation: the student matches the relations of its teacher's logits, not their size."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -15,6 +15,20 @@ from kd_local.distill.connector import Connector
 from kd_local.distill.objective import Outputs, Pair, RemainingBlocks
 from kd_local.distill.stages import pair_stages, rectified
 
+Stones = tuple[int, ...] | str
+"""The numbers of the stones to use, from 1, or `all`."""
+
+
+def check_stones(stones: object) -> None:
+    """Refuses what is neither `all` nor numbers; `stepping_stones` checks their range.
+
+    Raises:
+        ValueError: anything else.
+    """
+    numbers = isinstance(stones, tuple) and stones and all(isinstance(number, int) for number in stones)
+    if not numbers and stones != "all":
+        raise ValueError(f"stones is {stones!r}: use all, or the numbers of some stones, such as (2, 3)")
+
 
 @dataclass(frozen=True)
 class Stone:
@@ -38,11 +52,11 @@ class Stone:
         return f"stone{self.number}"
 
 
-def stepping_stones(student: Outputs, teacher: Outputs, chosen: str) -> tuple[Stone, ...]:
-    """The stones of a student and a teacher, in order: `all`, or those of these numbers (`2,3`).
+def stepping_stones(student: Outputs, teacher: Outputs, chosen: Stones) -> tuple[Stone, ...]:
+    """The chosen stones of a student and a teacher, in order.
 
     Raises:
-        ValueError: a number that is none.
+        ValueError: a number that no stone has.
     """
     pairs = pair_stages(student, teacher)
     stones = {
@@ -51,29 +65,25 @@ def stepping_stones(student: Outputs, teacher: Outputs, chosen: str) -> tuple[St
     }
     if chosen == "all":
         return tuple(stones.values())
-    try:
-        numbers = sorted({int(number) for number in chosen.split(",")})
-        return tuple(stones[number] for number in numbers)
-    except (ValueError, KeyError):
-        raise ValueError(
-            f"stones is {chosen!r}: use all, or numbers from 1 to {len(pairs)} with commas between"
-        ) from None
+    if not stones.keys() >= set(chosen):
+        raise ValueError(f"stones is {chosen}: use all, or numbers from 1 to {len(pairs)}")
+    return tuple(stone for number, stone in stones.items() if number in chosen)
 
 
 def connector_to(pair: Pair, teacher: Outputs, stage: int) -> Connector:
-    """From a student's features to what the teacher's block behind that stage expects: its shape, and its ReLU where
-    the block before ends in one (pre-activation networks do not)."""
+    """Maps a student's features to the input of the teacher's block after that stage: its shape, and a ReLU if the
+    stage ends in one (those of pre-activation networks do not)."""
     return Connector(teacher.features[stage].shape[1:], relu=rectified(pair.teacher, stage))
 
 
 def through_teacher(
     remaining_blocks: RemainingBlocks, entering: Sequence[tuple[int, Array]], *, batched: bool
 ) -> list[Float[Array, "batch classes"]]:
-    """The teacher's logits of features that enter it behind these stages, in order of the stages.
+    """The teacher's logits of features that enter it after these stages, in order of the stages.
 
-    Batched, those that have entered go through the following blocks together, as one larger batch: the teacher's
-    statistics stand still, so that no image sees another. Images stay beside their own, so that nothing moves between
-    devices among which the batch is divided.
+    If batched, all features that have entered go through the following blocks together, as one larger batch. The
+    teacher's statistics are fixed, so images do not affect each other. The features of an image stay adjacent, so that
+    nothing moves between the devices among which the batch is divided.
     """
     if not batched or len(entering) == 1:
         return [remaining_blocks(stage, x) for stage, x in entering]

@@ -11,8 +11,12 @@ from kd_local.networks import Network, Variables
 class Teacher:
     """A frozen network with its trained variables.
 
-    Its compute dtype is the network's. Parameters and statistics are handed to each step as arguments, so that a step
-    compiled for one teacher serves any of the same network.
+    Parameters and statistics are arguments of each step, so a step compiled for one teacher serves any of the same
+    network.
+
+    Attributes:
+        network: its blocks; their dtype is that of the computation.
+        variables: as `Network.init` gives them.
     """
 
     network: Network

@@ -34,9 +34,9 @@ def batch() -> tuple[jax.Array, jax.Array]:
     ("stones", "cuts", "stone_of"),
     [
         ("all", ["stem stage1/0 stage1/1", "stage2/0 stage2/1", "stage3/0 stage3/1 head"], [1, 2, 3]),
-        ("1", ["stem stage1/0 stage1/1", "stage2/0 stage2/1 stage3/0 stage3/1 head"], [1, None]),
-        ("2,3", ["stem stage1/0 stage1/1 stage2/0 stage2/1", "stage3/0 stage3/1 head"], [2, 3]),
-        ("3", [" ".join(STUDENT.names)], [3]),
+        ((1,), ["stem stage1/0 stage1/1", "stage2/0 stage2/1 stage3/0 stage3/1 head"], [1, None]),
+        ((2, 3), ["stem stage1/0 stage1/1 stage2/0 stage2/1", "stage3/0 stage3/1 head"], [2, 3]),
+        ((3,), [" ".join(STUDENT.names)], [3]),
     ],
 )
 def test_where_it_is_cut(stones, cuts, stone_of):
@@ -112,8 +112,8 @@ def test_a_step_needs_less_memory_than_stones_all_at_once():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="stones is '5': use all, or numbers from 1 to 3"):
-        method(stones="5")
+    with pytest.raises(ValueError, match=r"stones is \(5,\): use all, or numbers from 1 to 3"):
+        method(stones=(5,))
     with pytest.raises(ValueError, match="alpha is -1.0"):
         StoneLoss(alpha=-1.0)
     with pytest.raises(ValueError, match=r"images of shape \(16, 16, 3\): this method was made for \(8, 8, 3\)"):

@@ -55,7 +55,7 @@ def test_weights_and_choice_of_stones():
         ("stone2", 2, 2, 0.5),
         ("stone3", 3, 3, 1.0),
     ]
-    assert stepping_stones(student, teacher, "3,1") == (stones[0], stones[2])
+    assert stepping_stones(student, teacher, (3, 1)) == (stones[0], stones[2])
 
 
 def test_connectors_end_as_the_teachers_blocks_do():

@@ -20,7 +20,7 @@ def test_every_key_of_the_default_config_is_explained():
         f"{method}.{name}": key for method, group in objective_keys().items() for name, key in group.items()
     }
     assert set(flatten_dict(default.get_config().to_dict(), sep=".")) == explained.keys()
-    assert [name for name, key in flat_keys() if not key.meaning] == []
+    assert [name for name, key in explained.items() if not key.meaning] == []
 
 
 def test_attributes_are_read_from_a_docstring():

@@ -118,7 +118,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.teacher.weights={empty}", "--config.teacher.network=resnet8"], "is not the folder of a run"),
     (
         ["--config.method=block_kd", "--config.block_kd.stones=7", "--config.teacher.weights={teacher}"],
-        "stones is '7': use all, or numbers from 1 to 3 with commas between",
+        "stones is (7,): use all, or numbers from 1 to 3",
     ),
     (
         ["--config.method=fitnet", "--config.fitnet.stage=9", "--config.teacher.weights={teacher}"],

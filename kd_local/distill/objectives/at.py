@@ -1,4 +1,4 @@
-"""Attention transfer: the student's features are to be large, over all channels, where the teacher's are."""
+"""Attention transfer: the student's features should be large at the places where the teacher's are large."""
 
 from dataclasses import dataclass
 
@@ -35,9 +35,14 @@ def attention_loss(
 
 @dataclass(frozen=True)
 class AT(Objective):
-    """ce_weight * cross entropy + weight * the sum of `attention_loss` over all stages but the stem.
+    """ce_weight * cross entropy + weight * the sum of `attention_loss` over all stages except the stem.
 
-    Reference: Zagoruyko and Komodakis (ICLR 2017); the numbers are those of the mdistiller protocol for CIFAR-100.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of the sum, 0 or larger.
+        power: exponent of the absolute features, 1 or more.
+
+    Reference: Zagoruyko and Komodakis (ICLR 2017). The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight, or a power below 1.

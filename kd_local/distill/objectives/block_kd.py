@@ -5,8 +5,8 @@ The student's feature at the end of stage i goes through a connector C_i and the
     N_i = T_head . T_n . ... . T_{i+1} . C_i . S_i . ... . S_1          1 <= i <= n
 
 Reference: Yu et al., "Decoupling dark knowledge via block-wise logit distillation for feature-level alignment" (arXiv
-2411.01547). Left open there, and chosen here as the field does: alpha, beta and T are those of KD in the mdistiller
-protocol, gamma is beta, the ensemble is cut from the gradient where it is a target, and there is no warm-up.
+2411.01547). The paper leaves some values open. Here alpha, beta and T are those of KD in the mdistiller protocol, and
+gamma equals beta. No gradient flows into the ensemble as a target. There is no warm-up.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
 from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.objectives.distances import logit_distance
-from kd_local.distill.stepping_stones import Stone, connector_to, stepping_stones, through_teacher
+from kd_local.distill.stepping_stones import Stone, Stones, check_stones, connector_to, stepping_stones, through_teacher
 from kd_local.local.losses import softmax
 from kd_local.networks import Collection, Variables
 
@@ -34,11 +34,17 @@ class BlockKD(Objective):
         L_cross   = d(S, Y_ens)   + sum_i w_i * d(N_i, Y_ens)      Y_ens = mean_i Y^{N_i}
 
     Attributes:
-        distance: see `kd_local.distill.objectives.distances`.
-        stones: `all`, or the numbers of some, `2,3`: the lightweight variant.
-        ensemble_gradient: whether gradients flow into the ensemble where it is a target.
-        warmup_epochs: over which the terms of distances grow to their weights.
-        batched: whether hybrids go through the teacher's blocks that they share as one larger batch; the same numbers.
+        alpha: weight of L_task, 0 or larger; KD's value in the mdistiller protocol.
+        beta: weight of L_distill, 0 or larger; KD's value in the mdistiller protocol.
+        gamma: weight of L_cross, 0 or larger; equal to beta.
+        distance: d, one of kd, dkd, mlkd and dist.
+        temperature: T of the distance, above 0.
+        standardise: True to standardise the logits in d (Sun et al., CVPR 2024).
+        stones: `all`, or the numbers of some stones from 1, such as `(2, 3)` (`2,3` in a
+            config), the lightweight variant.
+        ensemble_gradient: True to let gradients flow into the ensemble as a target.
+        warmup_epochs: epochs over which the weight of the distances grows linearly, 0 or more; 0 for no warm-up.
+        batched: True to send the hybrids through shared teacher blocks as one larger batch, with the same results.
 
     Reference: Yu et al. (arXiv 2411.01547).
 
@@ -52,7 +58,7 @@ class BlockKD(Objective):
     distance: str = "kd"
     temperature: float = 4.0
     standardise: bool = False
-    stones: str = "all"
+    stones: Stones = "all"
     ensemble_gradient: bool = False
     warmup_epochs: int = 0
     batched: bool = True
@@ -60,6 +66,7 @@ class BlockKD(Objective):
     def __post_init__(self) -> None:
         check_weights(alpha=self.alpha, beta=self.beta, gamma=self.gamma, warmup_epochs=self.warmup_epochs)
         check_positive(temperature=self.temperature)
+        check_stones(self.stones)
         logit_distance(self.distance, temperature=self.temperature)
 
     @property
@@ -69,7 +76,6 @@ class BlockKD(Objective):
     def init(
         self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
     ) -> Variables:
-        """A connector for each stone."""
         stones = stepping_stones(student, teacher, self.stones)
         return init_connectors(
             {stone.name: connector_to(pair, teacher, stone.teacher) for stone in stones},
@@ -78,7 +84,6 @@ class BlockKD(Objective):
         )
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
-        """The three terms, and each stone's accuracy on the batch."""
         stones, logits, statistics = self._stone_logits(variables, batch, train=True)
         student, labels = batch.student.logits, batch.labels
         distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
@@ -100,7 +105,6 @@ class BlockKD(Objective):
         return total, {"task": task, "distillation": distill, "cross": cross, **accuracies}, statistics
 
     def exits(self, variables: Variables, batch: EvaluationBatch) -> dict[str, Float[Array, "batch classes"]]:
-        """The stones' logits."""
         stones, logits, _ = self._stone_logits(variables, batch, train=False)
         return {stone.name: stone_logits for stone, stone_logits in zip(stones, logits, strict=True)}
 

@@ -1,7 +1,7 @@
-"""Contrastive representation distillation: by the teacher's embedding an image is to be told from other images.
+"""Contrastive representation distillation: the teacher's embedding should identify an image among others.
 
-Not optimal yet: scores are taken with the whole memory, and of them the drawn ones are used; where the training set is
-much larger than the number of draws, gathering those first would be less work.
+Scores are computed with the whole memory before the drawn ones are selected. For a training set much larger than the
+number of draws, selecting first would be less work.
 """
 
 from dataclasses import dataclass
@@ -75,13 +75,20 @@ class CRD(Objective):
     """ce_weight * cross entropy + weight * (`crd_loss` of the student's embeddings with the teacher's memory + the
     reverse).
 
-    Embeddings are unit vectors of `dim` numbers, linear in what the last layers read; both learn. The memory, in
-    `batch_stats`, holds an embedding of each side for every training image, the image's label once it was seen, and Z
-    of each side, which the first batch sets. Negatives are drawn uniformly from all images, `negatives` for each or
-    one fewer than there are images; those known to be of the image's class are not counted. (The published code draws
-    from other classes alone.)
+    An embedding is a unit vector, linear in the pooled features; both networks' embeddings are learnt. The memory, in
+    `batch_stats`, holds an embedding of each network for every training image and the labels of the images seen so
+    far. It also holds Z of each network, which the first batch sets. Negatives are drawn uniformly from all images;
+    those known to be of the image's class are not counted. (The published code draws only from other classes.)
 
-    Reference: Tian et al. (ICLR 2020), section 3; the numbers are those of the mdistiller protocol for CIFAR-100.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of the contrastive terms, 0 or larger.
+        dim: length of an embedding, above 0.
+        negatives: draws for each image, above 0; at most the number of training images less one are made.
+        temperature: divides the scores, above 0.
+        momentum: share of the old embedding kept in the memory at an update, in [0, 1).
+
+    Reference: Tian et al. (ICLR 2020), section 3. The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight; `dim`, `negatives` or a temperature not above 0; a momentum outside of [0, 1).
@@ -109,7 +116,7 @@ class CRD(Objective):
                 "CRD remembers an embedding of every training image: give Distillation examples=, their number"
             )
         if examples < 2:
-            raise ValueError(f"a training set of {examples}: expected 2 or more, since an image is told from others")
+            raise ValueError(f"a training set of {examples}: expected 2 or more, to contrast an image with others")
         embed_key, *keys = jax.random.split(rng, 3)
         inputs = {"student": (student.pooled,), "teacher": (teacher.pooled,)}
         variables = init_connectors(self._embeddings(), embed_key, inputs)

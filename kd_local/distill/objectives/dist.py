@@ -1,4 +1,4 @@
-"""DIST: not the teacher's probabilities but their correlation, sample by sample and class by class."""
+"""DIST: the correlation of the student's and the teacher's probabilities, within samples and within classes."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,7 +19,7 @@ EPSILON = 1e-8
 
 
 def pearson_distance(a: Float[Array, "rows n"], b: Float[Array, "rows n"]) -> Float[Array, ""]:
-    """1 - the mean over rows of Pearson's correlation; a constant row correlates with nothing."""
+    """1 - the mean over rows of Pearson's correlation; a constant row has correlation 0."""
     a, b = (x - x.mean(axis=-1, keepdims=True) for x in (a, b))
     return 1 - (jnp.sum(a * b, axis=-1, keepdims=True) / (norms(a) * norms(b) + EPSILON)).mean()
 
@@ -47,7 +47,14 @@ def dist_loss(
 class DIST(Objective):
     """ce_weight * cross entropy + `dist_loss`.
 
-    Reference: Huang et al. (NeurIPS 2022), eq. 10.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        beta: weight of the correlation of each sample's probabilities, 0 or larger.
+        gamma: weight of the correlation of each class's probabilities over the batch, 0 or larger.
+        temperature: tau, above 0; softens both logits.
+        standardise: True to standardise the logits of both networks first (Sun et al., CVPR 2024).
+
+    Reference: Huang et al. (NeurIPS 2022), eq. 10. The defaults are the paper's.
 
     Raises:
         ValueError: a negative weight, or a temperature that is not above 0.

@@ -22,9 +22,9 @@ DISTANCES: tuple[str, ...] = ("kd", "dkd", "mlkd", "dist")
 
 
 def logit_distance(name: str, *, temperature: float, standardise: bool = False) -> Distance:
-    """The distance of that name at that temperature; its other numbers are those of its objective.
+    """The distance of that name at that temperature, with its objective's defaults for all else.
 
-    MLKD is taken at this one temperature. Gradients flow to both logits: cut those of a target that is to stand still.
+    MLKD uses this one temperature. Gradients flow into both logits; apply `stop_gradient` to a fixed target.
 
     Raises:
         ValueError: an unknown name, or a temperature that is not above 0.

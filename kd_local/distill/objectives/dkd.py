@@ -53,8 +53,15 @@ def dkd_loss(
 class DKD(Objective):
     """ce_weight * cross entropy + min(epoch / warmup_epochs, 1) * `dkd_loss`.
 
-    Reference: Zhao et al. (CVPR 2022); the numbers are those of the mdistiller protocol for CIFAR-100, where beta is 1
-    to 8 by pair.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        alpha: weight of TCKD, the divergence of the label's probability, 0 or larger.
+        beta: weight of NCKD, the divergence among the other classes, 0 or larger; published values are 1 to 8 by pair.
+        temperature: T, above 0; softens both logits.
+        warmup_epochs: epochs over which the weight of `dkd_loss` grows linearly, 0 or more; 0 for no warm-up.
+        standardise: True to standardise the logits of both networks first (Sun et al., CVPR 2024).
+
+    Reference: Zhao et al. (CVPR 2022). The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight, or a temperature that is not above 0.

@@ -1,4 +1,4 @@
-"""FitNets: at one stage, the hint, the student's features are regressed onto the teacher's."""
+"""FitNets: a regression of the student's features onto the teacher's at one stage, the hint."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +27,14 @@ def hint_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch
 
 @dataclass(frozen=True)
 class FitNet(Objective):
-    """ce_weight * cross entropy + weight * `hint_loss` of the features behind a regressor, which is a `Connector`.
+    """ce_weight * cross entropy + weight * `hint_loss` of the output of a regressor, which is a `Connector`.
 
     Attributes:
-        stage: the student's, 0 the stem; the teacher's is the one that `pair_stages` puts beside it.
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of `hint_loss`, 0 or larger.
+        stage: the student's stage, 0 for the stem; `pair_stages` gives the teacher's stage.
 
-    Reference: Romero et al. (ICLR 2015), here in one phase as in the mdistiller protocol, whose numbers these are.
+    Reference: Romero et al. (ICLR 2015), in one phase. The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight or stage.

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the student's softened probabilities are drawn to the teacher's."""
+"""Knowledge distillation: the divergence of the student's softened probabilities from the teacher's."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -35,7 +35,13 @@ def kd_loss(
 class KD(Objective):
     """ce_weight * cross entropy + weight * `kd_loss`.
 
-    Reference: Hinton et al. (arXiv 1503.02531); the numbers are those of the mdistiller protocol for CIFAR-100.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of `kd_loss`, 0 or larger.
+        temperature: T, above 0; softens both logits.
+        standardise: True to standardise the logits of both networks first (Sun et al., CVPR 2024).
+
+    Reference: Hinton et al. (arXiv 1503.02531). The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight, or a temperature that is not above 0.

@@ -1,4 +1,4 @@
-"""Multi-level logit distillation: predictions, how samples relate, and how classes do, at several temperatures."""
+"""Multi-level logit distillation: predictions, and correlations of samples and of classes, at several temperatures."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -21,7 +21,7 @@ TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 def batch_correlation_loss(
     student: Float[Array, "batch classes"], target: Float[Array, "batch classes"], *, temperature: float = 4.0
 ) -> Float[Array, ""]:
-    """||P_t P_t^T - P_s P_s^T||^2 / batch, P the softmax of logits / T: how alike samples are.
+    """||P_t P_t^T - P_s P_s^T||^2 / batch, P the softmax of logits / T: the correlation of samples.
 
     Reference: Jin et al., "Multi-level logit distillation" (CVPR 2023), section 3.2, batch-level alignment.
     """
@@ -32,7 +32,7 @@ def batch_correlation_loss(
 def class_correlation_loss(
     student: Float[Array, "batch classes"], target: Float[Array, "batch classes"], *, temperature: float = 4.0
 ) -> Float[Array, ""]:
-    """||P_t^T P_t - P_s^T P_s||^2 / classes, P the softmax of logits / T: how alike classes are.
+    """||P_t^T P_t - P_s^T P_s||^2 / classes, P the softmax of logits / T: the correlation of classes.
 
     Reference: Jin et al. (CVPR 2023), section 3.2, class-level alignment.
     """
@@ -49,7 +49,7 @@ def mlkd_loss(
 ) -> Float[Array, ""]:
     """The sum over temperatures of `kd_loss`, `batch_correlation_loss` and `class_correlation_loss`.
 
-    Standardised are the logits of the first alone, as in the code of Sun et al. (CVPR 2024).
+    Only `kd_loss` uses standardised logits, as in the code of Sun et al. (CVPR 2024).
 
     Reference: Jin et al. (CVPR 2023), section 3.2.
     """
@@ -65,10 +65,16 @@ def mlkd_loss(
 class MLKD(Objective):
     """ce_weight * cross entropy + weight * `mlkd_loss`.
 
-    Of one view of the images, all of which count. The published code shows a weakly and a strongly augmented one, and
-    of the weak one leaves out what the teacher is surest of.
+    It uses one view of the images, and all of them. The published code uses a weakly and a strongly augmented view, and
+    leaves out the images of the weak one for which the teacher is most confident.
 
-    Reference: Jin et al. (CVPR 2023); the numbers are those of its code for CIFAR-100.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of `mlkd_loss`, 0 or larger.
+        temperatures: T of each term of `mlkd_loss`, at least one, each above 0.
+        standardise: True to standardise the logits in `kd_loss` (Sun et al., CVPR 2024).
+
+    Reference: Jin et al. (CVPR 2023). The defaults are those of its code for CIFAR-100.
 
     Raises:
         ValueError: a negative weight, no temperature, or one that is not above 0.

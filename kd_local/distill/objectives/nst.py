@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: the places at which channels respond are to be distributed as the teacher's."""
+"""Neuron selectivity transfer: channels should respond at the same places as the teacher's."""
 
 from dataclasses import dataclass
 
@@ -39,9 +39,13 @@ def nst_loss(student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "bat
 
 @dataclass(frozen=True)
 class NST(Objective):
-    """ce_weight * cross entropy + weight * the sum of `nst_loss` over all stages but the stem.
+    """ce_weight * cross entropy + weight * the sum of `nst_loss` over all stages except the stem.
 
-    Reference: Huang and Wang (arXiv 1707.01219); the numbers are those of the mdistiller protocol for CIFAR-100.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of the sum, 0 or larger.
+
+    Reference: Huang and Wang (arXiv 1707.01219). The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight.

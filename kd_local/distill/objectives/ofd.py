@@ -1,4 +1,4 @@
-"""Overhaul of feature distillation: pre-activations are drawn to the teacher's, which say nothing below a margin."""
+"""Overhaul of feature distillation: a partial distance between pre-activations, with a margin for negative ones."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -45,12 +45,16 @@ def ofd_loss(
 
 @dataclass(frozen=True)
 class OFD(Objective):
-    """ce_weight * cross entropy + weight * the sum of `ofd_loss` / 2^(n - i) over the stages i = 1..n but the stem.
+    """ce_weight * cross entropy + weight * the sum of `ofd_loss` / 2^(n - i) over the stages i = 1..n after the stem.
 
     The student's pre-activations go through a `Connector` without ReLU; the larger ones are average-pooled to the
     smaller's resolution. The margins are the batch's.
 
-    Reference: Heo et al. (ICCV 2019); factors and numbers are those of the mdistiller code for CIFAR-100.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of the sum, 0 or larger.
+
+    Reference: Heo et al. (ICCV 2019). Factors and defaults are those of the mdistiller code for CIFAR-100.
 
     Raises:
         ValueError: a negative weight.

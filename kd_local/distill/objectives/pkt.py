@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: which other images an image is close to, as a distribution over the batch."""
+"""Probabilistic knowledge transfer: the similarities of an image to the others, as a distribution over the batch."""
 
 from dataclasses import dataclass
 
@@ -35,9 +35,13 @@ def pkt_loss(student: Float[Array, "batch s"], teacher: Float[Array, "batch t"])
 
 @dataclass(frozen=True)
 class PKT(Objective):
-    """ce_weight * cross entropy + weight * `pkt_loss` of what the last layers read.
+    """ce_weight * cross entropy + weight * `pkt_loss` of the pooled features, the inputs of the last layers.
 
-    Reference: Passalis and Tefas (ECCV 2018); the numbers are those of the mdistiller protocol for CIFAR-100.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of `pkt_loss`, 0 or larger.
+
+    Reference: Passalis and Tefas (ECCV 2018). The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight.

@@ -1,4 +1,4 @@
-"""Knowledge review: a stage's features are fused with those of deeper ones, and drawn to the teacher's."""
+"""Knowledge review: a stage's features are fused with those of deeper stages and compared with the teacher's."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,10 @@ POOLED_SIZES = (4, 2, 1)
 
 
 def hcl_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch h w c"]) -> Float[Array, ""]:
-    """The hierarchical context loss: the mean of the mean squared differences at full resolution, weight 1, and pooled
-    to 4x4, 2x2 and 1x1, as far as these are smaller, each of half the weight of the one before.
+    """The hierarchical context loss: a weighted mean of mean squared differences at several resolutions.
+
+    These are the full resolution, with weight 1, and the maps pooled to 4x4, 2x2 and 1x1 if these are smaller, each
+    with half the weight of the one before.
 
     Reference: Chen et al., "Distilling knowledge via knowledge review" (CVPR 2021), section 3.4.
     """
@@ -48,12 +50,14 @@ def resize_nearest(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> F
 
 
 class ABF(nn.Module):
-    """Attention-based fusion: the stage's features by a 1x1 convolution, and what deeper stages handed on, resized to
-    them, added with weights in (0, 1) that a 1x1 convolution of both gives for each place.
+    """Attention-based fusion of a stage's features, after a 1x1 convolution, with those of deeper stages.
+
+    The deeper features are resized. The two are added with weights in (0, 1), which a 1x1 convolution of both gives for
+    each place.
 
     Attributes:
-        middle: channels of what is handed on.
-        shape: (h', w', c'), the teacher's.
+        middle: channels of the features passed to the stage before.
+        shape: (h', w', c') of the teacher's features.
 
     Reference: Chen et al. (CVPR 2021), section 3.3.
     """
@@ -65,7 +69,7 @@ class ABF(nn.Module):
     def __call__(
         self, x: Float[Array, "batch h w c"], deeper: Float[Array, "batch hd wd middle"] | None = None, *, train: bool
     ) -> tuple[Float[Array, "batch h2 w2 c2"], Float[Array, "batch h2 w2 middle"]]:
-        """The output to be compared with the teacher's features, and what is handed on to the stage before."""
+        """The output to compare with the teacher's features, and the features passed to the stage before."""
         height, width, channels = self.shape
         x = ConvNorm(self.middle, kernel_size=1, relu=False, dtype=x.dtype, name="conv1")(x, train=train)
         if deeper is not None:
@@ -83,15 +87,17 @@ class ABF(nn.Module):
 
 @dataclass(frozen=True)
 class ReviewKD(Objective):
-    """ce_weight * cross entropy + weight * min(epoch / warmup_epochs, 1) * the sum of `hcl_loss` over all stages but
-    the stem, and over what the last layers read as a 1x1 map.
+    """ce_weight * cross entropy + weight * min(epoch / warmup_epochs, 1) * the sum of `hcl_loss` over all stages
+    except the stem, and over the pooled features as a 1x1 map.
 
     Attributes:
-        weight: 1 by default; the published configs have .6 to 8 by pair.
-        max_middle: channels handed from stage to stage are those of the student's last map, but no more than these.
-        preactivations: whether the student's features are those before ReLU. The teacher's are, always.
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of the sum, 0 or larger; published values are 0.6 to 8 by pair.
+        warmup_epochs: epochs over which the weight of the sum grows linearly, 0 or more; 0 for no warm-up.
+        max_middle: largest number of channels passed between stages, above 0; else as many as the student's last map.
+        preactivations: True to use the student's features before ReLU. The teacher's are always those before ReLU.
 
-    Reference: Chen et al. (CVPR 2021); the numbers are those of the mdistiller protocol for CIFAR-100.
+    Reference: Chen et al. (CVPR 2021). The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight, or no channels.

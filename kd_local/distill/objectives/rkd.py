@@ -49,9 +49,14 @@ def rkd_loss(
 
 @dataclass(frozen=True)
 class RKD(Objective):
-    """ce_weight * cross entropy + `rkd_loss` of what the last layers read.
+    """ce_weight * cross entropy + `rkd_loss` of the pooled features, the inputs of the last layers.
 
-    Reference: Park et al. (CVPR 2019); the numbers are those of the mdistiller protocol for CIFAR-100.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        distance_weight: weight of the distances between images, 0 or larger.
+        angle_weight: weight of the angles between triples of images, 0 or larger.
+
+    Reference: Park et al. (CVPR 2019). The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight.

@@ -1,4 +1,4 @@
-"""SimKD: the student's last features are projected onto the teacher's, and go to the teacher's own classifier."""
+"""SimKD: the student's last features, projected onto the teacher's, are the input of the teacher's classifier."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,16 +38,20 @@ class Projector(nn.Module):
 
 @dataclass(frozen=True)
 class SimKD(Objective):
-    """weight * the mean squared difference of projected student features and teacher features at the last stage, plus
-    ce_weight * the cross entropy of the logits that the teacher's remaining blocks compute from the projected ones.
+    """ce_weight * cross entropy + weight * the mean squared difference of projected and teacher features, last stage.
 
-    These blocks are deployed, together with the student without its classifier and the projector. The larger features
-    are average-pooled to the smaller's resolution, the student's before the projection.
+    The logits are those that the teacher's remaining blocks compute from the projected features.
+
+    Deployed are the student without its classifier, the projector and the teacher's remaining blocks. The larger
+    features are average-pooled to the smaller's resolution, the student's before the projection.
 
     Attributes:
-        factor: by how much the projector is narrower inside.
+        ce_weight: weight of the cross entropy of the labels, 0 or larger; 0 in the paper.
+        weight: weight of the squared difference, 0 or larger.
+        factor: the teacher's channels divided by those inside the projector, 1 or more.
 
-    Reference: Chen et al., "Knowledge distillation with the reused teacher classifier" (CVPR 2022), eq. 3.
+    Reference: Chen et al., "Knowledge distillation with the reused teacher classifier" (CVPR 2022), eq. 3. The defaults
+    are the paper's.
 
     Raises:
         ValueError: a negative weight, or a factor below 1.

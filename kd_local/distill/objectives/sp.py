@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: images that are alike to the teacher are to be alike to the student."""
+"""Similarity-preserving distillation: images with similar teacher features should have similar student features."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,11 @@ def similarity_loss(student: Float[Array, "batch *s"], teacher: Float[Array, "ba
 class SP(Objective):
     """ce_weight * cross entropy + weight * `similarity_loss` of the last stage.
 
-    Reference: Tung and Mori (ICCV 2019); the numbers are those of the mdistiller protocol for CIFAR-100.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of `similarity_loss`, 0 or larger.
+
+    Reference: Tung and Mori (ICCV 2019). The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight.

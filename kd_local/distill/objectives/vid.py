@@ -1,4 +1,4 @@
-"""Variational information distillation: the teacher's features are to be likely, given the student's."""
+"""Variational information distillation: the likelihood of the teacher's features given the student's."""
 
 import math
 from dataclasses import dataclass
@@ -54,11 +54,16 @@ class Regressor(nn.Module):
 
 @dataclass(frozen=True)
 class VID(Objective):
-    """ce_weight * cross entropy + weight * the sum of `vid_loss` over all stages but the stem.
+    """ce_weight * cross entropy + weight * the sum of `vid_loss` over all stages except the stem.
 
-    The variances learn, as the paper has it; in the mdistiller code they stay as they start.
+    The variances are learnt, as in the paper; in the mdistiller code they are constant.
 
-    Reference: Ahn et al. (CVPR 2019); the numbers are those of the mdistiller protocol for CIFAR-100.
+    Attributes:
+        ce_weight: weight of the cross entropy of the labels, 0 or larger.
+        weight: weight of the sum, 0 or larger.
+        init_variance: initial variance of every channel, above 1e-5.
+
+    Reference: Ahn et al. (CVPR 2019). The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
         ValueError: a negative weight, or a variance to start with that is not above 1e-5.

@@ -1,5 +1,7 @@
 """Block-KD against its equations written out plainly: no batching, nothing shared, one network after the other."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,8 +94,8 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
     [
         BlockKD(alpha=0.7, beta=1.3, gamma=0.4),
         BlockKD(alpha=0.7, beta=1.3, gamma=0.4, batched=False),
-        BlockKD(stones="2,3", temperature=2.0),
-        BlockKD(stones="1", ensemble_gradient=True),
+        BlockKD(stones=(2, 3), temperature=2.0),
+        BlockKD(stones=(1,), ensemble_gradient=True),
         BlockKD(ensemble_gradient=True),
     ],
     ids=["batched", "one by one", "fewer stones", "first stone", "ensemble learns"],
@@ -129,10 +131,16 @@ def test_teacher_parameters_are_arguments_and_not_constants():
     assert not constants, constants[0][:200]
 
 
-@pytest.mark.parametrize("chosen", ["4", "0", "some", "", "1,2,5"])
-def test_stones_that_are_none(chosen):
-    with pytest.raises(ValueError, match=r"stones is .*: use all, or numbers from 1 to 3 with commas between"):
+@pytest.mark.parametrize("chosen", [(4,), (0,), (1, 2, 5)])
+def test_stones_that_the_networks_do_not_have(chosen):
+    with pytest.raises(ValueError, match=rf"stones is {re.escape(str(chosen))}: use all, or numbers from 1 to 3"):
         method(BlockKD(stones=chosen)).init(jax.random.key(0), LIKE)
+
+
+@pytest.mark.parametrize("chosen", ["some", "", "2,3", ()])
+def test_stones_that_are_not_numbers(chosen):
+    with pytest.raises(ValueError, match=rf"stones is {re.escape(repr(chosen))}: use all, or the numbers"):
+        BlockKD(stones=chosen)
 
 
 PAIRS = [
