@@ -13,6 +13,7 @@ from kd_local.contract import Program, State
 from kd_local.data import from_arrays
 from kd_local.distill import OBJECTIVES, Distillation, Teacher
 from kd_local.models import resnet
+from kd_local.parallel import StepOptions
 from kd_local.training import train
 from kd_local.training.checkpoints import Checkpoints
 
@@ -46,7 +47,7 @@ def test_a_distillation_run_whose_state_counts_steps(tmp_path: Path, shard: str)
     data = from_arrays((images[:24], labels[:24]), (images[24:], labels[24:]), classes=4)
     arguments = (NETWORK, (TEACHER,), OBJECTIVES["dkd"](warmup_epochs=3), optax.sgd(0.1, momentum=0.9))
     method, older = Distillation(*arguments), CountsSteps(*arguments)
-    options = {"batch_size": 8, "epochs": 2, "shard": shard}
+    options = {"batch_size": 8, "epochs": 2, "options": StepOptions(shard=shard)}
     expected = train(method, data, **options).state
     with Checkpoints(tmp_path) as checkpoints:
         train(older, data, **options, steps=4, checkpoints=checkpoints)
