@@ -131,7 +131,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     if config.mesh.placement not in PLACEMENTS:
         raise unknown("placement", config.mesh.placement, PLACEMENTS)
     options = step_options(config)
-    pieces = _cut(config, network, data, dtype, platform or mesh.devices.flat[0].platform)
+    cut_network = _cut(config, network, data, dtype, platform or mesh.devices.flat[0].platform)
     if config.local.memory_budget is not None:
         parse_bytes(config.local.memory_budget)
     if config.step != "separate" and (config.local.memory_budget is not None or config.local.boundaries == "balanced"):
@@ -139,7 +139,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
             f"step is {config.step!r}, but boundaries are balanced, and memory budgets kept, for separate executables: "
             "use step=separate, or boundaries by name"
         )
-    local_method = ContSup(pieces, optimizer, config.local.answer)
+    local_method = ContSup(cut_network, optimizer, config.local.answer)
     objectives = {name: kind(**_numbers_of(config[name])) for name, kind in OBJECTIVES.items()}
     stone_loss = StoneLoss(**_numbers_of(config.local_distillation))
 
@@ -183,7 +183,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         modules=len(trained_programs(method)) if config.method in CUT_METHODS else None,
         context=config.local.context if local else None,
         loss=config.local.loss if local else None,
-        boundaries=pieces.boundaries if local else (),
+        boundaries=cut_network.boundaries if local else (),
         shape=data.shape,
         schedule=by_batches(schedule, batches_per_epoch=each, accumulate=accumulate),
         mesh=mesh,

@@ -119,14 +119,14 @@ def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Describ
     if isinstance(method, LocalDistillation):
         blocks = {module.name: module.blocks.names for module in method.modules}
     elif isinstance(method, ContSup):
-        blocks = {module.name: module.names for module in method.cut.modules}
+        blocks = {module.name: module.names for module in method.cut_network.modules}
     else:
         blocks = {program.name: network.names for program in method.programs()}
     boundaries = tuple(names[-1] for names in blocks.values())[:-1]
     runs = method
     if row.method == NAIVE:
         assert isinstance(method, ContSup)
-        runs = SummedLosses(method.cut, method.optimizer)
+        runs = SummedLosses(method.cut_network, method.optimizer)
     options = replace(experiment.options, form=row.form)
     return Described(runs, method, network, boundaries, blocks, experiment.shape, options)
 

@@ -156,14 +156,14 @@ def test_modules_with_a_part_rematerialised_train_alike(remat):
         labels = jnp.arange(6, dtype=jnp.int32)
 
         def gradients(remat):
-            pieces = cut(NETWORK, 4, classes=10, context="R1E", decoder=PIXELS, remat=remat)
+            cut_network = cut(NETWORK, 4, classes=10, context="R1E", decoder=PIXELS, remat=remat)
             variables = jax.tree.map(
-                lambda x: x.astype(jnp.float64), pieces.init(KEY, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+                lambda x: x.astype(jnp.float64), cut_network.init(KEY, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
             )
 
             def loss(params):
                 merged = {n: {**variables[n], "params": p} for n, p in params.items()}
-                outputs = pieces.losses(merged, images, labels)
+                outputs = cut_network.losses(merged, images, labels)
                 return sum(outputs.losses.values()), outputs
 
             return jax.value_and_grad(loss, has_aux=True)({n: v["params"] for n, v in variables.items()})
@@ -176,4 +176,4 @@ def test_parts_that_there_are():
     with pytest.raises(ValueError, match=r"^unknown part to rematerialise 'heads': use blocks, contexts, head or deco"):
         cut(NETWORK, 4, classes=10, remat=("heads",))
     method = ContSup(cut(NETWORK, 4, classes=10, remat=("head", "blocks")), optax.sgd(0.1))
-    assert {module.remat for module in method.cut.modules} == {("blocks", "head")}
+    assert {module.remat for module in method.cut_network.modules} == {("blocks", "head")}

@@ -38,11 +38,11 @@ _BUILT_ANYWAY = re.compile(r"decoder_\d+_\d+\.|cont_sup_node\.(encoder_\d+|resen
 _STEM = "conv1.weight"
 
 
-def from_torch(cut: CutNetwork, arrays: Mapping[str, Any], *, dtype: DType = None) -> dict[str, Variables]:
+def from_torch(cut_network: CutNetwork, arrays: Mapping[str, Any], *, dtype: DType = None) -> dict[str, Variables]:
     """Variables of every module from the weights of the authors' code, statistics included.
 
     Args:
-        cut: a cut CIFAR ResNet.
+        cut_network: a cut CIFAR ResNet.
         arrays: by the authors' names, in PyTorch's layouts, such as `read_state_dict` gives. Decoders and encoders that
             the cut network does not have are left out, since the authors' code builds them unused.
         dtype: of the result; None keeps each array's.
@@ -55,15 +55,15 @@ def from_torch(cut: CutNetwork, arrays: Mapping[str, Any], *, dtype: DType = Non
             not one that the authors' code has.
     """
     stem = np.shape(arrays.get(_STEM, ()))
-    shapes = _shapes(cut, stem[1] if len(stem) == 4 else 3)
-    described = {module.name: _layers(module, number) for number, module in enumerate(cut.modules)}
+    shapes = _shapes(cut_network, stem[1] if len(stem) == 4 else 3)
+    described = {module.name: _layers(module, number) for number, module in enumerate(cut_network.modules)}
     variables = {name: read_layers(layers, arrays, shapes[name], dtype=dtype) for name, layers in described.items()}
     known = [tensor for name, layers in described.items() for tensor in names(layers, shapes[name])]
     refuse_others({name: array for name, array in arrays.items() if not _BUILT_ANYWAY.match(name)}, known)
     return variables
 
 
-def to_torch(cut: CutNetwork, variables: Mapping[str, Variables]) -> dict[str, np.ndarray]:
+def to_torch(cut_network: CutNetwork, variables: Mapping[str, Variables]) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`: arrays by the authors' names, in PyTorch's layouts, dtypes kept.
 
     What their code builds without using it is not there: load with `strict=False`.
@@ -71,14 +71,14 @@ def to_torch(cut: CutNetwork, variables: Mapping[str, Variables]) -> dict[str, n
     Raises:
         ValueError: the variables are not those of the cut network, or it is not one that the authors' code has.
     """
-    missing = [module.name for module in cut.modules if module.name not in variables]
+    missing = [module.name for module in cut_network.modules if module.name not in variables]
     if missing:
         raise ValueError(
-            f"variables of {missing[0]} are missing: give those of {', '.join(m.name for m in cut.modules)}"
+            f"variables of {missing[0]} are missing: give those of {', '.join(m.name for m in cut_network.modules)}"
         )
-    shapes = _shapes(cut, _channels(variables[cut.modules[0].name]))
+    shapes = _shapes(cut_network, _channels(variables[cut_network.modules[0].name]))
     arrays: dict[str, np.ndarray] = {}
-    for number, module in enumerate(cut.modules):
+    for number, module in enumerate(cut_network.modules):
         arrays |= write_layers(_layers(module, number), variables[module.name], shapes[module.name])
     return arrays
 
@@ -88,9 +88,9 @@ def _channels(first: Mapping[str, Any]) -> int:
     return kernel.shape[2] if kernel is not None and kernel.ndim == 4 else 3
 
 
-def _shapes(cut: CutNetwork, channels: int) -> dict[str, Variables]:
+def _shapes(cut_network: CutNetwork, channels: int) -> dict[str, Variables]:
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)  # no parameter depends on height and width
-    return jax.eval_shape(lambda: cut.init(jax.random.key(0), images))
+    return jax.eval_shape(lambda: cut_network.init(jax.random.key(0), images))
 
 
 def _layers(module: LocalModule, number: int) -> list[Layer]:

@@ -31,16 +31,18 @@ class ContSup:
         ValueError: an unknown answer, or a module whose head does not classify.
     """
 
-    cut: CutNetwork
+    cut_network: CutNetwork
     optimizer: optax.GradientTransformation
     answer: str = "last"
 
     def __post_init__(self) -> None:
-        self.cut.answering(self.answer)
+        self.cut_network.answering(self.answer)
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A fresh state, a part for each module; of `images` only shape and dtype count."""
-        return {name: new_part(variables, self.optimizer) for name, variables in self.cut.init(rng, images).items()}
+        return {
+            name: new_part(variables, self.optimizer) for name, variables in self.cut_network.init(rng, images).items()
+        }
 
     def programs(self) -> tuple[Program, ...]:
         """A program for each module; modules that are alike share one executable."""
@@ -53,25 +55,25 @@ class ContSup:
                 writes=module.writes,
                 constants=module.weights,
             )
-            for module in self.cut.modules
+            for module in self.cut_network.modules
         )
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
         """The answer's logits in evaluation mode, contexts supplied."""
-        return self.cut.logits(_variables(state), images, answer=self.answer)
+        return self.cut_network.logits(_variables(state), images, answer=self.answer)
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
         """The logits of every head that classifies, and of all together, in evaluation mode."""
         variables = _variables(state)
-        answers = self.cut.answers(variables, images)
+        answers = self.cut_network.answers(variables, images)
         if len(answers) == 1:
             return {}
-        return {**answers, "ensemble": self.cut.logits(variables, images, answer="ensemble")}
+        return {**answers, "ensemble": self.cut_network.logits(variables, images, answer="ensemble")}
 
     def deployed(self, state: State) -> Mapping[str, Any]:
         """The parameters of blocks and context networks, and of those local heads that answer."""
-        names = self.cut.answering(self.answer)
-        every = [module.name for module in self.cut.modules]
+        names = self.cut_network.answering(self.answer)
+        every = [module.name for module in self.cut_network.modules]
         return {
             name: {
                 key: value
@@ -84,7 +86,7 @@ class ContSup:
     @property
     def deployed_program(self) -> str | None:
         """The module whose head answers; None for an ensemble, whose logits no module computes."""
-        names = self.cut.answering(self.answer)
+        names = self.cut_network.answering(self.answer)
         return names[0] if len(names) == 1 else None
 
 

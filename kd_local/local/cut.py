@@ -242,7 +242,7 @@ def cut(
     local = local_head(head, outputs=outputs, width=aux_width, feature_width=feature_width, dtype=dtype)
     ends = [network.position(name) + 1 for name in boundaries]
     digits = max(2, len(str(count - 1)))
-    pieces = []
+    local_modules = []
     for i, (start, end) in enumerate(zip([0, *ends], [*ends, len(network)], strict=True)):
         last = i == count - 1
         supplies = supplied(i) in needed
@@ -252,7 +252,7 @@ def cut(
             reads = reads if IMAGES in reads else (*reads, IMAGES)
             width = int(Decoder.width * aux_width)
             reconstruction = Reconstruction(Decoder(width, dtype), decoder, reads.index(IMAGES))
-        pieces.append(
+        local_modules.append(
             LocalModule(
                 blocks=Network(tuple(str(j) for j in range(end - start)), network.modules[start:end]),
                 contexts=supply.networks(i, image_encoder=image_encoder, width=aux_width, dtype=dtype),
@@ -270,4 +270,4 @@ def cut(
                 weights=() if reconstruction is None else loss_weights(scale, i, len(boundaries)),
             )
         )
-    return CutNetwork(network, boundaries, tuple(pieces))
+    return CutNetwork(network, boundaries, tuple(local_modules))

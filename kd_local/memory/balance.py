@@ -174,7 +174,7 @@ class _Needs:
     def __init__(self, method: ContSup, network: Network, shape: tuple[int, int, int], batch: int) -> None:
         self._network = network
         # Heads, decoders and context networks do not depend on where the boundaries are.
-        self._examples = method.cut.modules
+        self._examples = method.cut_network.modules
         self._recent = max(len(_recent(module)) for module in self._examples)
         self._part = cache(partial(_part, method.optimizer))
         self._inputs = [Shape((batch, *shape), jnp.float32)]

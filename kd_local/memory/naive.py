@@ -32,13 +32,13 @@ class SummedLosses:
     numbers.
     """
 
-    cut: CutNetwork
+    cut_network: CutNetwork
     optimizer: optax.GradientTransformation
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A fresh state of one part, in which the modules stand by their names; of `images` only shape and dtype
         count."""
-        return {NAME: new_part(by_block(self.cut.init(rng, images)), self.optimizer)}
+        return {NAME: new_part(by_block(self.cut_network.init(rng, images)), self.optimizer)}
 
     def programs(self) -> tuple[Program, ...]:
         """One program for the whole step."""
@@ -53,7 +53,7 @@ class SummedLosses:
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
         """The network's logits in evaluation mode, contexts supplied."""
-        return self.cut.logits(by_module(state[NAME]), images)
+        return self.cut_network.logits(by_module(state[NAME]), images)
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
         """None: as a reference it is not asked for more than the network's answer."""
@@ -88,7 +88,7 @@ def _train_all(
     images, labels = tensors
 
     def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
-        outputs = method.cut.losses(by_module({**part, "params": params}), images, labels)
+        outputs = method.cut_network.losses(by_module({**part, "params": params}), images, labels)
         total = jnp.stack(list(outputs.losses.values())).sum()
         return total, (outputs.batch_stats, {"loss": total})
 

@@ -252,12 +252,12 @@ def test_rows_of_distillation():
 def test_rows_differ_in_what_they_say_only():
     config = default.get_config()
     config.local.head = "0c1f"
-    again = {m.remat for m in describe(Row("contsup_remat", 3, "E"), config).method.cut.modules}
+    again = {m.remat for m in describe(Row("contsup_remat", 3, "E"), config).method.cut_network.modules}
     assert again == {("blocks", "contexts")}
-    assert {m.remat for m in describe(Row("contsup", 3, "E"), config).method.cut.modules} == {("contexts",)}
+    assert {m.remat for m in describe(Row("contsup", 3, "E"), config).method.cut_network.modules} == {("contexts",)}
     method = describe(Row("contsup_decoder", 3, "E"), config).method
-    assert [module.reconstruction is not None for module in method.cut.modules] == [True, True, False]
-    assert "images" in method.cut.modules[1].reads
+    assert [module.reconstruction is not None for module in method.cut_network.modules] == [True, True, False]
+    assert "images" in method.cut_network.modules[1].reads
     assert describe(Row("end_to_end_remat"), config).method.remat
     assert not describe(Row("end_to_end"), config).method.remat
     config.local.boundaries = "stem,stage1/0,stage2/0"

@@ -18,11 +18,11 @@ BN = ("weight", "bias", "running_mean", "running_var")
 
 def make(channels: int = 3, **arguments):
     """A cut network, and variables of it that are all different."""
-    pieces = cut(NETWORK, classes=10, **{"boundaries": BOUNDARIES, "context": "R0"} | arguments)
+    cut_network = cut(NETWORK, classes=10, **{"boundaries": BOUNDARIES, "context": "R0"} | arguments)
     images = jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32)
-    shapes = jax.eval_shape(lambda: pieces.init(jax.random.key(0), images))
+    shapes = jax.eval_shape(lambda: cut_network.init(jax.random.key(0), images))
     random = np.random.default_rng(0)
-    return pieces, jax.tree.map(lambda x: random.standard_normal(x.shape, np.float32), shapes)
+    return cut_network, jax.tree.map(lambda x: random.standard_normal(x.shape, np.float32), shapes)
 
 
 def layers(arrays) -> set[str]:
@@ -40,12 +40,12 @@ def layers(arrays) -> set[str]:
     ],
 )
 def test_there_and_back(arguments):
-    pieces, variables = make(**arguments)
-    arrays = to_torch(pieces, variables)
+    cut_network, variables = make(**arguments)
+    arrays = to_torch(cut_network, variables)
     assert sum(x.size for x in arrays.values()) == sum(x.size for x in jax.tree.leaves(variables))
-    back = from_torch(pieces, arrays)
+    back = from_torch(cut_network, arrays)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
-    jax.tree.map(np.testing.assert_array_equal, to_torch(pieces, back), arrays)
+    jax.tree.map(np.testing.assert_array_equal, to_torch(cut_network, back), arrays)
 
 
 def test_names_of_the_network():
@@ -98,8 +98,8 @@ def test_slots_of_encoders(context, encoders):
 
 
 def test_encoders_belong_behind_the_boundary_and_the_rest_before_it():
-    pieces, variables = make(context="R2E", decoder=PIXELS)
-    arrays = to_torch(pieces, variables)
+    cut_network, variables = make(context="R2E", decoder=PIXELS)
+    arrays = to_torch(cut_network, variables)
     params = variables["module03"]["params"]
     for name, ours in {
         "cont_sup_node.encoder_2.encoder.0.weight": params["context0"]["conv1"]["conv"]["kernel"],
@@ -114,25 +114,27 @@ def test_encoders_belong_behind_the_boundary_and_the_rest_before_it():
 
 
 def test_what_is_built_and_never_used_may_be_there():
-    pieces, variables = make()
-    arrays = to_torch(pieces, variables)
+    cut_network, variables = make()
+    arrays = to_torch(cut_network, variables)
     unused = to_torch(*make(context="R2E", decoder=PIXELS))
     assert len(unused) > len(arrays)
     more = unused | arrays | {"bn1.num_batches_tracked": np.zeros((), np.int64)}
-    jax.tree.map(np.testing.assert_array_equal, from_torch(pieces, more), variables)
+    jax.tree.map(np.testing.assert_array_equal, from_torch(cut_network, more), variables)
 
 
 def test_images_of_one_channel():
-    pieces, variables = make(channels=1, context="R1E", decoder=PixelScale((127.5,), (127.5,)))
-    jax.tree.map(np.testing.assert_array_equal, from_torch(pieces, to_torch(pieces, variables)), variables)
+    cut_network, variables = make(channels=1, context="R1E", decoder=PixelScale((127.5,), (127.5,)))
+    jax.tree.map(np.testing.assert_array_equal, from_torch(cut_network, to_torch(cut_network, variables)), variables)
 
 
 def test_dtypes():
-    pieces, variables = make()
-    arrays = to_torch(pieces, jax.tree.map(lambda x: np.asarray(x, np.float64), variables))
+    cut_network, variables = make()
+    arrays = to_torch(cut_network, jax.tree.map(lambda x: np.asarray(x, np.float64), variables))
     assert {x.dtype for x in arrays.values()} == {np.dtype(np.float64)}
-    assert {x.dtype for x in jax.tree.leaves(from_torch(pieces, arrays))} == {np.dtype(np.float64)}
-    assert {x.dtype for x in jax.tree.leaves(from_torch(pieces, arrays, dtype=jnp.float32))} == {np.dtype(np.float32)}
+    assert {x.dtype for x in jax.tree.leaves(from_torch(cut_network, arrays))} == {np.dtype(np.float64)}
+    assert {x.dtype for x in jax.tree.leaves(from_torch(cut_network, arrays, dtype=jnp.float32))} == {
+        np.dtype(np.float32)
+    }
 
 
 @pytest.mark.parametrize(
@@ -153,30 +155,30 @@ def test_dtypes():
     ],
 )
 def test_what_does_not_fit_is_named(change, text):
-    pieces, variables = make(context="E")
-    arrays = to_torch(pieces, variables) | change
+    cut_network, variables = make(context="E")
+    arrays = to_torch(cut_network, variables) | change
     with pytest.raises(ValueError, match=re.escape(text)):
-        from_torch(pieces, {name: array for name, array in arrays.items() if array is not None})
+        from_torch(cut_network, {name: array for name, array in arrays.items() if array is not None})
 
 
 def test_other_variables_are_refused():
-    pieces, variables = make(context="E")
+    cut_network, variables = make(context="E")
     with pytest.raises(
         ValueError, match="variables of module02 are missing: give those of module00, module01, module02"
     ):
-        to_torch(pieces, {name: part for name, part in variables.items() if name != "module02"})
+        to_torch(cut_network, {name: part for name, part in variables.items() if name != "module02"})
     headless = {name: {**part, "params": {"blocks": part["params"]["blocks"]}} for name, part in variables.items()}
     with pytest.raises(ValueError, match="params/head/conv0/conv/kernel is missing"):
-        to_torch(pieces, headless)
+        to_torch(cut_network, headless)
 
 
 def test_other_networks_are_refused():
-    pieces, variables = make(context="E", image_encoder="pooled")
+    cut_network, variables = make(context="E", image_encoder="pooled")
     with pytest.raises(
         ValueError, match=r"context network 0 of module01 \(ImageEncoder\) is none .* image_encoder='full'"
     ):
-        to_torch(pieces, variables)
+        to_torch(cut_network, variables)
     other = Network(("first", *NETWORK.names[1:]), (NETWORK["stage1/0"], *NETWORK.modules[1:]))
-    pieces = cut(other, classes=10, boundaries=(), context="R0")
+    cut_network = cut(other, classes=10, boundaries=(), context="R0")
     with pytest.raises(ValueError, match=r"block 'first' \(BasicBlock\) is none that .* cut a CIFAR ResNet"):
-        from_torch(pieces, {})
+        from_torch(cut_network, {})

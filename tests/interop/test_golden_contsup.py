@@ -51,7 +51,7 @@ Entries = dict[str, np.ndarray]
 class Golden:
     """A file: the cut network that its name describes, its inputs in one precision, and what it expects in both."""
 
-    cut: CutNetwork
+    cut_network: CutNetwork
     variables: dict
     images: np.ndarray
     labels: np.ndarray
@@ -67,7 +67,7 @@ def read(path: Path, dtype: type) -> Golden:
     classes = state["fc.weight"].shape[0]
     network, modules = resnet(int(match["depth"]), classes=classes), int(match["modules"])
     pixels = CIFAR if match["data"].startswith("cifar") else HALF
-    pieces = cut(
+    cut_network = cut(
         network,
         modules,
         classes=classes,
@@ -82,8 +82,8 @@ def read(path: Path, dtype: type) -> Golden:
     np.testing.assert_allclose(file["x_normalised"], exact, rtol=1e-5, atol=1e-5)
     single = [name for name in file.files if not name.startswith(("float64/", "state/"))]
     return Golden(
-        cut=pieces,
-        variables=from_torch(pieces, state, dtype=dtype),
+        cut_network=cut_network,
+        variables=from_torch(cut_network, state, dtype=dtype),
         images=exact if dtype is np.float64 else file["x_normalised"],
         labels=file["y"].astype(np.int32),
         float64={name.removeprefix("float64/"): file[name] for name in file.files if name.startswith("float64/")},
@@ -96,20 +96,20 @@ def reference_form(golden: Golden, dtype: type) -> Entries:
 
     def objective(params, images, labels):
         variables = {name: {**part, "params": params[name]} for name, part in golden.variables.items()}
-        outputs = golden.cut.losses(variables, images, labels)
+        outputs = golden.cut_network.losses(variables, images, labels)
         return sum(outputs.losses.values()), outputs
 
     params = {name: part["params"] for name, part in golden.variables.items()}
     step = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=OPTIONS)
     (_, outputs), gradients = step(params, golden.images, golden.labels)
-    evaluate = jax.jit(golden.cut.logits, compiler_options=OPTIONS)
+    evaluate = jax.jit(golden.cut_network.logits, compiler_options=OPTIONS)
     logits = {"eval_logits": evaluate(golden.variables, golden.images), "train_logits": outputs.logits}
     return logits | entries(golden, outputs.losses, gradients, outputs.batch_stats, dtype)
 
 
 def compiled_programs(golden: Golden, dtype: type) -> Entries:
     """What the programs give that training runs, by a step down the gradients themselves."""
-    method = ContSup(golden.cut, optax.sgd(1.0))
+    method = ContSup(golden.cut_network, optax.sgd(1.0))
     state = {name: new_part(variables, method.optimizer) for name, variables in golden.variables.items()}
     step = compile_step(method, golden.images, golden.labels, state=state)
     placed = jax.device_put((state, golden.images, golden.labels), on_every_device(step.plan.mesh))
@@ -124,8 +124,8 @@ def compiled_programs(golden: Golden, dtype: type) -> Entries:
 
 def entries(golden: Golden, losses, gradients, statistics, dtype: type) -> Entries:
     after = {name: {"params": gradients[name], "batch_stats": statistics[name]} for name in gradients}
-    found = {"module_losses": np.array([losses[module.name] for module in golden.cut.modules])}
-    for name, array in to_torch(golden.cut, after).items():
+    found = {"module_losses": np.array([losses[module.name] for module in golden.cut_network.modules])}
+    for name, array in to_torch(golden.cut_network, after).items():
         assert array.dtype == dtype, name
         if "running" in name:
             found[f"after/{name}"] = array

@@ -19,27 +19,27 @@ CONTEXTS = ["R0", "E", "R1", "R1E", "R3", "R2E"]
 
 
 def make(context: str, modules: int = 4, **arguments):
-    pieces = cut(NETWORK, modules, classes=10, context=context, **arguments)
-    return pieces, pieces.init(jax.random.key(0), IMAGES)
+    cut_network = cut(NETWORK, modules, classes=10, context=context, **arguments)
+    return cut_network, cut_network.init(jax.random.key(0), IMAGES)
 
 
 def with_params(variables, params):
     return {name: {**part, "params": params[name]} for name, part in variables.items()}
 
 
-def losses(pieces, variables, params):
-    return pieces.losses(with_params(variables, params), IMAGES, LABELS).losses
+def losses(cut_network, variables, params):
+    return cut_network.losses(with_params(variables, params), IMAGES, LABELS).losses
 
 
 @pytest.mark.usually("R2E")
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_each_modules_gradient_is_that_of_its_own_loss_alone_and_zero_for_every_other(context):
-    pieces, variables = make(context)
+    cut_network, variables = make(context)
     params = {name: part["params"] for name, part in variables.items()}
 
     @jax.jit
     def gradients(params):
-        values, pull_back = jax.vjp(partial(losses, pieces, variables), params)
+        values, pull_back = jax.vjp(partial(losses, cut_network, variables), params)
         one, zero = jnp.float32(1), jnp.float32(0)
         alone = {name: pull_back({other: one if other == name else zero for other in values})[0] for name in values}
         return alone, pull_back(dict.fromkeys(values, one))[0]
@@ -63,10 +63,10 @@ def test_each_modules_gradient_is_that_of_its_own_loss_alone_and_zero_for_every_
 @pytest.mark.parametrize("context", ["R0", "R1E"])
 def test_a_modules_gradient_computed_from_its_inputs_by_themselves(context):
     """The inputs of module 2 as constants: nothing of the modules before can matter."""
-    pieces, variables = make(context)
-    module = pieces.modules[2]
+    cut_network, variables = make(context)
+    module = cut_network.modules[2]
     tensors = {"images": IMAGES}
-    for before in pieces.modules[:2]:
+    for before in cut_network.modules[:2]:
         read = [tensors[name] for name in before.reads]
         supply, output, _ = jax.jit(partial(before.apply, train=True))(variables[before.name], read)
         tensors |= dict(zip(before.writes, before.hand_on(supply, output), strict=True))
@@ -78,23 +78,23 @@ def test_a_modules_gradient_computed_from_its_inputs_by_themselves(context):
 
     params = {name: part["params"] for name, part in variables.items()}
     gradient = jax.jit(jax.grad(own_loss))(params[module.name])
-    whole = jax.jit(jax.grad(lambda p: losses(pieces, variables, p)[module.name]))(params)[module.name]
+    whole = jax.jit(jax.grad(lambda p: losses(cut_network, variables, p)[module.name]))(params)[module.name]
     scale = float(optax.tree.norm(whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), gradient, whole)
 
 
 def test_without_cuts_gradients_would_flow():
     """The isolation test can fail: the same network end to end has gradients in every block."""
-    pieces, variables = make("R0", modules=1)
-    gradient = jax.jit(jax.grad(lambda p: losses(pieces, variables, {"module00": p})["module00"]))(
+    cut_network, variables = make("R0", modules=1)
+    gradient = jax.jit(jax.grad(lambda p: losses(cut_network, variables, {"module00": p})["module00"]))(
         variables["module00"]["params"]
     )
     assert all(optax.tree.norm(block) > 0 for block in gradient["blocks"].values())
 
 
 def test_one_module_is_the_network_itself():
-    pieces, variables = make("R1E", modules=1)
-    outputs = jax.jit(pieces.losses)(variables, IMAGES, LABELS)
+    cut_network, variables = make("R1E", modules=1)
+    outputs = jax.jit(cut_network.losses)(variables, IMAGES, LABELS)
     blocks = of_block(variables["module00"], "blocks")
     own = by_block({name: of_block(blocks, str(i)) for i, name in enumerate(NETWORK.names)})
     logits, _ = jax.jit(partial(NETWORK.apply, train=True))(own, IMAGES)
@@ -111,8 +111,8 @@ def test_with_two_modules_r1e_is_exactly_e():
 
 def test_the_context_is_added_to_the_input():
     """h^c = h + M(c), by hand for module 1 of R1, whose context is the image."""
-    pieces, variables = make("R1")
-    module = pieces.modules[1]
+    cut_network, variables = make("R1")
+    module = cut_network.modules[1]
     assert module.reads == ("features0", "images")
     h = jax.random.normal(jax.random.key(3), (8, 8, 8, 16))
     supply, _, _ = module.apply(variables[module.name], [h, IMAGES], train=False)
@@ -121,9 +121,9 @@ def test_the_context_is_added_to_the_input():
 
 
 def test_deployed_logits_follow_the_training_statistics():
-    pieces, variables = make("R2E")
-    outputs = jax.jit(partial(pieces.losses, train=False))(variables, IMAGES, LABELS)
-    np.testing.assert_allclose(outputs.logits, jax.jit(pieces.logits)(variables, IMAGES), rtol=1e-5, atol=1e-5)
+    cut_network, variables = make("R2E")
+    outputs = jax.jit(partial(cut_network.losses, train=False))(variables, IMAGES, LABELS)
+    np.testing.assert_allclose(outputs.logits, jax.jit(cut_network.logits)(variables, IMAGES), rtol=1e-5, atol=1e-5)
     jax.tree.map(
         np.testing.assert_array_equal,
         outputs.batch_stats,
@@ -132,8 +132,8 @@ def test_deployed_logits_follow_the_training_statistics():
 
 
 def test_named_boundaries():
-    pieces, _ = make("R0", modules=None, boundaries=("stem", "stage2/0"))
-    assert [module.names for module in pieces.modules] == [
+    cut_network, _ = make("R0", modules=None, boundaries=("stem", "stage2/0"))
+    assert [module.names for module in cut_network.modules] == [
         ("stem",),
         ("stage1/0", "stage2/0"),
         ("stage3/0", "head"),

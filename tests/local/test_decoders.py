@@ -44,17 +44,17 @@ def test_the_loss_of_a_module_is_the_weighted_sum():
     """Boundary 1 of 3: half way between (4, 0) and (0, 2)."""
     pixels = PixelScale((127.5,) * 3, (127.5,) * 3)
     network = resnet(8, classes=10)
-    pieces = cut(network, 4, classes=10, context="R0", decoder=pixels, loss_scale=(4.0, 0.0, 0.0, 2.0))
+    cut_network = cut(network, 4, classes=10, context="R0", decoder=pixels, loss_scale=(4.0, 0.0, 0.0, 2.0))
     images, labels = jnp.ones((4, 8, 8, 3)), jnp.arange(4, dtype=jnp.int32)
-    variables = pieces.init(jax.random.key(0), images)
-    module = pieces.modules[1]
+    variables = cut_network.init(jax.random.key(0), images)
+    module = cut_network.modules[1]
     assert module.weights == (2.0, 1.0)
     assert module.reads == ("features0", "images")
     h = jax.random.normal(jax.random.key(1), (4, 8, 8, 16))
     metrics = module.evaluate(variables[module.name], [h, images], labels, train=True)[0]
     expected = 2 * metrics["reconstruction_loss"] + metrics["head_loss"]
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
-    assert [m.reconstruction is None for m in pieces.modules] == [False, False, False, True]
+    assert [m.reconstruction is None for m in cut_network.modules] == [False, False, False, True]
     # Weights are no part of the function: the executable is shared.
     other = cut(network, 4, classes=10, context="R0", decoder=pixels, loss_scale=(1.0, 1.0, 1.0, 1.0))
     assert other.modules[1] == module

@@ -71,7 +71,7 @@ def test_each_module_saves_less_than_the_whole_and_all_together_more():
     network = create("resnet8", classes=10)
     whole = saved_activations(EndToEnd(network, OPTIMIZER), CIFAR, BATCH)["network"]
     each = saved_activations(contsup(4), CIFAR, BATCH)
-    together = saved_activations(SummedLosses(contsup(4).cut, OPTIMIZER), CIFAR, BATCH)["network"]
+    together = saved_activations(SummedLosses(contsup(4).cut_network, OPTIMIZER), CIFAR, BATCH)["network"]
     assert list(each) == ["module00", "module01", "module02", "module03"]
     assert max(each.values()) < whole < together
     # In one function a module's output and the next one's input are one array, and all labels are the same.
@@ -97,7 +97,7 @@ def test_contexts_and_the_batch_count():
 
 def test_constants_do_not_count():
     decoding = contsup(3, decoder=PixelScale((0.5,) * 3, (0.2,) * 3))
-    module = decoding.cut.modules[0]
+    module = decoding.cut_network.modules[0]
     images, labels = shaped(BATCH, *CIFAR), shaped(BATCH, dtype=jnp.int32)
     state = jax.eval_shape(decoding.init, jax.random.key(0), images)[module.name]
 

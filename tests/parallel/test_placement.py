@@ -54,7 +54,7 @@ def test_bytes_that_move_between_groups():
     plan = plan_step(method, images, labels, mesh=device_mesh(1, 4), options=StepOptions(placement=(0, 1, 2, 3)))
     # float32: images 8x8x3, outputs and inputs (R1) of the modules; labels int32.
     map16, map32, map64 = 8 * 8 * 16 * 4, 4 * 4 * 32 * 4, 2 * 2 * 64 * 4
-    ends = [module.names[-1] for module in method.cut.modules[:-1]]
+    ends = [module.names[-1] for module in method.cut_network.modules[:-1]]
     sizes = {"stem": map16, "stage1/0": map16, "stage2/0": map32, "stage3/0": map64}
     always = 8 * 8 * 3 * 4 + 4
     given = [sizes[end] for end in ends]
