@@ -1,4 +1,4 @@
-"""One sweep at a time in a folder, and no row of it twice: a lock that a killed sweep's running row still holds."""
+"""One program at a time in a folder, and no row twice: a lock that the running row of a killed sweep still holds."""
 
 import fcntl
 import json
@@ -7,75 +7,118 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 LOCK = ".lock"
+_WIDTH = 512
+
+
+class InUseError(Exception):
+    """Another program holds the lock; the text names it and a way out."""
+
+
+class Interrupted(Exception):
+    """`stopped` became true while the lock was waited for."""
 
 
 class FolderLock:
-    """Held until `release`, and by every process that inherits `descriptor` until its end.
+    """Held while entered, and by every process that inherits `descriptor` until that process ends.
+
+    To enter waits for the row that a killed sweep left running, after asking it to save and stop.
 
     Args:
-        folder: which is there.
-        report: is told of a row that a killed sweep left running, which is asked to save and stop.
-        stopped: whether to give up while waiting for that row.
+        folder: an existing folder.
+        report: called with a message before a row is waited for.
+        stopped: whether to give up while waiting.
 
     Raises:
-        ValueError: another sweep is at work there.
+        InUseError: on entering; another program holds the lock.
+        Interrupted: on entering; `stopped` became true.
     """
 
     def __init__(self, folder: Path, *, report: Callable[[str], None], stopped: Callable[[], bool]) -> None:
-        self._file = (folder / LOCK).open("a+")
-        waiting = False
-        while not self._acquired():
-            if not waiting:
-                try:
-                    self._ask_to_stop(folder, report)
-                except ValueError:
-                    self.release()
-                    raise
-                waiting = True
-            if stopped():
-                return
-            time.sleep(0.1)
-        self.name_row(None)
+        self._folder = folder
+        self._report = report
+        self._stopped = stopped
+
+    def __enter__(self) -> "FolderLock":
+        self._file = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._acquire()
+        except BaseException:
+            os.close(self._file)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
 
     @property
     def descriptor(self) -> int:
-        return self._file.fileno()
+        return self._file
 
     def name_row(self, process: int | None) -> None:
-        """Leave word of the process of the running row, which may outlive this one."""
-        self._file.truncate(0)
-        self._file.write(json.dumps({"host": socket.gethostname(), "sweep": os.getpid(), "row": process}) + "\n")
-        self._file.flush()
+        """Record the process of the running row, which may outlive this one; None if no row runs."""
+        holder: dict[str, Any] = {"host": socket.gethostname()}
+        for name, number in (("sweep", os.getpid()), ("row", process)):
+            holder |= {name: number, f"{name}_started": None if number is None else _start_time(number)}
+        # One write of one size: a reader never sees a part of two texts.
+        os.pwrite(self._file, json.dumps(holder).ljust(_WIDTH - 1).encode() + b"\n", 0)
 
-    def release(self) -> None:
-        self._file.close()
+    def _acquire(self) -> None:
+        asked: set[int | None] = set()
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._ask_to_stop(asked)
+            else:
+                break
+            if self._stopped():
+                raise Interrupted
+            time.sleep(0.1)
+        self.name_row(None)
 
-    def _acquired(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    def _ask_to_stop(self, asked: set[int | None]) -> None:
+        """Ask the recorded row to stop, unless it is in `asked`.
 
-    def _ask_to_stop(self, folder: Path, report: Callable[[str], None]) -> None:
-        self._file.seek(0)
-        try:
-            holder = json.loads(self._file.read())
-        except json.JSONDecodeError:
-            holder = {"host": None, "sweep": None, "row": None}
-        if holder["host"] != socket.gethostname() or _alive(holder["sweep"]):
-            raise ValueError(
-                f"workdir {str(folder)!r} is in use already, process {holder['sweep']} on {holder['host']}: wait "
-                "for its end, or use another --workdir"
+        The record is of an earlier holder until the present one has written its own. So each look reads it again, and
+        a process is identified by its start time too.
+        """
+        holder = self._holder()
+        if holder["host"] != socket.gethostname() or _runs(holder, "sweep"):
+            who = f"process {holder['sweep']} on {holder['host']}" if holder["host"] else "by a program just started"
+            raise InUseError(
+                f"workdir {str(self._folder)!r} is in use already, {who}: wait for its end, or use another --workdir"
             )
-        if holder["row"] is None:
-            report(f"a row of a killed sweep still runs in {folder}: waiting for its end")
-        else:
-            report(f"the row of a killed sweep still runs (process {holder['row']}): asked to save and stop")
-            os.kill(holder["row"], signal.SIGTERM)
+        row = holder["row"] if _runs(holder, "row") else None
+        if row in asked:
+            return
+        asked.add(row)
+        if row is None:
+            self._report(f"a row of a killed sweep still runs in {self._folder}: waiting for its end")
+            return
+        self._report(f"the row of a killed sweep still runs (process {row}): asked to save and stop")
+        with suppress(ProcessLookupError):  # it may have ended since
+            os.kill(row, signal.SIGTERM)
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            holder: dict[str, Any] = json.loads(os.pread(self._file, _WIDTH, 0))
+        except json.JSONDecodeError:
+            return {"host": None, "sweep": None}  # nothing is recorded yet
+        return holder
+
+
+def _runs(holder: dict[str, Any], name: str) -> bool:
+    """Whether a recorded process runs; not if another one has its number now."""
+    process = holder[name]
+    return process is not None and _alive(process) and holder.get(f"{name}_started") == _start_time(process)
 
 
 def _alive(process: int) -> bool:
@@ -86,3 +129,12 @@ def _alive(process: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _start_time(process: int) -> int | None:
+    """When a process started, in clock ticks since the host's start; None where there is no /proc."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])  # field 22; the second, the name, may hold spaces and brackets

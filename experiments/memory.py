@@ -22,7 +22,7 @@ from rich.console import Console
 from experiments import memory_table, workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.factory import build
-from experiments.folder_lock import FolderLock
+from experiments.folder_lock import FolderLock, InUseError
 from experiments.memory_measurements import Measurements
 from experiments.memory_rows import (
     BLOCK_KD,
@@ -78,16 +78,18 @@ def main(_: list[str]) -> None:
         _check(_CONFIG.value, rows)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir(base)
         workdirs.claim(workdir, base)
-        lock = FolderLock(workdir, report=print, stopped=lambda: False)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
 
     # A shell starts background programs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _make_table(base, rows, on, workdir)
-    finally:
-        lock.release()
+        with FolderLock(workdir, report=print, stopped=lambda: False):
+            _make_table(base, rows, on, workdir)
+    except InUseError as error:
+        fail(error, USAGE_STATUS)
+    except KeyboardInterrupt:
+        fail(f"interrupted; saved in {workdir}: the same command resumes", 130)
 
 
 def _make_table(base: ConfigDict, rows: Sequence[Row], on: Target, workdir: Path) -> None:
@@ -100,8 +102,6 @@ def _make_table(base: ConfigDict, rows: Sequence[Row], on: Target, workdir: Path
     _say(console, f"{len(rows)} rows: {title}, workdir: {workdir}")
     try:
         records, failures = _run_all(measurements, rows, title, console)
-    except KeyboardInterrupt:
-        fail(f"interrupted; saved in {workdir}: the same command resumes", 130)
     except OSError as error:
         fail(f"{error.strerror or error} ({error.filename or workdir}); the same command resumes", 1)
     console.print(terminal_table(list(records.values()), title=title))

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments.command_line import USAGE_STATUS, fail
 from experiments.error_plot import PICTURE, plot_errors
-from experiments.folder_lock import FolderLock
+from experiments.folder_lock import FolderLock, Interrupted, InUseError
 from experiments.results import Line, check, collect, finished, tabulate, terminal_table, write_csv, write_markdown
 from experiments.row_process import Stop, compilation_cache, execute
 from experiments.rows import Rows, Run
@@ -40,19 +40,18 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
     console = Console() if sys.stdout.isatty() else Console(width=140)
     _say(console, f"{len(runs)} runs of {len({run.row for run in runs})} rows, workdir: {workdir}")
     stop = Stop()
+    only_one = FolderLock(workdir, report=lambda text: _say(console, text), stopped=lambda: stop.received is not None)
     with stop:
         try:
-            lock = FolderLock(
-                workdir, report=lambda text: _say(console, text), stopped=lambda: stop.received is not None
-            )
-        except ValueError as error:
+            with only_one as lock:
+                failures, lines = _run_all(rows, runs, workdir, command, console, stop, lock)
+        except InUseError as error:
             fail(error, USAGE_STATUS)
-        try:
-            failures, lines = _run_all(rows, runs, workdir, command, console, stop, lock)
+        except Interrupted:
+            assert stop.received is not None
+            fail(f"interrupted by {Signals(stop.received).name} before any run", 128 + stop.received)
         except OSError as error:
             fail(f"{error.strerror or error} ({error.filename or workdir}); the same command goes on from there", 1)
-        finally:
-            lock.release()
     console.print(terminal_table(lines, title=_title(rows)))
     _say(console, f"table: {workdir / TABLE}, {workdir / MARKDOWN}")
     if (workdir / PICTURE).exists():

@@ -188,9 +188,8 @@ def test_distillation(tmp_path):
 def test_two_at_once_in_a_folder(tmp_path):
     workdir = tmp_path / "table"
     workdir.mkdir()
-    lock = FolderLock(workdir, report=print, stopped=lambda: False)
-    status, out, err = finish(start(workdir, *SMALL, "--modules=1", "--nomeasure"))
-    lock.release()
+    with FolderLock(workdir, report=print, stopped=lambda: False):
+        status, out, err = finish(start(workdir, *SMALL, "--modules=1", "--nomeasure"))
     assert (status, out) == (2, "")
     assert re.fullmatch(
         rf"error: workdir '{workdir}' is in use already, process {os.getpid()} on .*another --workdir\n", err

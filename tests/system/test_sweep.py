@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.folder_lock import FolderLock
 from experiments.row_process import Stop, compilation_cache, execute
 from tests.support.processes import run_all
 
@@ -40,15 +39,6 @@ def run_python(code: str, tmp_path: Path) -> str | None:
 )
 def test_a_row_that_fails_is_told_by_its_last_error_line(code, error, tmp_path):
     assert run_python(code, tmp_path) == error
-
-
-def test_a_folder_belongs_to_one_sweep(tmp_path):
-    first = FolderLock(tmp_path, report=print, stopped=lambda: False)
-    first.name_row(123)
-    with pytest.raises(ValueError, match=rf"is in use already, process {os.getpid()} on .*use another --workdir"):
-        FolderLock(tmp_path, report=print, stopped=lambda: False)
-    first.release()
-    FolderLock(tmp_path, report=print, stopped=lambda: False).release()
 
 
 SMALL = [
