@@ -1,8 +1,8 @@
-"""How long the devices have waited for data: what no faster device, and no better network, would gain."""
+"""The time in which devices wait for data: faster devices or another network would not shorten it."""
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import SimpleQueue
@@ -16,47 +16,59 @@ Batch = TypeVar("Batch")
 class DataWait:
     """The time in which the host waited for a batch and the devices had nothing left to do.
 
-    Whoever waits cannot see when the devices end; a thread does.
+    A thread waits for the devices, since the caller of `batches` waits for the data meanwhile.
 
     Attributes:
-        seconds: so far; may be set to 0 at any time.
+        seconds: the sum so far; may be set to 0 at any time.
+
+    Args:
+        clock: the time in seconds, called from both threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = 0.0
+        self._clock = clock
         self._queue: SimpleQueue[tuple[Any, Future[float]] | None] = SimpleQueue()
         self._last: Future[float] | None = None
         # A daemon: devices that wait for a lost process never end, and must not keep the program from ending.
         threading.Thread(target=self._watch, daemon=True).start()
 
     def batches(self, source: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches, each of them timed."""
+        """The batches of `source`, each of them timed."""
         iterator = iter(source)
         while True:
-            asked = time.monotonic()
+            asked = self._clock()
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
-            arrived = time.monotonic()
+            arrived = self._clock()
             if self._last is None or self._last.done():
                 idle_since = asked if self._last is None else max(asked, self._last.result())
                 self.seconds += max(0.0, arrived - idle_since)
             yield batch
 
-    def dispatched(self, results: Any) -> None:
-        """What the devices were last given to do, as a pytree of arrays that are ready once it is done."""
+    def dispatched(self, results: Any) -> Future[float]:
+        """Follow the work that the devices were last given.
+
+        Args:
+            results: a pytree of arrays that are ready once the work is done.
+
+        Returns:
+            The time at which it is done.
+        """
         self._last = Future()
         self._queue.put((results, self._last))
+        return self._last
 
     def close(self) -> None:
-        """End the thread, once it has seen what it waits for."""
+        """End the thread after the work that it waits for."""
         self._queue.put(None)
 
     def _watch(self) -> None:
         while (given := self._queue.get()) is not None:
             results, done = given
-            with suppress(Exception):  # of which whoever reads the results is told
+            with suppress(Exception):  # the reader of the results gets it
                 jax.block_until_ready(results)
             del results, given
-            done.set_result(time.monotonic())
+            done.set_result(self._clock())

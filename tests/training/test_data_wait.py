@@ -1,6 +1,8 @@
 """The time in which devices wait for data."""
 
+import threading
 import time
+from collections import deque
 from contextlib import closing
 
 import numpy as np
@@ -9,14 +11,78 @@ import pytest
 from kd_local.training.data_wait import DataWait
 
 
-class Busy:
-    """What is ready only after a while, as a device's results are."""
+class Work:
+    """Results that are ready at a time of the fake clock."""
 
-    def __init__(self, seconds: float) -> None:
-        self.until = time.monotonic() + seconds
+    def __init__(self, ends: float) -> None:
+        self.ends, self.ready = ends, threading.Event()
 
     def block_until_ready(self) -> None:
-        time.sleep(max(0.0, self.until - time.monotonic()))
+        assert self.ready.wait(60)
+
+
+class Devices:
+    """A fake clock, and devices that do their work in order."""
+
+    def __init__(self) -> None:
+        self.now = self.free = 0.0
+        self.queue = deque()
+
+    def clock(self) -> float:
+        return self.now
+
+    def dispatch(self, wait: DataWait, seconds: float) -> None:
+        self.free = max(self.now, self.free) + seconds
+        work = Work(self.free)
+        self.queue.append((work, wait.dispatched({"loss": work, "accuracy": np.zeros(())})))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and finish the work that ends meanwhile."""
+        until = self.now + seconds
+        while self.queue and self.queue[0][0].ends <= until:
+            work, done = self.queue.popleft()
+            self.now = work.ends
+            work.ready.set()
+            assert done.result(60) == work.ends
+        self.now = until
+
+
+def run(batches: int, *, data: float, step: float, other: float = 0.0) -> float:
+    """Seconds of waiting, if a batch, the step on it and other work of the host take these seconds each."""
+    devices = Devices()
+
+    def source():
+        for batch in range(batches):
+            devices.advance(data)
+            yield batch
+
+    seen = []
+    with closing(DataWait(devices.clock)) as wait:
+        for batch in wait.batches(source()):
+            seen.append(batch)
+            devices.dispatch(wait, step)
+            devices.advance(other)
+    devices.advance(1000.0)
+    assert seen == list(range(batches))
+    return wait.seconds
+
+
+def test_idle_devices_wait_for_as_long_as_the_data_take():
+    assert run(4, data=0.1, step=0.0) == pytest.approx(0.4)
+
+
+def test_busy_devices_wait_for_the_first_batch_only():
+    assert run(4, data=0.02, step=0.2) == pytest.approx(0.02)
+
+
+def test_devices_wait_from_the_end_of_their_work_to_the_next_batch():
+    assert run(4, data=0.15, step=0.05) == pytest.approx(0.15 + 3 * 0.1)
+
+
+def test_other_work_of_the_host_is_no_wait_for_data():
+    assert run(3, data=0.0, step=0.0, other=0.1) == 0
+    # Work that ends while the host is busy counts from the request for the next batch.
+    assert run(3, data=0.3, step=0.05, other=0.1) == pytest.approx(3 * 0.3)
 
 
 class Lost:
@@ -24,44 +90,7 @@ class Lost:
         raise RuntimeError("the computation failed")
 
 
-def slow(batches: int, seconds: float):
-    for batch in range(batches):
-        time.sleep(seconds)
-        yield batch
-
-
-def run(batches: int, of_data: float, of_step: float) -> float:
-    with closing(DataWait()) as wait:
-        seen = []
-        for batch in wait.batches(slow(batches, of_data)):
-            seen.append(batch)
-            wait.dispatched({"loss": Busy(of_step), "accuracy": np.zeros(())})
-        assert seen == list(range(batches))
-        return wait.seconds
-
-
-def test_devices_that_have_nothing_to_do_wait_for_as_long_as_the_data_take():
-    assert run(4, 0.1, 0.0) == pytest.approx(0.4, abs=0.08)
-
-
-def test_devices_that_are_busy_do_not_wait_but_for_the_first_batch():
-    assert run(4, 0.02, 0.2) == pytest.approx(0.02, abs=0.015)
-
-
-def test_the_time_is_that_between_their_end_and_the_batch():
-    assert run(4, 0.15, 0.05) == pytest.approx(0.15 + 3 * 0.1, abs=0.1)
-
-
-def test_what_else_the_host_does_meanwhile_is_no_wait_for_data():
+def test_failed_results_count_as_ready():
     with closing(DataWait()) as wait:
         for _ in wait.batches(range(3)):
-            wait.dispatched(np.zeros(()))
-            time.sleep(0.1)
-        assert wait.seconds < 0.05
-
-
-def test_results_that_never_come_do_not_hinder():
-    with closing(DataWait()) as wait:
-        for _ in wait.batches(range(3)):
-            wait.dispatched(Lost())
-    assert wait.seconds < 0.1
+            assert wait.dispatched(Lost()).result(60) <= time.monotonic()
