@@ -1,0 +1,50 @@
+"""When a run saves its state, and where it resumes."""
+
+import time
+from dataclasses import replace
+
+import jax
+
+from kd_local.contract import State
+from kd_local.training.agreement import SAVE, Agreement
+from kd_local.training.checkpoints import Checkpoints
+from kd_local.training.interruption import Interruption
+from kd_local.training.metrics import EpochMetrics
+from kd_local.training.records import TrainingPlan
+
+
+def restore(
+    checkpoints: Checkpoints | None, state: State, metrics: EpochMetrics, plan: TrainingPlan
+) -> tuple[State, TrainingPlan]:
+    """The state of the newest checkpoint, and the plan from its step; as given if there is none."""
+    restored = None if checkpoints is None else checkpoints.restore_latest({"state": state, "sums": metrics.sums})
+    if restored is None:
+        return state, plan
+    step, tree = restored
+    metrics.resume(tree["sums"], step % plan.steps_per_epoch * plan.batch_size)
+    return tree["state"], replace(plan, first_step=step)
+
+
+class Saving:
+    """Saves the state when it is due or when the run is to stop, on all processes after the same step."""
+
+    def __init__(
+        self, checkpoints: Checkpoints | None, seconds: float, interruption: Interruption | None, agreement: Agreement
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._seconds = seconds
+        self._interruption = interruption
+        self._agreement = agreement
+        self._saved = time.monotonic()
+
+    def after(self, step: int, state: State, metrics: EpochMetrics, *, last: bool) -> int | None:
+        """Save after a step, if so agreed or if it is the last one. Returns the signal by which the run stops here."""
+        due = self._checkpoints is not None and time.monotonic() - self._saved >= self._seconds
+        received = self._interruption.received if self._interruption is not None else None
+        agreed = self._agreement.after(step, received or (SAVE if due else 0))
+        if self._checkpoints is not None and (agreed or last):
+            metrics.settle()
+            with jax.transfer_guard("allow"):
+                self._checkpoints.save(step, {"state": state, "sums": metrics.sums})
+            self._saved = time.monotonic()
+        return agreed if agreed > SAVE else None
