@@ -21,7 +21,7 @@ from kd_local.data import Augmentation, Data, Description, describe, load
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss
 from kd_local.errors import unknown
 from kd_local.local import (
-    PARTS,
+    REMATERIALIZABLE,
     ContSup,
     CutNetwork,
     EndToEnd,
@@ -265,22 +265,22 @@ def _cut(config: ConfigDict, network: Network, data: Description, dtype: Any, pl
         loss_scale=scale,
         aux_width=local.aux_width,
         feature_width=local.feature_width,
-        remat=_parts(local.remat),
+        remat=_remat(local.remat),
         channels_at_once=16 if platform == "cpu" else 8,
         dtype=dtype,
     )
 
 
-def _parts(remat: str) -> tuple[str, ...]:
-    """`blocks,head` as parts of a module. By itself context networks: kept, those of the image, at full resolution at
-    every boundary, would need more than all else, and memory would not fall with the number of modules."""
-    if remat == "auto":
+def _remat(text: str) -> tuple[str, ...]:
+    """The names in `blocks,head`; `auto` is `contexts`. Image encoders convolve at full resolution at every boundary:
+    if their activations were kept, the peak would not fall with the number of modules."""
+    if text == "auto":
         return ("contexts",)
-    parts = () if remat == "none" else tuple(part.strip() for part in remat.split(","))
-    for part in parts:
-        if part not in PARTS:
-            raise unknown("part to rematerialise", part, ("auto", "none", *PARTS))
-    return parts
+    names = () if text == "none" else tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in REMATERIALIZABLE:
+            raise unknown("name in remat", name, ("auto", "none", *REMATERIALIZABLE))
+    return names
 
 
 def _numbers(key: str, text: str, expected: str) -> tuple[float, ...]:

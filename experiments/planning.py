@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments.factory import build
 from kd_local.files import replace_text
-from kd_local.local import PARTS, ContSup
+from kd_local.local import REMATERIALIZABLE, ContSup
 from kd_local.memory import CompilationRecords, Target, balance, fit, target
 from kd_local.sizes import parse_bytes, shown_bytes
 
@@ -65,7 +65,7 @@ def _plan(config: ConfigDict, on: Target | None, records: CompilationRecords | N
     known = CompilationRecords() if records is None else records
     platform = on.mesh.devices.flat[0].platform
     experiment = build(config, platform)
-    everything = ",".join(part for part in PARTS if part != "decoder" or config.local.decoder)
+    everything = ",".join(name for name in REMATERIALIZABLE if name != "decoder" or config.local.decoder)
 
     def make(boundaries: Sequence[str], remat: bool = False) -> ContSup:
         decided = _decided(config, boundaries, everything if remat else config.local.remat)

@@ -172,8 +172,8 @@ def test_modules_with_a_part_rematerialised_train_alike(remat):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), plain, again)
 
 
-def test_parts_that_there_are():
-    with pytest.raises(ValueError, match=r"^unknown part to rematerialise 'heads': use blocks, contexts, head or deco"):
+def test_names_in_remat_are_checked_and_ordered():
+    with pytest.raises(ValueError, match=r"^unknown name in remat 'heads': use blocks, contexts, head or deco"):
         cut(NETWORK, 4, classes=10, remat=("heads",))
     method = ContSup(cut(NETWORK, 4, classes=10, remat=("head", "blocks")), optax.sgd(0.1))
     assert {module.remat for module in method.cut_network.modules} == {("blocks", "head")}

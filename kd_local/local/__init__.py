@@ -8,14 +8,14 @@ from kd_local.local.end_to_end import EndToEnd
 from kd_local.local.heads import HEADS
 from kd_local.local.loss_scales import published_loss_scale
 from kd_local.local.losses import LOSSES
-from kd_local.local.module import PARTS, LocalModule
+from kd_local.local.module import REMATERIALIZABLE, LocalModule
 from kd_local.local.partition import balanced_memory, check_boundaries, equal_layers
 from kd_local.local.probes import probe_accuracy
 
 __all__ = [
     "HEADS",
     "LOSSES",
-    "PARTS",
+    "REMATERIALIZABLE",
     "ContSup",
     "Context",
     "CutNetwork",

@@ -21,7 +21,7 @@ from kd_local.local.decoders import Decoder, PixelScale
 from kd_local.local.heads import FEATURE_WIDTH, local_head
 from kd_local.local.loss_scales import check_loss_scale, loss_weights
 from kd_local.local.losses import local_loss
-from kd_local.local.module import PARTS, LocalModule, Reconstruction
+from kd_local.local.module import REMATERIALIZABLE, LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
 from kd_local.models.layers import DType
 from kd_local.networks import Collection, Network, Variables
@@ -230,9 +230,9 @@ def cut(
         raise ValueError(f"aux_width is {aux_width}: use 1/12 or more; 1 is the published width")
     if int(feature_width * aux_width) < 1:
         raise ValueError(f"feature_width is {feature_width}: use 1 or more; {FEATURE_WIDTH} is the published width")
-    for part in remat:
-        if part not in PARTS:
-            raise unknown("part to rematerialise", part, PARTS)
+    for name in remat:
+        if name not in REMATERIALIZABLE:
+            raise unknown("name in remat", name, REMATERIALIZABLE)
     if channels_at_once < 1:
         raise ValueError(f"channels_at_once is {channels_at_once}: use 1 or more, such as 8")
     scale = check_loss_scale(loss_scale)
@@ -261,7 +261,7 @@ def cut(
                 classifies=last or loss == "softmax",
                 reconstruction=reconstruction,
                 supplies=supplies,
-                remat=tuple(part for part in PARTS if part in remat),
+                remat=tuple(name for name in REMATERIALIZABLE if name in remat),
                 channels_at_once=channels_at_once,
                 name=f"module{i:0{digits}d}",
                 names=network.names[start:end],

@@ -18,7 +18,7 @@ from kd_local.local.losses import LocalLoss
 from kd_local.networks import Collection, Network, Variables, apply_block, by_block, init_block, of_block
 from kd_local.rematerialization import rematerialize
 
-PARTS: tuple[str, ...] = ("blocks", "contexts", "head", "decoder")
+REMATERIALIZABLE: tuple[str, ...] = ("blocks", "contexts", "head", "decoder")
 """What of a module can be rematerialised: computed again for its gradient instead of kept."""
 
 
@@ -51,7 +51,7 @@ class LocalModule:
         classifies: whether what the loss is taken of are logits.
         reconstruction: by its decoder, if it has one.
         supplies: whether its input, contexts added, is handed on as context of later modules.
-        remat: those of `PARTS` that are computed again for their gradients; of blocks, each by itself.
+        remat: those of `REMATERIALIZABLE` that are computed again for their gradients; of blocks, each by itself.
         channels_at_once: of a context network, when it is computed again.
         name: such as `module03`.
         names: its blocks' names in the network.

@@ -57,7 +57,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.local.boundaries=balance"], r"unknown rule for boundaries 'balance': use equal, balanced or published"),
     (
         ["--config.local.remat=heads"],
-        r"unknown part to rematerialise 'heads': use auto, none, blocks, contexts, ",
+        r"unknown name in remat 'heads': use auto, none, blocks, contexts, ",
     ),
     (["--config.local.memory_budget=8"], "'8' is not a number of bytes: use a number and a unit, such as 8GiB"),
     (["--config.step=joined", "--config.local.memory_budget=8GiB"], "step is 'joined', but boundaries are balanced"),
