@@ -25,12 +25,12 @@ IMAGES = "images"
 IMAGE_ENCODERS: tuple[str, ...] = ("full", "pooled")
 
 
-def supplied(module: int) -> str:
+def input_name(module: int) -> str:
     """The name of the tensor h^c: the input of that module, its contexts added."""
     return f"supplied{module}"
 
 
-def features(module: int) -> str:
+def output_name(module: int) -> str:
     """The name of the tensor h: the output of that module."""
     return f"features{module}"
 
@@ -62,7 +62,7 @@ class Context:
         sources = [IMAGES] if self.image else []
         for previous in range(module - 1, max(module - 1 - self.recent, -1), -1):
             if previous > 0:
-                sources.append(supplied(previous))
+                sources.append(input_name(previous))
             elif not self.image:
                 sources.append(IMAGES)
         return tuple(sources)

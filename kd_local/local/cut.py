@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.errors import unknown
-from kd_local.local.contexts import IMAGE_ENCODERS, IMAGES, Context, features, supplied
+from kd_local.local.contexts import IMAGE_ENCODERS, IMAGES, Context, input_name, output_name
 from kd_local.local.decoders import Decoder, PixelScale
 from kd_local.local.heads import FEATURE_WIDTH, local_head
 from kd_local.local.loss_scales import check_loss_scale, loss_weights
@@ -63,8 +63,8 @@ class CutNetwork:
         for module, key in zip(self.modules, jax.random.split(rng, len(self.modules)), strict=True):
             read = [tensors[name] for name in module.reads]
             variables[module.name] = module.init(key, read)
-            supply, output, _ = jax.eval_shape(partial(module.apply, train=False), variables[module.name], read)
-            tensors.update(zip(module.writes, module.hand_on(supply, output), strict=True))
+            x, output, _ = jax.eval_shape(partial(module.apply, train=False), variables[module.name], read)
+            tensors.update(zip(module.writes, module.written(x, output), strict=True))
         return variables
 
     def outputs(
@@ -79,8 +79,8 @@ class CutNetwork:
         outputs: dict[str, Array] = {}
         for module in self.modules:
             read = [tensors[name] for name in module.reads]
-            supply, output, _ = module.apply(variables[module.name], read, train=False)
-            tensors.update(zip(module.writes, module.hand_on(supply, output), strict=True))
+            x, output, _ = module.apply(variables[module.name], read, train=False)
+            tensors.update(zip(module.writes, module.written(x, output), strict=True))
             outputs[module.name] = output
             if module.name == last:
                 break
@@ -236,8 +236,8 @@ def cut(
     if channels_at_once < 1:
         raise ValueError(f"channels_at_once is {channels_at_once}: use 1 or more, such as 8")
     scale = check_loss_scale(loss_scale)
-    supply = Context.parse(context)
-    needed = {source for module in range(count) for source in supply.sources(module)}
+    contexts = Context.parse(context)
+    needed = {source for module in range(count) for source in contexts.sources(module)}
     outputs = classes if loss == "softmax" else feature_width
     local = local_head(head, outputs=outputs, width=aux_width, feature_width=feature_width, dtype=dtype)
     ends = [network.position(name) + 1 for name in boundaries]
@@ -245,8 +245,8 @@ def cut(
     local_modules = []
     for i, (start, end) in enumerate(zip([0, *ends], [*ends, len(network)], strict=True)):
         last = i == count - 1
-        supplies = supplied(i) in needed
-        reads = (features(i - 1) if i else IMAGES, *supply.sources(i))
+        writes_input = input_name(i) in needed
+        reads = (output_name(i - 1) if i else IMAGES, *contexts.sources(i))
         reconstruction = None
         if decoder is not None and not last:
             reads = reads if IMAGES in reads else (*reads, IMAGES)
@@ -255,18 +255,18 @@ def cut(
         local_modules.append(
             LocalModule(
                 blocks=Network(tuple(str(j) for j in range(end - start)), network.modules[start:end]),
-                contexts=supply.networks(i, image_encoder=image_encoder, width=aux_width, dtype=dtype),
+                contexts=contexts.networks(i, image_encoder=image_encoder, width=aux_width, dtype=dtype),
                 head=None if last else local,
                 loss=local_loss("softmax") if last else local_loss(loss),
                 classifies=last or loss == "softmax",
                 reconstruction=reconstruction,
-                supplies=supplies,
+                writes_input=writes_input,
                 remat=tuple(name for name in REMATERIALIZABLE if name in remat),
                 channels_at_once=channels_at_once,
                 name=f"module{i:0{digits}d}",
                 names=network.names[start:end],
                 reads=reads,
-                writes=() if last else (features(i), supplied(i)) if supplies else (features(i),),
+                writes=() if last else (output_name(i), input_name(i)) if writes_input else (output_name(i),),
                 weights=() if reconstruction is None else loss_weights(scale, i, len(boundaries)),
             )
         )

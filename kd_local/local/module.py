@@ -50,13 +50,13 @@ class LocalModule:
         loss: of the head's output, or of the logits.
         classifies: whether what the loss is taken of are logits.
         reconstruction: by its decoder, if it has one.
-        supplies: whether its input, contexts added, is handed on as context of later modules.
+        writes_input: True if later modules read its input, contexts added, as context.
         remat: those of `REMATERIALIZABLE` that are computed again for their gradients; of blocks, each by itself.
         channels_at_once: of a context network, when it is computed again.
         name: such as `module03`.
         names: its blocks' names in the network.
         reads: names of its input, of its contexts, and of the images if the decoder alone needs them.
-        writes: names of its output, and of its input where it supplies that; the last module writes nothing.
+        writes: names of its output, and of its input with `writes_input`; the last module writes nothing.
         weights: of reconstruction and head in the loss; empty without a decoder.
     """
 
@@ -66,7 +66,7 @@ class LocalModule:
     loss: LocalLoss
     classifies: bool
     reconstruction: Reconstruction | None
-    supplies: bool
+    writes_input: bool
     remat: tuple[str, ...]
     channels_at_once: int
     name: str = field(compare=False)
@@ -99,20 +99,20 @@ class LocalModule:
             train: whether batch normalisation uses, and updates, the batch's statistics.
         """
         statistics: Collection = dict(variables["batch_stats"])
-        supplied = x = tensors[0]
+        inputs = x = tensors[0]
         names = [f"context{i}" for i in range(len(self.contexts))]
         own = [of_block(variables, name) for name in names]
         contexts = tensors[1 : 1 + len(names)]
         remat = self.channels_at_once if "contexts" in self.remat else None
         results = supply(self.contexts, own, contexts, x, train=train, remat=remat)
         for name, (context, updated) in zip(names, results, strict=True):
-            supplied = supplied + context
+            inputs = inputs + context
             statistics[name] = updated
         blocks = of_block(variables, "blocks")
-        output, updated = self.blocks.apply(blocks, supplied, train=train, remat="blocks" in self.remat)
+        output, updated = self.blocks.apply(blocks, inputs, train=train, remat="blocks" in self.remat)
         if updated:
             statistics["blocks"] = updated
-        return supplied, output, statistics
+        return inputs, output, statistics
 
     def answer(self, variables: Variables, output: Array) -> Array:
         """Its head's answer to its output, in evaluation mode; of the last module the output itself."""
@@ -131,7 +131,7 @@ class LocalModule:
 
         `weights` stands for its own, so that modules which differ in them only can share an executable.
         """
-        supplied, output, statistics = self.apply(variables, tensors, train=train)
+        x, output, statistics = self.apply(variables, tensors, train=train)
         outputs = output
         if self.head is not None:
             outputs = self._call(self.head, variables, "head", statistics, (output,), train)
@@ -145,11 +145,11 @@ class LocalModule:
             head_loss = metrics["loss"]
             loss = of_decoder * reconstruction + of_head * head_loss.astype(reconstruction.dtype)
             metrics = {**metrics, "loss": loss, "head_loss": head_loss, "reconstruction_loss": reconstruction}
-        return metrics, self.hand_on(supplied, output), output, statistics
+        return metrics, self.written(x, output), output, statistics
 
-    def hand_on(self, supplied: Any, output: Any) -> tuple[Any, ...]:
+    def written(self, inputs: Any, output: Any) -> tuple[Any, ...]:
         """The tensors of `writes`."""
-        return (output, supplied)[: len(self.writes)]
+        return (output, inputs)[: len(self.writes)]
 
     def _call(
         self,

@@ -68,8 +68,8 @@ def test_a_modules_gradient_computed_from_its_inputs_by_themselves(context):
     tensors = {"images": IMAGES}
     for before in cut_network.modules[:2]:
         read = [tensors[name] for name in before.reads]
-        supply, output, _ = jax.jit(partial(before.apply, train=True))(variables[before.name], read)
-        tensors |= dict(zip(before.writes, before.hand_on(supply, output), strict=True))
+        x, output, _ = jax.jit(partial(before.apply, train=True))(variables[before.name], read)
+        tensors |= dict(zip(before.writes, before.written(x, output), strict=True))
 
     def own_loss(params):
         own = {**variables[module.name], "params": params}
@@ -115,9 +115,9 @@ def test_the_context_is_added_to_the_input():
     module = cut_network.modules[1]
     assert module.reads == ("features0", "images")
     h = jax.random.normal(jax.random.key(3), (8, 8, 8, 16))
-    supply, _, _ = module.apply(variables[module.name], [h, IMAGES], train=False)
+    x, _, _ = module.apply(variables[module.name], [h, IMAGES], train=False)
     own = of_block(variables[module.name], "context0")
-    np.testing.assert_allclose(supply, h + module.contexts[0].apply(own, IMAGES, h, train=False), rtol=1e-6)
+    np.testing.assert_allclose(x, h + module.contexts[0].apply(own, IMAGES, h, train=False), rtol=1e-6)
 
 
 def test_deployed_logits_follow_the_training_statistics():
