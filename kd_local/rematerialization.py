@@ -14,7 +14,7 @@ from jax import lax
 Tree = TypeVar("Tree")
 
 
-def wait_for(first: Any, then: Tree) -> Tree:
+def add_dependence(first: Any, then: Tree) -> Tree:
     """`then` as it is, but not before `first` is computed: what needs it can neither start earlier nor be merged with
     the same computation elsewhere.
 
@@ -54,7 +54,7 @@ def rematerialize_in_turn(*functions: Callable[..., Any]) -> Callable[..., tuple
     def apply(each: tuple[Any, ...], *inputs: Any) -> tuple[Any, ...]:
         results: list[Any] = []
         for function, variables in zip(functions, each, strict=True):
-            results.append(function(wait_for(results[-1], variables) if results else variables, *inputs))
+            results.append(function(add_dependence(results[-1], variables) if results else variables, *inputs))
         return tuple(results)
 
     def forward(each: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
@@ -67,7 +67,7 @@ def rematerialize_in_turn(*functions: Callable[..., Any]) -> Callable[..., tuple
         # Where results are added up they have one gradient, which exists until the last of these has read it. That one
         # reads it before its own inner gradients need room, so it had better be the one with the largest: the first.
         for function, variables, gradient in reversed([*zip(functions, each, gradients, strict=True)]):
-            variables = wait_for((of_variables[-1:], gradient), variables)
+            variables = add_dependence((of_variables[-1:], gradient), variables)
             own, *others = jax.vjp(function, variables, *inputs)[1](gradient)
             of_variables.append(own)
             of_inputs = jax.tree.map(jnp.add, of_inputs, others) if of_inputs else others

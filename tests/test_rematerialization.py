@@ -9,7 +9,7 @@ import pytest
 from kd_local.local import ContSup, PixelScale, cut
 from kd_local.local.contexts import Context, supply
 from kd_local.models import create
-from kd_local.rematerialization import rematerialize, rematerialize_in_turn, wait_for
+from kd_local.rematerialization import rematerialize, rematerialize_in_turn, add_dependence
 
 KEY = jax.random.key(3)
 NETWORK = create("resnet8", classes=10)
@@ -111,14 +111,14 @@ def test_the_backward_pass_goes_from_the_last_to_the_first():
 def test_waiting_changes_nothing(dtype):
     first = [jnp.full((3, 2), 7.0), jnp.float32(-2.0)]
     then = {"a": jax.random.normal(KEY, (5,), dtype), "b": jnp.ones((2, 2), dtype)}
-    waited = jax.jit(wait_for)(first, then)
+    waited = jax.jit(add_dependence)(first, then)
     jax.tree.map(np.testing.assert_array_equal, waited, then)
     assert jax.tree.map(lambda x: x.dtype, waited) == jax.tree.map(lambda x: x.dtype, then)
 
 
 def test_what_waits_is_computed_again_in_the_compiled_program():
     def twice(x, y):
-        return jnp.dot(x, y), jnp.dot(x, wait_for(x @ y, y))
+        return jnp.dot(x, y), jnp.dot(x, add_dependence(x @ y, y))
 
     shapes = [jax.ShapeDtypeStruct((256, 256), jnp.float32)] * 2
     text = jax.jit(twice).lower(*shapes).compile().as_text()

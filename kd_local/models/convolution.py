@@ -33,7 +33,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kd_local.precision import at_least_float32
-from kd_local.rematerialization import wait_for
+from kd_local.rematerialization import add_dependence
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -154,7 +154,7 @@ def _conv_backward(stride: int, pads: tuple[int, int], residuals: Any, g: Any) -
     def on_cpu(x: Any, kernel: Any, g: Any) -> tuple[Any, Any]:
         kernel_gradient = _kernel_gradient_in_pieces(stride, pads, kernel.shape, x, g)
         # x is let go of before its gradient takes as much room again.
-        kernel = wait_for(kernel_gradient, kernel)
+        kernel = add_dependence(kernel_gradient, kernel)
         return x_gradient(_from_patches if _smaller(g, kernel) else _plain, kernel, g), kernel_gradient
 
     def elsewhere(x: Any, kernel: Any, g: Any) -> tuple[Any, Any]:
