@@ -9,7 +9,7 @@ import pytest
 from kd_local.local import ContSup, PixelScale, cut
 from kd_local.local.contexts import Context, supply
 from kd_local.models import create
-from kd_local.rematerialization import rematerialize, rematerialize_in_turn, add_dependence
+from kd_local.rematerialization import add_dependence, rematerialize, rematerialize_in_turn
 
 KEY = jax.random.key(3)
 NETWORK = create("resnet8", classes=10)
