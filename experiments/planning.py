@@ -1,6 +1,6 @@
 """What a config leaves to measurement: balanced boundaries, and how many modules fit a memory budget.
 
-Found once, and kept in `plan.json` of the run's folder: the same command goes on with the same modules, whatever the
+Found once, and kept in `plan.json` of the run's folder: the same command resumes with the same modules, whatever the
 compiler is by then.
 """
 

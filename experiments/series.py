@@ -51,7 +51,7 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
             assert stop.received is not None
             fail(f"interrupted by {Signals(stop.received).name} before any run", 128 + stop.received)
         except OSError as error:
-            fail(f"{error.strerror or error} ({error.filename or workdir}); the same command goes on from there", 1)
+            fail(f"{error.strerror or error} ({error.filename or workdir}); the same command resumes from there", 1)
     console.print(terminal_table(lines, title=_title(rows)))
     _say(console, f"table: {workdir / TABLE}, {workdir / MARKDOWN}")
     if (workdir / PICTURE).exists():
@@ -64,7 +64,7 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
         print(f"error: {message}", file=sys.stderr)
     if stop.received is not None:
         name = Signals(stop.received).name
-        fail(f"interrupted by {name}; saved in {workdir}: the same command goes on from there", 128 + stop.received)
+        fail(f"interrupted by {name}; saved in {workdir}: the same command resumes from there", 128 + stop.received)
 
 
 def _run_all(

@@ -1,7 +1,7 @@
 """Train all rows of a config, a table of a paper: python -m experiments.sweep --config=FILE.py [--config.KEY=VALUE ...]
 
-Each row is a process of its own. The same command goes on where it stopped. What is left in the folder: a folder for
-each row and seed, table.csv, table.md and error_over_modules.png, all kept up to date after every row.
+Each row is a process of its own. The same command resumes a sweep that was stopped. The sweep writes a folder for each
+row and seed, and after every row table.csv, table.md and error_over_modules.png.
 """
 
 import shlex

@@ -97,7 +97,7 @@ def _tell(bar: Progress, task: TaskID, name: str, interruption: Interruption, do
     if interruption.received is not None:
         raise FillingStopped(
             f"interrupted by {Signals(interruption.received).name} with {done:,} of {total:,} rows of {name} cached: "
-            "the same command goes on from there",
+            "the same command resumes from there",
             interruption.received,
         )
 

@@ -1,6 +1,6 @@
 """Train a network: python -m experiments.train [--config=FILE.py[:OPTIONS]] [--config.KEY=VALUE ...] [--workdir=DIR]
 
-The same command goes on where it stopped. What is left in the folder: metrics.jsonl, steps.jsonl, tensorboard/,
+The same command resumes a run that was stopped. What is left in the folder: metrics.jsonl, steps.jsonl, tensorboard/,
 summary.json, curves.png, checkpoints/ and the config.
 """
 
@@ -42,11 +42,11 @@ from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.logging import Log, read_epochs, read_steps
-from kd_local.training.loop import train
+from kd_local.training.loop import Result, train
 from kd_local.training.metrics import NotFiniteError
 from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
-from kd_local.training.teacher_cache import CacheError
+from kd_local.training.teacher_cache import CacheError, TeacherCache
 
 _MEETING_SECONDS = 600  # how long process 0 may take for what it does for all
 
@@ -60,22 +60,8 @@ _INDEX = flags.DEFINE_integer("index", None, "Which of them this is, from 0; if 
 
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
-    config = _CONFIG.value
     try:
-        _join(config)
-        experiment = build(config)
-        data = experiment.read()
-        cached = caches(experiment, config, data)
-        workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
-        Meeting("workdir").decide(lambda: workdirs.claim(workdir, config), seconds=_MEETING_SECONDS)
-        if left_to_measurement(config):
-            if jax.process_count() > 1 and not (workdir / PLAN).exists():
-                raise ValueError(
-                    f"balanced boundaries and memory budgets are found by one process: start this run without "
-                    f"--distributed once, or copy {PLAN} of another one into {workdir}"
-                )
-            config = planned(config, workdir)
-            experiment = build(config)
+        config, experiment, data, cached, workdir = _prepare(_CONFIG.value)
     except (ValueError, FileNotFoundError, ModuleNotFoundError, hosts.HostsError) as error:
         _end(error, USAGE_STATUS)
 
@@ -89,30 +75,13 @@ def main(_: list[str]) -> None:
         newest = checkpoints.last_good() if checkpoints is not None else None
         return f"checkpoint {newest} in {workdir} is the last good one" if newest else "no checkpoint was saved before"
 
-    hosts.last_words(lambda: f"{hosts.lost()}; {good()}: the same command goes on from there")
+    hosts.last_words(lambda: f"{hosts.lost()}; {good()}: the same command resumes from there")
     try:
         with (
             Interruption() as interruption,
             Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, report=_report) as checkpoints,
         ):
-            extra = cached_logits(cached, console, interruption)
-            with ProgressBar(console, experiment.method) as bar:
-                result = train(
-                    experiment.method,
-                    data,
-                    epochs=config.epochs,
-                    batch_size=config.batch_size,
-                    seed=config.seed,
-                    steps=config.steps,
-                    mesh=experiment.mesh,
-                    options=replace(experiment.options, placement=placement(experiment, config)),
-                    schedule=experiment.schedule,
-                    checkpoints=checkpoints,
-                    checkpoint_seconds=config.checkpoint.seconds,
-                    observers=() if log is None else (bar, log),
-                    interruption=interruption,
-                    extra=extra,
-                )
+            result = _train(config, experiment, data, cached, console, log, checkpoints, interruption)
         state = gather(result.state, experiment.mesh)
         compared = _compared_with_teachers(experiment, config, state, data)
         if first:
@@ -121,28 +90,84 @@ def main(_: list[str]) -> None:
                 if variables is not None:
                     save_network(variables, workdir)
             _show(console, _write_results(experiment, config, state, compared, workdir), workdir)
-    except Interrupted as stopped:
-        fail(f"{stopped}; saved in {workdir}: the same command goes on from there", 128 + stopped.signal)
-    except FillingStopped as stopped:
-        _end(stopped, 128 + stopped.number)
-    except NotFiniteError as error:
-        _end(f"{error}; {good()}; a lower --config.optimizer.learning_rate may help", 1)
     except Exception as error:
-        if hosts.is_loss(error):
-            _end(f"{hosts.lost()}; {good()}: the same command goes on from there", 1)
-        if isinstance(error, CheckpointError | CacheError | hosts.HostsError):
-            _end(error, 1)
-        if isinstance(error, DataError):
-            _end(f"{error}; {good()}: the same command goes on once that is mended", 1)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            _end(f"the disk that holds {workdir} is full; the same command goes on once there is room", 1)
-        if jax.process_count() > 1:  # or it would wait for the others, and they for it
-            traceback.print_exc()
-            hosts.leave(1)
-        raise
+        _end_after(error, workdir, good())
     finally:
         if log is not None:
             log.close()
+
+
+def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str, TeacherCache], Path]:
+    """The config with its plan, what it describes, and the run's folder, claimed."""
+    _join(config)
+    experiment = build(config)
+    data = experiment.read()
+    cached = caches(experiment, config, data)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
+    Meeting("workdir").decide(lambda: workdirs.claim(workdir, config), seconds=_MEETING_SECONDS)
+    if left_to_measurement(config):
+        if jax.process_count() > 1 and not (workdir / PLAN).exists():
+            raise ValueError(
+                f"balanced boundaries and memory budgets are found by one process: start this run without "
+                f"--distributed once, or copy {PLAN} of another one into {workdir}"
+            )
+        config = planned(config, workdir)
+        experiment = build(config)
+    return config, experiment, data, cached, workdir
+
+
+def _train(
+    config: ConfigDict,
+    experiment: Experiment,
+    data: Data,
+    cached: Mapping[str, TeacherCache],
+    console: Console,
+    log: Log | None,
+    checkpoints: Checkpoints,
+    interruption: Interruption,
+) -> Result:
+    extra = cached_logits(cached, console, interruption)
+    with ProgressBar(console, experiment.method) as bar:
+        return train(
+            experiment.method,
+            data,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            steps=config.steps,
+            mesh=experiment.mesh,
+            options=replace(experiment.options, placement=placement(experiment, config)),
+            schedule=experiment.schedule,
+            checkpoints=checkpoints,
+            checkpoint_seconds=config.checkpoint.seconds,
+            observers=() if log is None else (bar, log),
+            interruption=interruption,
+            extra=extra,
+        )
+
+
+def _end_after(error: Exception, workdir: Path, good: str) -> NoReturn:
+    """End with a message if the user can act on the error; raise any other."""
+    resumes = f"{good}: the same command resumes from there"
+    match error:
+        case Interrupted():
+            fail(f"{error}; saved in {workdir}: the same command resumes from there", 128 + error.signal)
+        case FillingStopped():
+            _end(error, 128 + error.number)
+        case NotFiniteError():
+            _end(f"{error}; {good}; a lower --config.optimizer.learning_rate may help", 1)
+        case _ if hosts.is_loss(error):
+            _end(f"{hosts.lost()}; {resumes}", 1)
+        case CheckpointError() | CacheError() | hosts.HostsError():
+            _end(error, 1)
+        case DataError():
+            _end(f"{error}; {good}: the same command resumes once that is mended", 1)
+        case OSError(errno=errno.ENOSPC):
+            _end(f"the disk that holds {workdir} is full; the same command resumes once there is room", 1)
+    if jax.process_count() > 1:  # or it would wait for the others, and they for it
+        traceback.print_exc()
+        hosts.leave(1)
+    raise error
 
 
 def _join(config: ConfigDict) -> None:

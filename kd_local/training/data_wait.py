@@ -16,7 +16,7 @@ Batch = TypeVar("Batch")
 class DataWait:
     """The time in which the host waited for a batch and the devices had nothing left to do.
 
-    A thread waits for the devices, since the caller of `batches` waits for the data meanwhile.
+    A thread waits for the devices, because the caller of `batches` waits for the data.
 
     Attributes:
         seconds: the sum so far; may be set to 0 at any time.

@@ -35,24 +35,26 @@ def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh:
 
 
 def compare(method: HasTeachers, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> tuple[float, float]:
-    """Of the test images, the share that the teachers answer rightly, several of them by the mean of their logits, and
-    the share on which what is deployed gives the same answer as they."""
+    """Accuracy of the teachers and agreement with them, on the test images.
+
+    Returns:
+        The accuracy of the teachers, several by the mean of their logits; the share of the images for which the
+        deployed network predicts their class.
+    """
     mesh, here = all_devices(mesh), gather(state, mesh)
     means = _means(partial(_compare_batch, method, data.augmentation, here), data.test, batch_size, mesh)
-    right, alike = means.tolist()
-    return right, alike
+    accuracy, agreement = means.tolist()
+    return accuracy, agreement
 
 
 def gather(state: State, mesh: Mesh) -> State:
-    """What an answer can depend on (all but the optimizer's state), on every device, wherever it lies in training."""
-    answering = {
-        name: {kind: tree for kind, tree in part.items() if kind != "opt_state"} for name, part in state.items()
-    }
-    return move(answering, on_every_device(all_devices(mesh)))
+    """The state without the optimizers' parts, which no logits depend on, on every device."""
+    parts = {name: {kind: tree for kind, tree in part.items() if kind != "opt_state"} for name, part in state.items()}
+    return move(parts, on_every_device(all_devices(mesh)))
 
 
 def _means(sums_of: Callable[..., Any], split: Examples, batch_size: int, mesh: Mesh) -> Any:
-    """Over all examples of a split, of what `sums_of(images, labels, valid)` sums up over a batch: a pytree."""
+    """Means over all examples of a split of the pytree of sums that `sums_of(images, labels, valid)` gives."""
     replicated = on_every_device(mesh)
     with closing(split.evaluation_batches(batch_size, share_of(mesh))) as batches:
         sums: list[Any] = []
@@ -81,10 +83,10 @@ def _compare_batch(
     teachers = jnp.stack([logits.astype(jnp.float32) for logits in method.teacher_logits(state, inputs).values()]).mean(
         axis=0
     )
-    answer = jnp.argmax(teachers, axis=-1)
-    right = answer.astype(labels.dtype) == labels
-    alike = answer == jnp.argmax(method.logits(state, inputs), axis=-1)
-    sums = jnp.stack([(valid & right).sum(), (valid & alike).sum()]).astype(jnp.float32)
+    predicted = jnp.argmax(teachers, axis=-1)
+    correct = predicted.astype(labels.dtype) == labels
+    agrees = predicted == jnp.argmax(method.logits(state, inputs), axis=-1)
+    sums = jnp.stack([(valid & correct).sum(), (valid & agrees).sum()]).astype(jnp.float32)
     return jax.lax.with_sharding_constraint(sums, replicated)
 
 
@@ -108,7 +110,7 @@ def _evaluate_batch(
 def _sums(
     labels: Int[Array, " batch"], valid: Bool[Array, " batch"], logits: Float[Array, "batch k"]
 ) -> Float[Array, "2"]:
-    """Of the valid examples, the sum of their losses and the number that are classified correctly."""
+    """The sum of the losses of the valid examples, and the number that are classified correctly."""
     logits = logits.astype(jnp.float32)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels

@@ -28,7 +28,7 @@ def _accumulate(
 
 
 class EpochMetrics:
-    """Metrics of steps, read as late as batches are in flight, and their sums over the epoch.
+    """Metrics of steps, and their sums over the epoch. A step is read once as many steps as there are groups follow it.
 
     They stay on the devices of the programs that gave them, so that no group of devices waits for another.
 
@@ -65,7 +65,7 @@ class EpochMetrics:
         ]
 
     def add(self, step: int, metrics: dict[str, Metrics], size: int) -> None:
-        """The metrics of a step, from 1, whose batch had so many images.
+        """Add the metrics of a step, counted from 1, whose batch had `size` images.
 
         Raises:
             NotFiniteError: a loss of an earlier step is not finite.

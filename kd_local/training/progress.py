@@ -48,7 +48,7 @@ class ProgressBar:
         self.plan = plan
         self._started = time.monotonic()
         if plan.first_step:
-            self.console.print(f"going on from step {plan.first_step} of {plan.last_step}")
+            self.console.print(f"resuming from step {plan.first_step} of {plan.last_step}")
         self._task = self._bar.add_task("", total=plan.last_step, completed=plan.first_step, epoch="1", rate="...")
 
     def on_step(self, record: StepRecord) -> None:

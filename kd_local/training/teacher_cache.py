@@ -239,7 +239,7 @@ class TeacherCache:
 
     def _failed(self, what: str, error: OSError) -> CacheError:
         return CacheError(
-            f"the teacher's logits in {self.path} {what}: {error.strerror or error}; the same command goes on from "
+            f"the teacher's logits in {self.path} {what}: {error.strerror or error}; the same command resumes from "
             "there once that is mended"
         )
 

@@ -233,5 +233,5 @@ def test_a_photograph_that_does_not_decode_is_named(tmp_path: Path) -> None:
     done = train("contsup/imagenet.py:resnet50_k2", data, tmp_path / "run", *small)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    expected = r"error: record \d of .*array_record.*: its image does not decode: .*: the same command goes on once"
+    expected = r"error: record \d of .*array_record.*: its image does not decode: .*: the same command resumes once"
     assert re.search(expected, done.stderr), done.stderr

@@ -104,7 +104,7 @@ def test_stopped_and_gone_on(tmp_path):
     process.send_signal(signal.SIGINT)
     status, _, err = finish(process)
     assert status == 130
-    assert err == f"error: interrupted; saved in {workdir}: the same command goes on from there\n"
+    assert err == f"error: interrupted; saved in {workdir}: the same command resumes from there\n"
 
     status, out, _ = finish(start(workdir, *arguments))
     assert status == 0

@@ -78,7 +78,7 @@ def test_asked_to_stop_while_filling_it_says_so_and_goes_on(teacher, tmp_path, c
     found = caches(experiment, asked, experiment.read())
     console, interruption = Console(width=200), Interruption()
     interruption.received = signal.SIGTERM
-    message = "interrupted by SIGTERM with 1 of 6 rows of teacher0_logits cached: the same command goes on from there"
+    message = "interrupted by SIGTERM with 1 of 6 rows of teacher0_logits cached: the same command resumes from there"
     with pytest.raises(FillingStopped, match=message) as stopped:
         cached_logits(found, console, interruption)
     assert stopped.value.number == signal.SIGTERM

@@ -173,11 +173,11 @@ def test_stopped_or_killed_the_same_command_goes_on(tmp_path, number):
     else:
         assert status == 128 + number
         assert err.endswith(
-            f"error: interrupted by {number.name}; saved in {workdir}: the same command goes on from there\n"
+            f"error: interrupted by {number.name}; saved in {workdir}: the same command resumes from there\n"
         )
         assert "| not done | 0 |" in (workdir / "table.md").read_text()
     status, out, err = sweep(arguments, tmp_path / "second")
     assert status == 0, err
-    assert "going on from step" in out
+    assert "resuming from step" in out
     assert ("asked to save and stop" in out) == (number == signal.SIGKILL)
     assert (workdir / "table.md").read_text().count("| done | 1 |") == 2

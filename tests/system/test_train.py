@@ -134,7 +134,7 @@ def test_killed_at_random_moments_it_ends_the_same(reference, tmp_path, times):
     assert newest(tmp_path) < STEPS
     status, out, err = finish(start(tmp_path))
     assert status == 0, err
-    assert "going on from step" in out
+    assert "resuming from step" in out
     assert_same(tmp_path, reference)
 
 
@@ -150,7 +150,7 @@ def test_asked_to_stop_it_saves_says_so_and_goes_on(reference, tmp_path, number)
     status, _, err = finish(process)
     assert status == 128 + number
     assert f"interrupted by {number.name} after step " in err
-    assert f"saved in {tmp_path}: the same command goes on from there" in err
+    assert f"saved in {tmp_path}: the same command resumes from there" in err
     assert 7 <= newest(tmp_path) < STEPS
     assert finish(start(tmp_path))[0] == 0
     assert_same(tmp_path, reference)
@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(reference, tmp
     status, out, err = finish(start(tmp_path))
     assert status == 0
     assert "checkpoint 40 is damaged" in err and "using checkpoint 39" in err
-    assert f"going on from step 39 of {STEPS}" in out
+    assert f"resuming from step 39 of {STEPS}" in out
     assert_same(tmp_path, reference)
 
 

@@ -93,7 +93,7 @@ def test_a_line_for_each_epoch():
     bar.on_epoch(epoch(4, method))
     bar.on_epoch(replace(epoch(8, method), validation=None, data_wait_seconds=0.0))
     assert out.getvalue().splitlines() == [
-        "going on from step 2 of 12",
+        "resuming from step 2 of 12",
         "epoch 1/3  step 4  loss 0.500 0.750 1.000  validation 0.6500  test accuracy 0.4500  16 images/s  "
         "waited 25% of the time for images",
         "epoch 2/3  step 8  loss 0.250 0.375 0.500  test accuracy 0.5750  16 images/s",
