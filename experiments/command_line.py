@@ -52,16 +52,25 @@ def _check(arguments: Sequence[str]) -> None:
             file = value if value is not None else "".join(arguments[i + 1 : i + 2])
             path = Path(file.split(":")[0])
             if not path.is_file():
-                near = sorted(str(p) for p in path.parent.glob("*.py") if p.name != "__init__.py")
-                raise ValueError(
-                    f"no config file {str(path)!r}: use "
-                    + (", ".join(near) or "a file such as experiments/configs/default.py")
-                )
+                raise _no_such_file(path)
         elif key not in keys:
             raise unknown("config key", key, [name for name, group in keys.items() if not group])
         elif keys[key]:
             members = [name for name in keys if name.startswith(key + ".")]
             raise ValueError(f"config key {key!r} is a group: set one of {', '.join(members)}")
+
+
+def _no_such_file(path: Path) -> ValueError:
+    """The error for a config file that does not exist; it lists those of the folder, or of all folders."""
+    here = [file for file in path.parent.glob("*.py") if _is_config(file)]
+    files = here if len(here) > 1 else [file for file in DEFAULT_CONFIG.parent.glob("*/*.py") if _is_config(file)]
+    root = DEFAULT_CONFIG.parents[2]
+    names = sorted(str(file.relative_to(root) if file.is_relative_to(root) else file) for file in files)
+    return ValueError(f"no config file {str(path)!r}: use {', '.join(names)}")
+
+
+def _is_config(path: Path) -> bool:
+    return "def get_config(" in path.read_text()
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, bool]]:

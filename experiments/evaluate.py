@@ -4,11 +4,6 @@ The weights are a file of PyTorch's (.npz needs no torch) or the folder of a run
 which data. What is left in the folder: summary.json.
 """
 
-# ruff: noqa: E402
-from kd_local.allocator import keep_freed_memory
-
-keep_freed_memory()  # Before anything else allocates.
-
 import json
 import time
 from pathlib import Path
@@ -23,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.command_line import USAGE_STATUS, fail, parse
-from experiments.factory import build, count_parameters
-from experiments.results import SUMMARY
-from experiments.summary import named_scores
-from experiments.teachers import load_weights
-from experiments.workdirs import CONFIG
+from experiments.folders.workdirs import CONFIG
+from experiments.from_config.experiment import build, count_parameters
+from experiments.from_config.teachers import load_weights
+from experiments.sweep.results import SUMMARY
+from experiments.train.summary import named_scores
 from kd_local.costs import multiply_adds
 from kd_local.files import replace_text
 from kd_local.local import EndToEnd

@@ -8,11 +8,6 @@ worked on which batch when. On a CPU, devices are made by XLA_FLAGS=--xla_force_
 its cores.
 """
 
-# ruff: noqa: E402
-from kd_local.allocator import keep_freed_memory
-
-keep_freed_memory()  # Before anything else allocates.
-
 import json
 import statistics
 from collections.abc import Sequence
@@ -25,10 +20,10 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
-from experiments.factory import Experiment, build
-from experiments.step_timer import StepTimer
+from experiments.folders import workdirs
+from experiments.from_config.experiment import Experiment, build
+from experiments.from_config.step_timer import StepTimer
 from experiments.timeline_plot import draw_timeline
 from kd_local.files import replace_text
 from kd_local.memory import TARGETS, CompilationRecords, group_footprints, target

@@ -23,7 +23,7 @@ from kd_local.parallel import StepOptions, batch_shardings, compile_plan, device
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _PEAK_RESIDENT = "5"  # what resets VmHWM, see proc_pid_clear_refs(5)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _AT_ONCE = -1, -3, 2**16
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _AT_ONCE, _MAPPINGS = -1, -3, -4, 2**16, 2**16
 
 
 def observed_peak(
@@ -94,6 +94,7 @@ def _give_back_freed_memory() -> bool:
     except (OSError, ValueError):
         return False
     if _glibc():
+        ctypes.CDLL(None).mallopt(_M_MMAP_MAX, _MAPPINGS)  # the programs turn mappings off
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _AT_ONCE)
         ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, _AT_ONCE)
     return True

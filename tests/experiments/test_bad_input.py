@@ -12,9 +12,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import train as program
+from experiments.train import __main__ as program
 
-CIFAR = str(Path(program.__file__).parent / "configs" / "cifar10_contsup.py")
+CIFAR = str(Path(program.__file__).parents[1] / "configs" / "contsup" / "cifar10.py")
 
 BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.data.name=cifr10"], r"unknown dataset 'cifr10': use .*cifar10.* \(nearest: cifar10\)"),

@@ -18,8 +18,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments.factory import build
-from experiments.teachers import save_network
+from experiments.from_config.experiment import build
+from experiments.from_config.teachers import save_network
 from kd_local.models import create
 
 ROOT = Path(__file__).parents[2]

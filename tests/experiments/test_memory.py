@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import memory_measurements
 from experiments.configs import default
-from experiments.folder_lock import FolderLock
-from experiments.memory_observed import ObservationError, observe
-from experiments.memory_rows import Row, describe, distillation_rows, in_order_of_effort, rows_of
-from experiments.memory_table import MIB, Record, draw
+from experiments.folders.folder_lock import FolderLock
+from experiments.memory import measurements as memory_measurements
+from experiments.memory.observed import ObservationError, observe
+from experiments.memory.rows import Row, describe, distillation_rows, in_order_of_effort, rows_of
+from experiments.memory.table import MIB, Record, draw
 from kd_local.files import read_json_lines
 from kd_local.memory import target
 from kd_local.parallel import StepOptions
@@ -39,7 +39,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--target=tpu:v5e"], "target 'tpu:v5e' needs XLA's TPU compiler, the package libtpu: pip install"),
     (["--modules=0"], "0 modules for a network of 5 blocks: use 1 to 5"),
     (["--modules=99"], "99 modules for a network of 5 blocks: use 1 to 5"),
-    (["--modules=x"], "--modules=x: use whole numbers with commas between, such as --modules=1,2,4,8,16"),
+    (["--modules=x"], "--modules=x: use whole numbers separated by commas, such as --modules=1,2,4,8,16"),
     (["--modules="], "--modules=: use whole numbers"),
     (["--modules=1", "--contexts=R-1"], "unknown context 'R-1': use R0, E, R1, R1E, or Rn / RnE with n >= 1"),
     (["--modules=1", "--devices=0"], "a mesh of 0 devices"),

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from experiments.configs import default
-from experiments.factory import build
-from experiments.planning import PLAN, left_to_measurement, planned
+from experiments.from_config.experiment import build
+from experiments.from_config.planning import PLAN, left_to_measurement, planned
 from kd_local.memory import footprint, target
 
 

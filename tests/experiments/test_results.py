@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.error_plot import draw_errors, plot_errors
-from experiments.published import published_errors
-from experiments.results import collect, finished, tabulate, write_csv, write_markdown
-from experiments.rows import Rows, Run, read_rows
+from experiments.sweep.error_plot import draw_errors, plot_errors
+from experiments.sweep.published import published_errors
+from experiments.sweep.results import collect, finished, tabulate, write_csv, write_markdown
+from experiments.sweep.rows import Rows, Run, read_rows
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 

@@ -8,9 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.configs import default
-from experiments.factory import build
-from experiments.options import parse_options
-from experiments.rows import Rows, Run, overriding_arguments, read_rows
+from experiments.configs.options import parse_options
+from experiments.from_config.experiment import build
+from experiments.sweep.rows import Rows, Run, overriding_arguments, read_rows
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs" / "contsup"
 COUNTS = {

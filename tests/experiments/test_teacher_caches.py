@@ -13,11 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import workdirs
 from experiments.configs.default import get_config
-from experiments.factory import build
-from experiments.teacher_caches import FillingStopped, cached_logits, caches
-from experiments.teachers import save_network
+from experiments.folders import workdirs
+from experiments.from_config.experiment import build
+from experiments.from_config.teachers import save_network
+from experiments.train.teacher_caches import FillingStopped, caches, cached_logits
 from kd_local.models import create
 from kd_local.training.interruption import Interruption
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import workdirs
 from experiments.configs.default import get_config
-from experiments.results import check
+from experiments.folders import workdirs
+from experiments.sweep.results import check
 
 
 def config(**changes) -> ConfigDict:

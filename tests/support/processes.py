@@ -13,7 +13,10 @@ from unittest import mock
 from absl import flags
 from absl.testing import flagsaver
 name, before, commands = json.load(sys.stdin)
-program = importlib.import_module(f"experiments.{name}")
+try:
+    program = importlib.import_module(f"experiments.{name}.__main__")
+except ModuleNotFoundError:  # a program of one file
+    program = importlib.import_module(f"experiments.{name}")
 exec(before)
 for arguments in commands:
     argv, out, err, status = [name, *arguments], io.StringIO(), io.StringIO(), None

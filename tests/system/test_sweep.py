@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.row_process import Stop, compilation_cache, execute
+from experiments.folders.compilation_cache import compilation_cache
+from experiments.sweep.row_process import Stop, execute
 from tests.support.processes import run_all
 
 ROOT = Path(__file__).parents[2]

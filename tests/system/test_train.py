@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.factory import build
+from experiments.from_config.experiment import build
 from kd_local.training import Checkpoints
 
 ROOT = Path(__file__).parents[2]

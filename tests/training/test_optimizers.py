@@ -9,7 +9,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from experiments.configs.default import get_config
-from experiments.factory import build
+from experiments.from_config.experiment import build
 from kd_local.data import from_arrays
 from kd_local.distill import OBJECTIVES, Distillation, Teacher
 from kd_local.local import ContSup, EndToEnd, cut

@@ -9,7 +9,7 @@ The images are normalised as that teacher expects. The protocol is that of CIFAR
 from ml_collections import ConfigDict
 
 from experiments.configs.blockkd.protocol import taught
-from experiments.options import parse_options
+from experiments.configs.options import parse_options
 
 ROWS = tuple(f"method={method}" for method in ("end_to_end", "kd", "dkd", "reviewkd", "block_kd", "local_distillation"))
 

@@ -14,7 +14,7 @@ Reference: Yu et al., arXiv 2411.01547; Zhao et al., CVPR 2022; for the pairs, T
 from ml_collections import ConfigDict
 
 from experiments.configs.blockkd.protocol import taught
-from experiments.options import parse_options
+from experiments.configs.options import parse_options
 from kd_local.errors import unknown
 
 PUBLISHED = {  # pair: (KD, DKD)

@@ -12,7 +12,7 @@ Options: method, student
 from ml_collections import ConfigDict
 
 from experiments.configs.blockkd.protocol import taught
-from experiments.options import parse_options
+from experiments.configs.options import parse_options
 from kd_local.distill import OBJECTIVES
 
 ROWS = tuple(f"method={method}" for method in ("end_to_end", *OBJECTIVES, "local_distillation"))

@@ -8,7 +8,7 @@ Options: network, data. The folder is then what --config.teacher.weights takes.
 from ml_collections import ConfigDict
 
 from experiments.configs.blockkd.protocol import protocol
-from experiments.options import parse_options
+from experiments.configs.options import parse_options
 
 
 def get_config(options: str = "") -> ConfigDict:

@@ -11,7 +11,7 @@ Reference: Belilovsky et al., ICML 2020; as InfoPro (Wang et al., ICLR 2021, tab
 from ml_collections import ConfigDict
 
 from experiments.configs.contsup.paper import published
-from experiments.options import parse_options
+from experiments.configs.options import parse_options
 
 ROWS = tuple(f"k={k}" for k in (2, 4, 8, 16))
 

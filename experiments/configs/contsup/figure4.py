@@ -12,7 +12,7 @@ Reference: Yu et al., arXiv 2312.07636, figure 4. The authors' commands for ResN
 from ml_collections import ConfigDict
 
 from experiments.configs.contsup.paper import published
-from experiments.options import parse_options
+from experiments.configs.options import parse_options
 
 ROWS = (
     *(f"network=resnet32,k={k}" for k in (2, 4, 8, 16)),

@@ -11,7 +11,7 @@ Reference: Yu et al., arXiv 2312.07636, figure 5.
 from ml_collections import ConfigDict
 
 from experiments.configs.contsup.paper import published
-from experiments.options import parse_options
+from experiments.configs.options import parse_options
 
 CURVES = (
     *(f"context={context},loss=softmax" for context in ("R0", "E", "R1", "R1E")),

@@ -11,7 +11,7 @@ Reference: Wang et al., "Revisiting locally supervised learning", ICLR 2021, tab
 from ml_collections import ConfigDict
 
 from experiments.configs.contsup.paper import published
-from experiments.options import parse_options
+from experiments.configs.options import parse_options
 
 ROWS = tuple(f"k={k},loss={loss}" for loss in ("softmax", "contrast") for k in (2, 4, 8, 16))
 

@@ -11,7 +11,7 @@ Reference: Yu et al., arXiv 2312.07636, table 1.
 from ml_collections import ConfigDict
 
 from experiments.configs.contsup.paper import published
-from experiments.options import parse_options
+from experiments.configs.options import parse_options
 
 ROWS = ("k=1", *(f"k=16,context={context}" for context in ("R0", "E", "R1", "R1E")))
 

@@ -13,7 +13,7 @@ authors' 0 every local head and all it teaches would have a gradient of zero. ST
 from ml_collections import ConfigDict
 
 from experiments.configs.contsup.paper import published
-from experiments.options import parse_options
+from experiments.configs.options import parse_options
 
 ROWS = tuple(
     row

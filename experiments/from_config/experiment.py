@@ -14,8 +14,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.step_options import step_options
-from experiments.teachers import DTYPES, teachers
+from experiments.from_config.step_options import step_options
+from experiments.from_config.teachers import DTYPES, teachers
 from kd_local.contract import Method, trained_programs
 from kd_local.data import Augmentation, Data, Description, describe, load
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss
@@ -75,9 +75,9 @@ class Experiment:
 def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bool = False) -> Experiment:
     """What a config describes.
 
-    `platform` is what it is to run on, if not on the devices here: cpu, gpu or tpu. Boundaries to be balanced, and what
-    a memory budget asks for, are as if not asked for: `experiments.planning` finds them. With `fresh_teachers`, the
-    weights of teachers are not read, as what only depends on shapes does not need them.
+    `platform` (cpu, gpu or tpu) is that of the local devices unless given. Balanced boundaries and memory budgets are
+    ignored here: `experiments.from_config.planning` finds them. With `fresh_teachers`, the weights of teachers are
+    zeros and no file is read, for uses that need shapes only.
 
     Raises:
         ValueError: a value that is unknown or out of range, or weights of a teacher that are missing or do not fit.

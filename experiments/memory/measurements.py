@@ -9,10 +9,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments.memory_observed import ObservationError, observe
-from experiments.memory_rows import Row, describe
-from experiments.planning import left_to_measurement, planned
-from experiments.row_process import compilation_cache
+from experiments.folders.compilation_cache import compilation_cache
+from experiments.from_config.planning import left_to_measurement, planned
+from experiments.memory.observed import ObservationError, observe
+from experiments.memory.rows import Row, describe
 from kd_local.files import read_json_lines
 from kd_local.memory import CompilationRecords, Target, floor_bytes, footprint, own_activations, saved_activations
 

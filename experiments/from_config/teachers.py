@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from experiments.workdirs import CONFIG
+from experiments.folders.workdirs import CONFIG
 from kd_local.distill import Teacher
 from kd_local.errors import unknown
 from kd_local.interop import load_network, read_state_dict

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
-from experiments.factory import build
+from experiments.from_config.experiment import build
 from kd_local.contract import Method
 from kd_local.distill import OBJECTIVES, LocalDistillation
 from kd_local.errors import unknown
@@ -112,7 +112,7 @@ def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Describ
     """The method and network of a row on a platform, by default that of the local devices. Teachers need no weights.
 
     Raises:
-        ValueError: see `experiments.factory.build`, for example more modules than the network has blocks.
+        ValueError: see `experiments.from_config.experiment.build`; for example, more modules than blocks.
     """
     experiment = build(row.config(base), platform, fresh_teachers=True)
     method, network = experiment.method, experiment.network
@@ -145,7 +145,7 @@ def distillation_rows(methods: Sequence[str], base: ConfigDict) -> list[Row]:
     """The rows of these methods with the config's teacher, plain KD first.
 
     Raises:
-        ValueError: an unknown method, no teacher, or an error of `experiments.factory.build`.
+        ValueError: an unknown method, no teacher, or an error of `experiments.from_config.experiment.build`.
     """
     for name in methods:
         if name not in DISTILLATION:

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from experiments.memory_rows import (
+from experiments.memory.rows import (
     CONTSUP,
     DECODER,
     END_TO_END,
@@ -33,7 +33,7 @@ class Record:
     """The figures of a row; bytes are of one device.
 
     Attributes:
-        method: one of `experiments.memory_rows.METHODS`.
+        method: one of `experiments.memory.rows.METHODS`.
         context: of local learning; None for other methods.
         modules: K; 1 for end to end and for distillation other than `local_distillation`.
         boundaries: names of the blocks after which the network is cut.

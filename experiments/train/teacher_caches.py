@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from experiments.factory import Experiment
+from experiments.from_config.experiment import Experiment
 from kd_local.data import Data, steps_per_epoch
 from kd_local.distill import Distillation
 from kd_local.parallel import device_mesh, groups, hosts

@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments.command_line import USAGE_STATUS, fail, parse
-from experiments.rows import Rows, Run, overriding_arguments, read_rows
+from experiments.sweep.rows import Rows, Run, overriding_arguments, read_rows
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file with ROWS, as experiments/configs/contsup/table1.py.", lock_config=True
@@ -41,7 +41,7 @@ def main(_: list[str]) -> None:
             print(shlex.join(rows.command(run, workdir)))
         return
     # Only now what takes a second to import.
-    from experiments.series import run_series
+    from experiments.sweep.series import run_series
 
     run_series(rows, runs, workdir, command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]))
 

@@ -1,12 +1,10 @@
 """A row of a sweep as a process of its own: a crash, or a kill for want of memory, ends that row and not the sweep."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 
 from kd_local.training.interruption import Interruption
@@ -79,12 +77,3 @@ def execute(
         name = signal.Signals(-status).name
         return f"killed by {name}" + (", perhaps for want of memory" if -status == signal.SIGKILL else "")
     return (error or last or f"exit status {status}").removeprefix("error: ")
-
-
-def compilation_cache(workdir: Path) -> dict[str, str]:
-    """The environment of runs that share their compiled steps, where the user has not chosen otherwise."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.absolute() / ".jax-cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        **os.environ,
-    }

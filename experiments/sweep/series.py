@@ -10,11 +10,21 @@ from statistics import mean
 from rich.console import Console
 
 from experiments.command_line import USAGE_STATUS, fail
-from experiments.error_plot import PICTURE, plot_errors
-from experiments.folder_lock import FolderLock, Interrupted, InUseError
-from experiments.results import Line, check, collect, finished, tabulate, terminal_table, write_csv, write_markdown
-from experiments.row_process import Stop, compilation_cache, execute
-from experiments.rows import Rows, Run
+from experiments.folders.compilation_cache import compilation_cache
+from experiments.folders.folder_lock import FolderLock, Interrupted, InUseError
+from experiments.sweep.error_plot import PICTURE, plot_errors
+from experiments.sweep.results import (
+    Line,
+    check,
+    collect,
+    finished,
+    tabulate,
+    terminal_table,
+    write_csv,
+    write_markdown,
+)
+from experiments.sweep.row_process import Stop, execute
+from experiments.sweep.rows import Rows, Run
 
 TABLE = "table.csv"
 MARKDOWN = "table.md"

@@ -4,11 +4,6 @@ The same command resumes a run that was stopped. What is left in the folder: met
 summary.json, curves.png, checkpoints/ and the config.
 """
 
-# ruff: noqa: E402
-from kd_local.allocator import keep_freed_memory
-
-keep_freed_memory()  # Before anything else allocates.
-
 import errno
 import json
 import sys
@@ -24,15 +19,15 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
-from experiments.factory import Experiment, build
-from experiments.planning import PLAN, left_to_measurement, planned
-from experiments.results import SUMMARY
-from experiments.step_timer import placement
-from experiments.summary import summarise
-from experiments.teacher_caches import FillingStopped, cached_logits, caches
-from experiments.teachers import save_network
+from experiments.folders import workdirs
+from experiments.from_config.experiment import Experiment, build
+from experiments.from_config.planning import PLAN, left_to_measurement, planned
+from experiments.from_config.step_timer import placement
+from experiments.from_config.teachers import save_network
+from experiments.sweep.results import SUMMARY
+from experiments.train.summary import summarise
+from experiments.train.teacher_caches import FillingStopped, cached_logits, caches
 from kd_local.contract import HasTeachers, State, TrainsNetwork
 from kd_local.data import Data, DataError
 from kd_local.files import replace_text

@@ -12,8 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from experiments import workdirs
-from experiments.rows import Rows, Run
+from experiments.folders import workdirs
+from experiments.sweep.rows import Rows, Run
 from kd_local.files import replace_text
 
 SUMMARY = "summary.json"

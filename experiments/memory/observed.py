@@ -1,4 +1,4 @@
-"""Measures the peak memory of a row's training step in its own process: python -m experiments.memory_observed < REQUEST
+"""Measures the peak memory of a row's training step in its own process: python -m experiments.memory.observed < REQUEST
 
 It reads a request, `{"row": ..., "config": ..., "devices": ...}`, and prints `{"measured_bytes": ...}`. It builds the
 method from the config and does not get the predicted peak.
@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.memory_rows import Row, describe
+from experiments.memory.rows import Row, describe
 from kd_local.memory import observed_peak
 
 
@@ -31,10 +31,10 @@ def observe(row: Row, base: ConfigDict, *, devices: int, environment: Mapping[st
         ObservationError: the process ended early.
     """
     request = {"row": asdict(row), "config": base.to_dict(), "devices": devices}
-    here = str(Path(__file__).parents[1])
+    here = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.memory_observed"],
+        [sys.executable, "-m", "experiments.memory.observed"],
         input=json.dumps(request),
         capture_output=True,
         text=True,

@@ -149,7 +149,7 @@ def overriding_arguments(argv: Sequence[str], takes_value: Callable[[str], bool]
 
 
 def _with_rows() -> str:
-    files = sorted(Path(__file__).with_name("configs").glob("*/*.py"))
+    files = sorted((Path(__file__).parents[1] / "configs").glob("*/*.py"))
     found = [file for file in files if "\nROWS = " in file.read_text()]
     here = Path.cwd()
     return ", ".join(str(file.relative_to(here) if file.is_relative_to(here) else file) for file in found)

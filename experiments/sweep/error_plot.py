@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.published import END_TO_END, Errors, published_errors
-from experiments.results import error_percent
-from experiments.rows import Run
+from experiments.sweep.published import END_TO_END, Errors, published_errors
+from experiments.sweep.results import error_percent
+from experiments.sweep.rows import Run
 
 PICTURE = "error_over_modules.png"
 WHOLE = "end_to_end"

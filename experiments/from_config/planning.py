@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.factory import build
+from experiments.from_config.experiment import build
 from kd_local.files import replace_text
 from kd_local.local import REMATERIALIZABLE, ContSup
 from kd_local.memory import CompilationRecords, Target, balance, fit, target

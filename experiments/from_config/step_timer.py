@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.factory import Experiment
+from experiments.from_config.experiment import Experiment
 from kd_local.memory import plan_for
 from kd_local.parallel import (
     Timeline,

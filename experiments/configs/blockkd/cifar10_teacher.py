@@ -1,9 +1,9 @@
 """CIFAR ResNets with option A shortcuts, as pytorch_resnet_cifar10 has them: to evaluate its weights, or to train a
 teacher like them.
 
-Command: python -m experiments.evaluate --config=experiments/configs/cifar10_teacher.py --config.network.name=resnet20 \
-             --config.data.data_dir=DIR --weights=resnet20.npz
-         python -m experiments.train --config=experiments/configs/cifar10_teacher.py --config.data.data_dir=DIR
+Command: python -m experiments.evaluate --config=experiments/configs/blockkd/cifar10_teacher.py \
+             --config.network.name=resnet20 --config.data.data_dir=DIR --weights=resnet20.npz
+         python -m experiments.train --config=experiments/configs/blockkd/cifar10_teacher.py --config.data.data_dir=DIR
 
 Reference: github.com/akamaster/pytorch_resnet_cifar10: 200 epochs of 128 images, rate 0.1, a tenth of it from 100 and
 from 150.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments.factory import Experiment, count_parameters
+from experiments.from_config.experiment import Experiment, count_parameters
 from kd_local.contract import State, trained_programs
 from kd_local.costs import multiply_adds
 from kd_local.local import ContSup

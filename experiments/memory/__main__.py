@@ -19,12 +19,13 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from experiments import memory_table, workdirs
 from experiments.command_line import USAGE_STATUS, fail, parse
-from experiments.factory import build
-from experiments.folder_lock import FolderLock, InUseError
-from experiments.memory_measurements import Measurements
-from experiments.memory_rows import (
+from experiments.folders import workdirs
+from experiments.folders.folder_lock import FolderLock, InUseError
+from experiments.from_config.experiment import build
+from experiments.memory import table as memory_table
+from experiments.memory.measurements import Measurements
+from experiments.memory.rows import (
     BLOCK_KD,
     KD,
     LOCAL_DISTILLATION,
@@ -34,7 +35,7 @@ from experiments.memory_rows import (
     in_order_of_effort,
     rows_of,
 )
-from experiments.memory_table import Record, terminal_table
+from experiments.memory.table import Record, terminal_table
 from kd_local.local import Context
 from kd_local.memory import TARGETS, Target, target
 from kd_local.sizes import MIB

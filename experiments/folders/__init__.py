@@ -1,0 +1,1 @@
+"""Run folders: names, identity, locks, caches."""

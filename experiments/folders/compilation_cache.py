@@ -1,0 +1,13 @@
+"""A folder of compiled steps that the processes of one program share."""
+
+import os
+from pathlib import Path
+
+
+def compilation_cache(workdir: Path) -> dict[str, str]:
+    """The environment of runs that share their compiled steps, where the user has not chosen otherwise."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.absolute() / ".jax-cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **os.environ,
+    }

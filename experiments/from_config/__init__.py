@@ -1,0 +1,1 @@
+"""What a config describes, in the package's own terms."""

@@ -1,0 +1,1 @@
+"""The sweep: all rows of a config file."""
