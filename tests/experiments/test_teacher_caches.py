@@ -17,7 +17,7 @@ from experiments.configs.default import get_config
 from experiments.folders import workdirs
 from experiments.from_config.experiment import build
 from experiments.from_config.teachers import save_network
-from experiments.train.teacher_caches import FillingStopped, caches, cached_logits
+from experiments.train.teacher_caches import FillingStopped, cached_logits, caches
 from kd_local.models import create
 from kd_local.training.interruption import Interruption
 

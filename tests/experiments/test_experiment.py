@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.configs.default import get_config
-from experiments.factory import build
+from experiments.from_config.experiment import build
 
 
 @pytest.mark.parametrize(
