@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import folder_lock
-from experiments.folder_lock import LOCK, FolderLock, Interrupted, InUseError
-from experiments.rows import Run, read_rows
-from experiments.series import run_series
+from experiments.folders import folder_lock
+from experiments.folders.folder_lock import LOCK, FolderLock, Interrupted, InUseError
+from experiments.sweep.rows import Run, read_rows
+from experiments.sweep.series import run_series
 
 
 def lock_of(folder: Path, reports: list[str] | None = None, stopped=lambda: False) -> FolderLock:
