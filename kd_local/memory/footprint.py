@@ -1,4 +1,4 @@
-"""What a training step needs of a device's memory, told by its executables before anything is run.
+"""Peak device memory of a training step, from XLA's memory analysis of its executables; nothing is run.
 
     peak = max over the pieces of a step of (temporary + arguments + outputs - aliased of the piece
            + state of all other pieces + tensors carried past the piece)
@@ -141,7 +141,7 @@ def floor_bytes(
         target: where.
         own: bytes of these activations on one device by the program's name, see `own_activations`; none of a program
             that trains no block.
-        options: how the state is divided among devices; whatever the form, each program is counted by itself.
+        options: how the state is divided among devices; the form does not count.
 
     Raises:
         ValueError: see `plan_for`.
@@ -192,7 +192,7 @@ def _state(calls: Sequence[Call]) -> int:
 
 
 def _own(call: Call) -> int:
-    """Of the state that a piece owns, what lies on one device."""
+    """Bytes on one device of the state that a piece owns."""
     leaves = zip(jax.tree.leaves(call.arguments[0]), jax.tree.leaves(call.own), strict=True)
     return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
 

@@ -1,6 +1,6 @@
-"""What each group of devices needs and does when the modules of a network are divided among groups.
+"""Memory and time of each group of devices when the modules of a network are divided among groups.
 
-Told by executables before anything is run, for devices that are there and for those that are not.
+Predicted from executables, before anything is run, also for devices that are absent.
 """
 
 from dataclasses import dataclass, replace
@@ -18,11 +18,10 @@ class GroupFootprint:
 
     Attributes:
         pieces: names of what runs on it.
-        peak_bytes: while its largest piece runs, its state and whatever else is there counted, but for batches that
-            wait for it.
+        peak_bytes: while its largest piece runs, with its state, without the batches that wait for it.
         arriving_bytes: of one batch that waits for it; there are at most as many as are in flight.
-        seconds: that its pieces run at least, one after another, each as long as its operations take or what it moves
-            to and from memory, whichever is longer, see `CompilationRecord` and `Target`; None where that is not known.
+        seconds: a lower bound on the time of its pieces, one after another. A piece takes as long as its operations or
+            its memory traffic, the longer of the two, see `CompilationRecord` and `Target`; None if not known.
             Reference: Williams et al., "Roofline" (CACM 2009).
     """
 

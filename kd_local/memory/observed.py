@@ -1,8 +1,8 @@
-"""What a training step really took of a device's memory, beside what its executables foretell.
+"""Measured peak memory of a training step, to compare with XLA's prediction.
 
-On the CPU convolutions take scratch memory of their own, which executables do not tell: most of it the gradient with
-respect to the input of a 3x3 convolution of stride 2, as much as 4.5 times its result (ResNet-32 at batch 256:
-36 MiB; the whole step takes 7 % more than foretold, a step in 16 modules with context R0 38 % more).
+On the CPU, convolutions use scratch memory that XLA's prediction does not contain. Most of it belongs to the gradient
+with respect to the input of a 3x3 convolution of stride 2: up to 4.5 times its result (ResNet-32 at batch 256: 36 MiB;
+the whole step takes 7 % more than predicted, a step in 16 modules with context R0 38 % more).
 """
 
 import ctypes

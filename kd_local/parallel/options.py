@@ -1,4 +1,4 @@
-"""How a step is compiled and divided among devices, whatever the method."""
+"""Options of a step: how any method's step is compiled and divided among devices."""
 
 from dataclasses import dataclass
 

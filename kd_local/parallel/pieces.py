@@ -1,4 +1,4 @@
-"""What of a step is compiled together: each program by itself, or all of them; and how it is compiled.
+"""Pieces of a step, which are compiled together: each program by itself, or all of them.
 
 This is the one place where programs of any method are compiled. Every program owns a part of the state, which is
 donated. A tensor is freed after its last reader; on accelerators it is donated to that reader. (The CPU backend copies
@@ -121,7 +121,7 @@ def extra_names(programs: Sequence[Program]) -> tuple[str, ...]:
 
 
 def pieces_of(programs: Sequence[Program], form: str) -> tuple[Piece, ...]:
-    """What is compiled together, in order; `form` is one of `FORMS`."""
+    """The pieces of a step, in order; `form` is one of `FORMS`."""
     groups = [tuple(programs)] if form == "joined" else [(program,) for program in programs]
     later: set[str] = set()
     pieces = []

@@ -54,11 +54,6 @@ class StepPlan:
         return self.options.placement
 
     @property
-    def extra(self) -> Tensors:
-        """Shapes of the tensors that the step reads besides images and labels, by name."""
-        return {name: shape for name, shape in self.batch.items() if name not in ("images", "labels")}
-
-    @property
     def metrics(self) -> tuple[tuple[str, str], ...]:
         """The names of all metrics by program, sorted, such as `("module03", "loss")`."""
         return tuple(
@@ -73,35 +68,24 @@ class StepPlan:
     @property
     def programs(self) -> tuple[tuple[str, ...], ...]:
         """The names of the programs of each group of devices, in order."""
-        return tuple(
-            tuple(
-                program.name
-                for call, at in zip(self.calls, self.placement, strict=True)
-                if at == group
-                for program in call.piece.programs
-            )
-            for group in range(len(self.groups))
-        )
+        names: list[list[str]] = [[] for _ in self.groups]
+        for call, group in zip(self.calls, self.placement, strict=True):
+            names[group].extend(program.name for program in call.piece.programs)
+        return tuple(map(tuple, names))
 
     def place(self, state: State) -> State:
         """The state on the devices where the step needs it; arrays that are there already are not copied."""
-        group_of: dict[str, int] = {}
-        for call, group in zip(self.calls, self.placement, strict=True):
-            group_of.update((program.name, group) for program in call.piece.programs)
-        owned = frozenset(group_of)
-        for call, group in zip(self.calls, self.placement, strict=True):
-            for program in call.piece.programs:
-                for name in program.frozen:
-                    group_of.setdefault(name, group)
-        placed = {}
-        for name, part in state.items():
-            mesh = self.groups[group_of.get(name, 0)]
-            sharding = part_shardings(part, mesh, self.options.shard) if name in owned else on_every_device(mesh)
-            placed[name] = move(part, sharding)
-        return placed
+        shardings: dict[str, Any] = {}
+        for call in self.calls:
+            shardings.update(zip((program.name for program in call.piece.programs), call.own, strict=True))
+        for call in self.calls:
+            for name in (name for program in call.piece.programs for name in program.frozen):
+                shardings.setdefault(name, on_every_device(call.mesh))
+        elsewhere = on_every_device(self.groups[0])
+        return {name: move(part, shardings.get(name, elsewhere)) for name, part in state.items()}
 
     def for_batch(self, size: int) -> "StepPlan":
-        """The same step, placed alike, for another number of images."""
+        """The same step, with the same placement, for another number of images."""
         batch = {
             name: jax.ShapeDtypeStruct((size, *like.shape[1:])[: len(like.shape)], like.dtype)
             for name, like in self.batch.items()
@@ -138,13 +122,10 @@ def plan_step(
     mesh = device_mesh() if mesh is None else mesh
     check_step(method, mesh, options)
     extra = {**offered_tensors(images.shape[0]), **extra}
-    names = extra_names(method.programs())
-    if missing := [name for name in names if name not in extra]:
-        raise ValueError(f"the step reads {', '.join(missing)} too: hand it in as extra={{{missing[0]!r}: ...}}")
+    batch = select({"images": images, "labels": labels, **extra}, extra_names(method.programs()))
     rng = jax.eval_shape(lambda: jax.random.key(0))
     if state is None:
         state = jax.eval_shape(method.init, rng, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
-    batch = {"images": images, "labels": labels, **{name: extra[name] for name in names}}
     state, rng, batch = jax.tree.map(_shape, (state, rng, batch))
     pieces, devices = pieces_of(method.programs(), options.form), groups(mesh)
     if options.placement is None:
@@ -172,6 +153,17 @@ def check_step(method: Method, mesh: Mesh, options: StepOptions) -> None:
 def offered_tensors(batch: int) -> Tensors:
     """Shapes of the tensors that the training loop offers besides images and labels: `indices` and `epoch`."""
     return {"indices": jax.ShapeDtypeStruct((batch,), np.int32), "epoch": jax.ShapeDtypeStruct((), np.float32)}
+
+
+def select(tensors: Mapping[str, Any], extra: Sequence[str]) -> Tensors:
+    """Images, labels and the extra tensors of these names.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    if missing := [name for name in extra if name not in tensors]:
+        raise ValueError(f"the step reads {', '.join(missing)} too: hand it in as extra={{{missing[0]!r}: ...}}")
+    return {name: tensors[name] for name in dict.fromkeys(("images", "labels", *extra))}
 
 
 def number_type() -> Any:

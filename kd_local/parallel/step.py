@@ -12,7 +12,7 @@ from kd_local.contract import Method, Metrics, State
 from kd_local.parallel.mesh import batch_shardings, on_every_device
 from kd_local.parallel.options import StepOptions
 from kd_local.parallel.pieces import compile_lowered, free
-from kd_local.parallel.plan import NOTHING, StepPlan, number_type, plan_step
+from kd_local.parallel.plan import NOTHING, StepPlan, number_type, plan_step, select
 from kd_local.parallel.transfer import move
 
 Watch = Callable[[int, str, Sequence[Metrics]], None]
@@ -58,7 +58,7 @@ class CompiledStep:
             state: as `method.init` or an earlier step returned it; on a mesh of several devices see `place`.
             images, labels: a batch of the size that the step was compiled for, on the devices of the first group.
             rng: the key of this step.
-            extra: the tensors of `plan.extra`, by name.
+            extra: the tensors of `plan.batch` besides images and labels, by name.
             watch: called as each piece is dispatched.
 
         Returns:
@@ -68,9 +68,13 @@ class CompiledStep:
             ValueError: a batch of another size, a missing tensor, or a state that an earlier step has used up.
         """
         state, batch = dict(state), len(images)
-        tensors = {"images": images, "labels": labels, **extra}
-        self._check(tensors)
-        tensors = {name: tensors[name] for name in self.plan.batch}
+        tensors = select({"images": images, "labels": labels, **extra}, tuple(self.plan.batch))
+        for name, like in self.plan.batch.items():
+            if np.shape(tensors[name]) != like.shape:
+                raise ValueError(
+                    f"{name} of shape {np.shape(tensors[name])}, but the step is compiled for {like.shape}: compile a "
+                    "step for each batch size, such as step.for_batch(n)"
+                )
         metrics: dict[str, Metrics] = {}
         at = 0
         for call, executable, constants, group in zip(
@@ -106,19 +110,9 @@ class CompiledStep:
         return self.plan.place(state)
 
     def for_batch(self, size: int) -> "CompiledStep":
-        """The same step, placed alike, compiled for another number of images, such as those of an epoch's last batch.
-        Teachers are copied to each group once for both."""
+        """The same step, with the same placement, compiled for another number of images, such as those of an epoch's
+        last batch. Teachers are copied to each group once for both."""
         return _compile(self.plan.for_batch(size), self._copies)
-
-    def _check(self, tensors: Mapping[str, Any]) -> None:
-        if missing := [name for name in self.plan.batch if name not in tensors]:
-            raise ValueError(f"the step reads {', '.join(missing)} too: hand it in as extra={{{missing[0]!r}: ...}}")
-        for name, like in self.plan.batch.items():
-            if np.shape(tensors[name]) != like.shape:
-                raise ValueError(
-                    f"{name} of shape {np.shape(tensors[name])}, but the step is compiled for {like.shape}: compile a "
-                    "step for each batch size, such as step.for_batch(n)"
-                )
 
     def _copy(self, state: State, name: str, group: int) -> Any:
         """A part that is only read, on the devices of a group; copied once if no program owns it."""

@@ -1,8 +1,8 @@
 """Which group of devices worked on which batch, and when, as seen from the host.
 
 A thread for each group waits for the results of the pieces that were dispatched to it, one after another. A piece
-starts when its group is free and the tensors that it reads are ready. What its devices do meanwhile only a profiler
-shows.
+starts when its group is free and the tensors that it reads are ready. Only a profiler shows the work of its devices in
+between.
 """
 
 import time
