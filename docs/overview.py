@@ -43,7 +43,13 @@ def draw() -> Figure:
         elif method.startswith("end_to_end"):
             (peak, *_) = numbers(cells[0])
             memory.axhline(peak, **END_TO_END)
-            memory.annotate(method.replace("_", " "), (2, peak), xytext=(0, 3), textcoords="offset points", fontsize="small")
+            memory.annotate(
+                method.split(" (")[0].replace("_", " "),
+                (2, peak),
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize="small",
+            )
     for panel, title, unit in (
         (error, "accuracy is kept (digits)", "test error, %"),
         (memory, "memory falls (CIFAR-10, batch 256)", "peak of a training step, MiB"),
