@@ -1,7 +1,7 @@
-"""The C library's memory allocator, set for arrays that are made and freed many times a second.
+"""Settings of glibc's memory allocator for arrays that are allocated and freed many times a second.
 
-By default glibc gives large blocks back to the system when they are freed, and gets zeroed pages anew for the next: on
-a CPU a training step of ResNet-32 at batch 128 takes some hundred thousand page faults.
+By default glibc returns a large block to the system when it is freed. The next block consists of new, zeroed pages. On
+a CPU a training step of ResNet-32 at batch 128 then causes about a hundred thousand page faults.
 """
 
 import ctypes
@@ -13,9 +13,9 @@ _M_ARENA_MAX = -8
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it has freed for the next array; call it before anything large is allocated.
+    """Makes the process keep freed memory for its next arrays. Call it before any large array is allocated.
 
-    Elsewhere than with glibc it does nothing.
+    With a C library other than glibc the function does nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         return

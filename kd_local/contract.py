@@ -1,7 +1,7 @@
-"""The whole contract between a method and everything that runs, measures or places it.
+"""The contract between a method and the code that runs, measures or places it.
 
-A method describes one training step as a sequence of programs. The training loop runs them in order, `memory` lowers
-them for any target and `parallel` places them on devices; none of the three knows a method by name.
+A method describes one training step as a sequence of programs. The training loop runs the programs in order, `memory`
+lowers them for any target, and `parallel` places them on devices. None of the three knows a method by name.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -12,38 +12,42 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 StatePart = Any
-"""A pytree that one program owns: parameters, statistics and optimizer state."""
+"""A pytree that one program owns: parameters, batch statistics and optimizer state."""
 
 State = dict[str, StatePart]
-"""Everything that a step depends on, by the name of the program that owns it, and the parts that are only read: what a
-checkpoint holds."""
+"""The contents of a checkpoint: all parts by name, those that programs own and those that are only read."""
 
 Metrics = dict[str, Float[Array, ""]]
-"""Means over the batch, by name. Every program gives at least `loss`."""
+"""Means over the batch by name, each a scalar. Every program returns at least `loss`."""
 
 Function = Callable[
     [StatePart, tuple[StatePart, ...], tuple[jax.Array, ...], PRNGKeyArray, Float[Array, " n"]],
     tuple[StatePart, tuple[jax.Array, ...], Metrics],
 ]
-"""`(own part, frozen parts, tensors read, rng, constants) -> (own part, tensors written, metrics)`, pure."""
+"""A pure function: `(own part, frozen parts, tensors read, rng, constants) -> (own part, tensors written, metrics)`.
+
+Module 1 of a cut ResNet-32 reads `features0` (batch, 32, 32, 16), float32, and `labels` (batch,), int32. It writes
+`features1`.
+"""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One compiled piece of a training step; of ContSup one a module, of most methods one in all.
+    """One compiled piece of a training step. ContSup has one program per module, most methods have one in total.
 
     Attributes:
-        name: such as `module03`; also the part of the state that the program owns and updates.
+        name: such as `module03`. It is also the name of the part of the state that the program owns and updates.
         key: programs with equal keys compute the same function and share one executable.
         function: see `Function`. Tensors are read and written in the order of `reads` and `writes`.
-        reads: names of tensors handed on. `images` and `labels` come from the batch. So does any other tensor that no
-            program writes: its leading dimension is the batch, or it is a scalar, which every device gets whole. The
-            training loop offers `indices` (int32, the images' places in the training set) and `epoch` (float32 scalar,
-            counted from 1).
-        writes: names of tensors handed on to later programs.
-        frozen: parts of the state that are only read (a teacher); they need not be owned by any program.
-        constants: numbers handed to the function, such as the weights of a loss: programs that differ in nothing else
-            share an executable.
+        reads: names of the tensors that the function reads. Earlier programs write them, or they are inputs of the
+            step: `images`, `labels` and extra tensors. The leading dimension of an extra tensor is the batch, or the
+            tensor is a scalar, which is copied to every device. The training loop provides `indices` (int32 (batch,),
+            positions in the training set) and `epoch` (a float32 scalar, counted from 1).
+        writes: names of the tensors that later programs read.
+        frozen: names of the parts of the state that are only read, such as a teacher. They need no program of that
+            name.
+        constants: numbers passed to the function, such as the weights of a loss. Programs that differ only in their
+            constants share one executable.
         trains: False if the function returns its own part unchanged, as a frozen teacher's does.
     """
 
@@ -62,11 +66,11 @@ class Method(Protocol):
     """A way to train a network."""
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A fresh state; of `images` only shape and dtype count."""
+        """A new state. Only the shape and dtype of `images` matter."""
         ...
 
     def programs(self) -> tuple[Program, ...]:
-        """One training step, in the order in which its programs run on one device."""
+        """The programs of one training step, in the order in which they run on one device."""
         ...
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch k"]:
@@ -83,16 +87,16 @@ class Method(Protocol):
 
     @property
     def deployed_program(self) -> str | None:
-        """The program whose `accuracy` in training is that of `logits`; None if no program computes these logits."""
+        """The program whose training accuracy is that of `logits`, or None if no program computes these logits."""
         ...
 
 
 @runtime_checkable
 class TrainsNetwork(Protocol):
-    """A method that trains a network as it is, which can then be used without the method, as a teacher for one."""
+    """A method that trains a whole, unmodified network, which can then be used without the method, as a teacher."""
 
     def network_variables(self, state: State) -> dict[str, Any] | None:
-        """The network's variables, see `kd_local.networks.Network`; None where it cannot do without the method."""
+        """The variables of the `kd_local.networks.Network`, or None if it needs layers of the method."""
         ...
 
 
@@ -103,7 +107,7 @@ class HasTeachers(Method, Protocol):
     def teacher_logits(
         self, state: State, images: Float[Array, "batch h w c"]
     ) -> Mapping[str, Float[Array, "batch k"]]:
-        """The teachers' logits by name, in evaluation mode."""
+        """The logits of each teacher by its name, in evaluation mode."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a function costs: its multiply-adds, counted before anything is compiled."""
+"""The cost of a function in multiply-adds, counted without compilation."""
 
 import math
 from collections.abc import Callable
@@ -9,10 +9,18 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
-    """The multiply-adds of a function's convolutions and matrix products, as the field counts a network's.
+    """The multiply-adds of a function's convolutions and matrix products. Nothing is compiled or computed.
 
-    Arguments may be arrays or `jax.ShapeDtypeStruct`; nothing is computed. What repeats in a loop is counted as often
-    as it runs, of branches the dearest counts; the trip count of a `while` loop is not known: its body counts once.
+    >>> import jax.numpy as jnp
+    >>> multiply_adds(jnp.matmul, jnp.ones((2, 3)), jnp.ones((3, 4)))
+    24
+
+    The body of a `scan` is counted as often as it runs. Only the most expensive branch of a conditional is counted. The
+    number of iterations of a `while` loop is unknown, so its body is counted once.
+
+    Args:
+        function: any function that JAX can trace.
+        *arguments: its arguments: arrays, `jax.ShapeDtypeStruct`s or pytrees of them. Only shapes and dtypes matter.
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -36,7 +44,7 @@ def _count(jaxpr: Jaxpr) -> int:
 
 
 def _shapes(equation: Any) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
-    """The shapes of what an equation reads, and of what it gives."""
+    """The shapes of an equation's inputs, and the shape of its first output."""
     return [variable.aval.shape for variable in equation.invars], equation.outvars[0].aval.shape
 
 

@@ -1,13 +1,21 @@
-"""The text of errors about a value that is none of a known few."""
+"""Error messages for a value that is not one of the known choices."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
-    """The error for a value that is not among the choices, to be raised by the caller.
+    """The error for a value that is not one of the choices. The caller raises it.
 
-    The choices are named in the order given, and the one whose spelling is nearest, if any is near.
+    The message lists the choices in the given order. It also names the choice with a similar spelling, if any.
+
+    >>> unknown("head", "1c2", ["0c1f", "1c2f"])
+    ValueError("unknown head '1c2': use 0c1f or 1c2f (nearest: 1c2f)")
+
+    Args:
+        what: the noun for the value, such as `head`.
+        value: the wrong value.
+        choices: the valid values.
     """
     names = list(choices)
     listed = " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

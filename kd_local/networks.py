@@ -1,4 +1,4 @@
-"""Networks as named sequences of blocks: the one structure that is cut and spliced."""
+"""Networks as named sequences of blocks: the structure that `local` cuts and `distill` splices."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,7 +42,13 @@ def by_block(blocks: Mapping[str, Mapping[str, Any]]) -> Variables:
 
 
 def init_block(block: nn.Module, rng: PRNGKeyArray, *inputs: Any) -> Mapping[str, Any]:
-    """Fresh variables of one block; of its inputs only shapes and dtypes count. Equal blocks are compiled once."""
+    """New variables of one block, by an initialisation that is compiled once for equal blocks.
+
+    Args:
+        block: a linen module, called as `block(*inputs, train=...)`.
+        rng: a key.
+        *inputs: arrays or `jax.ShapeDtypeStruct`s. Only shapes and dtypes matter.
+    """
     return _init_compiled(block, rng, *(jnp.zeros(x.shape, x.dtype) for x in inputs))
 
 
@@ -54,7 +60,10 @@ def _init_compiled(block: nn.Module, rng: PRNGKeyArray, *inputs: Array) -> Mappi
 def apply_block(
     block: nn.Module, variables: Mapping[str, Any], *inputs: Array, train: bool
 ) -> tuple[Array, Collection]:
-    """One block's output and its statistics, updated in training mode; without statistics, an empty collection."""
+    """`(output, batch statistics)` of one block.
+
+    In training mode the statistics are updated. They are empty for a block without batch normalisation.
+    """
     if not train:
         return block.apply(variables, *inputs, train=False), variables.get("batch_stats", {})  # type: ignore[return-value]
     output, updated = block.apply(variables, *inputs, train=True, mutable=["batch_stats"])
@@ -63,13 +72,23 @@ def apply_block(
 
 @dataclass(frozen=True)
 class Network:
-    """Blocks in order, each with a name that is a boundary: the place just behind the block.
+    """A sequence of named blocks. A block's name also names a boundary: the position after the block.
 
-    A block is a linen module called as `block(x, train=...)` that keeps statistics in `batch_stats` only. Blocks of
-    one stage share the part of their names before the slash: `stem`, `stage1/0`, `stage1/1`, ..., `head`.
+    >>> network = Network.of({"stem": nn.Dense(8), "stage1/0": nn.Dense(8), "head": nn.Dense(2)})
+    >>> len(network), network.stages
+    (3, ('stem', 'stage1/0'))
+    >>> network[1:].names
+    ('stage1/0', 'head')
+
+    A block is a linen module, called as `block(x, train=...)`. It has no variables other than `params` and
+    `batch_stats`. The names of blocks of one stage have the same text before the slash.
+
+    Attributes:
+        names: the blocks' names, all different.
+        modules: the blocks.
 
     Raises:
-        ValueError: no blocks, or two of one name.
+        ValueError: there are no blocks, or two blocks have the same name.
     """
 
     names: tuple[str, ...]
@@ -78,12 +97,11 @@ class Network:
     def __post_init__(self) -> None:
         if not self.names or len(self.names) != len(self.modules):
             raise ValueError(
-                f"{len(self.names)} names for {len(self.modules)} blocks: a network has at least one block, and a "
-                "name for each"
+                f"{len(self.names)} names for {len(self.modules)} blocks: give one or more blocks, each with a name"
             )
         if len(set(self.names)) != len(self.names):
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
-            raise ValueError(f"block names must differ, but {', '.join(twice)} stands more than once")
+            raise ValueError(f"block names must differ, but {', '.join(twice)} occurs more than once: rename a block")
 
     @classmethod
     def of(cls, blocks: Mapping[str, nn.Module]) -> "Network":
@@ -101,16 +119,16 @@ class Network:
     @overload
     def __getitem__(self, index: str) -> nn.Module: ...
     def __getitem__(self, index: slice | str) -> "Network | nn.Module":
-        """`network[:4]` is a network again; `network["stem"]` is a block."""
+        """`network[:4]` is a network of the first four blocks; `network["stem"]` is a block."""
         if isinstance(index, slice):
             return Network(self.names[index], self.modules[index])
         return self.modules[self.position(index)]
 
     def position(self, name: str) -> int:
-        """The index of the block of that name.
+        """The index of the block with this name.
 
         Raises:
-            ValueError: there is no such block.
+            ValueError: no block has this name.
         """
         if name not in self.names:
             raise ValueError(f"no block {name!r}: the blocks are {', '.join(self.names)}")
@@ -118,33 +136,41 @@ class Network:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The last block of each stage, the network's last excepted: the default places to cut and to splice."""
+        """The names of the last blocks of all stages but the last stage: the default boundaries."""
         stage = [name.split("/")[0] for name in self.names]
         return tuple(name for i, name in enumerate(self.names[:-1]) if stage[i] != stage[i + 1])
 
     def select(self, variables: Variables) -> Variables:
-        """The variables of these blocks, given those of a larger network."""
+        """The variables of this network's blocks, from the variables of a network that contains these blocks."""
         return by_block({name: of_block(variables, name) for name in self.names})
 
     def check(self, variables: Mapping[str, Any], images: Float[Array, "batch *shape"] | jax.ShapeDtypeStruct) -> None:
-        """Whether these are variables of this network; of `images` only shape and dtype count.
+        """Checks that the variables have the names and shapes of this network's variables.
+
+        Args:
+            variables: the variables to check.
+            images: an array or a `jax.ShapeDtypeStruct`. Only shape and dtype matter.
 
         Raises:
-            ValueError: the first that is missing, of another shape, or not expected.
+            ValueError: a variable is missing, has another shape, or is unexpected. The error names the first one.
         """
         expected = flatten_dict(jax.eval_shape(self.init, jax.random.key(0), images), sep="/")
         given = flatten_dict(dict(variables), sep="/")
         for name, like in expected.items():
             if name not in given or given[name].shape != like.shape:
                 found = given[name].shape if name in given else "missing"
-                raise ValueError(f"{name} is {found}, expected {like.shape}: give variables of this very network")
+                raise ValueError(f"{name} is {found}, expected {like.shape}: give the variables of this network")
         if more := sorted(given.keys() - expected.keys()):
-            raise ValueError(f"{more[0]} has no place in the network: give variables of this very network")
+            raise ValueError(f"{more[0]} is not a variable of this network: give the variables of this network")
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch *shape"] | jax.ShapeDtypeStruct) -> Variables:
-        """Fresh variables; of `images` (an array or a `jax.ShapeDtypeStruct`) only shape and dtype count.
+        """New variables.
 
         Equal blocks share one compiled initialisation, so that a network of a thousand blocks starts in seconds.
+
+        Args:
+            rng: a key.
+            images: an array or a `jax.ShapeDtypeStruct`. Only shape and dtype matter.
         """
         created: dict[str, Mapping[str, Any]] = {}
         x: Any = jax.ShapeDtypeStruct(images.shape, images.dtype)
@@ -161,11 +187,14 @@ class Network:
         train: bool,
         remat: bool = False,
     ) -> tuple[dict[str, Array], Collection]:
-        """The output of every block by its name, the network's own output last, and the statistics behind them.
+        """`(outputs, batch statistics)`: the output of every block by name, in order. The last is the network's output.
 
-        In training mode batch normalisation uses the batch's statistics and the ones returned are updated; in
-        evaluation mode it uses the ones given and returns them as they are. With `remat`, a gradient through blocks
-        keeps their outputs only and computes what is inside again.
+        Args:
+            variables: from `init`.
+            x: a batch, such as normalised images (batch, height, width, channels).
+            train: True: batch normalisation uses the batch's statistics, and the returned statistics are updated.
+                False: it uses the given statistics and returns them unchanged.
+            remat: True: the backward pass keeps only the blocks' outputs and recomputes each block.
         """
         features: dict[str, Array] = {}
         statistics: Collection = {}
@@ -185,6 +214,6 @@ class Network:
         train: bool,
         remat: bool = False,
     ) -> tuple[Array, Collection]:
-        """The network's output and the statistics behind it, as in `features`."""
+        """`(output, batch statistics)` of the network; the arguments are those of `features`."""
         features, statistics = self.features(variables, x, train=train, remat=remat)
         return features[self.names[-1]], statistics

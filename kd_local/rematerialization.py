@@ -1,7 +1,8 @@
-"""Computing again what was let go of, in a form that the CPU's compiler keeps.
+"""Rematerialisation that XLA's CPU compiler does not undo.
 
-`jax.checkpoint` protects what it computes again by optimization barriers. The CPU's compiler drops these, finds the
-same computation in the forward pass, and merges the two: nothing is saved. Here a dependence on data takes their place.
+`jax.checkpoint` protects a recomputation by optimization barriers. The CPU compiler drops the barriers and merges the
+recomputation with the same computation in the forward pass, so no memory is saved. This file replaces the barriers by
+data dependences.
 """
 
 from collections.abc import Callable
@@ -15,19 +16,23 @@ Tree = TypeVar("Tree")
 
 
 def add_dependence(first: Any, then: Tree) -> Tree:
-    """`then` as it is, but not before `first` is computed: what needs it can neither start earlier nor be merged with
-    the same computation elsewhere.
+    """Returns `then` unchanged, but makes it depend on `first`.
 
-    On the CPU each array of `then` is multiplied by 1 + 0 v, v being the sum of a number of each array of `first`:
-    there had better be few of both, and small ones in `then` (parameters). Where v is not finite, the result is not
-    either.
+    XLA cannot start the consumers of the result before `first` is computed, nor merge them with an equal computation
+    elsewhere. On the CPU each array of `then` is multiplied by 1 + 0 v. Here v is the sum of one number from each array
+    of `first`. Keep both short, and pass small arrays (parameters) as `then`. If v is not finite, the result is not
+    finite either. Other platforms use an optimization barrier.
+
+    Args:
+        first: a pytree of floating-point arrays, not empty.
+        then: a pytree of floating-point arrays.
     """
 
     def multiply(first: Any, then: Any) -> Any:
         wide = jnp.result_type(*first)
         numbers = jnp.concatenate([x.reshape(-1)[:1].astype(wide) for x in first])
-        # A product of vectors, since of anything else the compiler would make a part of what reads it, and keep all of
-        # `first` for that.
+        # A dot product: the compiler would fuse any other operation into its consumers, and keep all of `first` for
+        # them.
         value = jnp.dot(numbers, jnp.ones(len(first), wide), precision=lax.Precision.HIGHEST)
         return jax.tree.map(lambda x: x * (1 + 0 * value).astype(x.dtype), then)
 
@@ -38,8 +43,17 @@ def add_dependence(first: Any, then: Tree) -> Tree:
 
 
 def rematerialize(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of `(variables, *inputs)`, floating-point arrays all: for its gradient only these are kept, and
-    what it computes from them is computed again once the gradient of its result is there.
+    """The same function with rematerialisation (gradient checkpointing).
+
+    The new function stores only its inputs for the backward pass. It recomputes the rest when the gradient of its
+    result arrives.
+
+    >>> square = rematerialize(lambda scale, x: (scale * x) ** 2)
+    >>> jax.grad(square)(2.0, 3.0).item()  # 2 scale x^2
+    36.0
+
+    Args:
+        function: a function of `(variables, *inputs)`; all arrays in these pytrees are floating-point.
 
     Reference: Chen et al., "Training deep nets with sublinear memory cost" (arXiv 1604.06174).
     """
@@ -47,9 +61,17 @@ def rematerialize(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rematerialize_in_turn(*functions: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-    """As `rematerialize`, of several functions of the same inputs: `((variables, ...), *inputs)` gives a tuple of
-    results. In both passes each is finished before the next is begun, so that only one needs room; the backward pass
-    goes from the last to the first, so whichever needs most had better be the first."""
+    """As `rematerialize`, for several functions of the same inputs, of which one at a time runs.
+
+    In both passes each function finishes before the next one starts, so that only one needs memory. The backward pass
+    runs from the last function to the first. Put the function that needs most memory first: see the comment below.
+
+    Args:
+        *functions: functions of `(variables, *inputs)`, as for `rematerialize`.
+
+    Returns:
+        A function of `((variables, ...), *inputs)`, with one `variables` per function, that returns a tuple of results.
+    """
 
     def apply(each: tuple[Any, ...], *inputs: Any) -> tuple[Any, ...]:
         results: list[Any] = []
@@ -64,8 +86,8 @@ def rematerialize_in_turn(*functions: Callable[..., Any]) -> Callable[..., tuple
         each, inputs = kept
         of_variables: list[Any] = []
         of_inputs: list[Any] = []
-        # Where results are added up they have one gradient, which exists until the last of these has read it. That one
-        # reads it before its own inner gradients need room, so it had better be the one with the largest: the first.
+        # If the caller adds the results, they share one gradient. It is freed when the last function to run backward,
+        # functions[0], has read it, before that function's own inner gradients are allocated: put the largest first.
         for function, variables, gradient in reversed([*zip(functions, each, gradients, strict=True)]):
             variables = add_dependence((of_variables[-1:], gradient), variables)
             own, *others = jax.vjp(function, variables, *inputs)[1](gradient)

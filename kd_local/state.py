@@ -1,4 +1,4 @@
-"""The part of the state that one program owns, and one gradient step on it."""
+"""The part of the state that one program owns, and one gradient step of it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -16,12 +16,12 @@ Extra = TypeVar("Extra")
 
 
 def variables_of(part: Mapping[str, Any]) -> Variables:
-    """The variables in a part: it without the optimizer's state."""
+    """The variables in a part: the part without the optimizer's state."""
     return {collection: part[collection] for collection in COLLECTIONS}
 
 
 def new_part(variables: Variables, optimizer: optax.GradientTransformation) -> Part:
-    """A part from fresh variables, with the optimizer's first state."""
+    """A new part: the given variables and the optimizer's initial state."""
     return {**variables_of(variables), "opt_state": optimizer.init(variables["params"])}
 
 
@@ -30,15 +30,15 @@ def update_part(
     optimizer: optax.GradientTransformation,
     objective: Callable[[Any], tuple[Float[Array, ""], tuple[Any, Extra]]],
 ) -> tuple[Part, Float[Array, ""], Extra]:
-    """One step of the optimizer down the gradient of an objective of the part's parameters.
+    """One optimizer step of a part's parameters.
 
     Args:
         part: the part before the step.
-        optimizer: the one that made the part.
-        objective: maps parameters to `(loss, (batch_stats, extra))`.
+        optimizer: the optimizer whose state the part contains.
+        objective: maps parameters to `(loss, (batch_stats, extra))`. The loss is a scalar. `extra` is any pytree.
 
     Returns:
-        The part after the step, the loss and the extra, both at the parameters before the step.
+        `(part, loss, extra)`: the part after the step. Loss and extra are those of the parameters before the step.
     """
     (loss, (batch_stats, extra)), gradients = jax.value_and_grad(objective, has_aux=True)(part["params"])
     updates, opt_state = optimizer.update(gradients, part["opt_state"], part["params"])

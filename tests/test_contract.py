@@ -37,7 +37,7 @@ TEACHER_NETWORK = resnet(8, classes=10, widths=(4, 6, 8, 12))
 
 
 def trained(seed: int) -> Teacher:
-    """A teacher by whose statistics one can see that it is not one just initialised."""
+    """A teacher whose batch statistics differ from initial ones."""
     like = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     random = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: TEACHER_NETWORK.init(jax.random.key(0), like))
@@ -87,7 +87,7 @@ def batch(size: int, seed: int, dtype: type = np.float32) -> tuple[np.ndarray, n
 
 @dataclass
 class Run:
-    """Three steps of a method on so many devices, and what was seen meanwhile."""
+    """Three steps of a method on n devices: states, metrics and compilations."""
 
     method: Method
     before: Any
@@ -148,7 +148,7 @@ def one(request) -> Iterator[Run]:
     jax.clear_caches()
 
 
-def test_programs_read_what_is_there_and_own_the_state(one):
+def test_programs_read_known_tensors_and_own_the_state(one):
     assert isinstance(one.method, Method)
     programs = one.method.programs()
     frozen = {name for program in programs for name in program.frozen}
@@ -165,14 +165,14 @@ def test_every_parameter_learns_and_every_loss_is_finite(one):
     for name, part in one.after.items():
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), one.before[name]["params"], part["params"])
         if "opt_state" in part:
-            if one.method is METHODS["simkd"]:  # it answers by the teacher's last layer
+            if one.method is METHODS["simkd"]:  # its logits are those of the teacher's classifier
                 del moved["student"]["head"]
-            assert all(jax.tree.leaves(moved)), f"parameters of {name} stand still: {moved}"
+            assert all(jax.tree.leaves(moved)), f"parameters of {name} did not change: {moved}"
     for metrics in one.metrics:
         assert all(np.isfinite(value) for values in metrics.values() for value in values.values())
 
 
-def test_a_teacher_stands_still(one):
+def test_a_teacher_is_not_changed(one):
     for name, part in one.after.items():
         if "opt_state" not in part:
             jax.tree.map(np.testing.assert_array_equal, part, one.before[name])
@@ -218,7 +218,7 @@ def test_the_state_is_donated(one):
     assert one.donated
 
 
-def test_what_is_deployed_is_what_the_logits_depend_on(one):
+def test_deployed_parameters_are_those_that_the_logits_depend_on(one):
     images, _ = batch(4, 9)
     logits = jax.jit(one.method.logits)
     expected = logits(one.after, images)
@@ -231,11 +231,11 @@ def test_what_is_deployed_is_what_the_logits_depend_on(one):
             assert same == (id(leaf) not in deployed), (name, jax.tree_util.keystr(path))
 
 
-# In float64, since in float32 rounding can put an activation on the other side of ReLU's kink, whatever the devices.
+# In float64: in float32 rounding can move an activation across the kink of ReLU.
 @pytest.mark.usually("contsup R1E")
 @pytest.mark.parametrize("name", ["end_to_end", "contsup R0", "contsup R1E", "block_kd"])
 @jax.numpy_dtype_promotion("standard")
-def test_eight_devices_give_what_one_gives(name):
+def test_eight_devices_give_the_results_of_one(name):
     with jax.enable_x64(True):
         one, eight = (run(METHODS[name], devices, (16,), np.float64) for devices in (1, 8))
     for a, b in zip(jax.tree.leaves(one.metrics), jax.tree.leaves(eight.metrics), strict=True):
@@ -246,7 +246,7 @@ def test_eight_devices_give_what_one_gives(name):
 
 
 def test_one_module_is_end_to_end():
-    """K=1 against end to end: one step from the same start."""
+    """One step of K=1 and one of end-to-end training from the same state."""
     local, whole = METHODS["contsup K=1"], METHODS["end_to_end"]
     images, labels = map(jnp.asarray, batch(16, 0))
     state = local.init(jax.random.key(0), images)

@@ -1,4 +1,4 @@
-"""Multiply-adds against hand counts, and against the figures that the ContSup authors' networks have."""
+"""Multiply-adds against counts by hand and the figures of the ContSup paper."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def test_networks(network, millions):
     ],
 )
 def test_contexts_at_sixteen_modules(network, context, percent):
-    """What supplying contexts adds at inference, as published."""
+    """Multiply-adds that contexts add at inference, against the published figures."""
     more = deployed(network, 16, context) / deployed(network, 1, "R0") - 1
     assert 100 * more == pytest.approx(percent, abs=0.06)
 

@@ -1,4 +1,4 @@
-"""The texts of errors about unknown values."""
+"""Error messages for unknown values."""
 
 import pytest
 
@@ -25,6 +25,8 @@ DATASETS = ("cifar10", "cifar100", "digits")
         ("r1e", ("R0", "R1E"), "unknown dataset 'r1e': use R0 or R1E (nearest: R1E)"),
     ],
 )
-def test_names_value_choices_and_the_nearest(value: object, choices: tuple[str, ...], text: str) -> None:
+def test_the_message_names_value_choices_and_the_nearest_choice(
+    value: object, choices: tuple[str, ...], text: str
+) -> None:
     error = unknown("dataset", value, iter(choices))
     assert isinstance(error, ValueError) and str(error) == text

@@ -73,7 +73,7 @@ def test_rematerialised_gradients_are_the_same(network, variables):
     assert needed[1] < 0.8 * needed[0]
 
 
-def test_blocks_alike_start_differently(network):
+def test_equal_blocks_start_differently(network):
     variables = resnet(14, classes=10).init(jax.random.key(0), IMAGES)["params"]
     first, second = variables["stage1/0"]["conv2"], variables["stage1/1"]["conv2"]
     assert not jnp.array_equal(first["conv"]["kernel"], second["conv"]["kernel"])
@@ -94,5 +94,5 @@ def test_bad_networks_are_refused(network):
     block = network["stem"]
     with pytest.raises(ValueError, match="0 names for 0 blocks"):
         network[3:3]
-    with pytest.raises(ValueError, match="block names must differ, but a stands more than once"):
+    with pytest.raises(ValueError, match="block names must differ, but a occurs more than once"):
         Network(("a", "a"), (block, block))

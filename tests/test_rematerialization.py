@@ -1,4 +1,4 @@
-"""The same numbers for less memory: on the CPU too, where `jax.checkpoint` saves nothing."""
+"""Rematerialisation keeps values and gradients and saves memory, on the CPU too, where `jax.checkpoint` does not."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ PIXELS = PixelScale(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
 
 
 def layers(variables, x):
-    """Five layers as wide as their input, each of which reverse-mode differentiation keeps."""
+    """Five layers of the width of their input. Reverse-mode differentiation keeps the output of each."""
     for kernel in variables["kernels"]:
         x = jnp.sin(x @ kernel)
     return x, {"mean": x.mean(axis=0)}
@@ -58,12 +58,12 @@ def test_inner_arrays_are_not_kept():
     plain = temporary_bytes(loss(layers, 4), variables, x)
     again = temporary_bytes(loss(rematerialize(layers), 4), variables, x)
     checkpoint = temporary_bytes(loss(jax.checkpoint(layers), 4), variables, x)
-    # Of twenty layers every fifth is kept, and five more while their gradient is computed.
+    # Every fifth of twenty layers is kept, and five more during the computation of their gradient.
     assert again <= 0.75 * plain
     assert again <= checkpoint
 
 
-def test_one_at_a_time_needs_room_for_one():
+def test_functions_in_turn_need_the_memory_of_one():
     variables, x = arguments(1 << 14)
     many = 6
 
@@ -108,7 +108,7 @@ def test_the_backward_pass_goes_from_the_last_to_the_first():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_waiting_changes_nothing(dtype):
+def test_add_dependence_returns_the_same_values(dtype):
     first = [jnp.full((3, 2), 7.0), jnp.float32(-2.0)]
     then = {"a": jax.random.normal(KEY, (5,), dtype), "b": jnp.ones((2, 2), dtype)}
     waited = jax.jit(add_dependence)(first, then)
@@ -116,7 +116,7 @@ def test_waiting_changes_nothing(dtype):
     assert jax.tree.map(lambda x: x.dtype, waited) == jax.tree.map(lambda x: x.dtype, then)
 
 
-def test_what_waits_is_computed_again_in_the_compiled_program():
+def test_a_dependent_computation_is_repeated_in_the_compiled_program():
     def twice(x, y):
         return jnp.dot(x, y), jnp.dot(x, add_dependence(x @ y, y))
 
@@ -150,7 +150,7 @@ def test_context_networks_in_groups_of_channels(image_encoder):
 
 @pytest.mark.usually("remat2")
 @pytest.mark.parametrize("remat", [("blocks",), ("contexts",), ("head",), ("decoder",)])
-def test_modules_with_a_part_rematerialised_train_alike(remat):
+def test_rematerialised_modules_have_the_same_losses_and_gradients(remat):
     with jax.enable_x64():
         images = jax.random.normal(KEY, (6, 8, 8, 3), jnp.float64)
         labels = jnp.arange(6, dtype=jnp.int32)
