@@ -12,7 +12,7 @@ from experiments.from_config.experiment import Experiment, count_parameters
 from kd_local.contract import State, trained_programs
 from kd_local.costs import multiply_adds
 from kd_local.local import ContSup
-from kd_local.training.records import EpochRecord, Scores, SplitScores, totals
+from kd_local.training.records import EpochRecord, Scores, SplitScores
 
 
 def summarise(
@@ -29,7 +29,8 @@ def summarise(
         records: of all epochs, those of earlier starts included.
         compared: the comparison with teachers, if there are any.
     """
-    method, last, times = experiment.method, records[-1], totals(records)
+    method, last = experiment.method, records[-1]
+    seconds = sum(record.seconds for record in records)
     images = jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32)
     return {
         "method": config.method,
@@ -45,9 +46,9 @@ def summarise(
         "epochs": int(last.epoch) if last.epoch == int(last.epoch) else last.epoch,
         "steps": last.step,
         **named_scores(last.splits),
-        "train_seconds": round(times.seconds, 3),
-        "images_per_second": round(times.images_per_second, 1),
-        "data_wait_seconds": round(times.data_wait_seconds, 3),
+        "train_seconds": round(seconds, 3),
+        "images_per_second": round(sum(record.images for record in records) / seconds, 1),
+        "data_wait_seconds": round(sum(record.data_wait_seconds for record in records), 3),
         "parameters_trained": count_parameters([state[name]["params"] for name in trained_programs(method)]),
         "parameters_deployed": count_parameters(method.deployed(state)),
         "multiply_adds": multiply_adds(method.logits, state, images),

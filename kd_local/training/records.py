@@ -4,7 +4,7 @@
 `train/module03/loss`; `from_json` reads it back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -102,6 +102,11 @@ class EpochRecord:
     learning_rate: float | None = None
 
     @property
+    def images(self) -> int:
+        """The images of these seconds."""
+        return round(self.seconds * self.images_per_second)
+
+    @property
     def splits(self) -> dict[str, SplitScores]:
         """The scores by the name of their split."""
         return {**({"validation": self.validation} if self.validation else {}), "test": self.test}
@@ -133,22 +138,6 @@ class EpochRecord:
             values["data_wait_seconds"],
             values.get("learning_rate"),
         )
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Seconds of training and of waiting for images, and images per second, over several epochs."""
-
-    seconds: float
-    data_wait_seconds: float
-    images_per_second: float
-
-
-def totals(records: Sequence[EpochRecord]) -> Totals:
-    """Times over all epochs of a run."""
-    seconds = sum(record.seconds for record in records)
-    images = sum(record.seconds * record.images_per_second for record in records)
-    return Totals(seconds, sum(record.data_wait_seconds for record in records), images / seconds)
 
 
 @runtime_checkable

@@ -1,8 +1,6 @@
 """Records and the flat JSON objects that are written of them."""
 
-import pytest
-
-from kd_local.training.records import EpochRecord, Scores, SplitScores, StepRecord, TrainingPlan, totals
+from kd_local.training.records import EpochRecord, Scores, SplitScores, StepRecord, TrainingPlan
 
 RECORD = EpochRecord(
     epoch=0.5,
@@ -40,6 +38,7 @@ LINE = {
 def test_an_epoch_is_a_flat_object_with_the_names_of_its_metrics():
     assert list(RECORD.to_json().items()) == list(LINE.items())
     assert EpochRecord.from_json(LINE) == RECORD
+    assert RECORD.images == 48
 
 
 def test_an_epoch_without_validation_split_and_schedule():
@@ -55,13 +54,6 @@ def test_a_step_is_a_flat_object_with_the_names_of_its_metrics():
     line = {"step": 25, "batch/module00/accuracy": 0.5, "batch/module00/loss": 2.0}
     assert record.to_json() == line
     assert StepRecord.from_json(line) == record
-
-
-def test_totals_weight_the_rate_by_time():
-    slow = EpochRecord.from_json({**LINE, "seconds": 6.0, "images_per_second": 8.0, "data_wait_seconds": 5.0})
-    found = totals([RECORD, slow])
-    assert (found.seconds, found.data_wait_seconds) == (8.0, 5.25)
-    assert found.images_per_second == pytest.approx(96 / 8)
 
 
 def test_an_incomplete_last_epoch_counts():
