@@ -121,14 +121,14 @@ KEYS: Mapping[str, Key | Group] = {
     "optimizer": {
         "name": Key("sgd", "`sgd`, `adam`, `adamw`, `lamb` or `lion`"),
         "learning_rate": Key(0.1, "peak of the schedule"),
-        "momentum": Key(0.9, "of sgd, in [0, 1)"),
-        "nesterov": Key(True, "of sgd"),
+        "momentum": Key(placeholder(float), "of sgd, in [0, 1); none: 0.9"),
+        "nesterov": Key(placeholder(bool), "of sgd; none: if there is momentum"),
         "weight_decay": Key(1e-4, "L2 for sgd and adam, decoupled for the others"),
         "schedule": Key("contsup", "`contsup`, `cosine`, `constant`, `linear` or `piecewise`"),
         "warmup_epochs": Key(5, "epochs of linear warm-up; 0: none"),
-        "warmup_rate": Key(0.01, "learning rate at the start of the warm-up"),
+        "warmup_rate": Key(placeholder(float), "learning rate at the start of the warm-up; none: 0.01"),
         "milestones": Key((), "of piecewise: the epochs at which the rate is multiplied by `decay`"),
-        "decay": Key(0.1, "of piecewise, in (0, 1]"),
+        "decay": Key(placeholder(float), "of piecewise, in (0, 1]; none: 0.1"),
         "accumulate": Key(1, "batches whose gradients are averaged for one update, within an epoch"),
     },
     "step": Key(

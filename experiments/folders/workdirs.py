@@ -27,10 +27,13 @@ from ml_collections import ConfigDict
 from experiments.configs import default
 from kd_local import __version__
 from kd_local.files import replace_text
+from kd_local.training.optimizers import MOMENTUM
+from kd_local.training.schedules import DECAY, WARMUP_RATE
 
 CONFIG = "config.json"
 _VERSION = "kd_local"
 """The key of `config.json` under which the version that wrote it is recorded."""
+_OPTIMIZER = "optimizer."
 _FREE = ("data.data_dir", "data.workers", "mesh.", "checkpoint.", "distributed.", "steps", _VERSION)
 
 
@@ -114,8 +117,26 @@ def _effective(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
         normalised = f"device, of {values['mesh.data']}" if values["mesh.data"] > 1 else "global"
     if values["teacher.cache"] is not None:
         values["teacher.cache"] = "a folder"
+    values |= _effective_optimizer(
+        {key.rpartition(".")[2]: values[key] for key in values if key.startswith(_OPTIMIZER)}
+    )
     binding = {key: value for key, value in values.items() if not key.startswith(_FREE)}
     return {**binding, "mesh.batch_norm": normalised}
+
+
+def _effective_optimizer(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the optimizer and the schedule use. Earlier versions recorded values for those that take none."""
+    momentum = MOMENTUM if values["momentum"] is None else values["momentum"]
+    warmup_rate = WARMUP_RATE if values["warmup_rate"] is None else values["warmup_rate"]
+    decay = DECAY if values["decay"] is None else values["decay"]
+    sgd, piecewise = values["name"] == "sgd", values["schedule"] == "piecewise"
+    return {
+        "optimizer.momentum": momentum if sgd else None,
+        "optimizer.nesterov": momentum > 0 and values["nesterov"] is not False if sgd else None,
+        "optimizer.warmup_rate": warmup_rate if values["warmup_epochs"] else None,
+        "optimizer.milestones": values["milestones"] if piecewise else None,
+        "optimizer.decay": decay if piecewise else None,
+    }
 
 
 def _flat(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from kd_local.precision import at_least_float32
 from kd_local.training.schedules import updates_per_epoch
 
 OPTIMIZERS: tuple[str, ...] = ("sgd", "adam", "adamw", "lamb", "lion")
+MOMENTUM = 0.9
+"""Of sgd, unless another one is given."""
 
 
 def make_optimizer(
     name: str,
     schedule: optax.Schedule,
     *,
-    momentum: float = 0.9,
-    nesterov: bool = True,
+    momentum: float | None = None,
+    nesterov: bool | None = None,
     weight_decay: float = 1e-4,
     accumulate: int = 1,
     batches_per_epoch: int | None = None,
@@ -29,8 +31,8 @@ def make_optimizer(
     Args:
         name: `sgd`, `adam`, `adamw`, `lamb` or `lion`.
         schedule: the learning rate, as a function of the updates before.
-        momentum: of sgd, in [0, 1).
-        nesterov: of sgd.
+        momentum: of sgd, in [0, 1); if None, 0.9.
+        nesterov: of sgd; if None, whether there is momentum.
         weight_decay: on every parameter; part of the gradient for sgd and adam (L2, as in PyTorch), decoupled for the
             others.
         accumulate: the gradients of so many batches are averaged, each batch as much as another, before one update
@@ -40,15 +42,22 @@ def make_optimizer(
             are left, if they are fewer.
 
     Raises:
-        ValueError: any of these is unknown or out of range.
+        ValueError: any of these is unknown or out of range, or would be ignored.
     """
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
+    if name != "sgd":
+        for argument, value in {"momentum": momentum, "nesterov": nesterov}.items():
+            if value:
+                raise ValueError(f"{argument} is {value}, but optimizer {name!r} has none: leave it out, or use sgd")
+    momentum = MOMENTUM if momentum is None else momentum
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}: use a number in [0, 1), such as 0.9")
+    if nesterov and momentum == 0:
+        raise ValueError("nesterov is True, but momentum is 0: set a momentum, such as 0.9, or nesterov to False")
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"weight_decay is {weight_decay}: use 0 (none) or a positive number, such as 1e-4")
-    optimizer = _named(name, schedule, momentum, nesterov, weight_decay)
+    optimizer = _named(name, schedule, momentum, nesterov is not False and momentum > 0, weight_decay)
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}: use 1 (an update for every batch) or more")
     if accumulate == 1:
@@ -65,11 +74,7 @@ def _named(
 ) -> optax.GradientTransformation:
     if name in ("adamw", "lamb", "lion"):
         return getattr(optax, name)(schedule, weight_decay=weight_decay)
-    base = (
-        optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov and momentum > 0)
-        if name == "sgd"
-        else optax.adam(schedule)
-    )
+    base = optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov) if name == "sgd" else optax.adam(schedule)
     return optax.chain(optax.add_decayed_weights(weight_decay), base) if weight_decay else base
 
 

@@ -14,6 +14,10 @@ import optax
 from kd_local.errors import unknown
 
 SCHEDULES: tuple[str, ...] = ("contsup", "cosine", "constant", "linear", "piecewise")
+WARMUP_RATE = 0.01
+"""Where a warm-up starts, unless another rate is given."""
+DECAY = 0.1
+"""The factor of piecewise at each milestone, unless another one is given."""
 
 
 def contsup(
@@ -74,9 +78,9 @@ def make_schedule(
     epochs: int,
     steps_per_epoch: int,
     warmup_epochs: int = 0,
-    warmup_rate: float = 0.01,
+    warmup_rate: float | None = None,
     milestones: Sequence[int] = (),
-    decay: float = 0.1,
+    decay: float | None = None,
 ) -> optax.Schedule:
     """The schedule of that name.
 
@@ -87,21 +91,32 @@ def make_schedule(
         epochs: of the whole run.
         steps_per_epoch: updates of the optimizer in each, see `updates_per_epoch`.
         warmup_epochs: 0 for none; a run of fewer epochs ends within the warm-up.
-        warmup_rate: where the warm-up starts.
-        milestones: epochs, increasing.
-        decay: in (0, 1].
+        warmup_rate: where the warm-up starts; if None, 0.01.
+        milestones: of piecewise: epochs, increasing.
+        decay: of piecewise, in (0, 1]; if None, 0.1.
 
     Raises:
-        ValueError: any of these is unknown or out of range.
+        ValueError: any of these is unknown or out of range, or would be ignored.
     """
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
     if not 0 < rate < math.inf:
         raise ValueError(f"the learning rate is {rate}: use a positive number, such as 0.1")
-    if not 0 <= warmup_rate < math.inf:
-        raise ValueError(f"warmup_rate is {warmup_rate}: use 0 or a positive number, such as 0.01")
     if warmup_epochs < 0:
         raise ValueError(f"warmup_epochs is {warmup_epochs}: use 0 (none) or more")
+    if warmup_rate and warmup_epochs == 0:
+        raise ValueError(
+            f"warmup_rate is {warmup_rate}, but warmup_epochs is 0: leave it out (or 0), or use 1 warm-up epoch or more"
+        )
+    if name != "piecewise":
+        for argument, value in {"milestones": tuple(milestones), "decay": decay}.items():
+            if value:
+                raise ValueError(
+                    f"{argument} is {value}, but schedule {name!r} has none: leave it out, or use piecewise"
+                )
+    warmup_rate = WARMUP_RATE if warmup_rate is None else warmup_rate
+    if not 0 <= warmup_rate < math.inf:
+        raise ValueError(f"warmup_rate is {warmup_rate}: use 0 or a positive number, such as 0.01")
     if name == "contsup":
         return contsup(
             rate,
@@ -117,7 +132,7 @@ def make_schedule(
     elif name == "linear":
         after = optax.linear_schedule(rate, 0.0, rest)
     elif name == "piecewise":
-        after = _piecewise(rate, milestones, decay, warmup_epochs, epochs, steps_per_epoch)
+        after = _piecewise(rate, milestones, DECAY if decay is None else decay, warmup_epochs, epochs, steps_per_epoch)
     else:
         after = optax.constant_schedule(rate)
     if warmup_steps == 0:

@@ -38,44 +38,61 @@ def options_of(file: str, name: str) -> list[tuple[str, str]]:
 
 CUT = [*options_of("contsup.imagenet", "OPTIONS"), *options_of("contsup.vit", "OPTIONS")]
 TAUGHT = [*options_of("blockkd.imagenet", "PAIRS"), *options_of("blockkd.vit", "STUDENTS")]
+BATCHES = {1024: 1252, 512: 2503}
+"""Of an epoch of 1,281,167 images, by the size of a batch."""
+
+
+def with_values(config: ConfigDict, **values: object) -> ConfigDict:
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
+    return changed
 
 
 @pytest.mark.parametrize(("file", "option"), CUT)
 @pytest.mark.parametrize("context", ["R1E", "R0"])
-def test_a_network_that_is_cut(file: str, option: str, context: str) -> None:
+def test_an_option_sets_network_modules_and_context_only(file: str, option: str, context: str) -> None:
     config = config_of(file, option if context == "R1E" else f"{option}_{context}")
-    experiment = build(config)
     network, k = option.rsplit("_k", 1)
-    assert config.network.name == network
-    assert (experiment.modules, experiment.context, len(experiment.boundaries)) == (int(k), context, int(k) - 1)
-    assert (config.epochs, config.batch_size, experiment.shape) == (90, 1024, (224, 224, 3))
-    assert (config.local.loss, config.local.decoder, config.local.image_encoder) == ("softmax", False, "pooled")
-    steps = 1252  # an epoch of 1,281,167 images
-    peak, warm = (0.001, 8) if file.endswith("vit") else (0.4, 0)
-    assert float(experiment.schedule(warm * steps)) == pytest.approx(peak)
-    assert float(experiment.schedule((90 + warm) * steps // 2)) == pytest.approx(peak / 2)
-    assert float(experiment.schedule(90 * steps)) == pytest.approx(0, abs=1e-9)
-    rules = (config.optimizer.name, config.optimizer.nesterov, config.optimizer.weight_decay)
-    assert rules == (("adamw", True, 0.1) if file.endswith("vit") else ("sgd", True, 1e-4))
+    values = {"network__name": network, "local__modules": int(k), "local__context": context}
+    assert config.to_dict() == with_values(config_of(file), **values).to_dict()
 
 
-@pytest.mark.usually("blockkd.imagenet-resnet34_resnet18", "blockkd.vit-resnet50_vit_s16")
 @pytest.mark.parametrize(("file", "option"), TAUGHT)
-def test_a_network_that_is_taught(file: str, option: str) -> None:
+def test_an_option_sets_the_pair_and_its_dkd_weight_only(file: str, option: str) -> None:
     config = config_of(file, option)
-    experiment = build(config, fresh_teachers=True)
     assert f"{config.teacher.network}_{config.network.name}" == option
-    assert (config.method, experiment.modules, experiment.shape) == ("block_kd", 1, (224, 224, 3))
+    values = {
+        "network__name": config.network.name,
+        "teacher__network": config.teacher.network,
+        "dkd__beta": config.dkd.beta,
+    }
+    assert config.to_dict() == with_values(config_of(file), **values).to_dict()
+
+
+@pytest.mark.parametrize("file", ["contsup.imagenet", "contsup.vit"])
+def test_a_network_that_is_cut(file: str) -> None:
+    config = config_of(file)
+    experiment = build(config)
+    assert (experiment.modules, experiment.shape) == (config.local.modules, (224, 224, 3))
+    assert len(experiment.boundaries) == config.local.modules - 1
+    steps, rate, warm = BATCHES[config.batch_size], config.optimizer.learning_rate, config.optimizer.warmup_epochs
+    assert float(experiment.schedule(warm * steps)) == pytest.approx(rate)
+    assert float(experiment.schedule((config.epochs + warm) * steps // 2)) == pytest.approx(rate / 2)
+    assert float(experiment.schedule(config.epochs * steps)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("file", ["blockkd.imagenet", "blockkd.vit"])
+def test_a_network_that_is_taught(file: str) -> None:
+    config = config_of(file)
+    experiment = build(config, fresh_teachers=True)
+    assert (config.method, experiment.modules, experiment.shape) == ("block_kd", None, (224, 224, 3))
     state = jax.eval_shape(experiment.method.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 224, 224, 3), "float32"))
     assert set(state) == {"student", "teacher0"}
-    if file.endswith("vit"):
-        assert (config.epochs, config.batch_size, config.optimizer.name) == (90, 1024, "adamw")
-        return
-    assert (config.epochs, config.batch_size, config.optimizer.weight_decay) == (100, 512, 1e-4)
-    assert (config.optimizer.name, config.optimizer.nesterov) == ("sgd", False)
-    steps = 2503
-    rates = [float(experiment.schedule(epoch * steps)) for epoch in (0, 29, 30, 59, 60, 89, 90, 99)]
-    np.testing.assert_allclose(rates, np.repeat([0.2, 0.02, 0.002, 0.0002], 2), rtol=1e-5)
+    if config.optimizer.schedule == "piecewise":
+        epochs = [epoch for milestone in config.optimizer.milestones for epoch in (milestone - 1, milestone)]
+        rates = [float(experiment.schedule(epoch * BATCHES[config.batch_size])) for epoch in (0, *epochs)]
+        powers = np.repeat(range(len(epochs) // 2 + 1), 2)[: len(rates)]
+        np.testing.assert_allclose(rates, config.optimizer.learning_rate * 0.1**powers, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("file", "option"), [CUT[0], CUT[4], TAUGHT[0], TAUGHT[2]])

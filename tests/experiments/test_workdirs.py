@@ -99,6 +99,36 @@ def test_batch_normalisation_is_named_in_the_refusal(tmp_path):
         workdirs.claim(tmp_path, config(**{"mesh.data": 2, "mesh.batch_norm": "device"}))
 
 
+EARLIER = {"momentum": 0.9, "nesterov": True, "warmup_rate": 0.01, "milestones": (), "decay": 0.1}
+"""What versions before recorded for every optimizer and schedule."""
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "same"),
+    [
+        ({}, {}, True),
+        ({"name": "adamw"}, {"name": "adamw"}, True),
+        ({"schedule": "piecewise", "milestones": (9,)}, {"schedule": "piecewise", "milestones": (9,)}, True),
+        ({"warmup_epochs": 0}, {"warmup_epochs": 0}, True),
+        ({"momentum": 0.0}, {"momentum": 0.0}, True),
+        ({"momentum": 0.8}, {}, False),
+        ({"nesterov": False}, {}, False),
+        ({"warmup_rate": 0.02}, {}, False),
+        (
+            {"schedule": "piecewise", "milestones": (9,), "decay": 0.2},
+            {"schedule": "piecewise", "milestones": (9,)},
+            False,
+        ),
+    ],
+)
+def test_values_that_optimizer_and_schedule_choose(tmp_path, recorded, now, same):
+    def of(values):
+        return config(**{f"optimizer.{key}": value for key, value in values.items()})
+
+    folder = record(tmp_path / "run", of(EARLIER | recorded))
+    assert workdirs.belongs(folder, of(now)) is same
+
+
 def test_floats_and_tuples_are_equal_after_json(tmp_path):
     one = config(**{"optimizer.milestones": (10, 20), "optimizer.schedule": "piecewise", "local.aux_width": 0.1 + 0.2})
     workdirs.claim(tmp_path, one)

@@ -44,6 +44,36 @@ def test_a_run_shorter_than_its_warmup_stays_in_it():
     assert [at(schedule, step) for step in (0, 3)] == pytest.approx([0.01, 0.009], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("cosine", {"milestones": (3, 6)}, r"milestones is \(3, 6\), but schedule 'cosine' has none: leave it out, or"),
+        ("contsup", {"decay": 0.1}, "decay is 0.1, but schedule 'contsup' has none: leave it out, or use piecewise"),
+        ("linear", {"decay": 0.5}, "decay is 0.5, but schedule 'linear' has none"),
+        ("constant", {"milestones": (3,)}, "milestones is .*, but schedule 'constant' has none"),
+        ("contsup", {"warmup_rate": 0.01}, "warmup_rate is 0.01, but warmup_epochs is 0: leave it out"),
+        ("piecewise", {"warmup_rate": 0.1, "milestones": (3,)}, "warmup_rate is 0.1, but warmup_epochs is 0"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_schedule(name, 0.1, epochs=9, steps_per_epoch=2, **arguments)
+
+
+def test_no_milestones_and_no_warmup_rate_are_accepted_for_any_schedule():
+    make_schedule("cosine", 0.1, epochs=9, steps_per_epoch=2, milestones=(), warmup_rate=0.0)
+
+
+def test_defaults_are_the_schedules_own():
+    given = {"epochs": 9, "steps_per_epoch": 2, "warmup_epochs": 1, "milestones": (3,)}
+    own, explicit = (
+        make_schedule("piecewise", 1.0, **given, **more) for more in ({}, {"decay": 0.1, "warmup_rate": 0.01})
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        assert [at(own, step) for step in (0, 1, 5, 6)] == [at(explicit, step) for step in (0, 1, 5, 6)]
+        assert at(own, 0) == pytest.approx(0.01) and at(own, 6) == pytest.approx(0.1)
+
+
 def test_the_schedule_goes_through_an_optimizer():
     schedule = make_schedule("contsup", 0.8, epochs=20, steps_per_epoch=1, warmup_epochs=10)
     optimizer = make_optimizer("sgd", schedule, momentum=0.0, nesterov=False, weight_decay=0.0)
@@ -55,7 +85,7 @@ def test_the_schedule_goes_through_an_optimizer():
 
 def test_sgd_is_pytorchs():
     """Two steps of SGD with Nesterov momentum .9 and weight decay .1 by hand, as torch.optim.SGD computes them."""
-    optimizer = make_optimizer("sgd", optax.constant_schedule(0.5), momentum=0.9, weight_decay=0.1)
+    optimizer = make_optimizer("sgd", optax.constant_schedule(0.5), weight_decay=0.1)
     w, velocity = 2.0, 0.0
     params = np.float32(w)
     state = optimizer.init(params)
@@ -66,3 +96,19 @@ def test_sgd_is_pytorchs():
         velocity = 0.9 * velocity + g
         w -= 0.5 * (g + 0.9 * velocity)
         assert float(params) == pytest.approx(w, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "lamb", "lion"])
+@pytest.mark.parametrize(("argument", "value"), [("momentum", 0.9), ("nesterov", True)])
+def test_momentum_is_refused_by_optimizers_that_have_none(name, argument, value):
+    with pytest.raises(
+        ValueError, match=f"{argument} is {value}, but optimizer '{name}' has none: leave it out, or use"
+    ):
+        make_optimizer(name, optax.constant_schedule(0.5), **{argument: value})
+    make_optimizer(name, optax.constant_schedule(0.5), **{argument: type(value)()})
+
+
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(ValueError, match="nesterov is True, but momentum is 0: set a momentum"):
+        make_optimizer("sgd", optax.constant_schedule(0.5), momentum=0.0, nesterov=True)
+    make_optimizer("sgd", optax.constant_schedule(0.5), momentum=0.0)

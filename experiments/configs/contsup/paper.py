@@ -29,12 +29,9 @@ def published(
     config.data.name = data
     config.batch_size, config.optimizer.learning_rate = (128, 0.1) if data == "stl10" else (1024, 0.8)
     config.optimizer.name = "sgd"
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = True
     config.optimizer.weight_decay = 1e-4
     config.optimizer.schedule = "contsup"
     config.optimizer.warmup_epochs = 10
-    config.optimizer.warmup_rate = 0.01
     config.method = "end_to_end" if k == 1 else "contsup"
     config.local.modules = k
     config.local.context = context
