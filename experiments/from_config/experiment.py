@@ -228,11 +228,18 @@ def _augmentation(config: ConfigDict, usual: Augmentation) -> Augmentation:
 def _of_channels(config: ConfigDict, name: str, usual: tuple[float, ...]) -> tuple[float, ...]:
     if config.data[name] is None:
         return usual
-    expected = f"a number in [0, 1] for each of the {len(usual)} channels"
-    numbers = _numbers(f"data.{name}", config.data[name], expected)
-    if len(numbers) != len(usual):
-        raise ValueError(f"data.{name} is {config.data[name]!r}: use {expected}")
-    return tuple(255 * number for number in numbers)
+    lowest, interval = (0.0, "[0, 1]") if name == "mean" else (math.ulp(0.0), "(0, 1]")
+    expected, example = f"a number in {interval} for each of the {len(usual)} channels", _fractions(usual)
+    numbers = _numbers(f"data.{name}", config.data[name], expected, example)
+    if len(numbers) == len(usual) and all(lowest <= number <= 1 for number in numbers):
+        return tuple(255 * number for number in numbers)
+    if len(numbers) == len(usual) and all(lowest <= number <= 255 for number in numbers):
+        example = f"{_fractions(numbers)} (these divided by 255)"
+    raise ValueError(f"data.{name} is {config.data[name]!r}: use {expected}, such as {example}")
+
+
+def _fractions(pixels: Sequence[float]) -> str:
+    return ",".join(f"{value / 255:.4g}" for value in pixels)
 
 
 def _cut(config: ConfigDict, network: Network, data: Description, dtype: Any, platform: str) -> CutNetwork:
@@ -250,7 +257,7 @@ def _cut(config: ConfigDict, network: Network, data: Description, dtype: Any, pl
             config.network.name, config.data.name, local.modules, balanced=balanced
         )
     else:
-        scale = _numbers("local.loss_scale", local.loss_scale, "'published', or four numbers")
+        scale = _numbers("local.loss_scale", local.loss_scale, "'published', or four numbers", "5,0.05,0.2,0.5")
     pixels = PixelScale(data.augmentation.mean, data.augmentation.std)
     return cut(
         network,
@@ -283,11 +290,11 @@ def _remat(text: str) -> tuple[str, ...]:
     return names
 
 
-def _numbers(key: str, text: str, expected: str) -> tuple[float, ...]:
+def _numbers(key: str, text: str, expected: str, example: str) -> tuple[float, ...]:
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
-        raise ValueError(f"{key} is {text!r}: use {expected} with commas between, such as 5,0.05,0.2,0.5") from None
+        raise ValueError(f"{key} is {text!r}: use {expected} with commas between, such as {example}") from None
 
 
 def _names(boundaries: str) -> tuple[str, ...] | str:
