@@ -125,6 +125,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
         ["--config.optimizer.schedule=piecewise", "--config.optimizer.milestones=(20,)", "--config.optimizer.decay=2"],
         r"decay is 2.0: use a number in \(0, 1\]",
     ),
+    (["--config.block_kd.stones=some"], r"stones is 'some': use all, or the numbers of some stones, such as \(2, 3\)"),
     (["--config.optimizer.name=adam", "--config.optimizer.momentum=0.9"], "momentum is 0.9, but optimizer 'adam' has"),
     (
         ["--config.optimizer.name=lion", "--config.optimizer.nesterov"],
