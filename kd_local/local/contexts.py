@@ -1,9 +1,9 @@
-"""Context supply: what a module gets besides its input, and the small networks that bring it into shape.
+"""Context supply: small networks M add contexts (earlier tensors) to a module's input.
 
     h^c_{l-1} = h_{l-1} + sum over the contexts c of module l of M(c)
 
 Reference: Yu et al., "Go beyond End-to-End Training: Boosting Greedy Local Learning with Context Supply" (arXiv
-2312.07636). Not optimal yet: the faithful encoder of the image convolves at full resolution at every boundary.
+2312.07636). Not optimal yet: the paper's image encoder convolves at full resolution at every boundary.
 """
 
 import re
@@ -26,28 +26,38 @@ IMAGE_ENCODERS: tuple[str, ...] = ("full", "pooled")
 
 
 def input_name(module: int) -> str:
-    """The name of the tensor h^c: the input of that module, its contexts added."""
+    """The name of the tensor h^c: the module's input with its contexts added."""
     return f"supplied{module}"
 
 
 def output_name(module: int) -> str:
-    """The name of the tensor h: the output of that module."""
+    """The name of the tensor h: the module's output."""
     return f"features{module}"
 
 
 @dataclass(frozen=True)
 class Context:
-    """Which contexts a module gets: the n most recent inputs of finished modules (Rn), the image (E), or both."""
+    """The rule that selects a module's contexts.
+
+    Attributes:
+        recent: n of Rn: the contexts include the inputs h^c of the n preceding modules.
+        image: E: the contexts include the image.
+    """
 
     recent: int
     image: bool
 
     @classmethod
     def parse(cls, name: str) -> "Context":
-        """From the paper's names: R0, E, R1, R1E, or Rn / RnE with n >= 1.
+        """The rule with one of the paper's names: R0, E, R1, R1E, or Rn / RnE with n >= 1.
+
+        >>> Context.parse("R2E")
+        Context(recent=2, image=True)
+        >>> Context.parse("R2E").sources(3)
+        ('images', 'supplied2', 'supplied1')
 
         Raises:
-            ValueError: any other name.
+            ValueError: the name has another form.
         """
         match = re.fullmatch(r"E|R(0|[1-9][0-9]*)(E?)", name)
         if match is None or name == "R0E":
@@ -55,8 +65,14 @@ class Context:
         return cls(recent=int(match[1] or 0), image=name.endswith("E"))
 
     def sources(self, module: int) -> tuple[str, ...]:
-        """Names of the tensors that are the context of a module, counted from 0, the image first, then the most
-        recent. With the image supplied anyway, the first module's input (the image) is not supplied again."""
+        """Names of the tensors that are a module's contexts: first the image, then the most recent input.
+
+        Module 0 has no context. If the image is a context, module 0's input, which is the image too, is not added a
+        second time.
+
+        Args:
+            module: the module's number, from 0.
+        """
         if module == 0:
             return ()
         sources = [IMAGES] if self.image else []
@@ -70,7 +86,14 @@ class Context:
     def networks(
         self, module: int, *, image_encoder: str = "full", width: float = 1.0, dtype: DType = None
     ) -> tuple[nn.Module, ...]:
-        """The context networks of a module, one for each of its sources; `width` as in `cut`'s `aux_width`."""
+        """The context networks of a module, one for each of its sources.
+
+        Args:
+            module: the module's number, from 0.
+            image_encoder: one of `IMAGE_ENCODERS`.
+            width: `aux_width` of `cut`.
+            dtype: compute dtype of the networks.
+        """
         channels = int(ImageEncoder.width * width)
         return tuple(
             ImageEncoder(channels, image_encoder == "pooled", dtype)
@@ -81,11 +104,11 @@ class Context:
 
 
 class ImageEncoder(nn.Module):
-    """M of the mode E: two 3x3 convolutions (3->width->C), each with bias, batch normalisation and ReLU, at the
-    image's full resolution, then average pooling to the boundary's size.
+    """The context network M of the image (E): two convolutions, then average pooling to the boundary's size.
 
-    With `pool_first`, which is not the paper's, the image is pooled before the convolutions: with ResNet-32 and K=16
-    the encoders then cost 28 % of the network's multiply-adds instead of 89 %.
+    The convolutions are 3x3 (3 -> `width` -> C channels), with bias, batch normalisation and ReLU, at the image's full
+    resolution. With `pool_first`, an addition to the paper, pooling comes before the convolutions. All encoders of
+    ResNet-32 with K=16 then cost 28 % of the network's multiply-adds instead of 89 %.
     """
 
     width: int = 12
@@ -105,8 +128,10 @@ class ImageEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """M of the modes Rn: a 1x1 convolution with bias, batch normalisation and ReLU at the source's resolution, then
-    average pooling to the boundary's size."""
+    """The context network M of an earlier input (Rn): a 1x1 convolution, then average pooling to the boundary's size.
+
+    The convolution has bias, batch normalisation and ReLU, at the source's resolution.
+    """
 
     dtype: DType = None
     layers: ClassVar[tuple[str, ...]] = ("conv",)
@@ -128,11 +153,19 @@ def supply(
     train: bool,
     remat: int | None = None,
 ) -> list[tuple[Float[Array, "batch h w c"], Collection]]:
-    """What context networks make of their contexts, in the shape of `like`, and their statistics.
+    """Applies context networks to their contexts. Returns `(output, batch statistics)` of each network.
 
-    With `remat` they are computed again for their gradients, one after the other, the image's last, and each so many
-    output channels at a time: the same numbers, since its last convolution, batch normalisation, ReLU and pooling act
-    on each output channel by itself.
+    With `remat=n`, each network is recomputed in the backward pass, `n` output channels at a time, the image's last.
+    The results are the same: the last convolution, batch normalisation, ReLU and pooling treat each output channel
+    alone.
+
+    Args:
+        networks: from `Context.networks`.
+        variables: of each network.
+        contexts: the input of each network.
+        like: the module's input; every output has its shape.
+        train: whether batch normalisation uses and updates the batch's statistics.
+        remat: None, or the number of output channels that are recomputed at a time.
     """
     if remat is None:
         return [
@@ -153,7 +186,7 @@ def supply(
 def _encode_in_groups(
     network: Any, variables: Mapping[str, Any], x: Array, like: Array, channels: int, *, train: bool
 ) -> tuple[Array, Collection]:
-    """As the encoder itself, its last layer in groups of channels: of all its arrays these are the last axis."""
+    """The encoder with its last layer in groups of output channels, which are the last axis of all its arrays."""
 
     def layer(name: str, kept: slice) -> dict[str, Any]:
         return {key: jax.tree.map(lambda x: x[..., kept], entries[name]) for key, entries in variables.items()}
@@ -173,5 +206,5 @@ def _encode_in_groups(
         x, statistics[name] = apply(layer(name, slice(None)), x)
     groups = tuple(layer(last, slice(i, i + channels)) for i in range(0, like.shape[-1], channels))
     outputs, each = zip(*rematerialize_in_turn(*[group] * len(groups))(groups, x), strict=True)
-    statistics[last] = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), *each)
+    statistics[last] = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *each)
     return jnp.concatenate(outputs, axis=-1), statistics

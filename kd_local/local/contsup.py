@@ -1,4 +1,4 @@
-"""ContSup: greedy local learning with context supply, one compiled step a module.
+"""ContSup: greedy local learning with context supply, one compiled program per module.
 
 Reference: Yu et al., "Go beyond End-to-End Training: Boosting Greedy Local Learning with Context Supply" (arXiv
 2312.07636). With context R0 it is plain greedy local learning (DGL, Belilovsky et al., ICML 2020).
@@ -21,14 +21,16 @@ from kd_local.state import Part, new_part, update_part, variables_of
 
 @dataclass(frozen=True)
 class ContSup:
-    """Trains each module of a cut network by its own loss, one program a module.
+    """Trains each module of a cut network with its own loss, as one program per module.
 
     Attributes:
-        answer: which head answers once it is deployed: `last`, the network's own; the name of a module, to exit early
-            there; or `ensemble`, all of them together.
+        cut_network: from `cut`.
+        optimizer: updates each module's parameters; every module has its own optimizer state.
+        answer: the deployed head: `last`, the network's own; a module's name, for an early exit after this module; or
+            `ensemble`, the mean of the probabilities of all heads.
 
     Raises:
-        ValueError: an unknown answer, or a module whose head does not classify.
+        ValueError: `answer` is unknown, or names a module whose head does not classify.
     """
 
     cut_network: CutNetwork
@@ -36,16 +38,16 @@ class ContSup:
     answer: str = "last"
 
     def __post_init__(self) -> None:
-        self.cut_network.answering(self.answer)
+        self.cut_network.heads_for(self.answer)
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A fresh state, a part for each module; of `images` only shape and dtype count."""
+        """A new state with one part per module. Only the shape and dtype of `images` matter."""
         return {
             name: new_part(variables, self.optimizer) for name, variables in self.cut_network.init(rng, images).items()
         }
 
     def programs(self) -> tuple[Program, ...]:
-        """A program for each module; modules that are alike share one executable."""
+        """One program per module. Equal modules share one executable."""
         return tuple(
             Program(
                 name=module.name,
@@ -59,20 +61,20 @@ class ContSup:
         )
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """The answer's logits in evaluation mode, contexts supplied."""
+        """The logits of the deployed head in evaluation mode, with contexts."""
         return self.cut_network.logits(_variables(state), images, answer=self.answer)
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
-        """The logits of every head that classifies, and of all together, in evaluation mode."""
+        """The logits of every head that classifies, by module name, and of their ensemble, in evaluation mode."""
         variables = _variables(state)
-        answers = self.cut_network.answers(variables, images)
-        if len(answers) == 1:
+        logits = self.cut_network.head_logits(variables, images)
+        if len(each) == 1:
             return {}
-        return {**answers, "ensemble": self.cut_network.logits(variables, images, answer="ensemble")}
+        return {**logits, "ensemble": self.cut_network.logits(variables, images, answer="ensemble")}
 
     def deployed(self, state: State) -> Mapping[str, Any]:
-        """The parameters of blocks and context networks, and of those local heads that answer."""
-        names = self.cut_network.answering(self.answer)
+        """The parameters of the blocks, the context networks and the deployed heads."""
+        names = self.cut_network.heads_for(self.answer)
         every = [module.name for module in self.cut_network.modules]
         return {
             name: {
@@ -85,8 +87,8 @@ class ContSup:
 
     @property
     def deployed_program(self) -> str | None:
-        """The module whose head answers; None for an ensemble, whose logits no module computes."""
-        names = self.cut_network.answering(self.answer)
+        """The module of the deployed head; None for an ensemble, whose logits no module computes."""
+        names = self.cut_network.heads_for(self.answer)
         return names[0] if len(names) == 1 else None
 
 

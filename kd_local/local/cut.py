@@ -1,8 +1,8 @@
-"""A network cut into gradient-isolated modules: what each is made of, and the whole of it as plain functions.
+"""A network cut into gradient-isolated modules, and the cut network as plain functions.
 
-`CutNetwork.losses` is the reference form of local learning: in one function, with `jax.lax.stop_gradient` at every cut.
-Its gradients are what every faster form must equal; its memory under `jax.jit` is not what local learning promises,
-since XLA schedules the whole as it likes. Training goes through `ContSup`, one compiled step a module.
+`CutNetwork.losses` is the reference form of local learning: one function with `jax.lax.stop_gradient` at every
+boundary. Faster forms have the same gradients. Under `jax.jit` the reference form does not save memory, because XLA is
+free to order the computations of all modules. Train with `ContSup`, which compiles one program per module.
 """
 
 import math
@@ -30,12 +30,12 @@ Boundaries = Literal["equal"] | Sequence[str]
 
 
 class LocalOutputs(NamedTuple):
-    """What the reference form gives.
+    """Results of the reference form, `CutNetwork.losses`.
 
     Attributes:
-        losses: each module's own loss, by its name; the last is the cross entropy of the logits.
-        logits: of the last module.
-        batch_stats: the updated statistics of each module.
+        losses: each module's loss by the module's name. The last module's loss is the cross entropy of its logits.
+        logits: the logits of the last module.
+        batch_stats: each module's updated batch statistics by the module's name.
     """
 
     losses: dict[str, Float[Array, ""]]
@@ -45,9 +45,13 @@ class LocalOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class CutNetwork:
-    """A network cut into modules. Make one with `cut`.
+    """A network cut into modules, as returned by `cut`. Its variables are a dict: module name -> the module's
+    variables.
 
-    Variables of it are a mapping from module names to that module's variables.
+    Attributes:
+        network: the network before the cut.
+        boundaries: the names of the blocks after which the network is cut.
+        modules: the modules, in order.
     """
 
     network: Network
@@ -57,7 +61,7 @@ class CutNetwork:
     def init(
         self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct
     ) -> dict[str, Variables]:
-        """Fresh variables of every module; of `images` only shape and dtype count."""
+        """New variables of every module by its name. Only the shape and dtype of `images` matter."""
         tensors: dict[str, Any] = {IMAGES: jax.ShapeDtypeStruct(images.shape, images.dtype)}
         variables = {}
         for module, key in zip(self.modules, jax.random.split(rng, len(self.modules)), strict=True):
@@ -74,7 +78,13 @@ class CutNetwork:
         *,
         last: str | None = None,
     ) -> dict[str, Array]:
-        """The output of every module by its name, up to the one named, in evaluation mode, contexts supplied."""
+        """The output of every module by its name, in evaluation mode, with contexts.
+
+        Args:
+            variables: from `init`.
+            images: normalised.
+            last: the name of the last module to compute; None computes all.
+        """
         tensors: dict[str, Array] = {IMAGES: images}
         outputs: dict[str, Array] = {}
         for module in self.modules:
@@ -86,21 +96,23 @@ class CutNetwork:
                 break
         return outputs
 
-    def answers(
+    def head_logits(
         self,
         variables: Mapping[str, Variables],
         images: Float[Array, "batch h w c"],
         names: Sequence[str] | None = None,
     ) -> dict[str, Float[Array, "batch classes"]]:
-        """The logits of heads that classify, by their modules' names, in evaluation mode.
+        """The logits of heads by their modules' names, in evaluation mode. The last module's are the network's logits.
 
-        The last module's are the network's own. With `names`, in order, of these modules only, and nothing behind them
-        is computed.
+        Args:
+            variables: from `init`.
+            images: normalised.
+            names: modules, in order; later modules are not computed. None: all modules whose heads classify.
         """
-        names = self.answering("ensemble") if names is None else names
+        names = self.heads_for("ensemble") if names is None else names
         outputs = self.outputs(variables, images, last=names[-1])
         return {
-            module.name: module.answer(variables[module.name], outputs[module.name])
+            module.name: module.head_output(variables[module.name], outputs[module.name])
             for module in self.modules
             if module.name in names
         }
@@ -108,28 +120,28 @@ class CutNetwork:
     def logits(
         self, variables: Mapping[str, Variables], images: Float[Array, "batch h w c"], *, answer: str = "last"
     ) -> Float[Array, "batch classes"]:
-        """What is deployed, in evaluation mode.
+        """The logits of the deployed head, in evaluation mode.
 
         Args:
             variables: from `init`.
             images: normalised.
-            answer: who answers: `last`, the network itself, without local heads; a module's name, without what comes
-                behind it; `ensemble`, the logarithm of the mean of all heads' probabilities.
+            answer: the deployed head: `last`, the network's own; a module's name, whose later modules are not computed;
+                or `ensemble`, which gives the logarithm of the mean of all heads' probabilities.
 
         Raises:
-            ValueError: see `answering`.
+            ValueError: see `heads_for`.
         """
-        answers = list(self.answers(variables, images, self.answering(answer)).values())
-        if len(answers) == 1:
-            return answers[0]
-        each = jnp.stack([jax.nn.log_softmax(logits) for logits in answers])
-        return jax.nn.logsumexp(each, axis=0) - math.log(len(each))
+        each = list(self.head_logits(variables, images, self.heads_for(answer)).values())
+        if len(each) == 1:
+            return each[0]
+        log_probabilities = jnp.stack([jax.nn.log_softmax(logits) for logits in each])
+        return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(len(each))
 
-    def answering(self, answer: str) -> tuple[str, ...]:
-        """The modules whose heads give an answer.
+    def heads_for(self, answer: str) -> tuple[str, ...]:
+        """The names of the modules whose heads an `answer` uses, see `logits`.
 
         Raises:
-            ValueError: not `last`, `ensemble` or the name of a module whose head classifies.
+            ValueError: `answer` is not `last`, `ensemble` or the name of a module whose head classifies.
         """
         names = tuple(module.name for module in self.modules if module.classifies)
         choices = {**{name: (name,) for name in names}, "last": names[-1:], "ensemble": names}
@@ -145,13 +157,13 @@ class CutNetwork:
         *,
         train: bool = True,
     ) -> LocalOutputs:
-        """Every module's loss in one function, gradients cut between modules: the reference form.
+        """The losses of all modules in one function, without gradients between modules: the reference form.
 
         Args:
             variables: from `init`.
             images: normalised.
             labels: in [0, classes).
-            train: whether batch normalisation uses, and updates, the batch's statistics.
+            train: whether batch normalisation uses and updates the batch's statistics.
         """
         tensors: dict[str, Array] = {IMAGES: images}
         losses, statistics, output = {}, {}, images
@@ -183,31 +195,39 @@ def cut(
     channels_at_once: int = 8,
     dtype: DType = None,
 ) -> CutNetwork:
-    """Cut a network into gradient-isolated modules.
+    """Cuts a network into gradient-isolated modules.
+
+    >>> from kd_local.models import create
+    >>> cut_network = cut(create("resnet32", classes=10), modules=4, classes=10, context="R1")
+    >>> cut_network.boundaries
+    ('stage1/2', 'stage2/1', 'stage3/0')
+    >>> cut_network.modules[2].reads
+    ('features1', 'supplied1')
 
     Args:
-        network: the last block gives the logits.
-        modules: how many; with named boundaries it may be left out.
-        classes: outputs of the local heads.
-        boundaries: `equal` numbers of layers, or the names of the blocks behind which to cut.
-        context: R0, E, R1, R1E, or Rn / RnE.
-        image_encoder: of the context E: `full`, the paper's, convolves at the image's resolution, `pooled` at the
+        network: a network whose last block returns the logits.
+        modules: number of modules; None with named boundaries.
+        classes: number of classes, the outputs of the local heads.
+        boundaries: `equal` numbers of layers, or the names of the blocks after which to cut.
+        context: R0, E, R1, R1E, or Rn / RnE with n >= 1, see `Context`.
+        image_encoder: of the context E: `full`, as in the paper, convolves at the image's resolution; `pooled` at the
             boundary's.
-        head: a local head, 0c1f, 0c2f, 1c1f, 1c2f, 1c3f or 2c2f.
-        loss: a local loss, softmax or contrast.
-        decoder: with it, how the images were normalised, each module but the last reconstructs them too.
-        loss_scale: weights of reconstruction and head at the first boundary and at the last, used with a decoder;
-            see `published_loss_scale`.
-        aux_width: multiplies the channels of heads, decoders and image encoders.
-        feature_width: hidden units of a head, and of the features that the contrastive loss compares.
-        remat: parts of a module that are computed again for their gradients instead of kept: less memory for more
-            time. Any of blocks, contexts, head, decoder.
-        channels_at_once: output channels of a context network that are computed again at a time: 8 are a TPU's tile
-            and need least, on a CPU 16 take a third less time.
-        dtype: compute dtype of heads and context networks, as of the network.
+        head: the local heads: 0c1f, 0c2f, 1c1f, 1c2f, 1c3f or 2c2f, see `LocalHead`.
+        loss: the local loss: softmax or contrast.
+        decoder: the normalisation of the images: each module but the last also reconstructs the images. None: no
+            decoders.
+        loss_scale: with decoders, the weights of reconstruction and head at the first boundary and at the last, see
+            `published_loss_scale`.
+        aux_width: multiplies the channels of heads, decoders and image encoders; at least 1/12.
+        feature_width: hidden units of a head, and length of the features that the contrastive loss compares.
+        remat: networks of a module that the backward pass recomputes, for less memory and more time. Any of blocks,
+            contexts, head and decoder.
+        channels_at_once: output channels of a context network that are recomputed at a time. 8, a TPU's tile, needs
+            least memory; on a CPU 16 takes a third less time.
+        dtype: compute dtype of heads, decoders and context networks; use the network's.
 
     Raises:
-        ValueError: any of these is unknown or out of range.
+        ValueError: an argument is unknown or out of range.
 
     Reference: Yu et al., arXiv 2312.07636.
     """
@@ -215,7 +235,7 @@ def cut(
         if boundaries != "equal":
             raise unknown("rule for boundaries", boundaries, ("equal",))
         if modules is None:
-            raise ValueError("the number of modules is missing: give modules, or boundaries by name")
+            raise ValueError("the number of modules is missing: give modules, or name the boundaries")
         boundaries = equal_layers(network, modules)
     boundaries = check_boundaries(network, boundaries)
     count = len(boundaries) + 1
@@ -226,7 +246,7 @@ def cut(
         )
     if image_encoder not in IMAGE_ENCODERS:
         raise unknown("image encoder", image_encoder, IMAGE_ENCODERS)
-    if not 1 / 12 <= aux_width < math.inf:  # a twelfth leaves an encoder one channel
+    if not 1 / 12 <= aux_width < math.inf:  # with 1/12 an image encoder has one channel
         raise ValueError(f"aux_width is {aux_width}: use 1/12 or more; 1 is the published width")
     if int(feature_width * aux_width) < 1:
         raise ValueError(f"feature_width is {feature_width}: use 1 or more; {FEATURE_WIDTH} is the published width")

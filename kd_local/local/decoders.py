@@ -1,5 +1,4 @@
-"""Reconstruction decoders: the second local loss of InfoPro, which asks of a module that the image can be told from
-its output.
+"""Reconstruction decoders: InfoPro's second local loss, which trains a module to keep information about the image.
 
 Reference: Wang et al., "Revisiting locally supervised learning" (InfoPro, ICLR 2021); Yu et al., arXiv 2312.07636.
 """
@@ -20,10 +19,14 @@ from kd_local.precision import at_least_float32
 
 @dataclass(frozen=True)
 class PixelScale:
-    """How images were normalised: (image - mean) / std for each channel, on the scale 0 to 255.
+    """The normalisation of the images: (image - mean) / std for each channel, on the scale 0 to 255.
+
+    Attributes:
+        mean: one number per channel.
+        std: one number above 0 per channel.
 
     Raises:
-        ValueError: `mean` and `std` are not one finite number a channel, `std` above 0.
+        ValueError: the two have different lengths, a number is not finite, or a `std` is not above 0.
     """
 
     mean: tuple[float, ...]
@@ -37,15 +40,18 @@ class PixelScale:
             raise ValueError(f"std {self.std}: use numbers above 0, on the scale 0 to 255")
 
     def restore(self, images: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
-        """The images as they were before, on the scale 0 to 1, in float32 or wider."""
+        """The images before normalisation, on the scale 0 to 1, in float32 or wider."""
         wide = at_least_float32(images.dtype)
         std, mean = (jnp.asarray(np.divide(x, 255), wide).reshape(1, 1, 1, -1) for x in (self.std, self.mean))
         return images.astype(wide) * std + mean
 
 
 class Decoder(nn.Module):
-    """Bilinear resizing of the features to the image's size, a 3x3 convolution to `width` channels (bias, batch
-    normalisation, ReLU) and another to the image's (bias); gives the logits of pixels in [0, 1]."""
+    """Reconstructs the image from features. Returns the logits of pixel values in [0, 1].
+
+    Bilinear resizing of the features to the image's size, a 3x3 convolution to `width` channels (bias, batch
+    normalisation, ReLU) and a 3x3 convolution to the image's channels (bias).
+    """
 
     width: int = 12
     dtype: DType = None
@@ -60,12 +66,12 @@ class Decoder(nn.Module):
 
 
 def reconstruction_loss(logits: Float[Array, "batch h w c"], images: Float[Array, "batch h w c"]) -> Float[Array, ""]:
-    """Binary cross entropy of the pixels against images in [0, 1], the mean over all, in nats."""
+    """Binary cross entropy between predicted pixels and images in [0, 1]: the mean over all pixels, in nats."""
     return optax.losses.sigmoid_binary_cross_entropy(logits.astype(images.dtype), images).mean()
 
 
 def resize_bilinear(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> Float[Array, "batch h w c"]:
-    """Bilinear interpolation in which the corners of both grids coincide (PyTorch's `align_corners=True`)."""
+    """Bilinear interpolation to `(height, width)`, with aligned corners (PyTorch's `align_corners=True`)."""
     if x.shape[1:3] == size:
         return x
     rows, columns = (jnp.asarray(_interpolation(n, m), x.dtype) for n, m in zip(x.shape[1:3], size, strict=True))

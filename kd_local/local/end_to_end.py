@@ -1,4 +1,4 @@
-"""End-to-end training by back-propagation: what local learning is compared with."""
+"""End-to-end training by back-propagation, the baseline of local learning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +19,13 @@ NAME = "network"
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """Trains a network as a whole by the cross entropy of its logits.
+    """Trains a whole network with the cross entropy of its logits, as one program.
 
-    With `remat`, only the blocks' outputs are kept for the backward pass and each block is computed again there:
-    less memory for more time (gradient checkpointing; Chen et al., arXiv 1604.06174).
+    Attributes:
+        network: the network.
+        optimizer: updates all parameters.
+        remat: True: the backward pass keeps only the blocks' outputs and recomputes each block. This needs less memory
+            and more time (gradient checkpointing; Chen et al., arXiv 1604.06174).
     """
 
     network: Network
@@ -30,7 +33,7 @@ class EndToEnd:
     remat: bool = False
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A fresh state of one part; of `images` only shape and dtype count."""
+        """A new state with one part. Only the shape and dtype of `images` matter."""
         return {NAME: new_part(self.network.init(rng, images), self.optimizer)}
 
     def programs(self) -> tuple[Program, ...]:
@@ -49,7 +52,7 @@ class EndToEnd:
         return self.network.apply(self.network_variables(state), images, train=False)[0]
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
-        """None: only the network itself answers."""
+        """No logits: the network has no other classifiers."""
         return {}
 
     def deployed(self, state: State) -> Mapping[str, Any]:
@@ -58,7 +61,7 @@ class EndToEnd:
 
     @property
     def deployed_program(self) -> str:
-        """The only program."""
+        """The name of the only program."""
         return NAME
 
     def network_variables(self, state: State) -> Variables:

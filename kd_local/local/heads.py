@@ -1,6 +1,6 @@
-"""Local heads: the small classifiers that give each module but the last its own loss.
+"""Local heads: small classifiers on the outputs of all modules but the last. A local loss trains each of them.
 
-Reference: Yu et al., arXiv 2312.07636, which takes them from InfoPro (Wang et al., ICLR 2021) and DGL.
+Reference: Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021) and DGL (Belilovsky et al., ICML 2020).
 """
 
 import flax.linen as nn
@@ -15,11 +15,17 @@ _WIDEST = 64
 
 
 class LocalHead(nn.Module):
-    """`NcMf`: N 3x3 convolutions, each with batch normalisation and ReLU, global average pooling, M linear layers with
-    `feature_width` hidden units and ReLU between them.
+    """A head of kind `NcMf`: N 3x3 convolutions, global average pooling and M linear layers.
 
-    The first convolution doubles the channels with stride 2 where there are fewer than 64, and else keeps both; the
-    second keeps both. `width` multiplies the channels of convolutions and the hidden units.
+    Each convolution has batch normalisation and ReLU. An input with fewer than 64 channels gets twice the channels and
+    half the resolution in the first convolution. All other convolutions keep channels and resolution.
+
+    Attributes:
+        kind: one of `HEADS`.
+        outputs: units of the last linear layer.
+        width: multiplies the channels of the convolutions and the hidden units.
+        feature_width: hidden units of the linear layers but the last, each with ReLU.
+        dtype: compute dtype.
     """
 
     kind: str
@@ -45,10 +51,10 @@ class LocalHead(nn.Module):
 def local_head(
     kind: str, *, outputs: int, width: float = 1.0, feature_width: int = FEATURE_WIDTH, dtype: DType = None
 ) -> LocalHead:
-    """The local head of that kind.
+    """A local head; the arguments are those of `LocalHead`.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: the kind is not one of `HEADS`.
     """
     if kind not in HEADS:
         raise unknown("head", kind, HEADS)

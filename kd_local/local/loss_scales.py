@@ -1,9 +1,10 @@
-"""How much reconstruction and head count in the local losses of modules with a decoder.
+"""The weights of reconstruction and head in the local losses of modules with a decoder.
 
-A scale is four numbers (ixx_1, ixy_1, ixx_2, ixy_2): the weights of reconstruction and head at the first boundary and
-at the last; between them both change evenly. Without a decoder a local loss is the head's alone, with weight 1.
+A scale is four numbers (ixx_1, ixy_1, ixx_2, ixy_2): the weights of reconstruction and head at the first boundary, then
+at the last one. Both weights are interpolated linearly between these boundaries. A module without a decoder has the
+head's loss with weight 1.
 
-Reference: the numbers of Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021).
+Reference: the values of Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021).
 """
 
 import math
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 
 LossScale = tuple[float, float, float, float]
 
-# SVHN, K=4: the authors' code has 0 as the last number, so that no head would be trained; InfoPro, from which the row
-# comes, has 1.
+# SVHN, K=4: the last number is 0 in the authors' code, so that no head would be trained. This is InfoPro's 1, from
+# which the row was copied.
 _EQUAL: dict[tuple[str, str], dict[int, LossScale]] = {
     ("resnet32", "cifar10"): {
         2: (5.0, 1.0, 0.0, 0.0),
@@ -46,10 +47,20 @@ _BALANCED: dict[tuple[str, str], dict[int, LossScale]] = {
 
 
 def published_loss_scale(network: str, data: str, modules: int, *, balanced: bool = False) -> LossScale:
-    """The published scale; where there is none, that of what is nearest.
+    """The published scale, or the nearest published one.
 
-    A number of modules that was not published takes the nearest one's, the larger of two, and a data set or network
-    CIFAR-10's or ResNet-32's. Balanced boundaries without a scale of their own take that of equal layers.
+    >>> published_loss_scale("resnet32", "cifar10", 16)
+    (5.0, 0.05, 0.2, 0.5)
+
+    A number of modules without a scale takes the nearest number's; of two equally near numbers, the larger one's.
+    Another data set takes CIFAR-10's scale, another network ResNet-32's. Balanced boundaries without a scale take the
+    scale of equal layers.
+
+    Args:
+        network: such as `resnet32`.
+        data: such as `cifar10`.
+        modules: number of modules.
+        balanced: whether the boundaries balance memory.
     """
     tables = [_BALANCED, _EQUAL] if balanced else [_EQUAL]
     for key in ((network, data), (network, "cifar10"), ("resnet32", data), ("resnet32", "cifar10")):
@@ -64,10 +75,10 @@ def published_loss_scale(network: str, data: str, modules: int, *, balanced: boo
 
 
 def check_loss_scale(scale: Sequence[float]) -> LossScale:
-    """Four numbers as a scale.
+    """The scale as four floats.
 
     Raises:
-        ValueError: not four numbers, or one that is negative or not finite.
+        ValueError: the scale does not have four numbers, or a number is negative or not finite.
     """
     if len(scale) != 4 or not all(math.isfinite(number) and number >= 0 for number in scale):
         raise ValueError(
@@ -79,6 +90,12 @@ def check_loss_scale(scale: Sequence[float]) -> LossScale:
 
 
 def loss_weights(scale: LossScale, boundary: int, boundaries: int) -> tuple[float, float]:
-    """The weights of reconstruction and head at a boundary, counted from 0; a single one takes the first pair."""
+    """The weights `(reconstruction, head)` at one boundary.
+
+    Args:
+        scale: four numbers, see above.
+        boundary: the boundary's number, from 0.
+        boundaries: the number of boundaries. A single boundary takes the first two numbers.
+    """
     ratio = boundary / (boundaries - 1) if boundaries > 1 else 0.0
     return scale[0] * (1 - ratio) + scale[2] * ratio, scale[1] * (1 - ratio) + scale[3] * ratio

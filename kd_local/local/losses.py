@@ -1,4 +1,4 @@
-"""Local losses: what a module's head is trained by."""
+"""Local losses, which train a module through its head."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from kd_local.errors import unknown
 from kd_local.precision import at_least_float32
 
 LocalLoss = Callable[[Float[Array, "batch k"], Int[Array, " batch"]], Metrics]
-"""`(outputs of the head, labels) -> means over the batch`, of which `loss` is minimised."""
+"""`(outputs of the head, labels) -> means over the batch`; training minimises `loss`."""
 
 TEMPERATURE = 0.07
 
@@ -26,17 +26,19 @@ def softmax(logits: Float[Array, "batch k"], labels: Int[Array, " batch"]) -> Me
 
 
 def contrast(features: Float[Array, "batch k"], labels: Int[Array, " batch"]) -> Metrics:
-    """Supervised contrastive loss of the features, made unit vectors z (one view a sample, in nats, float32 at least).
+    """Supervised contrastive loss of features, with one view per image: the mean in nats, in float32 at least.
 
-    Every image i is an anchor. Its positives P(i) are the others of its class:
-    l_i = -1/|P(i)| sum over p in P(i) of log(exp(z_i z_p / t) / sum over a != i of exp(z_i z_a / t)), with t = 0.07. An
-    image without positives adds 0 and still counts in the mean.
+    z_i is the feature vector of image i, scaled to length 1, and P(i) are the other images of its class. Then
+
+        l_i = -1/|P(i)| sum over p in P(i) of log(exp(z_i z_p / t) / sum over a != i of exp(z_i z_a / t)), t = 0.07
+
+    The loss is the mean of l_i over the batch. An image without other images of its class has l_i = 0.
 
     Reference: Khosla et al., "Supervised contrastive learning" (NeurIPS 2020), eq. 2, as InfoPro (Wang et al., ICLR
     2021) uses it.
     """
     features = features.astype(at_least_float32(features.dtype))
-    if len(labels) == 1:  # no others: the sum over them would be the logarithm of 0
+    if len(labels) == 1:  # the sum over other images is empty, and its logarithm infinite
         return {"loss": jnp.zeros_like(features).sum()}
     squares = jnp.sum(features * features, axis=-1, keepdims=True)
     # Norms under 1e-12 count as 1e-12, as in PyTorch's normalize; the inner `where` keeps the root's gradient finite.
@@ -54,10 +56,10 @@ LOSSES: dict[str, LocalLoss] = {"softmax": softmax, "contrast": contrast}
 
 
 def local_loss(name: str) -> LocalLoss:
-    """The local loss of that name.
+    """The local loss of this name.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is not one of `LOSSES`.
     """
     if name not in LOSSES:
         raise unknown("local loss", name, LOSSES)

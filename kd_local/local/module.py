@@ -1,4 +1,4 @@
-"""One module of a cut network: its blocks, what it is supplied with, and what it is trained by."""
+"""One module of a cut network: context networks, blocks, local head and loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,17 +19,17 @@ from kd_local.networks import Collection, Network, Variables, apply_block, by_bl
 from kd_local.rematerialization import rematerialize
 
 REMATERIALIZABLE: tuple[str, ...] = ("blocks", "contexts", "head", "decoder")
-"""What of a module can be rematerialised: computed again for its gradient instead of kept."""
+"""The names that `remat` may contain: networks of a module that the backward pass can recompute instead of storing."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a module's decoder reconstructs.
+    """A module's decoder and its target, the images.
 
     Attributes:
-        decoder: reads the module's output.
-        pixels: how the images were normalised.
-        position: of the images among the tensors that the module reads.
+        decoder: reconstructs the images from the module's output.
+        pixels: the normalisation of the images.
+        position: index of the images among the tensors that the module reads.
     """
 
     decoder: Decoder
@@ -39,25 +39,27 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class LocalModule:
-    """One module of a cut network: its context networks, its blocks, its local head and loss.
+    """One module of a cut network: context networks, blocks, local head and loss.
 
-    Modules that compute the same function are equal, wherever they stand: the fields that say where do not count.
+    The fields are of two groups. The fields up to `channels_at_once` determine the computation. The fields from `name`
+    on describe the module's position. Equality ignores them, so that modules with the same computation share an
+    executable.
 
     Attributes:
-        blocks: its blocks, named "0", "1", ...
-        contexts: its context networks, one for each tensor of context.
-        head: its local head; None for the last module, whose own output is the logits.
-        loss: of the head's output, or of the logits.
-        classifies: whether what the loss is taken of are logits.
-        reconstruction: by its decoder, if it has one.
-        writes_input: True if later modules read its input, contexts added, as context.
-        remat: those of `REMATERIALIZABLE` that are computed again for their gradients; of blocks, each by itself.
-        channels_at_once: of a context network, when it is computed again.
+        blocks: the module's blocks, named "0", "1", ...
+        contexts: one context network for each context.
+        head: the local head; None for the last module, whose output is the logits.
+        loss: the loss of the head's output, or of the last module's logits.
+        classifies: True if the loss is computed on logits.
+        reconstruction: the decoder, or None.
+        writes_input: True if later modules read the module's input, with its contexts added, as a context.
+        remat: the names of `REMATERIALIZABLE` that the backward pass recomputes. Blocks are recomputed one by one.
+        channels_at_once: output channels of a context network that are recomputed at a time.
         name: such as `module03`.
-        names: its blocks' names in the network.
-        reads: names of its input, of its contexts, and of the images if the decoder alone needs them.
-        writes: names of its output, and of its input with `writes_input`; the last module writes nothing.
-        weights: of reconstruction and head in the loss; empty without a decoder.
+        names: the blocks' names in the network.
+        reads: names of the input, of the contexts, and of the images if only the decoder needs them.
+        writes: names of the output and, with `writes_input`, of the input. The last module writes nothing.
+        weights: the weights of reconstruction and head in the loss; empty without a decoder.
     """
 
     blocks: Network
@@ -76,27 +78,35 @@ class LocalModule:
     weights: tuple[float, ...] = field(compare=False)
 
     def init(self, rng: PRNGKeyArray, tensors: Sequence[Any]) -> Variables:
-        """Fresh variables, given the tensors that it reads, or their shapes."""
+        """New variables.
+
+        Args:
+            rng: a key.
+            tensors: the tensors of `reads`, or their `jax.ShapeDtypeStruct`s. Only shapes and dtypes matter.
+        """
         blocks_rng, head_rng, decoder_rng, *context_rngs = jax.random.split(rng, 3 + len(self.contexts))
         x, *contexts = tensors[: 1 + len(self.contexts)]
-        parts: dict[str, Mapping[str, Any]] = {"blocks": self.blocks.init(blocks_rng, x)}
+        created: dict[str, Mapping[str, Any]] = {"blocks": self.blocks.init(blocks_rng, x)}
         for i, (network, context, key) in enumerate(zip(self.contexts, contexts, context_rngs, strict=True)):
-            parts[f"context{i}"] = init_block(network, key, context, x)
-        output = jax.eval_shape(partial(self.blocks.apply, train=False), parts["blocks"], x)[0]
+            created[f"context{i}"] = init_block(network, key, context, x)
+        output = jax.eval_shape(partial(self.blocks.apply, train=False), created["blocks"], x)[0]
         if self.head is not None:
-            parts["head"] = init_block(self.head, head_rng, output)
+            created["head"] = init_block(self.head, head_rng, output)
         if self.reconstruction is not None:
             images = tensors[self.reconstruction.position]
-            parts["decoder"] = init_block(self.reconstruction.decoder, decoder_rng, output, images)
-        return by_block(parts)
+            created["decoder"] = init_block(self.reconstruction.decoder, decoder_rng, output, images)
+        return by_block(created)
 
     def apply(self, variables: Variables, tensors: Sequence[Array], *, train: bool) -> tuple[Array, Array, Collection]:
-        """What is deployed of it: its input with the contexts added, its output, and the statistics behind them.
+        """Applies context networks and blocks, without head and decoder.
 
         Args:
             variables: from `init`.
-            tensors: those that it reads.
-            train: whether batch normalisation uses, and updates, the batch's statistics.
+            tensors: the tensors of `reads`.
+            train: whether batch normalisation uses and updates the batch's statistics.
+
+        Returns:
+            `(input with contexts added, output, batch statistics)`.
         """
         statistics: Collection = dict(variables["batch_stats"])
         inputs = x = tensors[0]
@@ -114,8 +124,8 @@ class LocalModule:
             statistics["blocks"] = updated
         return inputs, output, statistics
 
-    def answer(self, variables: Variables, output: Array) -> Array:
-        """Its head's answer to its output, in evaluation mode; of the last module the output itself."""
+    def head_output(self, variables: Variables, output: Array) -> Array:
+        """The head's output for the module's output, in evaluation mode; for the last module, the output itself."""
         return output if self.head is None else self._call(self.head, variables, "head", {}, (output,), train=False)
 
     def evaluate(
@@ -127,9 +137,18 @@ class LocalModule:
         train: bool,
         weights: Sequence[float] | Float[Array, " n"] | None = None,
     ) -> tuple[Metrics, tuple[Array, ...], Array, Collection]:
-        """Its metrics (`loss` first of all), the tensors it hands on, its output, and the statistics behind them.
+        """Applies the whole module and computes its loss.
 
-        `weights` stands for its own, so that modules which differ in them only can share an executable.
+        Args:
+            variables: from `init`.
+            tensors: the tensors of `reads`.
+            labels: in [0, classes).
+            train: whether batch normalisation uses and updates the batch's statistics.
+            weights: replaces the module's own, so that modules that differ only in their weights share an executable.
+
+        Returns:
+            `(metrics, written, output, batch statistics)`. The metrics contain `loss`; `written` are the tensors of
+            `writes`.
         """
         x, output, statistics = self.apply(variables, tensors, train=train)
         outputs = output
@@ -160,7 +179,7 @@ class LocalModule:
         inputs: tuple[Array, ...],
         train: bool,
     ) -> Array:
-        """The output of one of its parts, whose statistics are put among the others'."""
+        """The output of the head or decoder called `name`; adds its new batch statistics to `statistics`."""
         call = partial(apply_block, module, train=train)
         output, updated = (rematerialize(call) if name in self.remat else call)(of_block(variables, name), *inputs)
         if updated:

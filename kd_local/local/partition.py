@@ -1,8 +1,8 @@
-"""Where a network is cut.
+"""Boundaries between the modules of a cut network.
 
-Reference: the boundaries that the ContSup authors chose for ResNet-32 and ResNet-110 ("equal layers" and "memory
-balance"; Yu et al., arXiv 2312.07636, after InfoPro, Wang et al., ICLR 2021). For any other network and number of
-modules the cut closest to equal numbers of layers.
+Reference: Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021). The authors chose boundaries for
+ResNet-32 and ResNet-110 ("equal layers" and "memory balance"). Any other network is cut into nearly equal numbers of
+layers.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,17 @@ from kd_local.networks import Network
 
 
 def _blocks(text: str) -> tuple[str, ...]:
-    """`[1,4][2,4]`-like notation, "1.4 2.4": stage and block; stage 0 is the stem."""
+    """Block names from a text such as "1.4 2.4", stage and block, in the authors' notation [1,4][2,4]. Stage 0 is the
+    stem.
+
+    >>> _blocks("0.0 1.4")
+    ('stem', 'stage1/4')
+    """
     pairs = [item.split(".") for item in text.split()]
     return tuple("stem" if stage == "0" else f"stage{stage}/{block}" for stage, block in pairs)
 
 
-# By the number of blocks a stage: ResNet-32 has 5, ResNet-110 has 18.
+# By the number of blocks per stage: ResNet-32 has 5, ResNet-110 has 18.
 _EQUAL_LAYERS: dict[int, dict[int, tuple[str, ...]]] = {
     5: {
         2: _blocks("2.1"),
@@ -35,7 +40,7 @@ _EQUAL_LAYERS: dict[int, dict[int, tuple[str, ...]]] = {
     },
 }
 
-# Balanced for a batch on one GPU; STL-10's images are 96x96.
+# Balanced for a batch on one GPU. The images of STL-10 are 96x96.
 _BALANCED_MEMORY: dict[int, dict[str, dict[int, tuple[str, ...]]]] = {
     5: {
         "cifar10": {
@@ -58,12 +63,17 @@ def _is_cifar_resnet(network: Network, blocks: int) -> bool:
 
 
 def equal_layers(network: Network, modules: int) -> tuple[str, ...]:
-    """The boundaries that cut a network into so many modules of about equally many layers.
+    """The boundaries of `modules` modules with about the same number of layers.
 
-    Layers are counted by each block's `layers` (1 where it does not say): weight layers, shortcuts not counted.
+    >>> from kd_local.models import create
+    >>> equal_layers(create("resnet32", classes=10), 4)
+    ('stage1/2', 'stage2/1', 'stage3/0')
+
+    A block has the number of layers in its attribute `layers`, or 1 without this attribute. The zoo's blocks count
+    layers with weights, but not those of shortcuts.
 
     Raises:
-        ValueError: fewer than one module, or more than the network has blocks.
+        ValueError: `modules` is less than 1 or more than the number of blocks.
     """
     if not 1 <= modules <= len(network):
         raise ValueError(f"{modules} modules for a network of {len(network)} blocks: use 1 to {len(network)}")
@@ -85,12 +95,15 @@ def equal_layers(network: Network, modules: int) -> tuple[str, ...]:
 
 
 def balanced_memory(network: Network, modules: int, *, data: str = "cifar10") -> tuple[str, ...]:
-    """The boundaries that the authors chose so that all modules need about as much memory.
+    """The published boundaries with which all modules need about the same memory.
 
-    Data sets without boundaries of their own take CIFAR-10's.
+    Args:
+        network: ResNet-32 or ResNet-110.
+        modules: number of modules.
+        data: such as `cifar10`. A data set without published boundaries takes those of CIFAR-10.
 
     Raises:
-        ValueError: a network or a number of modules that they did not balance.
+        ValueError: no boundaries are published for this network or number of modules.
     """
     if modules == 1:
         return ()
@@ -110,10 +123,10 @@ def balanced_memory(network: Network, modules: int, *, data: str = "cifar10") ->
 
 
 def check_boundaries(network: Network, boundaries: Sequence[str]) -> tuple[str, ...]:
-    """Boundaries named by hand, in the order of the network.
+    """The boundaries as a tuple, after a check of their names and order.
 
     Raises:
-        ValueError: an unknown block, the network's last, or a wrong order.
+        ValueError: a name is no block or the last block, or the order is not the network's.
     """
     for name in boundaries:
         if name not in network.names[:-1]:
@@ -121,7 +134,7 @@ def check_boundaries(network: Network, boundaries: Sequence[str]) -> tuple[str, 
     positions = [network.position(name) for name in boundaries]
     if positions != sorted(set(positions)):
         raise ValueError(
-            f"boundaries {', '.join(boundaries)} are not in the order of the network, each once: expected "
+            f"boundaries {', '.join(boundaries)} are not in the order of the network without repetition: use "
             f"{', '.join(network.names[i] for i in sorted(set(positions)))}"
         )
     return tuple(boundaries)

@@ -1,4 +1,4 @@
-"""Linear probes: how well the classes can be told from what a module gives, whatever it was trained by.
+"""Linear probes: the accuracy of a linear classifier on a module's features, independent of the module's loss.
 
 Reference: Alain and Bengio, "Understanding intermediate layers using linear classifier probes" (arXiv 1610.01644).
 """
@@ -19,10 +19,17 @@ def probe_accuracy(
     classes: int,
     ridge: float = 1e-3,
 ) -> Float[Array, ""]:
-    """Test accuracy of a linear classifier on features, fitted to the training labels by least squares.
+    """Test accuracy in [0, 1] of a linear classifier on features, fitted to the training labels by least squares.
 
-    Features of images, (n, h, w, c), are averaged over height and width. Each is centred and scaled to unit variance;
-    `ridge` times the number of images is added to the diagonal of the normal equations.
+    Features (n, h, w, c) are averaged over height and width. Each feature is centred and scaled to variance 1.
+
+    Args:
+        features: of the training images.
+        labels: of the training images, in [0, classes).
+        test_features: of the test images.
+        test_labels: of the test images.
+        classes: number of classes.
+        ridge: this factor times the number of training images is added to the diagonal of the normal equations.
     """
     train, test = (_pooled(x) for x in (features, test_features))
     mean, std = train.mean(axis=0, keepdims=True), train.std(axis=0, keepdims=True)

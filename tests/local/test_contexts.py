@@ -30,7 +30,7 @@ def test_sources_of_each_module(name, sources):
 
 
 @pytest.mark.parametrize("name", ["", "R", "r1", "R-1", "R1.5", "R01", "ER1", "R0E", "E1", "R1EE", " R1"])
-def test_unknown_contexts(name):
+def test_unknown_contexts_are_refused(name):
     message = f"^unknown context {name!r}: use R0, E, R1, R1E, or Rn / RnE with n >= 1$"
     with pytest.raises(ValueError, match=message):
         Context.parse(name)
@@ -71,13 +71,13 @@ def test_feature_encoder_by_hand():
     np.testing.assert_allclose(out, x.reshape(2, 4, 2, 4, 2, 5).mean((2, 4)), rtol=1e-4, atol=1e-5)
 
 
-def test_average_pooling_where_sizes_do_not_divide():
+def test_average_pooling_to_a_size_that_does_not_divide():
     x = jnp.arange(25.0).reshape(1, 5, 5, 1)
-    # As torch.nn.functional.adaptive_avg_pool2d gives: rows and columns 0-1, 1-3, 3-4.
+    # The windows of torch.nn.functional.adaptive_avg_pool2d: rows and columns 0-1, 1-3, 3-4.
     expected = [[3.0, 4.5, 6.0], [10.5, 12.0, 13.5], [18.0, 19.5, 21.0]]
     np.testing.assert_allclose(average_pool_to(x, (3, 3))[0, :, :, 0], expected, rtol=1e-6)
 
 
-def test_average_pooling_to_the_same_size_is_nothing():
+def test_average_pooling_to_the_same_size_changes_nothing():
     x = jnp.ones((1, 3, 4, 2))
     assert average_pool_to(x, (3, 4)) is x

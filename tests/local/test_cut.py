@@ -1,4 +1,4 @@
-"""The reference form of local learning against each module's own loss, taken by itself."""
+"""The reference form of local learning against the loss of each module alone."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ def losses(cut_network, variables, params):
 
 @pytest.mark.usually("R2E")
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_each_modules_gradient_is_that_of_its_own_loss_alone_and_zero_for_every_other(context):
+def test_a_loss_has_gradients_in_its_own_module_only(context):
     cut_network, variables = make(context)
     params = {name: part["params"] for name, part in variables.items()}
 
@@ -61,8 +61,8 @@ def test_each_modules_gradient_is_that_of_its_own_loss_alone_and_zero_for_every_
 
 
 @pytest.mark.parametrize("context", ["R0", "R1E"])
-def test_a_modules_gradient_computed_from_its_inputs_by_themselves(context):
-    """The inputs of module 2 as constants: nothing of the modules before can matter."""
+def test_a_modules_gradient_depends_on_its_inputs_only(context):
+    """The gradient of module 2, computed with its inputs as constants."""
     cut_network, variables = make(context)
     module = cut_network.modules[2]
     tensors = {"images": IMAGES}
@@ -83,8 +83,8 @@ def test_a_modules_gradient_computed_from_its_inputs_by_themselves(context):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), gradient, whole)
 
 
-def test_without_cuts_gradients_would_flow():
-    """The isolation test can fail: the same network end to end has gradients in every block."""
+def test_without_cuts_every_block_has_gradients():
+    """The isolation test can fail: end to end, the loss of the same network has gradients in every block."""
     cut_network, variables = make("R0", modules=1)
     gradient = jax.jit(jax.grad(lambda p: losses(cut_network, variables, {"module00": p})["module00"]))(
         variables["module00"]["params"]
@@ -92,7 +92,7 @@ def test_without_cuts_gradients_would_flow():
     assert all(optax.tree.norm(block) > 0 for block in gradient["blocks"].values())
 
 
-def test_one_module_is_the_network_itself():
+def test_one_module_computes_the_network():
     cut_network, variables = make("R1E", modules=1)
     outputs = jax.jit(cut_network.losses)(variables, IMAGES, LABELS)
     blocks = of_block(variables["module00"], "blocks")
@@ -103,14 +103,14 @@ def test_one_module_is_the_network_itself():
     np.testing.assert_allclose(outputs.losses["module00"], expected, rtol=1e-6)
 
 
-def test_with_two_modules_r1e_is_exactly_e():
+def test_r1e_equals_e_with_two_modules():
     first, second = make("E", modules=2)[0], make("R1E", modules=2)[0]
     assert first.modules == second.modules
     assert [m.reads for m in first.modules] == [m.reads for m in second.modules]
 
 
 def test_the_context_is_added_to_the_input():
-    """h^c = h + M(c), by hand for module 1 of R1, whose context is the image."""
+    """h^c = h + M(c) by hand, for module 1 of R1, whose context is the image."""
     cut_network, variables = make("R1")
     module = cut_network.modules[1]
     assert module.reads == ("features0", "images")
@@ -120,7 +120,7 @@ def test_the_context_is_added_to_the_input():
     np.testing.assert_allclose(x, h + module.contexts[0].apply(own, IMAGES, h, train=False), rtol=1e-6)
 
 
-def test_deployed_logits_follow_the_training_statistics():
+def test_logits_equal_those_of_the_reference_form_in_evaluation_mode():
     cut_network, variables = make("R2E")
     outputs = jax.jit(partial(cut_network.losses, train=False))(variables, IMAGES, LABELS)
     np.testing.assert_allclose(outputs.logits, jax.jit(cut_network.logits)(variables, IMAGES), rtol=1e-5, atol=1e-5)

@@ -31,7 +31,7 @@ def shapes(kind: str, channels: int, outputs: int = 10) -> dict[str, tuple[int, 
         ),
     ],
 )
-def test_layers(kind, channels, expected):
+def test_layers_of_each_kind(kind, channels, expected):
     assert shapes(kind, channels) == expected
 
 
@@ -54,6 +54,6 @@ def test_convolutions_of_narrow_features_halve_the_resolution():
 
 
 @pytest.mark.parametrize("kind", ["3c1f", "", "1c2", "1C2F"])
-def test_unknown_heads(kind):
+def test_unknown_heads_are_refused(kind):
     with pytest.raises(ValueError, match=f"unknown head {kind!r}: use {', '.join(HEADS[:-1])} or 2c2f"):
         local_head(kind, outputs=10)

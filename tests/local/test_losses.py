@@ -21,7 +21,7 @@ def test_an_unknown_loss_is_refused():
 
 
 def contrast_by_hand(features: np.ndarray, labels: np.ndarray) -> float:
-    """Sum by sum, as the formula stands."""
+    """The formula, sum by sum."""
     z = features / np.linalg.norm(features, axis=1, keepdims=True)
     each = []
     for i in range(len(z)):
@@ -44,9 +44,9 @@ def test_contrast_by_hand():
 @pytest.mark.parametrize(
     ("features", "labels"),
     [
-        (np.ones((1, 3)), [0]),  # a batch of one: nobody to compare with
-        (np.eye(3), [0, 1, 2]),  # no positives at all
-        (np.zeros((4, 3)), [0, 0, 1, 1]),  # a head that is dead
+        (np.ones((1, 3)), [0]),  # a batch of one has no other image
+        (np.eye(3), [0, 1, 2]),  # no positives
+        (np.zeros((4, 3)), [0, 0, 1, 1]),  # a head whose outputs are all 0
         (np.repeat(np.eye(2, 3), 2, axis=0), [0, 0, 1, 1]),
     ],
 )
@@ -59,7 +59,7 @@ def test_contrast_and_its_gradient_are_finite(features, labels):
     assert np.isfinite(gradient).all()
 
 
-def test_contrast_draws_a_class_together():
+def test_contrast_decreases_when_a_class_moves_together():
     labels = jnp.array([0, 0, 1, 1], jnp.int32)
     apart = jnp.array([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [-1.0, 0.1]])
     losses = [contrast(apart[jnp.array(order)], labels)["loss"] for order in itertools.permutations(range(4))]

@@ -29,7 +29,7 @@ RESNET110 = create("resnet110", classes=10)
         ),
     ],
 )
-def test_the_authors_tables(network, modules, boundaries):
+def test_published_equal_layers(network, modules, boundaries):
     assert equal_layers(network, modules) == tuple(boundaries.split())
 
 
@@ -45,32 +45,32 @@ def test_the_authors_tables(network, modules, boundaries):
         (RESNET110, "stl10", 4, "stage1/6 stage1/14 stage2/8"),
     ],
 )
-def test_the_authors_balance_of_memory(network, data, modules, boundaries):
+def test_published_memory_balance(network, data, modules, boundaries):
     assert balanced_memory(network, modules, data=data) == tuple(boundaries.split())
 
 
-def test_balance_is_refused_where_it_is_not_known():
+def test_unpublished_memory_balance_is_refused():
     with pytest.raises(ValueError, match="known for 3 modules of this network: use 2, 4, 8, 16 modules"):
         balanced_memory(RESNET32, 3)
     with pytest.raises(ValueError, match="known for resnet32 and resnet110 only"):
         balanced_memory(create("resnet20", classes=10), 2)
 
 
-def test_resnet32_in_sixteen_is_every_block_with_the_last_joined():
+def test_resnet32_in_sixteen_modules_has_one_block_per_module_and_two_in_the_last():
     assert equal_layers(RESNET32, 16) == RESNET32.names[:-2]
 
 
-def test_other_networks_by_the_nearest_number_of_layers():
+def test_other_networks_are_cut_at_the_nearest_number_of_layers():
     # ResNet-20: stem 1, nine blocks of 2, head 1: 20 layers; after block i of stage s, 1 + 2 * (3 (s-1) + i + 1).
     network = create("resnet20", classes=10)
-    assert equal_layers(network, 2) == ("stage2/0",)  # 9 of 10 wanted, stage2/1 would be 11: the earlier of the two
+    assert equal_layers(network, 2) == ("stage2/0",)  # 9 of 10 wanted, stage2/1 would be 11: the earlier one is chosen
     assert equal_layers(network, 4) == ("stage1/1", "stage2/0", "stage3/0")  # 5 of 5, 9 of 10, 15 of 15
-    # The same length as ResNet-32, wider: the table was made for its layers, not its width.
+    # The table is for the layers of ResNet-32, not for its width.
     assert equal_layers(create("resnet32x4", classes=10), 4) == equal_layers(RESNET32, 4)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet14", "resnet32", "resnet56", "resnet110"])
-def test_every_number_of_modules_up_to_the_blocks(name):
+def test_every_number_of_modules_up_to_the_number_of_blocks(name):
     network = create(name, classes=10)
     for modules in range(1, len(network) + 1):
         boundaries = equal_layers(network, modules)
@@ -79,21 +79,21 @@ def test_every_number_of_modules_up_to_the_blocks(name):
     assert equal_layers(network, len(network)) == network.names[:-1]
 
 
-def test_blocks_that_do_not_count_their_layers_count_as_one():
+def test_blocks_without_a_number_of_layers_count_as_one():
     network = Network.of({name: nn.Dense(3) for name in "abcdef"})
     assert equal_layers(network, 3) == ("b", "d")
 
 
 @pytest.mark.parametrize("modules", [0, -1, 18])
-def test_too_few_or_many_modules(modules):
+def test_too_few_or_too_many_modules_are_refused(modules):
     with pytest.raises(ValueError, match=f"^{modules} modules for a network of 17 blocks: use 1 to 17$"):
         equal_layers(RESNET32, modules)
 
 
-def test_bad_boundaries():
+def test_bad_boundaries_are_refused():
     with pytest.raises(ValueError, match=r"unknown boundary 'stage1/5': use stem, .*\(nearest: stage1/4\)"):
         check_boundaries(RESNET32, ["stem", "stage1/5"])
     with pytest.raises(ValueError, match="unknown boundary 'head'"):
         check_boundaries(RESNET32, ["head"])
-    with pytest.raises(ValueError, match="not in the order of the network, each once: expected stem, stage2/0"):
+    with pytest.raises(ValueError, match="not in the order of the network without repetition: use stem, stage2/0"):
         check_boundaries(RESNET32, ["stage2/0", "stem", "stem"])
