@@ -68,7 +68,7 @@ class ContSup:
         """The logits of every head that classifies, by module name, and of their ensemble, in evaluation mode."""
         variables = _variables(state)
         logits = self.cut_network.head_logits(variables, images)
-        if len(each) == 1:
+        if len(logits) == 1:
             return {}
         return {**logits, "ensemble": self.cut_network.logits(variables, images, answer="ensemble")}
 
