@@ -51,14 +51,23 @@ def updates_per_epoch(batches_per_epoch: int, accumulate: int) -> int:
     3
 
     Raises:
-        ValueError: less than 1 batch an update, or more than an epoch has.
+        ValueError: see `check_accumulate`.
     """
-    if not 1 <= accumulate <= batches_per_epoch:
-        raise ValueError(
-            f"accumulate is {accumulate} for {batches_per_epoch} batches: use 1 (an update for every batch) to "
-            f"{batches_per_epoch}, or smaller batches"
-        )
+    check_accumulate(accumulate, batches_per_epoch)
     return -(-batches_per_epoch // accumulate)
+
+
+def check_accumulate(accumulate: int, batches: int) -> None:
+    """Checks that the gradients of `accumulate` batches can be averaged in an epoch, or a run, of `batches` batches.
+
+    Raises:
+        ValueError: less than 1 batch an update, or more than there are.
+    """
+    if not 1 <= accumulate <= batches:
+        raise ValueError(
+            f"accumulate is {accumulate} for {batches} batches: use 1 (an update for every batch) to {batches}, or "
+            "smaller batches"
+        )
 
 
 def by_batches(schedule: optax.Schedule, *, batches_per_epoch: int, accumulate: int) -> optax.Schedule:

@@ -1,0 +1,62 @@
+"""The images that a config names: their description, and how they are read."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments.from_config.numbers import numbers
+from kd_local.data import Augmentation, Data, Description, describe, load
+
+
+def describe_images(config: ConfigDict) -> Description:
+    """Number, shape and augmentation of the images; none is read.
+
+    Raises:
+        ValueError: an unknown data set, or a value of `config.data` that is out of range.
+    """
+    data = describe(
+        config.data.name,
+        data_dir=config.data.data_dir,
+        image_size=config.data.image_size,
+        train_examples=config.data.train_examples,
+        validation_examples=config.data.validation_examples,
+    )
+    return replace(data, augmentation=_augmentation(config, data.augmentation))
+
+
+def read_images(config: ConfigDict, augmentation: Augmentation) -> Data:
+    """The images of the config, with this augmentation."""
+    data = load(
+        config.data.name,
+        data_dir=None if config.data.data_dir is None else Path(config.data.data_dir),
+        image_size=config.data.image_size,
+        workers=config.data.workers,
+        train_examples=config.data.train_examples,
+        validation_examples=config.data.validation_examples,
+    )
+    return replace(data, augmentation=augmentation)
+
+
+def _augmentation(config: ConfigDict, usual: Augmentation) -> Augmentation:
+    changed = usual if config.data.augment else replace(usual, pad=0, flip=False)
+    return replace(changed, mean=_of_channels(config, "mean", usual.mean), std=_of_channels(config, "std", usual.std))
+
+
+def _of_channels(config: ConfigDict, name: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+    if config.data[name] is None:
+        return usual
+    lowest, interval = (0.0, "[0, 1]") if name == "mean" else (math.ulp(0.0), "(0, 1]")
+    expected, example = f"a number in {interval} for each of the {len(usual)} channels", _fractions(usual)
+    values = numbers(f"data.{name}", config.data[name], expected, example)
+    if len(values) == len(usual) and all(lowest <= number <= 1 for number in values):
+        return tuple(255 * number for number in values)
+    if len(values) == len(usual) and all(lowest <= number <= 255 for number in values):
+        example = f"{_fractions(values)} (these divided by 255)"
+    raise ValueError(f"data.{name} is {config.data[name]!r}: use {expected}, such as {example}")
+
+
+def _fractions(pixels: Sequence[float]) -> str:
+    return ",".join(f"{value / 255:.4g}" for value in pixels)

@@ -1,0 +1,134 @@
+"""The method that a config names, from a table with a function for each name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from experiments.from_config.teachers import teachers
+from kd_local.contract import Method
+from kd_local.data import Description
+from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss
+from kd_local.errors import unknown
+from kd_local.local import ContSup, CutNetwork, EndToEnd
+from kd_local.networks import Network
+
+CUT_METHODS = ("contsup", "local_distillation")
+"""Methods that train each module by a program of its own."""
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What the methods are made of. All of it is built, and so checked, for every method.
+
+    Attributes:
+        contsup: the network in its modules, with the head that is deployed.
+        objectives: those of distillation, by name.
+        stone_loss: the objective of local distillation.
+        fresh_teachers: True if teachers have zeros for weights.
+    """
+
+    network: Network
+    contsup: ContSup
+    objectives: Mapping[str, Objective]
+    stone_loss: StoneLoss
+    optimizer: optax.GradientTransformation
+    data: Description
+    fresh_teachers: bool
+
+
+def method_from_config(
+    config: ConfigDict,
+    network: Network,
+    cut_network: CutNetwork,
+    optimizer: optax.GradientTransformation,
+    data: Description,
+    *,
+    fresh_teachers: bool,
+) -> Method:
+    """The method that `config.method` names.
+
+    Raises:
+        ValueError: its name is unknown, its teachers are missing or do not fit, or it cannot use a cache; or a
+            hyper-parameter of any method is unknown or out of range.
+        ModuleNotFoundError: weights of PyTorch, which is not installed.
+    """
+    of = Ingredients(
+        network=network,
+        contsup=ContSup(cut_network, optimizer, config.local.answer),
+        objectives={name: kind(**_hyper_parameters(config[name])) for name, kind in OBJECTIVES.items()},
+        stone_loss=StoneLoss(**_hyper_parameters(config.local_distillation)),
+        optimizer=optimizer,
+        data=data,
+        fresh_teachers=fresh_teachers,
+    )
+    if config.method not in METHODS:
+        raise unknown("method", config.method, METHODS)
+    if config.teacher.cache is not None and config.method not in OBJECTIVES:
+        raise ValueError(
+            f"teacher.cache is set, but {config.method} reads no teacher's logits that could be cached: leave it out"
+        )
+    return METHODS[config.method](config, of)
+
+
+def _contsup(config: ConfigDict, of: Ingredients) -> Method:
+    return of.contsup
+
+
+def _end_to_end(config: ConfigDict, of: Ingredients) -> Method:
+    return EndToEnd(of.network, of.optimizer, config.end_to_end.remat)
+
+
+def _distillation(config: ConfigDict, of: Ingredients) -> Method:
+    method = Distillation(
+        of.network,
+        teachers(config, classes=of.data.classes, shape=of.data.shape, fresh=of.fresh_teachers),
+        of.objectives[config.method],
+        of.optimizer,
+        examples=of.data.train,
+        cached=config.teacher.cache is not None,
+    )
+    _check_connectors(method, of.data.shape)
+    return method
+
+
+def _check_connectors(method: Distillation, shape: tuple[int, int, int]) -> None:
+    """Checks, from shapes only, that the objective's connectors fit the networks: a stage may be missing."""
+    jax.eval_shape(method.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+
+
+def _local_distillation(config: ConfigDict, of: Ingredients) -> Method:
+    found = teachers(config, classes=of.data.classes, shape=of.data.shape, fresh=of.fresh_teachers)
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} teachers for local_distillation: give one, or use another method")
+    return LocalDistillation(of.network, found[0], of.stone_loss, of.optimizer, of.data.shape)
+
+
+METHODS: Mapping[str, Callable[[ConfigDict, Ingredients], Method]] = {
+    "contsup": _contsup,
+    "end_to_end": _end_to_end,
+    **dict.fromkeys(OBJECTIVES, _distillation),
+    "local_distillation": _local_distillation,
+}
+
+
+def _hyper_parameters(section: ConfigDict) -> dict[str, Any]:
+    """The hyper-parameters of an objective. JSON has lists for tuples; a config has text for the numbers of stones."""
+    numbers: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in section.to_dict().items()
+    }
+    if "stones" in numbers:
+        numbers["stones"] = _stones(numbers["stones"])
+    return numbers
+
+
+def _stones(text: str) -> tuple[int, ...] | str:
+    """`2,3` or `(2, 3)` as numbers; any other text unchanged: the objective knows which text it takes."""
+    try:
+        return tuple(int(number) for number in text.strip("()").split(","))
+    except ValueError:
+        return text
