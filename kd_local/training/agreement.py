@@ -1,19 +1,22 @@
-"""When all processes do a thing that one of them wants: after the same step."""
+"""Makes all processes act on one process's request after the same step."""
 
 import jax
 
 from kd_local.parallel.meetings import Board
 
 SAVE = 1
-"""The wish to save. To stop is the number of a signal, which is always greater."""
+"""The request to save. The request to stop is the number of a signal, which is always greater."""
 
 
 class Agreement:
-    """What one process wishes after a step, all do after a later one, which none of them has reached yet.
+    """A request made after a step takes effect after a later step that no process has reached yet.
 
-    A process that wishes names that step through JAX's coordination service, before it dispatches another one. No other
-    can have passed it: to read the metrics of a step takes all processes, and nobody is further ahead of what it has
-    read than batches are in flight.
+    The process that makes the request publishes that later step through JAX's coordination service:
+
+        after step s               the process publishes s + ahead, before it dispatches step s + 1
+        metrics of a step          are read only when all processes have taken it
+        any process                is at most `in_flight` batches ahead of the metrics that it has read
+        so every other process     is before step s + ahead, and sees the request in time
 
     Args:
         in_flight: steps that are dispatched before the metrics of the first of them are read.
@@ -26,7 +29,11 @@ class Agreement:
         self._count = 0
 
     def after(self, step: int, wish: int) -> int:
-        """What to do now, after this step: a wish of any process, or 0 for nothing. To be called after every step.
+        """The request to carry out now, after this step, or 0 for none. Call it after every step.
+
+        Args:
+            step: the steps done.
+            wish: this process's request, or 0.
 
         Raises:
             HostsError: another process is lost.

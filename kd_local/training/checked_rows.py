@@ -1,7 +1,7 @@
-"""Rows of numbers in a file that can be trusted: each counts only once its checksum lies in a second file.
+"""Crash-safe rows of numbers in a file: a row counts only while its checksum, in a second file, matches.
 
-So whatever a kill, a crash or damage left behind, what is missing is known, and is written again. Rows are written in
-any order, and can be added to a file later.
+After a kill, a crash or damage, the missing rows are known and can be written again. Rows are written in any order, and
+rows can be added to a file later.
 """
 
 import io
@@ -26,8 +26,8 @@ class CheckedRows:
 
     Attributes:
         path: of the rows; it ends in .npy.
-        name: what the rows are. Those of another name do not count, whatever the file is called.
-        shape: of the rows wanted; the file may have more.
+        name: part of every checksum, so that rows written under another name do not count.
+        shape: (rows, ...); the file may have more rows.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class CheckedRows:
         return math.prod(self.shape[1:]) * _VALUE.itemsize
 
     def missing(self) -> Int64[np.ndarray, " rows"]:
-        """The rows that are not there yet, or are damaged: all that is there is read.
+        """The indices of the rows that are missing or damaged. Reads all rows.
 
         Raises:
             OSError: a file cannot be read.
@@ -55,7 +55,7 @@ class CheckedRows:
         if present > 0:
             values, checksums = self._files
             sums = np.fromfile(checksums.path, _CHECKSUM, present, offset=len(checksums.header))
-            # Not through a memory map: on a full disk in memory, looking at a hole in a file kills the process.
+            # Not through a memory map: reading a hole of a file on a full tmpfs kills the process.
             with values.path.open("rb") as file:
                 file.seek(len(values.header))
                 for i in range(present):
@@ -64,10 +64,10 @@ class CheckedRows:
 
     @contextmanager
     def writing(self) -> Iterator["Writer"]:
-        """What writes rows, each at once; the files are made, or made larger, if need be.
+        """A function that writes a row. The files are created or enlarged first.
 
         Raises:
-            OSError: from here and from the writer, also where the disk is full.
+            OSError: here or in the writer; for example, the disk is full.
         """
         for file in self._files:
             file.make()
@@ -83,7 +83,7 @@ class CheckedRows:
             yield write
 
     def read(self) -> Float32[np.ndarray, "rows *shape"]:
-        """A memory map of the rows; those that are missing are anything."""
+        """A memory map of the rows; missing rows have undefined contents."""
         return np.memmap(self.path, _VALUE, "r", len(self._files[0].header), self.shape)
 
     @cached_property
@@ -92,7 +92,7 @@ class CheckedRows:
         return _File(self.path, self.shape, _VALUE), _File(sums, self.shape[:1], _CHECKSUM)
 
     def _checksum(self, row: int, content: bytes) -> int:
-        # It starts from name and place, so that no row can be taken for another.
+        # It includes name and index, so that no row passes for another.
         return zlib.crc32(content, zlib.crc32(f"{self.name}/{row}".encode()))
 
 
@@ -110,7 +110,7 @@ class _File:
 
     @cached_property
     def header(self) -> bytes:
-        """Numpy makes it as long for any number of rows, so that rows can be added."""
+        """Its length does not depend on the number of rows, so that rows can be added."""
         file = io.BytesIO()
         described = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(file, described)
@@ -122,12 +122,12 @@ class _File:
 
     @property
     def rows(self) -> int:
-        """Whole rows in the file, as far as its size tells; less than none where there is none."""
+        """Complete rows in the file by its size; negative if the file does not exist."""
         size = self.path.stat().st_size if self.path.exists() else 0
         return (size - len(self.header)) // self.row_bytes
 
     def make(self) -> None:
-        """Room for all rows; more that there are already stay."""
+        """Grow the file to hold all rows; never shrink it."""
         self.path.touch()
         if self.rows > self.shape[0]:
             return
@@ -137,7 +137,7 @@ class _File:
 
 
 def _write(file: io.FileIO, offset: int, content: bytes) -> None:
-    # Not through a memory map, by which a full disk would kill the process.
+    # Not through a memory map: with a full disk that would kill the process.
     file.seek(offset)
     view = memoryview(content)
     while view:

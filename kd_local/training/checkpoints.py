@@ -1,16 +1,13 @@
-"""Checkpoints that can be trusted after a crash; the one file behind which orbax stands.
+"""Crash-safe checkpoints; the only file that imports orbax.
 
-A checkpoint counts once a manifest with a digest of each of its files lies beside them, and only
-while every file still matches it. The order is write, commit, manifest, and only then the deletion
-of older ones, so that at every moment at which a process can be killed the newest checkpoint that
-counts is whole. A newer one that is damaged or unfinished is reported and moved aside, where it
-stays until this happens again.
+A checkpoint counts only while every file matches its digest in a manifest. The order is write, commit, manifest, and
+then the deletion of older checkpoints. Whenever a process is killed, a complete checkpoint remains. A newer
+checkpoint that is damaged or unfinished is reported and moved aside, where it stays until this happens again.
 
-Of several processes each writes and reads its part of the arrays, in a folder that all their hosts
-share. Everything of which there is one (manifest, deletion, what is damaged and which one counts)
-is up to process 0, which tells the others. They wait for each other through `Meeting` and
-orbax's barriers of the same kind, never through the devices: the background thread that finishes a
-save may not meet with the main thread's computations there. What fails in one process fails in all.
+With several processes each writes and reads its part of the arrays, in a folder that all hosts share. Process 0 writes
+the manifest, deletes, decides which checkpoint counts, and sends its decisions to the others. Processes wait for each
+other through `Barrier` and orbax' barriers, which do not use the devices: the background thread that finishes a save
+must not interfere with the main thread's computations. An error in one process is raised in all.
 """
 
 import errno
@@ -41,8 +38,8 @@ _ASIDE = ".damaged"
 _ITEM = "default"
 _UNFINISHED = ocp.utils.TMP_DIR_SUFFIX
 _FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
-# How long one process may take to write, read or check its part of a checkpoint while the others wait for it. One that
-# fails or is lost is found sooner; but orbax waits up to ten minutes for a folder that process 0 could not make.
+# The longest time that processes wait for one that writes, reads or checks its part of a checkpoint. A process that
+# fails or is lost is found sooner, but orbax waits ten minutes for a folder that process 0 could not create.
 _SECONDS = 1200
 _warn = logging.getLogger(__name__).warning
 
@@ -55,12 +52,12 @@ class CheckpointError(Exception):
 class Checkpoints:
     """The last few checkpoints of one run, in a directory of their own; a context manager.
 
-    Of several processes each makes one, and all call `save`, `wait`, `restore_latest` and `close` in the same order.
+    Every process makes one, and all call `save`, `wait`, `restore_latest` and `close` in the same order.
 
     Args:
-        directory: where they lie, a folder for each step; it is made if need be. All hosts share it.
-        keep: how many are kept.
-        report: is told of each checkpoint that is damaged or unfinished; in process 0.
+        directory: has a folder for each step; it is created. All hosts share it.
+        keep: the number of checkpoints kept.
+        report: called in process 0 with a sentence about each checkpoint that is damaged or unfinished.
 
     Raises:
         ValueError: `keep` is less than 1.
@@ -159,11 +156,11 @@ class Checkpoints:
         return good, without_step_count(tree, like)
 
     def last_good(self) -> int | None:
-        """The newest step whose checkpoint is whole at this moment; None where there is none. Waits for nobody."""
+        """The newest step whose checkpoint is complete; None if there is none. Does not wait for other processes."""
         return self._newest_good()[0]
 
     def close(self) -> None:
-        """Wait, and let go of all threads.
+        """Wait for the last save and end all threads.
 
         Raises:
             CheckpointError: the last save failed.
@@ -180,8 +177,8 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if hosts.is_loss(error):
-            # What all had written process 0 can seal yet. Any other save cannot end, but this process has to, by
-            # `hosts.leave` and before the runtime does it.
+            # Process 0 can still seal what all processes have written. Any other save cannot finish, and this process
+            # must end by `hosts.leave` before the runtime ends it.
             if self._pending is not None and hosts.is_first():
                 wait_for([self._pending[1]], timeout=hosts.GRACE_SECONDS / 2)
             return
@@ -190,11 +187,11 @@ class Checkpoints:
         except CheckpointError as failure:
             if error is None:
                 raise
-            # What ended the run is the error to see.
+            # The error that ended the run is raised instead.
             self._report(str(failure))
 
     def _claim(self) -> None:
-        """Make the directory, and see that it can be written and is the same for all."""
+        """Create the directory; check that it is writable and the same for all processes."""
         with ExitStack() as stack, self._meeting.together(seconds=_SECONDS):
             self.directory.mkdir(parents=True, exist_ok=True)
             own = stack.enter_context(tempfile.TemporaryDirectory(dir=self.directory, suffix=_UNFINISHED))
@@ -204,14 +201,14 @@ class Checkpoints:
         self._clear()
 
     def _clear(self) -> None:
-        """Away with what killed or failed saves have left."""
+        """Delete what killed or failed saves have left."""
         if hosts.is_first():
             for leftover in self.directory.glob(f"*{_UNFINISHED}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _open(self) -> tuple[ocp.StandardCheckpointHandler, ocp.AsyncCheckpointer]:
         count = jax.process_count()
-        # Named, they meet through the coordination service, unnamed through the devices.
+        # With their names, processes wait for each other through the coordination service, not through the devices.
         processes = ocp.options.MultiprocessingOptions(active_processes=set(range(count)) if count > 1 else None)
         background = ocp.options.AsyncOptions(timeout_secs=_SECONDS, barrier_sync_fn=self._barrier)
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=processes)
@@ -222,7 +219,7 @@ class Checkpoints:
         return handler, ocp.AsyncCheckpointer(composite, async_options=background, multiprocessing_options=processes)
 
     def _barrier(self, *, key: str, timeout_ms: int) -> None:
-        """Orbax's, in its thread: unlike orbax's own it ends when another process has failed."""
+        """The barrier of orbax' thread; unlike orbax' own it ends when another process has failed."""
         self._meeting.wait(seconds=-(-timeout_ms // 1000))
 
     def _seal(self, step: int) -> None:
@@ -240,13 +237,13 @@ class Checkpoints:
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:
-        """Turn what fails in here into a CheckpointError, and leave nothing of the step behind."""
+        """Raise any error in here as a CheckpointError, and delete what was written of the step."""
         try:
             yield
         except Exception as error:
             self._meeting.give_up(error)
             self._meeting = Meeting("checkpoints")
-            # What a failed save has left to raise is of no more use.
+            # A failed save may raise once more when it is closed.
             with suppress(Exception):
                 self._checkpointer.close()
             self._handler, self._checkpointer = self._open()
@@ -254,7 +251,7 @@ class Checkpoints:
                 shutil.rmtree(self._folder(step), ignore_errors=True)
             self._clear()
             text = f"checkpoint {step} could not be saved in {self.directory}: {error}"
-            # The text is all that orbax's and tensorstore's errors have in common.
+            # The errors of orbax and tensorstore have only their text in common.
             if any(full in str(error) for full in _FULL):
                 text = f"the disk that holds {self.directory} is full: checkpoint {step} could not be saved"
             good = self.last_good()
@@ -262,7 +259,7 @@ class Checkpoints:
             raise CheckpointError(f"{text}; {left} good one") from error
 
     def _set_damaged_aside(self) -> int | None:
-        """The step of the newest whole checkpoint."""
+        """Move damaged checkpoints aside. Returns the step of the newest complete one."""
         good, damaged = self._newest_good()
         used = "training starts from the beginning" if good is None else f"using checkpoint {good}"
         for old in self.directory.glob(f"*{_ASIDE}") if damaged else ():
@@ -273,7 +270,7 @@ class Checkpoints:
         return good
 
     def _newest_good(self) -> tuple[int | None, dict[int, str]]:
-        """The newest whole checkpoint, and what is wrong with each that is newer."""
+        """The newest complete checkpoint, and the damage of each newer one."""
         damaged: dict[int, str] = {}
         for step in reversed(self._steps()):
             what = damage(self._folder(step))
@@ -294,14 +291,14 @@ class Checkpoints:
 
 
 def _copied_if_on_host(leaf: jax.Array) -> jax.Array:
-    """On the CPU orbax reads the very buffer that the caller is about to donate."""
+    """A copy on the CPU, where orbax reads the buffer that the caller may donate."""
     if all(device.platform != "cpu" for device in leaf.devices()):
         return leaf
     return jax.device_put(leaf, leaf.sharding, may_alias=False)
 
 
 def _misfit(found: PyTree, expected: PyTree) -> str | None:
-    """The first array that two trees do not have in common, with what it is in each."""
+    """The first array in which two trees differ, with its shape and dtype in each."""
     has, needs = _leaves(found), _leaves(expected)
     for name in (*needs, *has):
         if has.get(name) != needs.get(name):

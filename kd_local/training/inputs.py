@@ -1,4 +1,4 @@
-"""What a step of a run is given, from seed and step alone: for the loop, and for whoever needs the same images."""
+"""The inputs of a step as functions of seed and step, for the loop and for the teacher's cache."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,7 @@ def keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
 
 
 def share_of(mesh: Mesh) -> Share:
-    """What of each batch this process hands in, when batches are divided among the devices of a mesh."""
+    """The rows of each batch that this process loads."""
     return Share(jax.process_index(), jax.process_count(), mesh.shape[DATA])
 
 

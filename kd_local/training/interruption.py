@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish that the loop grants at the end of a step."""
+"""SIGTERM and Ctrl-C as a request that the loop carries out at the end of a step."""
 
 import signal
 from types import FrameType, TracebackType
@@ -7,7 +7,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has stopped with its state saved where it saves any.
+    """The run received a signal and has stopped; its state was saved if it has checkpoints.
 
     Attributes:
         signal: the signal's number; the conventional exit status is 128 more.

@@ -1,4 +1,4 @@
-"""What makes a folder of files count: a list of their digests, written last, that they must match."""
+"""A manifest of digests, written last, that marks a folder as complete."""
 
 import hashlib
 import json
@@ -9,10 +9,10 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path) -> None:
-    """Bring all files of a folder, and the folder's own name, to the disk, and only then the manifest.
+    """Flush all files of a folder and its name to the disk, then write the manifest.
 
     Raises:
-        OSError: something cannot be read or written.
+        OSError: a file cannot be read or written.
     """
     paths = sorted(folder.rglob("*"))
     for path in (*paths, folder, folder.parent):
@@ -26,7 +26,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder, which file first; None where every file matches the manifest."""
+    """The damage of a folder, with the first file that is wrong; None if every file matches the manifest."""
     name = MANIFEST
     try:
         for name, digest in json.loads((folder / MANIFEST).read_text()).items():

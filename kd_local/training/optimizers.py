@@ -35,9 +35,8 @@ def make_optimizer(
         nesterov: of sgd; if None, whether there is momentum.
         weight_decay: on every parameter; part of the gradient for sgd and adam (L2, as in PyTorch), decoupled for the
             others.
-        accumulate: the gradients of so many batches are averaged, each batch as much as another, before one update
-            with their mean; parameters stand still meanwhile. A run that ends before its last update is due does
-            without it.
+        accumulate: the number of batches whose gradients are averaged, with equal weight, for one update. A run that
+            ends before its last update leaves that update out.
         batches_per_epoch: where given, no update goes over the end of an epoch: its last one takes the batches that
             are left, if they are fewer.
 

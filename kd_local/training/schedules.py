@@ -45,7 +45,7 @@ def contsup(
 
 
 def updates_per_epoch(batches_per_epoch: int, accumulate: int) -> int:
-    """The optimizer's updates in an epoch, each after so many batches; the last after those that are left.
+    """The optimizer's updates in an epoch, each after `accumulate` batches; the last after the remaining ones.
 
     >>> updates_per_epoch(7, 3)
     3

@@ -1,9 +1,9 @@
-"""A teacher's logits on disk: computed once, and read again by every run that shows it the same images.
+"""A teacher's logits on disk: computed once, and read by every run that shows the teacher the same images.
 
-With augmentation a row holds the logits of a step's very batch: what a step shows is a function of seed and step, so it
-is replayed here by the loop's own code. Without, a row holds those of an image.
+With augmentation a row holds the logits of a step's batch. The batch is a function of seed and step, and is replayed by
+the code of the loop. Without augmentation a row holds the logits of an image.
 
-Filling goes on wherever it was stopped, and a row that is damaged is computed again: see `checked_rows`.
+Filling resumes after a stop, and a damaged row is computed again: see `checked_rows`.
 """
 
 import hashlib
@@ -38,18 +38,18 @@ _order = lru_cache(maxsize=1)(epoch_order)
 
 
 class CacheError(Exception):
-    """A cache could not be written or read; the text says why, and what is left."""
+    """A cache could not be written or read; the text says why, and which rows remain."""
 
 
 def varies(augmentation: Augmentation) -> bool:
-    """Whether an image may look different each time that it is shown."""
+    """Whether random augmentation changes an image from step to step."""
     return augmentation.pad > 0 or augmentation.flip
 
 
 def cache_shape(
     augmentation: Augmentation, *, examples: int, classes: int, batch_size: int, steps: int
 ) -> tuple[int, ...]:
-    """Of the logits of so many steps: `(steps, batch, classes)`, or `(examples, classes)` without augmentation."""
+    """Shape of the cache: `(steps, batch, classes)`, or `(examples, classes)` without augmentation."""
     return (steps, batch_size, classes) if varies(augmentation) else (examples, classes)
 
 
@@ -60,10 +60,10 @@ def cache_bytes(shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class TeacherCache:
-    """The logits of one teacher, in evaluation mode, for a run of so many steps.
+    """The logits of one teacher, in evaluation mode, for a run of `steps` steps.
 
-    Its files are named by a digest of all that a row depends on (`facts`), so that runs which differ in any of it never
-    share one. A shorter run reads the first rows of a longer one's file, and a longer run adds to it.
+    Its files are named by a digest of everything that a row depends on (`facts`). A shorter run reads the first rows of
+    a longer run's file, and a longer run adds rows to it.
 
     Attributes:
         network, variables: the teacher.
@@ -142,7 +142,7 @@ class TeacherCache:
         return self.folder / f"logits-{self.key}.npy"
 
     def missing(self) -> Int64[np.ndarray, " rows"]:
-        """The rows that are not there yet, or are damaged: all that is there is read.
+        """The indices of the rows that are missing or damaged. Reads all rows.
 
         Raises:
             CacheError: a file cannot be read.
@@ -196,7 +196,7 @@ class TeacherCache:
         return np.array(rows[step, : len(chosen)])
 
     def _computed(self, missing: Int64[np.ndarray, " rows"]) -> Iterator[Rows]:
-        """Rows as they are done; the device computes the next ones meanwhile."""
+        """Rows in order; the device computes the next rows while the caller writes these."""
         waiting: tuple[np.ndarray, Array] | None = None
         variables = jax.device_put(dict(self.variables), on_every_device(self._mesh))
         for indices, inputs in self._inputs(missing):
@@ -218,7 +218,7 @@ class TeacherCache:
             return
         for start in range(0, len(missing), self.batch_size):
             indices = missing[start : start + self.batch_size]
-            images = self._images[np.resize(indices, self.batch_size)]  # always so many: compiled once
+            images = self._images[np.resize(indices, self.batch_size)]  # one batch size: compiled once
             placed = jax.device_put(images, over_the_batch(self._mesh, self.batch_size))
             yield indices, normalise(self.data.augmentation, placed)
 
