@@ -2,13 +2,14 @@
 
 from kd_local.distill.connector import Connector
 from kd_local.distill.distillation import Distillation
-from kd_local.distill.local_distillation import LocalDistillation, StoneLoss
+from kd_local.distill.local_distillation import LocalDistillation
 from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.objectives.block_kd import BlockKD
 from kd_local.distill.objectives.distances import DISTANCES, logit_distance
 from kd_local.distill.objectives.kd import KD
 from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.outputs import output_shapes, outputs
+from kd_local.distill.stone_loss import StoneLoss
 from kd_local.distill.teacher import Teacher
 
 __all__ = [

@@ -83,8 +83,9 @@ class Distillation:
         state: State = {}
         for (name, pair), teacher, key in zip(self.pairs, self.teachers, rngs, strict=True):
             teacher.network.check(teacher.variables, images)
-            like = output_shapes(pair.teacher, images)
-            created[name] = self.objective.init(key, pair, shapes, like, examples=self.examples)
+            remaining = partial(remaining_blocks, pair.teacher, teacher.variables)
+            batch = EvaluationBatch(pair, shapes, output_shapes(pair.teacher, images), remaining)
+            created[name] = self.objective.init(key, batch, examples=self.examples)
             # Copies: a step may donate the state, and the teacher's arrays belong to the caller.
             state[name] = jax.tree.map(jnp.array, variables_of(teacher.variables))
         part = new_part(by_block(created), self.optimizer)

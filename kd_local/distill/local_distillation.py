@@ -20,11 +20,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
 from kd_local.distill.connector import Connector
-from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.objective import Pair
-from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.outputs import output_shapes
-from kd_local.distill.stepping_stones import Stone, Stones, check_stones, connector_to, stepping_stones
+from kd_local.distill.stepping_stones import Stone, connector_to, stepping_stones
+from kd_local.distill.stone_loss import StoneLoss
 from kd_local.distill.teacher import Teacher, remaining_blocks
 from kd_local.local.losses import softmax
 from kd_local.networks import Network, Variables, apply_block, by_block, init_block, of_block
@@ -32,49 +31,6 @@ from kd_local.precision import at_least_float32
 from kd_local.state import Part, new_part, update_part, variables_of
 
 TEACHER = "teacher"
-
-
-@dataclass(frozen=True)
-class StoneLoss:
-    """alpha * CE(N_i, y) + beta * d(N_i, T); for the last module plus alpha * CE(S, y) + beta * d(S, T).
-
-    Attributes:
-        alpha: weight of the cross entropy of the labels, 0 or larger; KD's value in the mdistiller protocol.
-        beta: weight of the distance d, 0 or larger; KD's value in the mdistiller protocol.
-        distance: d, one of kd, dkd, mlkd and dist.
-        temperature: T of the distance, above 0.
-        standardise: True to standardise the logits in d (Sun et al., CVPR 2024).
-        stones: `all`, or the numbers of some stones from 1, such as `(2, 3)` (`2,3` in a
-            config); the student is cut after each.
-
-    Raises:
-        ValueError: a negative weight, a temperature that is not above 0, or an unknown distance.
-    """
-
-    alpha: float = 0.1
-    beta: float = 0.9
-    distance: str = "kd"
-    temperature: float = 4.0
-    standardise: bool = False
-    stones: Stones = "all"
-
-    def __post_init__(self) -> None:
-        check_weights(alpha=self.alpha, beta=self.beta)
-        check_positive(temperature=self.temperature)
-        check_stones(self.stones)
-        logit_distance(self.distance, temperature=self.temperature)
-
-    def __call__(self, logits: Array, target: Array, labels: Array) -> tuple[Array, Metrics]:
-        """The loss of some logits, its terms and their accuracy."""
-        of_labels = softmax(logits, labels)
-        distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
-        distillation = distance(logits, target, labels)
-        total = self.alpha * of_labels["loss"] + self.beta * distillation
-        return total, {
-            "cross_entropy": of_labels["loss"],
-            "distillation": distillation,
-            "accuracy": of_labels["accuracy"],
-        }
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class EvaluationBatch:
 
     Attributes:
         pair: the networks.
-        student: the student's outputs, in evaluation mode.
+        student: the student's outputs, in evaluation mode; in `Objective.init` their shapes.
         teacher: the shapes of the teacher's outputs.
         remaining_blocks: the teacher's blocks after a stage.
     """
@@ -114,12 +114,10 @@ class Objective:
         """True if `TrainingBatch.epoch` is read."""
         return False
 
-    def init(
-        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
-    ) -> Variables:
+    def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         """Fresh variables of the objective: parameters (connectors), and memory from step to step (`batch_stats`).
 
-        Only the shapes of the outputs count. `examples` is the number of training images.
+        The outputs in `batch` are shapes. `examples` is the number of training images.
 
         Raises:
             ValueError: the two networks do not fit each other, or `examples` is needed and missing.

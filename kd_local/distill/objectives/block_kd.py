@@ -10,15 +10,16 @@ gamma equals beta. No gradient flows into the ensemble as a target. There is no 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics
-from kd_local.distill.connector import apply_connectors, init_connectors
+from kd_local.distill.connector import Connector, apply_connectors, init_connectors
 from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
-from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.stepping_stones import Stone, Stones, check_stones, connector_to, stepping_stones, through_teacher
 from kd_local.local.losses import softmax
@@ -40,8 +41,8 @@ class BlockKD(Objective):
         distance: d, one of kd, dkd, mlkd and dist.
         temperature: T of the distance, above 0.
         standardise: True to standardise the logits in d (Sun et al., CVPR 2024).
-        stones: `all`, or the numbers of some stones from 1, such as `(2, 3)` (`2,3` in a
-            config), the lightweight variant.
+        stones: `all`, or the numbers of some stones from 1, such as `(2, 3)` ; `2,3`
+            in a config. Some stones are the lightweight variant.
         ensemble_gradient: True to let gradients flow into the ensemble as a target.
         warmup_epochs: epochs over which the weight of the distances grows linearly, 0 or more; 0 for no warm-up.
         batched: True to send the hybrids through shared teacher blocks as one larger batch, with the same results.
@@ -73,15 +74,9 @@ class BlockKD(Objective):
     def needs_epoch(self) -> bool:
         return self.warmup_epochs > 0
 
-    def init(
-        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
-    ) -> Variables:
-        stones = stepping_stones(student, teacher, self.stones)
-        return init_connectors(
-            {stone.name: connector_to(pair, teacher, stone.teacher) for stone in stones},
-            rng,
-            {stone.name: [student.features[stone.student]] for stone in stones},
-        )
+    def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
+        _, connectors, inputs = self._connectors(batch)
+        return init_connectors(connectors, rng, inputs)
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         stones, logits, statistics = self._stone_logits(variables, batch, train=True)
@@ -111,12 +106,14 @@ class BlockKD(Objective):
     def _stone_logits(
         self, variables: Variables, batch: EvaluationBatch, *, train: bool
     ) -> tuple[tuple[Stone, ...], list[Array], Collection]:
-        stones = stepping_stones(batch.student, batch.teacher, self.stones)
-        features, statistics = apply_connectors(
-            {stone.name: connector_to(batch.pair, batch.teacher, stone.teacher) for stone in stones},
-            variables,
-            {stone.name: [batch.student.features[stone.student]] for stone in stones},
-            train=train,
-        )
+        stones, connectors, inputs = self._connectors(batch)
+        features, statistics = apply_connectors(connectors, variables, inputs, train=train)
         entering = [(stone.teacher, features[stone.name]) for stone in stones]
         return stones, through_teacher(batch.remaining_blocks, entering, batched=self.batched), statistics
+
+    def _connectors(
+        self, batch: EvaluationBatch
+    ) -> tuple[tuple[Stone, ...], dict[str, Connector], dict[str, list[Any]]]:
+        stones = stepping_stones(batch.student, batch.teacher, self.stones)
+        connectors = {stone.name: connector_to(batch.pair, batch.teacher, stone.teacher) for stone in stones}
+        return stones, connectors, {stone.name: [batch.student.features[stone.student]] for stone in stones}

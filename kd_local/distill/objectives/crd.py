@@ -17,7 +17,7 @@ from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import product, unit_vectors, widened
-from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.models.layers import Linear
 from kd_local.networks import Collection, Variables
 from kd_local.precision import at_least_float32
@@ -108,9 +108,7 @@ class CRD(Objective):
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}: use 0 or more, below 1; 0 remembers the newest alone")
 
-    def init(
-        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
-    ) -> Variables:
+    def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         if examples is None:
             raise ValueError(
                 "CRD remembers an embedding of every training image: give Distillation examples=, their number"
@@ -118,7 +116,7 @@ class CRD(Objective):
         if examples < 2:
             raise ValueError(f"a training set of {examples}: expected 2 or more, to contrast an image with others")
         embed_key, *keys = jax.random.split(rng, 3)
-        inputs = {"student": (student.pooled,), "teacher": (teacher.pooled,)}
+        inputs = {"student": (batch.student.pooled,), "teacher": (batch.teacher.pooled,)}
         variables = init_connectors(self._embeddings(), embed_key, inputs)
         memory = {"labels": jnp.full((examples,), -1, jnp.int32)}
         bound = (3 / self.dim) ** 0.5

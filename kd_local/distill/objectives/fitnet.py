@@ -11,7 +11,7 @@ from kd_local.distill.connector import Connector, apply_connectors, init_connect
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import pair_stages, rectified
 from kd_local.networks import Collection, Variables
 
@@ -49,14 +49,12 @@ class FitNet(Objective):
         if self.stage < 0:
             raise ValueError(f"stage is {self.stage}: use 0 for the stem, or a later one's index")
 
-    def init(
-        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
-    ) -> Variables:
-        hint, _, regressor = self._hint(pair, student, teacher)
+    def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
+        hint, _, regressor = self._hint(batch)
         return init_connectors({"regressor": regressor}, rng, {"regressor": (hint,)})
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
-        hint, target, regressor = self._hint(batch.pair, batch.student, batch.teacher)
+        hint, target, regressor = self._hint(batch)
         outputs, batch_stats = apply_connectors({"regressor": regressor}, variables, {"regressor": (hint,)}, train=True)
         return with_labels(
             batch,
@@ -66,14 +64,14 @@ class FitNet(Objective):
             batch_stats=batch_stats,
         )
 
-    def _hint(self, pair: Pair, student: Outputs, teacher: Outputs) -> tuple[Any, Any, Connector]:
-        pairs = dict(pair_stages(student, teacher, stem=True))
+    def _hint(self, batch: EvaluationBatch) -> tuple[Any, Any, Connector]:
+        pairs = dict(pair_stages(batch.student, batch.teacher, stem=True))
         if self.stage not in pairs:
             raise ValueError(
                 f"stage {self.stage}: the student's stages with one of the teacher beside them are "
                 f"{', '.join(map(str, pairs))}"
             )
         place = pairs[self.stage]
-        target = teacher.features[place]
-        regressor = Connector(tuple(target.shape[1:]), relu=rectified(pair.teacher, place))
-        return student.features[self.stage], target, regressor
+        target = batch.teacher.features[place]
+        regressor = Connector(tuple(target.shape[1:]), relu=rectified(batch.pair.teacher, place))
+        return batch.student.features[self.stage], target, regressor

@@ -10,7 +10,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import unit_vectors, widened
-from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
 
@@ -57,11 +57,9 @@ class NST(Objective):
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
 
-    def init(
-        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
-    ) -> Variables:
-        pair_stages(student, teacher)
-        return super().init(rng, pair, student, teacher, examples=examples)
+    def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
+        pair_stages(batch.student, batch.teacher)
+        return super().init(rng, batch, examples=examples)
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         student, teacher = batch.student, batch.teacher

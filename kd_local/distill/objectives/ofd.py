@@ -11,7 +11,7 @@ from kd_local.distill.connector import Connector, apply_connectors, init_connect
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
 
@@ -66,14 +66,12 @@ class OFD(Objective):
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
 
-    def init(
-        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
-    ) -> Variables:
-        connectors, inputs, _ = self._connectors(student, teacher)
+    def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
+        connectors, inputs, _ = self._connectors(batch)
         return init_connectors(connectors, rng, inputs)
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
-        connectors, inputs, targets = self._connectors(batch.student, batch.teacher)
+        connectors, inputs, targets = self._connectors(batch)
         outputs, batch_stats = apply_connectors(connectors, variables, inputs, train=True)
         each = []
         for i, (name, target) in enumerate(reversed(targets.items())):
@@ -83,12 +81,10 @@ class OFD(Objective):
             batch, jnp.stack(each).sum(), ce_weight=self.ce_weight, weight=self.weight, batch_stats=batch_stats
         )
 
-    def _connectors(
-        self, student: Outputs, teacher: Outputs
-    ) -> tuple[dict[str, Connector], dict[str, tuple[Any]], dict[str, Any]]:
+    def _connectors(self, batch: EvaluationBatch) -> tuple[dict[str, Connector], dict[str, tuple[Any]], dict[str, Any]]:
         connectors, inputs, targets = {}, {}, {}
-        for s, t in pair_stages(student, teacher):
-            x, target = student.preactivations[s], teacher.preactivations[t]
+        for s, t in pair_stages(batch.student, batch.teacher):
+            x, target = batch.student.preactivations[s], batch.teacher.preactivations[t]
             height, width = (min(x.shape[axis], target.shape[axis]) for axis in (1, 2))
             connectors[f"stage{s}"] = Connector((height, width, target.shape[3]), relu=False)
             inputs[f"stage{s}"], targets[f"stage{s}"] = (x,), target

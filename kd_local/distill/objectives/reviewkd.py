@@ -13,7 +13,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import pair_stages
 from kd_local.models.convolution import Conv, uniform_by_fan_in
 from kd_local.models.layers import ConvNorm, average_pool_to
@@ -117,10 +117,8 @@ class ReviewKD(Objective):
     def needs_epoch(self) -> bool:
         return self.warmup_epochs > 0
 
-    def init(
-        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
-    ) -> Variables:
-        modules, levels = self._modules(student, teacher)
+    def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
+        modules, levels = self._modules(batch)
         created = {}
         deeper: tuple[Any, ...] = ()
         for (name, module), key in zip(modules.items(), jax.random.split(rng, len(modules)), strict=True):
@@ -131,7 +129,7 @@ class ReviewKD(Objective):
         return by_block(created)
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
-        modules, levels = self._modules(batch.student, batch.teacher)
+        modules, levels = self._modules(batch)
         each: list[Array] = []
         batch_stats: Collection = {}
         deeper: tuple[Array, ...] = ()
@@ -150,8 +148,9 @@ class ReviewKD(Objective):
             batch_stats=batch_stats,
         )
 
-    def _modules(self, student: Outputs, teacher: Outputs) -> tuple[dict[str, ABF], dict[str, tuple[Any, Any]]]:
+    def _modules(self, batch: EvaluationBatch) -> tuple[dict[str, ABF], dict[str, tuple[Any, Any]]]:
         """Modules and (student, teacher) by name, the deepest first."""
+        student, teacher = batch.student, batch.teacher
         features = student.preactivations if self.preactivations else student.features
         levels = {"pooled": (student.pooled, teacher.pooled)}
         for s, t in reversed(pair_stages(student, teacher)):

@@ -11,7 +11,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_weights
-from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, Pair, TrainingBatch
 from kd_local.distill.objectives.fitnet import hint_loss
 from kd_local.distill.stages import rectified
 from kd_local.models.layers import ConvNorm, average_pool_to
@@ -68,11 +68,8 @@ class SimKD(Objective):
         if self.factor < 1:
             raise ValueError(f"factor is {self.factor}: use 1 or more; 1 keeps the projector as wide as the teacher")
 
-    def init(
-        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
-    ) -> Variables:
-        x = student.features[-1]
-        return init_connectors({"projector": self._projector(pair, teacher)}, rng, {"projector": (x,)})
+    def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
+        return init_connectors(self._projector(batch), rng, {"projector": (batch.student.features[-1],)})
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         projected, batch_stats = self._project(variables, batch, train=True)
@@ -100,15 +97,14 @@ class SimKD(Objective):
             "teacher": {name: teacher[name] for name in remaining.names if name in teacher},
         }
 
-    def _projector(self, pair: Pair, teacher: Outputs) -> Projector:
-        relu = rectified(pair.teacher, -1)
-        return Projector(teacher.features[-1].shape[-1], factor=self.factor, relu=relu)
+    def _projector(self, batch: EvaluationBatch) -> dict[str, Projector]:
+        channels, relu = batch.teacher.features[-1].shape[-1], rectified(batch.pair.teacher, -1)
+        return {"projector": Projector(channels, factor=self.factor, relu=relu)}
 
     def _project(self, variables: Variables, batch: EvaluationBatch, *, train: bool) -> tuple[Array, Collection]:
         x, like = batch.student.features[-1], batch.teacher.features[-1].shape
         x = average_pool_to(x, (min(x.shape[1], like[1]), min(x.shape[2], like[2])))
-        projector = {"projector": self._projector(batch.pair, batch.teacher)}
-        outputs, statistics = apply_connectors(projector, variables, {"projector": (x,)}, train=train)
+        outputs, statistics = apply_connectors(self._projector(batch), variables, {"projector": (x,)}, train=train)
         return outputs["projector"], statistics
 
     def _classify(self, batch: EvaluationBatch, projected: Array) -> Array:

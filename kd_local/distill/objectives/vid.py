@@ -14,7 +14,7 @@ from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.models.convolution import Conv
 from kd_local.networks import Collection, Variables
@@ -79,21 +79,18 @@ class VID(Objective):
         if self.init_variance <= EPSILON:
             raise ValueError(f"init_variance is {self.init_variance}: use more than {EPSILON}, which is added to it")
 
-    def init(
-        self, rng: PRNGKeyArray, pair: Pair, student: Outputs, teacher: Outputs, *, examples: int | None = None
-    ) -> Variables:
-        regressors, inputs = self._regressors(student, teacher)
+    def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
+        regressors, inputs = self._regressors(batch)
         return init_connectors(regressors, rng, inputs)
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
-        regressors, inputs = self._regressors(batch.student, batch.teacher)
+        regressors, inputs = self._regressors(batch)
         each, _ = apply_connectors(regressors, variables, inputs, train=True)
         distillation = jnp.stack(list(each.values())).sum()
         return with_labels(batch, distillation, ce_weight=self.ce_weight, weight=self.weight)
 
-    def _regressors(
-        self, student: Outputs, teacher: Outputs
-    ) -> tuple[dict[str, Regressor], dict[str, tuple[Any, Any]]]:
+    def _regressors(self, batch: EvaluationBatch) -> tuple[dict[str, Regressor], dict[str, tuple[Any, Any]]]:
+        student, teacher = batch.student, batch.teacher
         inputs = {f"stage{s}": (student.features[s], teacher.features[t]) for s, t in pair_stages(student, teacher)}
         regressors = {name: Regressor(self.init_variance) for name in inputs}
         return regressors, inputs

@@ -11,7 +11,7 @@ from kd_local.distill.objectives.crd import CRD, crd_loss, remember
 
 
 def initialise(objective, batch, examples):
-    return objective.init(jax.random.key(0), batch.pair, batch.student, batch.teacher, examples=examples)
+    return objective.init(jax.random.key(0), batch, examples=examples)
 
 
 def test_memory_by_hand():

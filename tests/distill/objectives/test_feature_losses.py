@@ -51,7 +51,7 @@ def test_hint_by_hand():
 
 def test_fitnet_is_of_the_regressed_hint(training_batches, examples):
     batch, objective = training_batches(dtype="float64"), OBJECTIVES["fitnet"](stage=3)
-    variables = objective.init(jax.random.key(0), batch.pair, batch.student, batch.teacher, examples=examples)
+    variables = objective.init(jax.random.key(0), batch, examples=examples)
     _, metrics, batch_stats = objective.loss(variables, batch)
     own = of_block(variables, "regressor")
     hint, updated = Connector((2, 2, 10)).apply(own, batch.student.features[3], train=True, mutable=["batch_stats"])
@@ -161,7 +161,7 @@ def test_ofd_by_hand():
 
 def test_ofd_halves_earlier_stages(training_batches, examples):
     batch, objective = training_batches(dtype="float64"), OBJECTIVES["ofd"]()
-    variables = objective.init(jax.random.key(0), batch.pair, batch.student, batch.teacher, examples=examples)
+    variables = objective.init(jax.random.key(0), batch, examples=examples)
     _, metrics, _ = objective.loss(variables, batch)
     expected = 0.0
     for stage in (1, 2, 3):

@@ -36,8 +36,9 @@ NAMES = tuple(DEFAULTS)
 
 
 def initialise(objective, batch, examples):
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (batch.student, batch.teacher))
-    return objective.init(jax.random.key(0), batch.pair, *shapes, examples=examples)
+    student, teacher = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (batch.student, batch.teacher))
+    shapes = dataclasses.replace(batch, student=student, teacher=teacher)
+    return objective.init(jax.random.key(0), shapes, examples=examples)
 
 
 def step(objective, batch, variables):

@@ -68,7 +68,7 @@ def test_abf_weighs_both():
 def test_reads(preactivations, training_batches, examples):
     """The student's features or pre-activations, the pooled ones of both, and the teacher's pre-activations."""
     batch, objective = training_batches(), OBJECTIVES["reviewkd"](preactivations=preactivations, max_middle=6)
-    variables = objective.init(jax.random.key(0), batch.pair, batch.student, batch.teacher, examples=examples)
+    variables = objective.init(jax.random.key(0), batch, examples=examples)
     assert list(variables["params"]) == ["pooled", "stage3", "stage2", "stage1"]
     assert variables["params"]["stage1"]["conv1"]["conv"]["kernel"].shape == (1, 1, 4, 6)
 

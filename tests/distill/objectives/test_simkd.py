@@ -15,7 +15,7 @@ SIZES = [(2, 2), (4, 2), (2, 4)]
 
 
 def initialise(objective, batch):
-    return objective.init(jax.random.key(0), batch.pair, batch.student, batch.teacher, examples=9)
+    return objective.init(jax.random.key(0), batch, examples=9)
 
 
 @pytest.mark.parametrize(("student", "teacher"), SIZES)
