@@ -43,7 +43,9 @@ class Experiment:
         boundaries: the blocks behind which the network is cut.
         shape: height, width and channels of the images.
         schedule: the learning rate of each batch.
-        mesh, options: of the step.
+        optimizer: of every program that trains.
+        mesh: the devices of the step.
+        options: of the step.
         read: reads the data.
     """
 
@@ -55,6 +57,7 @@ class Experiment:
     boundaries: tuple[str, ...]
     shape: tuple[int, int, int]
     schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
     mesh: Mesh
     options: StepOptions
     read: Callable[[], Data]
@@ -93,6 +96,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         boundaries=cut_network.boundaries if local else (),
         shape=data.shape,
         schedule=schedule,
+        optimizer=optimizer,
         mesh=mesh,
         options=options,
         read=partial(read_images, config, data.augmentation),

@@ -26,13 +26,14 @@ from experiments.from_config.planning import PLAN, left_to_measurement, planned
 from experiments.from_config.step_timer import placement
 from experiments.from_config.teachers import save_network
 from experiments.sweep.results import SUMMARY
-from experiments.train.summary import summarise
+from experiments.train.summary import peak_memory, summarise
 from experiments.train.teacher_caches import FillingStopped, cached_logits, caches
 from kd_local.contract import HasTeachers, State, TrainsNetwork
 from kd_local.data import Data, DataError
 from kd_local.files import replace_text
 from kd_local.parallel import hosts
 from kd_local.parallel.meetings import Meeting
+from kd_local.sizes import shown_bytes
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
 from kd_local.training.interruption import Interrupted, Interruption
@@ -84,7 +85,9 @@ def main(_: list[str]) -> None:
                 variables = experiment.method.network_variables(state)
                 if variables is not None:
                     save_network(variables, workdir)
-            _show(console, _write_results(experiment, config, state, compared, workdir), workdir)
+            assert result.peak_bytes is not None
+            peaks = peak_memory(experiment, config.batch_size, result.peak_bytes, workdir)
+            _show(console, _write_results(experiment, config, state, compared, peaks, workdir), workdir)
     except Exception as error:
         _end_after(error, workdir, good())
     finally:
@@ -207,11 +210,16 @@ def _title(experiment: Experiment, config: ConfigDict) -> str:
 
 
 def _write_results(
-    experiment: Experiment, config: ConfigDict, state: State, compared: Mapping[str, float], workdir: Path
+    experiment: Experiment,
+    config: ConfigDict,
+    state: State,
+    compared: Mapping[str, float],
+    peaks: Mapping[str, int | float],
+    workdir: Path,
 ) -> dict[str, Any]:
     """Write the summary and the curves, and return the summary."""
     records = read_epochs(workdir)
-    summary = summarise(experiment, config, state, records, compared)
+    summary = summarise(experiment, config, state, records, compared, peaks)
     replace_text(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
     title = _title(experiment, config)
     plot_curves(records, read_steps(workdir), workdir / CURVES, method=experiment.method, title=title)
@@ -222,7 +230,7 @@ def _show(console: Console, summary: Mapping[str, Any], workdir: Path) -> None:
     table = Table(show_header=False, title="result")
     for name, value in summary.items():
         if name != "exits":
-            table.add_row(name, _shown(value))
+            table.add_row(name, shown_bytes(value) if name == "peak_bytes" else _shown(value))
     console.print(table)
     if summary["exits"]:
         exits = Table("exit", "test accuracy", "multiply-adds, of the whole network", title="other answers")

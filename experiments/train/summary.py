@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +12,9 @@ from ml_collections import ConfigDict
 from experiments.from_config.experiment import Experiment, count_parameters
 from kd_local.contract import State, trained_programs
 from kd_local.costs import multiply_adds
-from kd_local.local import ContSup
+from kd_local.local import ContSup, EndToEnd
+from kd_local.memory import CompilationRecords, footprint, target
+from kd_local.parallel import DATA
 from kd_local.training.records import EpochRecord, Scores, SplitScores
 
 
@@ -21,6 +24,7 @@ def summarise(
     state: State,
     records: Sequence[EpochRecord],
     compared: Mapping[str, float],
+    peaks: Mapping[str, int | float],
 ) -> dict[str, Any]:
     """The summary of a run that has ended.
 
@@ -28,6 +32,7 @@ def summarise(
         state: the method's state after the last step.
         records: of all epochs, those of earlier starts included.
         compared: the comparison with teachers, if there are any.
+        peaks: memory of a step, see `peak_memory`.
     """
     method, last = experiment.method, records[-1]
     seconds = sum(record.seconds for record in records)
@@ -52,11 +57,31 @@ def summarise(
         "parameters_trained": count_parameters([state[name]["params"] for name in trained_programs(method)]),
         "parameters_deployed": count_parameters(method.deployed(state)),
         "multiply_adds": multiply_adds(method.logits, state, images),
+        **peaks,
         **compared,
         "exits": _exits(experiment, state, images, last.test.exits),
         "jax": jax.__version__,
         "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
     }
+
+
+def peak_memory(experiment: Experiment, batch_size: int, peak: int, workdir: Path) -> dict[str, int | float]:
+    """The peak memory of a compiled step in bytes of one device, and its ratio to the same network trained end to end.
+
+    The end-to-end step is compiled once; its record is kept in the folder. With several processes there is no ratio.
+    """
+    peaks: dict[str, int | float] = {"peak_bytes": peak}
+    if jax.process_count() == 1:
+        whole = footprint(
+            EndToEnd(experiment.network, experiment.optimizer),
+            experiment.shape,
+            batch_size,
+            target(devices=experiment.mesh.shape[DATA]),
+            options=replace(experiment.options, form="separate", placement=None),
+            records=CompilationRecords(workdir / "compilations.jsonl"),
+        )
+        peaks["peak_of_end_to_end"] = round(peak / whole.peak_bytes, 4)
+    return peaks
 
 
 def named_scores(splits: Mapping[str, SplitScores]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import jaxlib
 
@@ -35,6 +36,20 @@ class CompilationRecord:
     compile_seconds: float
     flops: float | None
     moved_bytes: float | None
+
+    @classmethod
+    def of_executable(cls, compiled: Any, compile_seconds: float = 0.0) -> "CompilationRecord":
+        """The record of a `jax.stages.Compiled`."""
+        memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
+        return cls(
+            temp_bytes=memory.temp_size_in_bytes,
+            argument_bytes=memory.argument_size_in_bytes,
+            output_bytes=memory.output_size_in_bytes,
+            alias_bytes=memory.alias_size_in_bytes,
+            compile_seconds=compile_seconds,
+            flops=costs.get("flops"),
+            moved_bytes=costs.get("bytes accessed"),
+        )
 
     @property
     def step_bytes(self) -> int:
@@ -76,16 +91,7 @@ class CompilationRecords:
             return self._by_digest[digest]
         start = time.perf_counter()
         compiled = compile_lowered(lowered, target.mesh)
-        memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
-        found = CompilationRecord(
-            temp_bytes=memory.temp_size_in_bytes,
-            argument_bytes=memory.argument_size_in_bytes,
-            output_bytes=memory.output_size_in_bytes,
-            alias_bytes=memory.alias_size_in_bytes,
-            compile_seconds=round(time.perf_counter() - start, 3),
-            flops=costs.get("flops"),
-            moved_bytes=costs.get("bytes accessed"),
-        )
+        found = CompilationRecord.of_executable(compiled, round(time.perf_counter() - start, 3))
         self.compiled += 1
         self._by_digest[digest] = found
         if self._path is not None:

@@ -19,7 +19,7 @@ from kd_local.contract import Method
 from kd_local.costs import multiply_adds
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords
 from kd_local.memory.targets import Target
-from kd_local.parallel import Call, StepOptions, StepPlan, extra_names, offered_tensors, plan_step
+from kd_local.parallel import Call, CompiledStep, StepOptions, StepPlan, extra_names, offered_tensors, plan_step
 from kd_local.sizes import tree_bytes
 
 
@@ -119,6 +119,19 @@ def footprint(
         executables=len(distinct),
         compile_seconds=sum(compilation.compile_seconds for compilation in found.values()),
     )
+
+
+def compiled_peak(step: CompiledStep) -> int:
+    """The peak memory of a compiled step in bytes of one device, the largest over the groups of devices."""
+    plan = step.plan
+    found = {
+        call.signature: CompilationRecord.of_executable(executable)
+        for call, executable in zip(plan.calls, step.executables, strict=True)
+    }
+    of_groups: list[list[Call]] = [[] for _ in plan.groups]
+    for call, group in zip(plan.calls, plan.placement, strict=True):
+        of_groups[group].append(call)
+    return max(piece.peak for calls in of_groups for piece in piece_footprints(calls, found))
 
 
 def floor_bytes(

@@ -8,7 +8,7 @@ numbers of an uninterrupted one.
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from kd_local.contract import Method, State
 from kd_local.data import Data, steps_per_epoch
+from kd_local.memory import compiled_peak
 from kd_local.parallel import DATA, NOTHING, StepOptions, device_mesh
 from kd_local.training.agreement import Agreement
 from kd_local.training.checkpoints import Checkpoints
@@ -39,11 +40,13 @@ class Result:
         state: the method's state after the last step.
         step: steps done, including those of earlier starts of the same run.
         records: of the epochs that this start has ended, the last one possibly incomplete.
+        peak_bytes: memory of a compiled step on one device.
     """
 
     state: State
     step: int
     records: list[EpochRecord]
+    peak_bytes: int | None
 
 
 def training_plan(examples: int, *, epochs: int, batch_size: int, steps: int | None, mesh: Mesh) -> TrainingPlan:
@@ -112,6 +115,7 @@ def train(
     take_step, state = prepare_step(method, data, plan, seed=seed, mesh=mesh, options=options, extra=extra)
     metrics = EpochMetrics(take_step.plan, partial(_notify, observers))
     state, plan = restore(checkpoints, state, metrics, plan)
+    plan = replace(plan, peak_bytes=compiled_peak(take_step.compiled[batch_size]))
     for observer in observers:
         observer.on_start(plan)
 
@@ -160,7 +164,7 @@ def train(
         checkpoints.wait()
     if stop is not None:
         raise Interrupted(stop, step)
-    return Result(state, step, records)
+    return Result(state, step, records, plan.peak_bytes)
 
 
 def _notify(observers: Sequence[Observer], record: StepRecord) -> None:

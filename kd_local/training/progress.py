@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from kd_local.contract import Method, trained_programs
+from kd_local.sizes import shown_bytes
 from kd_local.training.records import EpochRecord, ProgramMetrics, StepRecord, TrainingPlan
 
 
@@ -49,6 +50,8 @@ class ProgressBar:
         self._started = time.monotonic()
         if plan.first_step:
             self.console.print(f"resuming from step {plan.first_step} of {plan.last_step}")
+        if plan.peak_bytes is not None:
+            self.console.print(f"peak memory of a step, as compiled: {shown_bytes(plan.peak_bytes)}", highlight=False)
         self._task = self._bar.add_task("", total=plan.last_step, completed=plan.first_step, epoch="1", rate="...")
 
     def on_step(self, record: StepRecord) -> None:

@@ -21,12 +21,14 @@ class TrainingPlan:
         last_step: the steps of the whole run.
         steps_per_epoch: the last one may have a smaller batch.
         batch_size: images per step, over all devices.
+        peak_bytes: memory of a compiled step on one device; None before it is compiled.
     """
 
     first_step: int
     last_step: int
     steps_per_epoch: int
     batch_size: int
+    peak_bytes: int | None = field(default=None, compare=False)
 
     @property
     def epochs(self) -> int:
