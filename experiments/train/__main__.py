@@ -70,7 +70,7 @@ def main(_: list[str]) -> None:
         newest = checkpoints.last_good() if checkpoints is not None else None
         return f"checkpoint {newest} in {workdir} is the last good one" if newest else "no checkpoint was saved before"
 
-    hosts.last_words(lambda: f"{hosts.lost()}; {good()}: the same command resumes from there")
+    hosts.on_abort(lambda: f"{hosts.lost()}; {good()}: the same command resumes from there")
     try:
         with (
             Interruption() as interruption,

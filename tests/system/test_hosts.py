@@ -224,7 +224,7 @@ def steps(say: Callable, how: str) -> None:
     mesh = device_mesh(jax.device_count())
     mean = jax.jit(lambda x: x + jnp.mean(x), out_shardings=over_the_batch(mesh, 8))
     x = move(np.ones(8, np.float32), over_the_batch(mesh, 8))
-    hosts.last_words(lambda: f"{hosts.lost()}, says the runtime")
+    hosts.on_abort(lambda: f"{hosts.lost()}, says the runtime")
     try:
         for step in range(10_000):
             x = mean(x)
