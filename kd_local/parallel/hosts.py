@@ -1,10 +1,10 @@
 """Several processes, on one host or on many, that train as one; the one file that knows `jax.distributed`.
 
 Each process starts the same program, `start` joins them, and `jax.devices()` then names the devices of all. What they
-agree on goes through a `Meeting` or a `Board`, see `meetings`.
+agree on goes through a `Barrier` or a `Board`, see `barriers`.
 
 Where a process is lost, killed or cut off, the others cannot go on. They learn of it in one of two ways: by an
-exception of a computation or of a `Meeting`, which `is_loss` recognises, or by the runtime, which ends them itself: at
+exception of a computation or of a `Barrier`, which `is_loss` recognises, or by the runtime, which ends them itself: at
 once if process 0 is lost, else after about `heartbeat_seconds`. It does so by SIGABRT and a C++ trace, from a thread of
 its own; here the main thread is left a few seconds to end the program in its own way, and if it does not (it may wait
 for the devices for ever) the process ends with the words given to `on_abort` and exit status 1.

@@ -2,7 +2,7 @@
 
 import jax
 
-from kd_local.parallel.meetings import Board
+from kd_local.parallel.barriers import Board
 
 SAVE = 1
 """The wish to save. To stop is the number of a signal, which is always greater."""

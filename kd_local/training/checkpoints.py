@@ -8,7 +8,7 @@ stays until this happens again.
 
 Of several processes each writes and reads its part of the arrays, in a folder that all their hosts
 share. Everything of which there is one (manifest, deletion, what is damaged and which one counts)
-is up to process 0, which tells the others. They wait for each other through `Meeting` and
+is up to process 0, which tells the others. They wait for each other through `Barrier` and
 orbax's barriers of the same kind, never through the devices: the background thread that finishes a
 save may not meet with the main thread's computations there. What fails in one process fails in all.
 """
@@ -31,7 +31,7 @@ from absl import logging as absl_logging
 from jaxtyping import PyTree
 
 from kd_local.parallel import hosts
-from kd_local.parallel.meetings import Meeting
+from kd_local.parallel.barriers import Barrier
 from kd_local.training.manifest import MANIFEST, damage, write_manifest
 from kd_local.training.older_checkpoints import with_step_count, without_step_count
 
@@ -74,7 +74,7 @@ class Checkpoints:
         self._keep = keep
         self._report = report
         self._pending: tuple[int, Future[None]] | None = None
-        self._meeting = Meeting("checkpoints")
+        self._barrier = Barrier("checkpoints")
         try:
             self._claim()
         except (OSError, hosts.HostsError) as error:
@@ -99,7 +99,7 @@ class Checkpoints:
         """
         self.wait()
         with self._saving(step):
-            newest = self._meeting.decide(lambda: max(self._steps(), default=None), seconds=_SECONDS)
+            newest = self._barrier.decide(lambda: max(self._steps(), default=None), seconds=_SECONDS)
         if newest is not None and newest >= step:
             raise CheckpointError(
                 f"checkpoint {step} cannot be saved in {self.directory}, which holds checkpoint "
@@ -138,18 +138,18 @@ class Checkpoints:
         self.wait()
         which, misfit, tree = "the newest checkpoint", None, None
         try:
-            good = self._meeting.decide(self._set_damaged_aside, seconds=_SECONDS)
+            good = self._barrier.decide(self._set_damaged_aside, seconds=_SECONDS)
             if good is None:
                 return None
             which, item = f"checkpoint {good}", self._folder(good) / _ITEM
-            with self._meeting.together(seconds=_SECONDS):
+            with self._barrier.together(seconds=_SECONDS):
                 saved = self._handler.metadata(item).tree
                 expected = with_step_count(like, saved)
                 misfit = _misfit(saved, expected)
                 if misfit is None:
                     tree = self._handler.restore(item, args=ocp.args.StandardRestore(expected))
         except Exception as error:
-            self._meeting = Meeting("checkpoints")
+            self._barrier = Barrier("checkpoints")
             raise CheckpointError(f"{which} in {self.directory} cannot be restored: {error}") from error
         if misfit is not None:
             raise CheckpointError(
@@ -195,10 +195,10 @@ class Checkpoints:
 
     def _claim(self) -> None:
         """Make the directory, and see that it can be written and is the same for all."""
-        with ExitStack() as stack, self._meeting.together(seconds=_SECONDS):
+        with ExitStack() as stack, self._barrier.together(seconds=_SECONDS):
             self.directory.mkdir(parents=True, exist_ok=True)
             own = stack.enter_context(tempfile.TemporaryDirectory(dir=self.directory, suffix=_UNFINISHED))
-            first = self._meeting.wait(Path(own).name, seconds=_SECONDS)[0]
+            first = self._barrier.wait(Path(own).name, seconds=_SECONDS)[0]
             if not (self.directory / first).exists():
                 raise hosts.HostsError("it is another folder than that of process 0: use one that all hosts share")
         self._clear()
@@ -223,7 +223,7 @@ class Checkpoints:
 
     def _barrier(self, *, key: str, timeout_ms: int) -> None:
         """Orbax's, in its thread: unlike orbax's own it ends when another process has failed."""
-        self._meeting.wait(seconds=-(-timeout_ms // 1000))
+        self._barrier.wait(seconds=-(-timeout_ms // 1000))
 
     def _seal(self, step: int) -> None:
         """In the background: wait for orbax's commit, write the manifest, delete older ones.
@@ -231,7 +231,7 @@ class Checkpoints:
         Orbax calls `AsyncOptions.post_finalization_callback` before the commit, when files are
         still to be written; hence a thread of our own.
         """
-        with self._meeting.together(seconds=_SECONDS):
+        with self._barrier.together(seconds=_SECONDS):
             self._checkpointer.wait_until_finished()
             if hosts.is_first():
                 write_manifest(self._folder(step))
@@ -244,8 +244,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self._meeting.give_up(error)
-            self._meeting = Meeting("checkpoints")
+            self._barrier.give_up(error)
+            self._barrier = Barrier("checkpoints")
             # What a failed save has left to raise is of no more use.
             with suppress(Exception):
                 self._checkpointer.close()
