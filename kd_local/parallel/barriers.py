@@ -95,7 +95,7 @@ class Barrier:
                 raise HostsError(f"process {other} did not come within {seconds} s: see what it does")
 
 
-class Board:
+class Broadcast:
     """Short texts under keys that all processes can read, and that are written once; made by all in the same order."""
 
     def __init__(self, name: str) -> None:

@@ -1,7 +1,7 @@
 """Several processes, on one host or on many, that train as one; the one file that knows `jax.distributed`.
 
 Each process starts the same program, `start` joins them, and `jax.devices()` then names the devices of all. What they
-agree on goes through a `Barrier` or a `Board`, see `barriers`.
+agree on goes through a `Barrier` or a `Broadcast`, see `barriers`.
 
 Where a process is lost, killed or cut off, the others cannot go on. They learn of it in one of two ways: by an
 exception of a computation or of a `Barrier`, which `is_loss` recognises, or by the runtime, which ends them itself: at
