@@ -32,7 +32,7 @@ from kd_local.contract import HasTeachers, State, TrainsNetwork
 from kd_local.data import Data, DataError
 from kd_local.files import replace_text
 from kd_local.parallel import hosts
-from kd_local.parallel.meetings import Meeting
+from kd_local.parallel.barriers import Barrier
 from kd_local.sizes import shown_bytes
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
@@ -44,7 +44,7 @@ from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
 from kd_local.training.teacher_cache import CacheError, TeacherCache
 
-_MEETING_SECONDS = 600  # how long process 0 may take for what it does for all
+_BARRIER_SECONDS = 600  # how long process 0 may take for what it does for all
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; runs/NAME-OF-THE-CONFIG if none.")
@@ -71,7 +71,7 @@ def main(_: list[str]) -> None:
         newest = checkpoints.last_good() if checkpoints is not None else None
         return f"checkpoint {newest} in {workdir} is the last good one" if newest else "no checkpoint was saved before"
 
-    hosts.last_words(lambda: f"{hosts.lost()}; {good()}: the same command resumes from there")
+    hosts.on_abort(lambda: f"{hosts.lost()}; {good()}: the same command resumes from there")
     try:
         with (
             Interruption() as interruption,
@@ -102,7 +102,7 @@ def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str
     data = experiment.read()
     cached = caches(experiment, config, data)
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
-    Meeting("workdir").decide(lambda: workdirs.claim(workdir, config), seconds=_MEETING_SECONDS)
+    Barrier("workdir").decide(lambda: workdirs.claim(workdir, config), seconds=_BARRIER_SECONDS)
     if left_to_measurement(config):
         if jax.process_count() > 1 and not (workdir / PLAN).exists():
             raise ValueError(

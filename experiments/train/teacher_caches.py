@@ -13,7 +13,7 @@ from experiments.from_config.experiment import Experiment
 from kd_local.data import Data, steps_per_epoch
 from kd_local.distill import Distillation
 from kd_local.parallel import device_mesh, groups, hosts
-from kd_local.parallel.meetings import Meeting
+from kd_local.parallel.barriers import Barrier
 from kd_local.sizes import shown_bytes
 from kd_local.training.inputs import ExtraTensor
 from kd_local.training.interruption import Interruption
@@ -79,7 +79,7 @@ def cached_logits(
         HostsError: another process failed or is lost.
     """
     found = {}
-    filled = Meeting("teacher caches")
+    filled = Barrier("teacher caches")
     for name, cache in of.items():
         console.print(f"{name}: {_size(cache)}, {cache.path}", soft_wrap=True, highlight=False)
         with filled.together(seconds=_FILLING_SECONDS):

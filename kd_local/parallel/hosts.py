@@ -1,13 +1,13 @@
 """Several processes, on one host or on many, that train as one; the one file that knows `jax.distributed`.
 
 Each process starts the same program, `start` joins them, and `jax.devices()` then names the devices of all. What they
-agree on goes through a `Meeting` or a `Board`, see `meetings`.
+agree on goes through a `Barrier` or a `Broadcast`, see `barriers`.
 
 Where a process is lost, killed or cut off, the others cannot go on. They learn of it in one of two ways: by an
-exception of a computation or of a `Meeting`, which `is_loss` recognises, or by the runtime, which ends them itself: at
+exception of a computation or of a `Barrier`, which `is_loss` recognises, or by the runtime, which ends them itself: at
 once if process 0 is lost, else after about `heartbeat_seconds`. It does so by SIGABRT and a C++ trace, from a thread of
 its own; here the main thread is left a few seconds to end the program in its own way, and if it does not (it may wait
-for the devices for ever) the process ends with the words given to `last_words` and exit status 1.
+for the devices for ever) the process ends with the words given to `on_abort` and exit status 1.
 """
 
 import ctypes
@@ -79,7 +79,7 @@ def start(
         else:
             _wait_for(address, deadline)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    last_words(lambda: f"not all processes came together {where} within {start_seconds} s: start all of them")
+    on_abort(lambda: f"not all processes came together {where} within {start_seconds} s: start all of them")
     _libc.signal(signal.SIGABRT, _aborted)
     try:
         jax.distributed.initialize(
@@ -98,7 +98,7 @@ def start(
         ) from error
     except jax.errors.JaxRuntimeError as error:
         raise HostsError(f"the processes {where} could not be joined: {error}") from error
-    last_words(lost)
+    on_abort(lost)
 
 
 def is_first() -> bool:
@@ -106,7 +106,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def last_words(text: Callable[[], str]) -> None:
+def on_abort(text: Callable[[], str]) -> None:
     """What to say on standard error if the runtime ends this process, such as `lost()` and what to do now."""
     _words[:] = [text]
 

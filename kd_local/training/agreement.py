@@ -2,7 +2,7 @@
 
 import jax
 
-from kd_local.parallel.meetings import Board
+from kd_local.parallel.barriers import Broadcast
 
 SAVE = 1
 """The request to save. The request to stop is the number of a signal, which is always greater."""
@@ -25,7 +25,7 @@ class Agreement:
     def __init__(self, in_flight: int) -> None:
         # Every other step may be of an epoch's last, smaller batch, which each process computes by itself.
         self._ahead = 2 * (in_flight + 1) + 2
-        self._board = Board("agreement")
+        self._broadcast = Broadcast("agreement")
         self._count = 0
 
     def after(self, step: int, wish: int) -> int:
@@ -42,8 +42,8 @@ class Agreement:
             return wish
         key = str(self._count)
         if wish:
-            self._board.write_once(key, f"{step + self._ahead} {wish}")
-        text = self._board.read(key)
+            self._broadcast.write_once(key, f"{step + self._ahead} {wish}")
+        text = self._broadcast.read(key)
         if text is None:
             return 0
         agreed, what = map(int, text.split())

@@ -28,7 +28,7 @@ from absl import logging as absl_logging
 from jaxtyping import PyTree
 
 from kd_local.parallel import hosts
-from kd_local.parallel.meetings import Meeting
+from kd_local.parallel.barriers import Barrier
 from kd_local.training.manifest import MANIFEST, damage, write_manifest
 from kd_local.training.older_checkpoints import with_step_count, without_step_count
 
@@ -71,7 +71,7 @@ class Checkpoints:
         self._keep = keep
         self._report = report
         self._pending: tuple[int, Future[None]] | None = None
-        self._meeting = Meeting("checkpoints")
+        self._barrier = Barrier("checkpoints")
         try:
             self._claim()
         except (OSError, hosts.HostsError) as error:
@@ -96,7 +96,7 @@ class Checkpoints:
         """
         self.wait()
         with self._saving(step):
-            newest = self._meeting.decide(lambda: max(self._steps(), default=None), seconds=_SECONDS)
+            newest = self._barrier.decide(lambda: max(self._steps(), default=None), seconds=_SECONDS)
         if newest is not None and newest >= step:
             raise CheckpointError(
                 f"checkpoint {step} cannot be saved in {self.directory}, which holds checkpoint "
@@ -135,18 +135,18 @@ class Checkpoints:
         self.wait()
         which, misfit, tree = "the newest checkpoint", None, None
         try:
-            good = self._meeting.decide(self._set_damaged_aside, seconds=_SECONDS)
+            good = self._barrier.decide(self._set_damaged_aside, seconds=_SECONDS)
             if good is None:
                 return None
             which, item = f"checkpoint {good}", self._folder(good) / _ITEM
-            with self._meeting.together(seconds=_SECONDS):
+            with self._barrier.together(seconds=_SECONDS):
                 saved = self._handler.metadata(item).tree
                 expected = with_step_count(like, saved)
                 misfit = _misfit(saved, expected)
                 if misfit is None:
                     tree = self._handler.restore(item, args=ocp.args.StandardRestore(expected))
         except Exception as error:
-            self._meeting = Meeting("checkpoints")
+            self._barrier = Barrier("checkpoints")
             raise CheckpointError(f"{which} in {self.directory} cannot be restored: {error}") from error
         if misfit is not None:
             raise CheckpointError(
@@ -192,10 +192,10 @@ class Checkpoints:
 
     def _claim(self) -> None:
         """Create the directory; check that it is writable and the same for all processes."""
-        with ExitStack() as stack, self._meeting.together(seconds=_SECONDS):
+        with ExitStack() as stack, self._barrier.together(seconds=_SECONDS):
             self.directory.mkdir(parents=True, exist_ok=True)
             own = stack.enter_context(tempfile.TemporaryDirectory(dir=self.directory, suffix=_UNFINISHED))
-            first = self._meeting.wait(Path(own).name, seconds=_SECONDS)[0]
+            first = self._barrier.wait(Path(own).name, seconds=_SECONDS)[0]
             if not (self.directory / first).exists():
                 raise hosts.HostsError("it is another folder than that of process 0: use one that all hosts share")
         self._clear()
@@ -210,7 +210,7 @@ class Checkpoints:
         count = jax.process_count()
         # With their names, processes wait for each other through the coordination service, not through the devices.
         processes = ocp.options.MultiprocessingOptions(active_processes=set(range(count)) if count > 1 else None)
-        background = ocp.options.AsyncOptions(timeout_secs=_SECONDS, barrier_sync_fn=self._barrier)
+        background = ocp.options.AsyncOptions(timeout_secs=_SECONDS, barrier_sync_fn=self._orbax_barrier)
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=processes)
         handlers = ocp.DefaultCheckpointHandlerRegistry()
         handlers.add(_ITEM, ocp.args.StandardSave, handler)
@@ -218,9 +218,9 @@ class Checkpoints:
         composite = ocp.CompositeCheckpointHandler(handler_registry=handlers, composite_options=options)
         return handler, ocp.AsyncCheckpointer(composite, async_options=background, multiprocessing_options=processes)
 
-    def _barrier(self, *, key: str, timeout_ms: int) -> None:
+    def _orbax_barrier(self, *, key: str, timeout_ms: int) -> None:
         """The barrier of orbax' thread; unlike orbax' own it ends when another process has failed."""
-        self._meeting.wait(seconds=-(-timeout_ms // 1000))
+        self._barrier.wait(seconds=-(-timeout_ms // 1000))
 
     def _seal(self, step: int) -> None:
         """In the background: wait for orbax's commit, write the manifest, delete older ones.
@@ -228,7 +228,7 @@ class Checkpoints:
         Orbax calls `AsyncOptions.post_finalization_callback` before the commit, when files are
         still to be written; hence a thread of our own.
         """
-        with self._meeting.together(seconds=_SECONDS):
+        with self._barrier.together(seconds=_SECONDS):
             self._checkpointer.wait_until_finished()
             if hosts.is_first():
                 write_manifest(self._folder(step))
@@ -241,8 +241,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self._meeting.give_up(error)
-            self._meeting = Meeting("checkpoints")
+            self._barrier.give_up(error)
+            self._barrier = Barrier("checkpoints")
             # A failed save may raise once more when it is closed.
             with suppress(Exception):
                 self._checkpointer.close()

@@ -29,7 +29,7 @@ from kd_local.parallel import (
     over_the_batch,
     put_rows,
 )
-from kd_local.parallel.meetings import Meeting
+from kd_local.parallel.barriers import Barrier
 from kd_local.training.agreement import SAVE, Agreement
 from kd_local.training.inputs import share_of
 
@@ -141,12 +141,12 @@ def test_which_errors_come_of_a_loss(error, loss):
 
 def test_alone_nothing_is_waited_for():
     assert hosts.is_first()
-    meeting = Meeting("alone")
-    assert meeting.wait("word", seconds=1) == ["word"]
-    assert meeting.decide(lambda: {"step": [3, None]}, seconds=1) == {"step": [3, None]}
-    with pytest.raises(KeyError), meeting.together(seconds=1):
+    barrier = Barrier("alone")
+    assert barrier.wait("word", seconds=1) == ["word"]
+    assert barrier.decide(lambda: {"step": [3, None]}, seconds=1) == {"step": [3, None]}
+    with pytest.raises(KeyError), barrier.together(seconds=1):
         raise KeyError
-    with meeting.together(seconds=1):
+    with barrier.together(seconds=1):
         pass
     agreement = Agreement(1)
     assert [agreement.after(step, wish) for step, wish in enumerate((0, SAVE, 15))] == [0, SAVE, 15]
@@ -175,28 +175,28 @@ def everywhere(say: Callable) -> None:
         say(int(jax.device_get(bits)), put["key"].sharding == replicated, str(put["rows"].dtype))
     say([np.array_equal(shard.data, rows[shard.index]) for shard in shares.addressable_shards])
 
-    meeting = Meeting("words")
-    say([meeting.wait(f"{turn} of {index}", seconds=30) for turn in range(3)])
+    barrier = Barrier("words")
+    say([barrier.wait(f"{turn} of {index}", seconds=30) for turn in range(3)])
     say(len(global_state.client.key_value_dir_get("kd_local/words/")) <= 3)
-    say(meeting.decide(lambda: {"step": 7, "of": index}, seconds=30))
+    say(barrier.decide(lambda: {"step": 7, "of": index}, seconds=30))
     for what, failing in (("together", 1), ("decide", 0)):
-        meeting, started = Meeting("words"), time.monotonic()
+        barrier, started = Barrier("words"), time.monotonic()
         try:
             if what == "together":
-                with meeting.together(seconds=30):
+                with barrier.together(seconds=30):
                     if index == failing:
                         raise KeyError("mine")
             else:
-                meeting.decide(lambda: {}["mine"], seconds=30)
+                barrier.decide(lambda: {}["mine"], seconds=30)
         except Exception as error:
             say(type(error).__name__, str(error), time.monotonic() - started < 10)
-    meeting = Meeting("words")
+    barrier = Barrier("words")
     if index == 0:
         try:
-            meeting.wait(seconds=1)
+            barrier.wait(seconds=1)
         except hosts.HostsError as error:
             say(str(error), hosts.is_loss(error))
-    Meeting("end").wait(seconds=30)
+    Barrier("end").wait(seconds=30)
     say("end")
 
 
@@ -224,7 +224,7 @@ def steps(say: Callable, how: str) -> None:
     mesh = device_mesh(jax.device_count())
     mean = jax.jit(lambda x: x + jnp.mean(x), out_shardings=over_the_batch(mesh, 8))
     x = move(np.ones(8, np.float32), over_the_batch(mesh, 8))
-    hosts.last_words(lambda: f"{hosts.lost()}, says the runtime")
+    hosts.on_abort(lambda: f"{hosts.lost()}, says the runtime")
     try:
         for step in range(10_000):
             x = mean(x)

@@ -16,10 +16,10 @@ _LOOK_SECONDS = 0.5
 _numbers: Counter[str] = Counter()
 
 
-class Meeting:
+class Barrier:
     """Where all processes wait for each other, again and again, until one gives up; from any one thread at a time.
 
-    All processes make their meetings of one name in the same order. With one process nothing is ever waited for.
+    All processes make their barriers of one name in the same order. With one process nothing is ever waited for.
     """
 
     def __init__(self, name: str) -> None:
@@ -50,7 +50,7 @@ class Meeting:
         return texts
 
     def give_up(self, reason: object) -> None:
-        """Tell the others why this process does not come; the meeting is over for all."""
+        """Tell the others why this process does not come; the barrier is over for all."""
         if jax.process_count() == 1:
             return
         try:
@@ -95,7 +95,7 @@ class Meeting:
                 raise HostsError(f"process {other} did not come within {seconds} s: see what it does")
 
 
-class Board:
+class Broadcast:
     """Short texts under keys that all processes can read, and that are written once; made by all in the same order."""
 
     def __init__(self, name: str) -> None:
