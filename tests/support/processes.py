@@ -79,11 +79,11 @@ def start_file(file: str, *arguments: object, devices_of_each: int, **environmen
 
 
 def say(*values: object) -> None:
-    """Prints values for `said` in the process that reads the output."""
+    """Prints values for `said_values` in the process that reads the output."""
     print("said", json.dumps(values), flush=True)
 
 
-def said(out: str) -> list[list]:
+def said_values(out: str) -> list[list]:
     """The values of each `say`. Libraries write to standard output too."""
     return [json.loads(line[5:]) for line in out.splitlines() if line.startswith("said ")]
 
