@@ -84,7 +84,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.local.boundaries=stem,stage1/0"], "4 modules, but 2 boundaries .*, which make 3"),
     (
         ["--config.local.boundaries=stage1/0,stem,stage2/0"],
-        "not in the order of the network.*: expected stem, stage1/0",
+        "not in the order of the network.*: use stem, stage1/0",
     ),
     (["--config.batch_size=0"], "batch_size 0 for 1437 examples: use 1 to 1437"),
     (["--config.batch_size=-64"], "batch_size -64 for 1437 examples"),
