@@ -94,7 +94,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.mesh.data=3"], "a batch of 64 cannot be divided among 3 devices: use a multiple of 3, such as 66"),
     (["--config.mesh.data=9"], r"a mesh of 9 devices .* there are 8 .*XLA_FLAGS=--xla_force_host_platform"),
     (["--config.mesh.data=0"], "a mesh of 0 devices"),
-    (["--config.network.name=vit_ti16"], "images of 8x8 are not made of whole patches of 16x16: crop or resize them"),
+    (["--config.network.name=vit_ti16"], "images of 8x8 do not divide into patches of 16x16: crop or resize them"),
     (["--config.mesh.module=5"], r"5 groups of devices for 4 pieces of a step: use 1 to 4 \(mesh.module\)"),
     (
         ["--config.mesh.module=3", "--config.mesh.data=4"],
