@@ -177,7 +177,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def parse(argv: Sequence[str]) -> list[str]:
     try:
         rest: list[str] = flags.FLAGS(list(argv))
         if len(rest) > 1:
@@ -195,4 +195,4 @@ def _numbers(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse)

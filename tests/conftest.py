@@ -3,7 +3,10 @@ them: those marked `system` or `exhaustive` are left out unless asked for, see C
 
 import gc
 import getpass
+import json
+import multiprocessing.util
 import os
+import subprocess
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -28,15 +31,51 @@ for _flag, _value in _XLA.items():
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 
+from experiments.from_config.teachers import save_network  # noqa: E402
 from kd_local.allocator import keep_freed_memory  # noqa: E402
+from kd_local.models import create  # noqa: E402
 
 keep_freed_memory()
 gc.set_threshold(50_000)  # tracing makes many objects that live on; to look through them takes a twentieth of the time
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+class ProcessStarted(Exception):
+    """A test outside tests/system started a process."""
+
+
+def _refuse(*_, **__):
+    raise ProcessStarted("only tests in tests/system start processes: move this test there, or call the function")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Tests outside tests/system, and their fixtures, cannot start a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("system") is None:
+            for owner, name in (
+                (subprocess, "Popen"),
+                (multiprocessing.util, "spawnv_passfds"),
+                (os, "fork"),
+                (os, "system"),
+            ):
+                patch.setattr(owner, name, _refuse)
+        return (yield)
+
+
+@pytest.fixture(scope="session")
+def teacher_run(tmp_path_factory):
+    """The folder of a run of a ResNet-8, as far as a student reads it; its weights are those of the start."""
+    folder = tmp_path_factory.mktemp("teacher")
+    network = create("resnet8", classes=10)
+    save_network(network.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1))), folder)
+    (folder / "config.json").write_text(json.dumps({"network": {"name": "resnet8", "shortcut": "projection"}}))
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,4 +1,4 @@
-"""The zoo: each file defines one family as a sequence of blocks."""
+"""The zoo of networks: each file defines one family as a sequence of blocks."""
 
 from kd_local.models.convolution import Conv, conv2d
 from kd_local.models.imagenet_resnet import imagenet_resnet

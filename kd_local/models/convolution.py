@@ -1,24 +1,30 @@
-"""Two-dimensional convolutions whose gradients are fast on the CPU too.
+"""Two-dimensional convolutions with gradients that are fast on the CPU too.
 
-XLA writes the gradient of a filter as one convolution whose window is the whole image and whose channels
-are the batch: a matrix product with a very long inner dimension, which the CPU backend runs slowly.
-Here, on the CPU only, it is a sum over pieces of the batch, exact up to rounding. And where an image (or the gradient
-that becomes one in the backward pass) is smaller than the filter, XLA exchanges the two, and the CPU runs the result
-in a plain loop: there the convolution is the matrix product of its patches. Grouped convolutions are slow in all three
-directions; on the CPU a depthwise one is a sum of shifted products, and any other one convolution a group. Other
-platforms keep XLA's own forms.
+Three kinds of convolution have their own forms on the CPU. All are exact up to rounding. Other platforms use XLA's
+forms.
 
-Measured on two cores at batch 128 in float32, jax 0.10 and 0.12: 3x3, 16 channels at 32x32, 7 to 8 ms for 21 and
-12 ms; 32 at 16x16, 6 and 5 ms for 19 and 9; a training step of ResNet-32, .65 and .57 s for 1.0 and .82. Columns
-of patches and one matrix product a piece were slower, since concatenating the columns costs more than the
-product (which takes 3.5 ms for 16 channels). At 8x8, batch 64, whose last stage has images of 2x2: a training step of
-ResNet-32 in 16 modules, .046 s for .103 (jax 0.12) and .058 for .087 (0.10). Output and both gradients of grouped
-convolutions at batch 64 (jax 0.12): depthwise 3x3, 96 channels at 16x16, 20 ms for 170, with stride 2 5 ms for 150; 480
-at 2x2, 1.3 ms for 28; 1x1, 240 to 60 channels in 3 groups at 16x16, 33 ms for 240.
+- Filter gradients. XLA computes one convolution with the whole image as window and the batch as channels: a matrix
+  product with a very long inner dimension, which is slow on the CPU. Here it is a sum over slices of the batch.
+- Images smaller than the filter, also in the backward pass. XLA exchanges image and filter, and the CPU runs the result
+  as a plain loop. Here it is a matrix product of patches.
+- Grouped convolutions, whose three directions are slow on the CPU. Here a depthwise convolution is a sum of shifted
+  products, and any other grouped convolution is one convolution per group.
 
-Not optimal yet: the filter gradient of 16 channels at 32x32 still takes half as much again as its forward convolution
-(7.2 ms for 4.7), and that of a batch of 8 images or fewer is a single piece (16 where they are small); forward-mode
-differentiation (jax.jvp) is not defined.
+Times on two cores in float32, this file / XLA's form, with the version of JAX:
+    3x3, 16 channels, 32x32, batch 128                      0.10: 7 to 8 / 21 ms         0.12: 7 to 8 / 12 ms
+    3x3, 32 channels, 16x16, batch 128                      0.10: 6 / 19 ms              0.12: 5 / 9 ms
+    training step, ResNet-32, batch 128                     0.10: .65 / 1.0 s            0.12: .57 / .82 s
+    the same in 16 modules, images of 8x8, batch 64         0.10: .058 / .087 s          0.12: .046 / .103 s
+    depthwise 3x3, 96 channels, 16x16, batch 64             0.12: 20 / 170 ms (stride 2: 5 / 150 ms)
+    depthwise 3x3, 480 channels, 2x2, batch 64              0.12: 1.3 / 28 ms
+    1x1, 240 to 60 channels in 3 groups, 16x16, batch 64    0.12: 33 / 240 ms
+
+A matrix product of patches per slice was slower for large images: concatenating the patches costs more than the
+product.
+
+Not optimal yet: the filter gradient of 16 channels at 32x32 takes 1.5 times as long as its forward convolution (7.2 and
+4.7 ms). A batch of at most 8 images (16 small ones) is a single slice. Forward-mode differentiation (jax.jvp) is not
+defined.
 """
 
 import functools
@@ -46,14 +52,18 @@ def conv2d(
     padding: int | None = None,
     groups: int = 1,
 ) -> Float[Array, "n h_out w_out features"]:
-    """Convolution of a batch of images, padded with the same number of zeros on every side, as in PyTorch.
+    """Convolution of a batch of images, with the same zero padding on every side, as in PyTorch.
 
-    Takes images and filters of one floating dtype, and gives that dtype. `padding` None means half of
-    the filter's size, rounded down. Height out is (h + 2 * padding - kh) // stride + 1, width likewise. With `groups`,
-    channels and features are that many runs of equal length, and each run of features sees its run of channels only:
-    c_group = c / groups.
+    Args:
+        x: images.
+        kernel: filters of the same floating dtype, which is also the dtype of the result.
+        stride: of rows and columns. The output's height is (h + 2 * padding - kh) // stride + 1, its width likewise.
+        padding: rows and columns of zeros; None: half of the filter's size, rounded down.
+        groups: channels and features are divided into `groups` runs of equal length. Each run of features depends only
+            on its run of channels, so that c_group = c / groups.
 
-    Raises ValueError for wrong ranks, different dtypes or channels, and an impossible stride, padding or groups.
+    Raises:
+        ValueError: ranks, dtypes or channels do not fit, or stride, padding or groups is out of range.
     """
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(
@@ -84,7 +94,7 @@ def conv2d(
 
 
 def check_groups(groups: int, channels: int, features: int) -> None:
-    """Raises ValueError unless channels and features are both so many runs of equal length."""
+    """Raises ValueError unless `groups` divides both channels and features."""
     if groups < 1 or channels % groups or features % groups:
         raise ValueError(
             f"groups is {groups} for {channels} channels and {features} features: expected a positive divisor of both, "
@@ -106,7 +116,7 @@ def _plain(stride: int, pads: tuple[int, int], x: Any, kernel: Any, groups: int 
 def shifted(
     x: Float[Array, "n h w c"], size: tuple[int, int], stride: int, pads: tuple[int, int], fill: float = 0.0
 ) -> list[Float[Array, "n h_out w_out c"]]:
-    """What lies under each place of a window of that size, row by row, as the window moves over the padded images."""
+    """The images shifted by each position of a window, row by row, with stride and padding: one array per position."""
     height, width = ((x.shape[i + 1] + 2 * pads[i] - size[i]) // stride + 1 for i in range(2))
     x = jnp.pad(x, [(0, 0), (pads[0], pads[0]), (pads[1], pads[1]), (0, 0)], constant_values=fill)
     rows = [x[:, i : i + stride * (height - 1) + 1 : stride] for i in range(size[0])]
@@ -121,8 +131,8 @@ def _from_patches(stride: int, pads: tuple[int, int], x: Any, kernel: Any) -> An
 def _group_by_group(stride: int, pads: tuple[int, int], x: Any, kernel: Any, groups: int) -> Any:
     kh, kw, c_group, features = kernel.shape
     if c_group > 1 or features > groups:
-        pieces = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
-        return jnp.concatenate([_conv(stride, pads, *piece) for piece in pieces], axis=3)
+        pairs = zip(jnp.split(x, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
+        return jnp.concatenate([_conv(stride, pads, *pair) for pair in pairs], axis=3)
     wide = at_least_float32(x.dtype)
     factors = kernel.reshape(kh * kw, 1, 1, 1, features).astype(wide)
     terms = zip(shifted(x.astype(wide), (kh, kw), stride, pads), factors, strict=True)
@@ -152,8 +162,8 @@ def _conv_backward(stride: int, pads: tuple[int, int], residuals: Any, g: Any) -
         return jax.linear_transpose(lambda x: convolution(stride, pads, x, kernel), x)(g)[0]
 
     def on_cpu(x: Any, kernel: Any, g: Any) -> tuple[Any, Any]:
-        kernel_gradient = _kernel_gradient_in_pieces(stride, pads, kernel.shape, x, g)
-        # x is let go of before its gradient takes as much room again.
+        kernel_gradient = _kernel_gradient_in_slices(stride, pads, kernel.shape, x, g)
+        # Frees x before its gradient, an array of the same size, is allocated.
         kernel = add_dependence(kernel_gradient, kernel)
         return x_gradient(_from_patches if _smaller(g, kernel) else _plain, kernel, g), kernel_gradient
 
@@ -167,7 +177,7 @@ def _conv_backward(stride: int, pads: tuple[int, int], residuals: Any, g: Any) -
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-# With a rule of its own, since otherwise every shifted copy of the images would be kept for the backward pass.
+# A custom gradient: automatic differentiation would keep every shifted copy of the images for the backward pass.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _grouped(stride: int, pads: tuple[int, int], groups: int, x: Any, kernel: Any) -> Any:
     on_cpu, elsewhere = (functools.partial(form, stride, pads, groups=groups) for form in (_group_by_group, _plain))
@@ -189,12 +199,12 @@ def _grouped_backward(stride: int, pads: tuple[int, int], groups: int, residuals
 _grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
-def _kernel_gradient_in_pieces(stride: int, pads: tuple[int, int], shape: tuple[int, ...], x: Any, g: Any) -> Any:
+def _kernel_gradient_in_slices(stride: int, pads: tuple[int, int], shape: tuple[int, ...], x: Any, g: Any) -> Any:
     kh, kw, c, features = shape
-    # Measured best: an inner dimension of about 16384, but no fewer than 8 images and no more than 16.
+    # Fastest in measurements: an inner dimension of about 16384, with 8 to 16 images.
     images = min(16, max(8, 16384 // (g.shape[1] * g.shape[2])))
-    pieces = -(-x.shape[0] // images)
-    if missing := -x.shape[0] % pieces:
+    slices = -(-x.shape[0] // images)
+    if missing := -x.shape[0] % slices:
         x, g = (jnp.pad(a, [(0, missing), (0, 0), (0, 0), (0, 0)]) for a in (x, g))
     window = [
         (p, size + stride * (out - 1) - image - p)
@@ -203,15 +213,15 @@ def _kernel_gradient_in_pieces(stride: int, pads: tuple[int, int], shape: tuple[
     accumulator = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
     def one_of(images: Any, i: Any) -> Any:
-        # Every so many-th image: where the batch is sharded, each device keeps its own. Reshaped in here, since outside
-        # of the loop the compiler computes a second copy of what gave the images, in that shape.
-        images = images.reshape(-1, pieces, *images.shape[1:])
+        # Slice i has the images i, i + slices, i + 2 slices, ...: in a sharded batch, each device keeps its images. The
+        # reshape is in the loop: outside of it, the compiler recomputes the images in the new shape.
+        images = images.reshape(-1, slices, *images.shape[1:])
         return lax.dynamic_index_in_dim(images, i, 1, keepdims=False).astype(accumulator)
 
-    def add_piece(total: Any, i: Any) -> tuple[Any, None]:
-        # Inside a scan XLA no longer brings a convolution into the layout that its fast CPU routine wants
-        # (and is 50 times slower without), so it is written in that layout here: batch as channels.
-        piece = lax.conv_general_dilated(
+    def add_slice(total: Any, i: Any) -> tuple[Any, None]:
+        # Inside a scan XLA does not change a convolution's layout to that of its fast CPU routine, without which it is
+        # 50 times slower. So the convolution is written in this layout: batch as channels.
+        product = lax.conv_general_dilated(
             one_of(x, i).transpose(3, 1, 2, 0),
             one_of(g, i).transpose(1, 2, 0, 3),
             (1, 1),
@@ -219,19 +229,19 @@ def _kernel_gradient_in_pieces(stride: int, pads: tuple[int, int], shape: tuple[
             rhs_dilation=(stride, stride),
             dimension_numbers=_DIMENSIONS,
         )
-        return total + piece, None
+        return total + product, None
 
     total = jnp.zeros((c, kh, kw, features), accumulator)
-    # Two at once: sharing one piece between two cores costs them half as much again as a piece each.
-    total, _ = lax.scan(add_piece, total, jnp.arange(pieces), unroll=2)
+    # unroll=2: two cores that share one slice take 1.5 times as long as two cores with a slice each.
+    total, _ = lax.scan(add_slice, total, jnp.arange(slices), unroll=2)
     return total.transpose(1, 2, 0, 3).astype(x.dtype)
 
 
 class Conv(nn.Module):
     """A convolution with parameters "kernel" (kernel_size, kernel_size, c / groups, features) and "bias" (features,).
 
-    Maps (n, h, w, c) to (n, h_out, w_out, features) with padding of half the filter, see `conv2d`.
-    `dtype` is the dtype of the computation; None: that to which input and parameters promote.
+    The padding is half of the filter, see `conv2d`. `dtype` is the compute dtype; None: the common dtype of input and
+    parameters.
     """
 
     features: int
@@ -259,7 +269,7 @@ class Conv(nn.Module):
 
 
 def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform in +-1/sqrt(fan_in): the start of linear layers and of all biases."""
+    """Uniform in +-1/sqrt(fan_in): the initialisation of linear layers and of all biases."""
     bound = fan_in**-0.5
 
     def initialise(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:

@@ -1,7 +1,7 @@
-"""The ends that families share: stems, and heads in two steps.
+"""First and last blocks that families share: stems, and heads with two steps, `pool` and `classify`.
 
-A block that ends in ReLU (not ReLU6) has a field `relu`: `block.clone(relu=False)` gives what ReLU would take, with the
-same parameters. A head pools and then classifies; distillation reads the pooled features in between.
+Distillation reads the pooled features between the two steps. A block that ends in ReLU (not ReLU6) has a field `relu`:
+`block.clone(relu=False)` has the same parameters and returns the input of this ReLU.
 """
 
 from typing import ClassVar
@@ -13,7 +13,7 @@ from kd_local.models.layers import ConvNorm, DType, Linear, global_average_pool
 
 
 class Stem(nn.Module):
-    """Convolution, batch normalisation, ReLU."""
+    """Stem: convolution, batch normalisation, ReLU."""
 
     features: int
     dtype: DType = None
@@ -35,7 +35,7 @@ class Stem(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Global average pooling and a linear layer; gives the logits."""
+    """Head: global average pooling and a linear layer. Returns the logits."""
 
     classes: int
     dtype: DType = None
@@ -45,11 +45,11 @@ class Classifier(nn.Module):
         self.linear = Linear(self.classes, dtype=self.dtype)
 
     def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
-        """What the linear layer reads."""
+        """The pooled features, the input of the linear layer."""
         return global_average_pool(x)
 
     def classify(self, pooled: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
-        """The logits behind `pool`."""
+        """The logits for features from `pool`."""
         return self.linear(pooled)
 
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
@@ -57,7 +57,7 @@ class Classifier(nn.Module):
 
 
 class ConvClassifier(nn.Module):
-    """1x1 convolution, batch normalisation, ReLU, global average pooling and a linear layer; gives the logits."""
+    """Head: 1x1 convolution, batch normalisation, ReLU, global average pooling, linear layer. Returns the logits."""
 
     classes: int
     features: int
@@ -70,11 +70,11 @@ class ConvClassifier(nn.Module):
         self.linear = Linear(self.classes, dtype=self.dtype)
 
     def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch features"]:
-        """What the linear layer reads."""
+        """The pooled features, the input of the linear layer."""
         return global_average_pool(self.conv(x, train=train))
 
     def classify(self, pooled: Float[Array, "batch features"]) -> Float[Array, "batch k"]:
-        """The logits behind `pool`."""
+        """The logits for features from `pool`."""
         return self.linear(pooled)
 
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:

@@ -1,7 +1,7 @@
-"""ResNets of four stages: for ImageNet, and with a smaller stem for 32x32 images.
+"""ResNets with four stages: for ImageNet and, with a smaller stem, for 32x32 images.
 
-The stride of a bottleneck is in its 3x3 convolution, as in today's checkpoints, not in its first 1x1. The stem ends
-before its maximum pooling, which opens stage 1.
+A bottleneck has its stride in the 3x3 convolution, as in today's checkpoints, not in the first 1x1 convolution. The
+maximum pooling after the stem is the first layer of stage 1.
 
 Reference: He et al., "Deep residual learning for image recognition" (arXiv 1512.03385), table 1.
 """
@@ -21,8 +21,11 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23,
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, the inner two with a quarter of the channels, around a shortcut that projects (1x1
-    convolution and batch normalisation) where the shape changes; with `pool_first` behind 3x3 maximum pooling."""
+    """Residual block with 1x1, 3x3 and 1x1 convolutions; the first two have a quarter of the channels.
+
+    If the shape changes, the shortcut is a projection (1x1 convolution and batch normalisation). With `pool_first`, 3x3
+    maximum pooling comes first.
+    """
 
     features: int
     stride: int = 1
@@ -49,17 +52,17 @@ class Bottleneck(nn.Module):
 
 
 def imagenet_resnet(depth: int, *, classes: int, small_images: bool = False, dtype: DType = None) -> Network:
-    """The ResNet of that depth.
+    """The ResNet of a given depth.
 
     Args:
         depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).
         classes: number of logits, at least 1.
-        small_images: a 3x3 stem that keeps the resolution, for images of 8x8 to 96x96, instead of 7x7 with stride 2 and
-            maximum pooling, for 224x224.
+        small_images: True, for images of 8x8 to 96x96: the stem is a 3x3 convolution with stride 1. False, for 224x224:
+            it is a 7x7 convolution with stride 2, and maximum pooling follows.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:
-        ValueError: any of these is out of range.
+        ValueError: an argument is out of range.
     """
     if depth not in _BLOCKS:
         raise unknown("depth of an ImageNet ResNet", depth, map(str, _BLOCKS))

@@ -1,4 +1,4 @@
-"""The layers that all networks, heads and contexts share, with the initialisation of the reference code."""
+"""Layers that networks, heads and context networks share, with the initialisation of the reference code."""
 
 from functools import reduce
 from typing import Any
@@ -15,7 +15,7 @@ DType = Any
 
 
 class Linear(nn.Module):
-    """A fully connected layer, weights and bias uniform in +-1/sqrt(fan_in)."""
+    """A fully connected layer. Weights and bias start uniform in +-1/sqrt(fan_in)."""
 
     features: int
     dtype: DType = None
@@ -29,10 +29,9 @@ class Linear(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution and batch normalisation (eps 1e-5, momentum 0.9), with ReLU unless told otherwise; with `relu6` what
-    ReLU gives ends at 6.
+    """Convolution, batch normalisation (eps 1e-5, momentum 0.9) and, with `relu`, ReLU or, with `relu6`, ReLU6.
 
-    Statistics are taken and kept in float32 at least, whatever the compute dtype.
+    For any compute dtype, statistics are computed and stored in float32 at least.
     """
 
     features: int
@@ -69,9 +68,10 @@ def global_average_pool(x: Float[Array, "batch h w c"]) -> Float[Array, "batch c
 def max_pool(
     x: Float[Array, "batch h w c"], size: int, *, stride: int, padding: int = 0
 ) -> Float[Array, "batch h2 w2 c"]:
-    """The largest of each window; places outside of the image do not count. Equal ones share the gradient.
+    """The maximum of each window, without the padding. Equal maxima share the gradient.
 
-    As a maximum of shifted images: the CPU takes its gradient 4 to 40 times as fast as that of a windowed reduction.
+    It is computed as a maximum of shifted images, whose gradient is 4 to 40 times as fast on the CPU as that of a
+    windowed reduction.
     """
     return reduce(jnp.maximum, shifted(x, (size, size), stride, (padding, padding), fill=-jnp.inf))
 
@@ -79,21 +79,21 @@ def max_pool(
 def average_pool(
     x: Float[Array, "batch h w c"], size: int, *, stride: int, padding: int = 0
 ) -> Float[Array, "batch h2 w2 c"]:
-    """The mean of each window; places outside of the image count as zeros."""
+    """The mean of each window; the padding counts as zeros."""
     return reduce(jnp.add, shifted(x, (size, size), stride, (padding, padding))) / size**2
 
 
 def average_pool_to(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> Float[Array, "batch h w c"]:
-    """Average pooling to a smaller or equal size, each output the mean of the inputs that it overlaps.
+    """Average pooling to a smaller or equal `(height, width)`. Each output is the mean of the inputs that it overlaps.
 
-    Reference: PyTorch's `adaptive_avg_pool2d`; where the sizes divide, plain average pooling.
+    Reference: PyTorch's `adaptive_avg_pool2d`.
     """
     batch, height, width, channels = x.shape
     if (height, width) == size:
         return x
     if height % size[0] == 0 and width % size[1] == 0:
         factors = height // size[0], width // size[1]
-        # One axis after the other: reductions over two axes apart crashed on the CPU under jax 0.10.2, now and then.
+        # One axis after the other: on the CPU, jax 0.10.2 sometimes crashed in reductions over two separate axes.
         x = x.reshape(batch, size[0], factors[0], width, channels).mean(axis=2)
         return x.reshape(batch, *size, factors[1], channels).mean(axis=3)
     rows = jnp.asarray(_averaging(height, size[0]), x.dtype)

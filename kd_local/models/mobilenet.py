@@ -1,7 +1,7 @@
-"""MobileNets, versions 1 and 2: pairs of depthwise and 1x1 convolutions. Without version 2's dropout before its logits.
+"""MobileNets, versions 1 and 2: pairs of depthwise and 1x1 convolutions. Version 2 has no dropout here.
 
 Reference: Howard et al., "MobileNets" (arXiv 1704.04861), table 1; Sandler et al., "MobileNetV2" (arXiv 1801.04381),
-table 2; the form for small images is that of Tian et al., "Contrastive representation distillation" (arXiv 1910.10699).
+table 2. Form for small images: Tian et al., "Contrastive representation distillation" (arXiv 1910.10699).
 """
 
 from typing import ClassVar
@@ -13,14 +13,15 @@ from kd_local.models.ends import Classifier, ConvClassifier, Stem, check_classes
 from kd_local.models.layers import ConvNorm, DType
 from kd_local.networks import Network
 
-# Version 1: channels and stride of each block by stage. The first block of stage 1 is a convolution (32, 2).
+# Version 1: channels and stride of each block, by stage. The first block of stage 1, not listed, is a convolution (32,
+# 2).
 _SEPARABLE = (((64, 1), (128, 2), (128, 1)), ((256, 2), (256, 1)), ((512, 2), *[(512, 1)] * 5), ((1024, 2), (1024, 1)))
-# Version 2: channels, number and first stride of blocks alike, by stage.
+# Version 2: channels, number and first stride of equal blocks, by stage.
 _INVERTED = (((16, 1, 1), (24, 2, 2)), ((32, 3, 2),), ((64, 4, 2), (96, 3, 1)), ((160, 3, 2), (320, 1, 1)))
 
 
 class CappedStem(nn.Module):
-    """3x3 convolution with stride 2, batch normalisation, ReLU6."""
+    """Stem: 3x3 convolution with stride 2, batch normalisation, ReLU6."""
 
     features: int
     dtype: DType = None
@@ -32,7 +33,7 @@ class CappedStem(nn.Module):
 
 
 class SeparableBlock(nn.Module):
-    """A depthwise 3x3 and a 1x1 convolution, each with batch normalisation and ReLU."""
+    """Depthwise 3x3 convolution and 1x1 convolution, each with batch normalisation and ReLU."""
 
     features: int
     stride: int = 1
@@ -49,8 +50,10 @@ class SeparableBlock(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 convolution to `expansion` times the channels (None: none), depthwise 3x3 and 1x1 convolutions, around a
-    shortcut where the shape stays. Its output is not rectified."""
+    """Residual block: 1x1 convolution to `expansion` times the channels (None: no convolution), depthwise 3x3, 1x1.
+
+    There is a shortcut if input and output have the same shape. The output has no ReLU.
+    """
 
     features: int
     stride: int = 1
@@ -60,7 +63,7 @@ class InvertedResidual(nn.Module):
 
     @property
     def layers(self) -> int:
-        """Convolutions on the main path."""
+        """The number of convolutions on the main path."""
         return 2 if self.expansion is None else 3
 
     @nn.compact
@@ -77,14 +80,14 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenetv1(*, classes: int, dtype: DType = None) -> Network:
-    """MobileNet, for images of 224x224; its first convolution belongs to stage 1.
+    """MobileNet for images of 224x224. The first convolution belongs to stage 1.
 
     Args:
         classes: number of logits, at least 1.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:
-        ValueError: classes is out of range.
+        ValueError: `classes` is out of range.
     """
     check_classes(classes)
     blocks: dict[str, nn.Module] = {"stage1/0": Stem(32, stride=2, dtype=dtype)}
@@ -98,18 +101,18 @@ def mobilenetv1(*, classes: int, dtype: DType = None) -> Network:
 def mobilenetv2(
     *, classes: int, width: float = 1.0, relu6: bool = True, small_images: bool = False, dtype: DType = None
 ) -> Network:
-    """MobileNetV2; its last 1x1 convolution belongs to the head, so that the last stage ends with the last block.
+    """MobileNetV2. The last 1x1 convolution belongs to the head, so that the last stage ends with the last block.
 
     Args:
         classes: number of logits, at least 1.
-        width: the factor of the blocks' channels; of the head's 1280 too, where it is above 1.
-        relu6: ReLU6, as in the paper, or ReLU.
-        small_images: for images of 8x8 to 96x96: the block of 24 channels keeps the resolution, the first block expands
-            once (a 1x1 convolution more), and channels are rounded down instead of to multiples of 8.
+        width: factor of the blocks' channels, at least 1/16; above 1 also of the head's 1280 channels.
+        relu6: True: ReLU6, as in the paper. False: ReLU.
+        small_images: True, for images of 8x8 to 96x96: the block with 24 channels has stride 1, the first block has a
+            1x1 convolution more (expansion 1), and channels are rounded down. False: channels are multiples of 8.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:
-        ValueError: classes or width is out of range.
+        ValueError: `classes` or `width` is out of range.
     """
     check_classes(classes)
     if not width >= 1 / 16:
@@ -131,6 +134,6 @@ def mobilenetv2(
 
 
 def _eighths(channels: float) -> int:
-    """The nearest multiple of 8, but no less than 8 nor than nine tenths of the number."""
+    """The nearest multiple of 8 that is at least 8 and at least 0.9 times the number."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8

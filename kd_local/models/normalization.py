@@ -1,8 +1,8 @@
-"""Batch normalisation that keeps its input, and nothing else of its size, for the backward pass.
+"""Batch normalisation that stores only one array of its input's size, the input, for the backward pass.
 
-Automatic differentiation of the plain formula keeps several arrays as large as the input. With the gradient written
-out, a training step of ResNet-32 needs a third less memory (batch 256 on a CPU, all counted: 619 MiB instead of 930),
-a step of one module a quarter less, and neither is slower. Not optimal yet: the ReLU that mostly follows keeps a mask.
+Automatic differentiation of the formula stores several such arrays. With the gradient in this file a training step of
+ResNet-32 needs a third less memory (batch 256 on a CPU, in total 619 MiB instead of 930). A step of one module needs a
+quarter less. Neither is slower. Not optimal yet: a ReLU after the normalisation stores a mask.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,15 @@ _DEVICES: ContextVar[int] = ContextVar("devices", default=1)
 
 @contextmanager
 def normalised_per_device(devices: int) -> Iterator[None]:
-    """While code is traced in this context, `BatchNorm` in training mode divides a batch into `devices` equal slices
-    and normalises each by its own statistics, as devices do that hold a slice each and do not communicate.
+    """A context for tracing: `BatchNorm` in training mode normalises each of `devices` equal slices of a batch by
+    itself.
 
-    The number is ambient because it cannot be passed down: the step knows it, a `BatchNorm` needs it, and between the
-    two are a method's function and linen modules, whose `__call__` has no argument for it. As a field of `BatchNorm` it
-    would make a network depend on the mesh. A `ContextVar` is set for the trace of one piece, in one thread.
+    Devices that hold one slice each then need no communication.
+
+    The number is ambient because it cannot be passed down. The step knows the number and a `BatchNorm` needs it.
+    Between the two are a method's function and linen modules, whose `__call__` has no argument for it. As a field of
+    `BatchNorm` it would make a network depend on the mesh. The `ContextVar` is set for the trace of one piece, in one
+    thread.
     """
     token = _DEVICES.set(devices)
     try:
@@ -41,11 +44,13 @@ def normalised_per_device(devices: int) -> Iterator[None]:
 class BatchNorm(nn.Module):
     """y = (x - mean) / sqrt(var + epsilon) * scale + bias for each channel, the last axis of (n, h, w, c).
 
-    In training mode mean and variance are the batch's, over all devices, and the running ones move to them by 1 -
-    momentum, to the variance's unbiased estimate as in PyTorch (n / (n - 1) times the biased one that normalises); in
-    evaluation mode they are the running ones. Within `normalised_per_device` they are those of each device's slice of
-    the batch, and the running ones move to their mean. Statistics are taken in float32, or wider where the input is;
-    parameters `scale`, `bias` and statistics `mean`, `var` are kept as they come, float32 from `init`.
+    In training mode, mean and variance are those of the batch, over all devices. In evaluation mode they are the
+    running ones. In training mode the running statistics are updated: running = momentum * running + (1 - momentum) *
+    new. As in PyTorch, the new variance is the unbiased one, n / (n - 1) times the variance that normalises.
+
+    Within `normalised_per_device`, mean and variance are those of each device's slice, and their means are the new
+    ones. Statistics are computed in float32, or in the input's dtype if it is wider. Parameters `scale` and `bias` and
+    the running statistics `mean` and `var` are float32 after `init`, and keep their dtype.
 
     Reference: Ioffe and Szegedy, "Batch normalization" (arXiv 1502.03167), algorithm 1 and section 3.
     """
@@ -87,7 +92,7 @@ def _affine(x: Array, factor: Channels, offset: Channels) -> Array:
 
 
 def _mean(x: Array) -> Channels:
-    # As one reduction over three axes, the CPU's compiler takes a slow path.
+    # One reduction over three axes is slow on the CPU.
     each = x.sum(axis=(1, 2))
     ones = jnp.ones(x.shape[:1], x.dtype)
     return jnp.dot(ones, each, precision=jax.lax.Precision.HIGHEST) / (x.size // x.shape[-1])
@@ -112,14 +117,14 @@ def _backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Any, Any, Any]
     gradient, count = gradients[0].astype(scale.dtype), x.size // x.shape[-1]
     values = x.astype(scale.dtype)
     mean_gradient = _mean(gradient)
-    # dx = scale / sigma (g - mean(g) - xhat mean(g xhat)), xhat = (x - mean) / sigma. Spread out as g a + x b + c, and
-    # mean(g xhat) too, it needs no centred copy of x.
+    # dx = scale / sigma (g - mean(g) - xhat mean(g xhat)), xhat = (x - mean) / sigma. In the form g a + x b + c, and
+    # with mean(g xhat) from mean(g x), it needs no centred copy of x.
     along = (_mean(gradient * values) - mean * mean_gradient) * inverse
     a = scale * inverse
     b = -a * inverse * along
     x_gradient = _affine(gradient, a, -a * mean_gradient - b * mean) + _affine(values, b, jnp.zeros_like(b))
-    # Computed once and put where the gradient was: a TPU's compiler computes it inside of both convolutions that read
-    # it, and keeps x and the gradient for that.
+    # The barrier makes XLA compute dx once, in the memory of g. Without it, the TPU compiler computes dx in each of the
+    # two convolutions that read it, and keeps x and g for them.
     return jax.lax.optimization_barrier(x_gradient.astype(x.dtype)), along * count, mean_gradient * count
 
 

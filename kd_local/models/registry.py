@@ -1,4 +1,4 @@
-"""Networks by the names that configs use."""
+"""Networks by name."""
 
 from collections.abc import Callable
 from functools import partial
@@ -39,12 +39,24 @@ NAMES = (*_CIFAR_RESNETS, *_OTHERS)
 
 
 def create(name: str, *, classes: int, shortcut: str = "projection", dtype: DType = None) -> Network:
-    """The network of that name.
+    """A network of the zoo.
 
-    `shortcut` is an option of CIFAR ResNets (`resnet8` to `resnet32x4`), see `resnet`; others have it as it is.
+    >>> import jax
+    >>> network = create("resnet20", classes=10)
+    >>> network.names[:2], network.names[-1], network.stages
+    (('stem', 'stage1/0'), 'head', ('stem', 'stage1/2', 'stage2/2', 'stage3/2'))
+    >>> variables = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"))
+    >>> sum(x.size for x in jax.tree.leaves(variables["params"]))
+    272474
+
+    Args:
+        name: one of `NAMES`.
+        classes: number of logits, at least 1.
+        shortcut: `projection` or, for CIFAR ResNets (`resnet8` to `resnet32x4`) only, `padding`, see `resnet`.
+        dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:
-        ValueError: an unknown name, or whatever its family refuses.
+        ValueError: the name is unknown, or an argument is out of range for the family.
     """
     if name not in NAMES:
         raise unknown("network", name, NAMES)

@@ -1,7 +1,7 @@
 """CIFAR ResNets: 3x3 stem, three stages of post-activation basic blocks, pooling and a linear head.
 
-Reference: He et al., "Deep residual learning for image recognition" (arXiv 1512.03385), section 4.2; the projection
-shortcuts and the initialisation are those of papers that build on it (Yu et al., arXiv 2312.07636).
+Reference: He et al., "Deep residual learning for image recognition" (arXiv 1512.03385), section 4.2. Projection
+shortcuts and initialisation: Yu et al., arXiv 2312.07636.
 """
 
 from typing import ClassVar
@@ -19,9 +19,11 @@ SHORTCUTS: tuple[str, ...] = ("projection", "padding")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; where the shape changes it projects (1x1 convolution and batch
-    normalisation), or subsamples and pads the channels with zeros, half on each side (He et al.'s option A); with
-    `pool_first` behind 3x3 maximum pooling."""
+    """Residual block with two 3x3 convolutions. With `pool_first`, 3x3 maximum pooling comes first.
+
+    If the shape changes, the shortcut is a projection (1x1 convolution and batch normalisation). With
+    `shortcut="padding"` it subsamples and pads the channels with zeros, half on each side (option A of He et al.).
+    """
 
     features: int
     stride: int = 1
@@ -63,17 +65,17 @@ def resnet(
     shortcut: str = "projection",
     dtype: DType = None,
 ) -> Network:
-    """The CIFAR ResNet of that depth, for images of 8x8 to 96x96 and beyond.
+    """The CIFAR ResNet of a given depth, for images of 8x8 to 96x96 and larger.
 
     Args:
-        depth: 6n+2 with n >= 1 blocks a stage: 8, 14, 20, 32, 44, 56, 110, 1202, ...
+        depth: 6n+2 with n >= 1 blocks per stage: 8, 14, 20, 32, 44, 56, 110, 1202, ...
         classes: number of logits, at least 1.
         widths: channels of the stem and of the three stages.
         shortcut: `projection` or `padding`, see `BasicBlock`.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:
-        ValueError: any of these is out of range.
+        ValueError: an argument is out of range.
     """
     if depth < 8 or (depth - 2) % 6:
         lower = max(8, (depth - 2) // 6 * 6 + 2)
@@ -83,7 +85,7 @@ def resnet(
         )
     check_classes(classes)
     if len(widths) != 4 or min(widths) < 1:
-        raise ValueError(f"widths is {widths}: use four positive numbers, of the stem and the three stages")
+        raise ValueError(f"widths is {widths}: use four positive numbers, for the stem and the three stages")
     if shortcut not in SHORTCUTS:
         raise unknown("shortcut", shortcut, SHORTCUTS)
     blocks: dict[str, nn.Module] = {"stem": Stem(widths[0], dtype=dtype)}

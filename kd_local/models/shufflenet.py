@@ -1,7 +1,7 @@
-"""ShuffleNets, versions 1 and 2, for small images: a 1x1 stem, and three stages that halve the resolution.
+"""ShuffleNets, versions 1 and 2, for small images: a 1x1 stem and three stages that halve the resolution.
 
 Reference: Zhang et al., "ShuffleNet" (arXiv 1707.01083), table 1 (3 groups); Ma et al., "ShuffleNet V2" (arXiv
-1807.11164), table 5 (1x); the forms for small images are those of Tian et al. (arXiv 1910.10699).
+1807.11164), table 5 (1x). Forms for small images: Tian et al., arXiv 1910.10699.
 """
 
 from typing import ClassVar
@@ -18,13 +18,15 @@ _GROUPS = 3
 
 
 def shuffle(x: Float[Array, "batch h w c"], groups: int) -> Float[Array, "batch h w c"]:
-    """The channels of all groups in turn: the first of each, then the second of each, ..."""
+    """Interleaves the channels of `groups` groups: the first channel of each, then the second channel of each, ..."""
     return x.reshape(*x.shape[:3], groups, -1).swapaxes(3, 4).reshape(x.shape)
 
 
 class ShuffleUnit(nn.Module):
-    """Version 1: grouped 1x1 convolution, shuffle, depthwise 3x3 and grouped 1x1 convolutions, added to their input or,
-    with stride 2, beside the average of it over 3x3."""
+    """Unit of version 1: grouped 1x1 convolution, shuffle, depthwise 3x3 and grouped 1x1 convolutions.
+
+    The result is added to the input or, with stride 2, concatenated with the input's 3x3 average.
+    """
 
     features: int
     stride: int = 1
@@ -48,7 +50,7 @@ class ShuffleUnit(nn.Module):
 
 
 class SplitUnit(nn.Module):
-    """Version 2: 1x1, depthwise 3x3 and 1x1 convolutions of half of the channels, beside the other half as it is."""
+    """Unit of version 2: 1x1, depthwise 3x3 and 1x1 convolutions of one half of the channels; the other half passes."""
 
     features: int
     dtype: DType = None
@@ -66,7 +68,7 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Version 2 with stride 2: depthwise 3x3 and 1x1 convolutions beside 1x1, depthwise 3x3 and 1x1 ones."""
+    """Unit of version 2 with stride 2: branches (depthwise 3x3, 1x1) and (1x1, depthwise 3x3, 1x1), concatenated."""
 
     features: int
     dtype: DType = None
@@ -92,13 +94,13 @@ def shufflenetv1(*, classes: int, dtype: DType = None) -> Network:
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:
-        ValueError: classes is out of range.
+        ValueError: `classes` is out of range.
     """
     check_classes(classes)
     blocks: dict[str, nn.Module] = {"stem": Stem(24, kernel_size=1, dtype=dtype)}
     for stage, (features, units) in enumerate(((240, 4), (480, 8), (960, 4)), start=1):
         for index in range(units):
-            # The stem's few channels are not grouped.
+            # The first unit reads the few channels of the stem and is not grouped.
             groups = 1 if stage == 1 and index == 0 else _GROUPS
             blocks[f"stage{stage}/{index}"] = ShuffleUnit(features, 1 if index else 2, groups, dtype)
     blocks["head"] = Classifier(classes, dtype=dtype)
@@ -106,14 +108,14 @@ def shufflenetv1(*, classes: int, dtype: DType = None) -> Network:
 
 
 def shufflenetv2(*, classes: int, dtype: DType = None) -> Network:
-    """ShuffleNetV2 of size 1x, for images of 8x8 to 96x96; its last 1x1 convolution belongs to the head.
+    """ShuffleNetV2 of size 1x, for images of 8x8 to 96x96. The last 1x1 convolution belongs to the head.
 
     Args:
         classes: number of logits, at least 1.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:
-        ValueError: classes is out of range.
+        ValueError: `classes` is out of range.
     """
     check_classes(classes)
     blocks: dict[str, nn.Module] = {"stem": Stem(24, kernel_size=1, dtype=dtype)}

@@ -1,10 +1,10 @@
-"""VGG with batch normalisation for small images, a block for each convolution.
+"""VGG with batch normalisation for small images, with one block per convolution.
 
-A stage ends before its pooling, which opens the next stage. The classifier is one linear layer behind global average
-pooling, as usual for small images, instead of the paper's three.
+The pooling between two stages is the first layer of the second one. As usual for small images, the head has global
+average pooling and one linear layer instead of the paper's three linear layers.
 
-Reference: Simonyan and Zisserman, "Very deep convolutional networks" (arXiv 1409.1556), table 1, A, B, D and E; with 8
-layers: Tian et al., "Contrastive representation distillation" (arXiv 1910.10699), section 6.1.
+Reference: Simonyan and Zisserman, "Very deep convolutional networks" (arXiv 1409.1556), table 1, A, B, D and E. VGG-8:
+Tian et al., "Contrastive representation distillation" (arXiv 1910.10699), section 6.1.
 """
 
 from typing import ClassVar
@@ -19,13 +19,15 @@ from kd_local.networks import Network
 
 _WIDTHS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2,) * 5, 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-# The last stage works at 4x4 where images are 32x32, without pooling before it, and where they are 64x64, with it.
+# The last stage has a resolution of 4x4 for images of 32x32 (no pooling before it) and of 64x64 (with pooling).
 _POOL_FROM = (None, 2, 2, 2, 8)
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution with bias, batch normalisation, ReLU; 2x2 maximum pooling first, of images of size `pool_from`
-    and larger (None: never)."""
+    """3x3 convolution with bias, batch normalisation, ReLU.
+
+    2x2 maximum pooling comes first if the images have size `pool_from` or larger (None: never).
+    """
 
     features: int
     pool_from: int | None = None
@@ -41,15 +43,15 @@ class ConvBlock(nn.Module):
 
 
 def vgg(depth: int, *, classes: int, dtype: DType = None) -> Network:
-    """The VGG of that depth, for images of 2x2 to 96x96 and beyond; stages 0 to 4 of 64 to 512 channels.
+    """The VGG of a given depth, for images of 2x2 to 96x96 and larger. Stages 0 to 4 have 64 to 512 channels.
 
     Args:
-        depth: 8, 11, 13, 16 or 19 layers of the original, which has three linear ones.
+        depth: 8, 11, 13, 16 or 19, the number of layers of the original with its three linear layers.
         classes: number of logits, at least 1.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:
-        ValueError: any of these is out of range.
+        ValueError: an argument is out of range.
     """
     if depth not in _CONVOLUTIONS:
         raise unknown("depth of VGG", depth, map(str, _CONVOLUTIONS))

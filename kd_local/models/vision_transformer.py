@@ -1,22 +1,24 @@
-"""Vision transformers: patches, pre-norm encoder blocks that keep resolution and width, pooling and a linear head.
+"""Vision transformers: patches, pre-norm encoder blocks of constant resolution and width, pooling and a linear head.
 
-Between blocks features are maps (batch, h / patch, w / patch, channels), and there is no class token, so that local
-heads, contexts and connectors take them as they take a ResNet's. Positions are fixed sines and cosines: no parameters
-that would tie a network to one image size, nor interpolation of them; the reference trains with these too.
+The features between blocks are maps (batch, h / patch, w / patch, channels) without a class token. Local heads,
+contexts and connectors work on them as on a ResNet's features. Positions are fixed sines and cosines, as in the
+reference: no parameters depend on the image size.
 
-Nothing in a transformer says where a stage ends. Here each is a quarter of the blocks: as many stages as an ImageNet
-ResNet has, and Block-KD pairs the ends of equal parts of the depth. Cuts into 2 or 4 modules of equal numbers of layers
-fall on the same boundaries, the stem's one layer counted with stage 1.
+A transformer has no stages by itself. Here each of four stages has a quarter of the blocks, because an ImageNet ResNet
+has four stages too. Block-KD then pairs equal fractions of the depth. Two or four modules with equal numbers of layers
+end at ends of stages.
 
-As a context the image is dear here: at 224x224 the full encoder takes 2.1 billion multiply-adds a boundary of S/16,
-which itself has 4.6; `cut` with `image_encoder="pooled"` takes 0.01.
+The image as a context is expensive: at 224x224 the full encoder of one boundary of S/16 needs 2.1 billion
+multiply-adds, and the network 4.6 billion. With `image_encoder="pooled"` the encoder needs 0.01 billion.
 
 Reference: Dosovitskiy et al., "An image is worth 16x16 words" (arXiv 2010.11929), with the changes of Beyer, Zhai and
 Kolesnikov, "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580): mean over the map, fixed positions, and a
-single linear layer in the head. Initialisation, the order of the positions and GELU in its tanh form are those of the
-authors' code (big_vision). Not optimal yet: the weights of attention, heads * (h * w / patch^2)^2 numbers an image and
-block, are kept for the backward pass, unless blocks are rematerialised (a gradient of Ti/16 of 64 images of 224x224 on
-a CPU: 820 MiB instead of 3938).
+single linear layer in the head. Initialisation, order of the positions and GELU with tanh follow the authors' code,
+big_vision.
+
+Not optimal yet: without rematerialisation the attention weights are stored for the backward pass. These are
+heads * (h * w / patch^2)^2 numbers per image and block. The gradient of Ti/16 for 64 images of 224x224 needs 3938 MiB
+on a CPU, and 820 MiB with rematerialised blocks.
 """
 
 from typing import ClassVar
@@ -40,9 +42,10 @@ _TINY = nn.initializers.normal(1e-6)
 
 
 class LayerNorm(nn.Module):
-    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, mean and variance over the channels of each place.
+    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, with mean and variance over the channels of each position.
 
-    Both are taken in float32, or wider where the input is; parameters are kept as they come, float32 from `init`.
+    Mean and variance are computed in float32, or in the input's dtype if it is wider. Parameters are float32 after
+    `init`, and keep their dtype.
 
     Reference: Ba, Kiros and Hinton, "Layer normalization" (arXiv 1607.06450).
     """
@@ -50,7 +53,7 @@ class LayerNorm(nn.Module):
     epsilon: float = 1e-6
     dtype: DType = None
 
-    # Flax's own mixes dtypes where the input is not float32, and strict promotion refuses that.
+    # Flax's LayerNorm mixes dtypes if the input is not float32, an error with strict dtype promotion.
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
@@ -63,13 +66,15 @@ class LayerNorm(nn.Module):
 
 
 def positions(height: int, width: int, channels: int) -> Float[np.ndarray, "h w c"]:
-    """The encoding of each place (y, x) of a map, in float64: the sines of x, the cosines of x, the sines of y and the
-    cosines of y, each for n = channels / 4 frequencies 10000^(-i / (n - 1)), i = 0, ..., n - 1.
+    """The encoding of each position (y, x) of a map, in float64.
+
+    The channels are the sines of x, the cosines of x, the sines of y and the cosines of y. Each of the four has
+    n = channels / 4 frequencies 10000^(-i / (n - 1)), i = 0, ..., n - 1.
 
     Reference: Chen, Xie and He (MoCo v3, arXiv 2104.02057), in the order of Beyer et al. (arXiv 2205.01580).
 
     Raises:
-        ValueError: channels are no multiple of 4, or fewer than 8.
+        ValueError: `channels` is not a multiple of 4, or less than 8.
     """
     _check_width(channels)
     frequencies = 10_000.0 ** -np.linspace(0, 1, channels // 4)
@@ -80,10 +85,10 @@ def positions(height: int, width: int, channels: int) -> Float[np.ndarray, "h w 
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution whose stride is its size, and the positions added.
+    """Stem: a convolution with its size as stride, plus the encoding of the positions.
 
     Raises:
-        ValueError: images whose height or width the patch does not divide.
+        ValueError: the height or width of the images is not a multiple of the patch size.
     """
 
     features: int
@@ -97,7 +102,7 @@ class PatchEmbedding(nn.Module):
         if height % patch or width % patch:
             near = "x".join(str(max(1, size // patch) * patch) for size in (height, width))
             raise ValueError(
-                f"images of {height}x{width} are not made of whole patches of {patch}x{patch}: crop or resize them to "
+                f"images of {height}x{width} do not divide into patches of {patch}x{patch}: crop or resize them to "
                 f"multiples of {patch}, such as {near}, or use another patch_size"
             )
         shape = (patch, patch, x.shape[-1], self.features)
@@ -113,23 +118,25 @@ def attend(
     key: Float[Array, "batch keys heads c"],
     value: Float[Array, "batch keys heads c"],
 ) -> Float[Array, "batch queries heads c"]:
-    """softmax(Q K^T / sqrt(c)) V for each head; the softmax is taken in float32, or wider where the input is.
+    """softmax(Q K^T / sqrt(c)) V for each head. The softmax is computed in float32, or in the input's dtype if wider.
 
     Reference: Vaswani et al., "Attention is all you need" (arXiv 1706.03762), equation 1.
     """
     scores = jnp.einsum("nqhc,nkhc->nhqk", query * query.shape[-1] ** -0.5, key)
-    # Flax's own takes the softmax of bfloat16 in bfloat16, or else that of float64 in float32.
+    # Flax's function computes the softmax in bfloat16 for bfloat16 inputs, or in float32 for float64 inputs.
     weights = jax.nn.softmax(scores.astype(at_least_float32(scores.dtype))).astype(value.dtype)
     return jnp.einsum("nhqk,nkhc->nqhc", weights, value)
 
 
 class EncoderBlock(nn.Module):
-    """Layer normalisation and self-attention over all places of the map, then layer normalisation and two linear layers
-    with four times the channels and GELU between them, each around a shortcut. Its output is not rectified."""
+    """Self-attention over all positions of the map, then two linear layers with GELU and 4 times the channels between.
+
+    Both steps start with a layer normalisation and have a shortcut. The output has no ReLU.
+    """
 
     heads: int
     dtype: DType = None
-    # Query, key and value stand side by side.
+    # Query, key and value are parallel and count as one layer.
     layers: ClassVar[int] = 4
 
     @nn.compact
@@ -148,7 +155,7 @@ class EncoderBlock(nn.Module):
 
 
 class LayerNormClassifier(nn.Module):
-    """Layer normalisation, global average pooling and a linear layer that starts at zero; gives the logits."""
+    """Head: layer normalisation, global average pooling and a linear layer that starts at zero. Returns the logits."""
 
     classes: int
     dtype: DType = None
@@ -159,11 +166,11 @@ class LayerNormClassifier(nn.Module):
         self.linear = nn.Dense(self.classes, dtype=self.dtype, kernel_init=nn.initializers.zeros)
 
     def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
-        """What the linear layer reads."""
+        """The pooled features, the input of the linear layer."""
         return global_average_pool(self.norm(x))
 
     def classify(self, pooled: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
-        """The logits behind `pool`."""
+        """The logits for features from `pool`."""
         return self.linear(pooled)
 
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
@@ -173,19 +180,19 @@ class LayerNormClassifier(nn.Module):
 def vision_transformer(
     *, classes: int, width: int, heads: int, depth: int = 12, patch_size: int = 16, dtype: DType = None
 ) -> Network:
-    """The vision transformer of that width, for images of any size that the patch divides.
+    """The vision transformer of a given width, for images whose height and width are multiples of the patch size.
 
     Args:
         classes: number of logits, at least 1.
-        width: channels: 192 (Ti), 384 (S), 768 (B); a multiple of 4 and of `heads`, at least 8.
-        heads: of attention: 3 (Ti), 6 (S), 12 (B).
-        depth: encoder blocks, a multiple of 4: the same number in each of the four stages.
+        width: channels, such as 192 (Ti), 384 (S) or 768 (B): a multiple of 4 and of `heads`, at least 8.
+        heads: attention heads, such as 3 (Ti), 6 (S) or 12 (B).
+        depth: encoder blocks: a multiple of 4, so that the four stages have equal numbers.
         patch_size: height and width of a patch, in pixels.
-        dtype: compute dtype; parameters stay float32, and statistics and softmax are taken in float32 at least. None
-            computes in the common type of images and parameters.
+        dtype: compute dtype; parameters stay float32, statistics and softmax have at least float32. None computes in
+            the common type of images and parameters.
 
     Raises:
-        ValueError: any of these is out of range.
+        ValueError: an argument is out of range.
     """
     check_classes(classes)
     _check_width(width)
@@ -207,9 +214,10 @@ def vision_transformer(
 
 
 def _check_width(width: int) -> None:
-    """Raises ValueError unless positions of so many channels have sine and cosine, x and y, and two frequencies."""
+    """Raises ValueError unless the channels divide into sine and cosine of x and y, each with two or more
+    frequencies."""
     if width < 8 or width % 4:
         lower = max(8, width // 4 * 4)
         raise ValueError(
-            f"width is {width}: positions take a multiple of 4, at least 8; near are {lower} and {lower + 4}"
+            f"width is {width}: positions need a multiple of 4, at least 8; near are {lower} and {lower + 4}"
         )

@@ -1,4 +1,4 @@
-"""Wide ResNets for small images: pre-activation blocks, so that boundaries lie before batch normalisation and ReLU.
+"""Wide ResNets for small images. Blocks are pre-activation: boundaries are before batch normalisation and ReLU.
 
 Reference: Zagoruyko and Komodakis, "Wide residual networks" (arXiv 1605.07146), table 1, without dropout.
 """
@@ -16,7 +16,7 @@ from kd_local.networks import Network
 
 
 class ConvStem(nn.Module):
-    """A 3x3 convolution alone."""
+    """Stem: a 3x3 convolution without normalisation."""
 
     features: int
     dtype: DType = None
@@ -28,9 +28,9 @@ class ConvStem(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """Batch normalisation, ReLU, 3x3 convolution, twice, around a shortcut.
+    """Residual block: twice batch normalisation, ReLU and 3x3 convolution.
 
-    Where the number of channels changes, the shortcut too starts behind the first ReLU, with a 1x1 convolution.
+    If the shape changes, the shortcut is a 1x1 convolution of the first ReLU's output.
     """
 
     features: int
@@ -50,7 +50,7 @@ class PreActivationBlock(nn.Module):
 
 
 class NormClassifier(nn.Module):
-    """Batch normalisation, ReLU, global average pooling and a linear layer; gives the logits."""
+    """Head: batch normalisation, ReLU, global average pooling and a linear layer. Returns the logits."""
 
     classes: int
     dtype: DType = None
@@ -61,11 +61,11 @@ class NormClassifier(nn.Module):
         self.linear = Linear(self.classes, dtype=self.dtype)
 
     def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
-        """What the linear layer reads."""
+        """The pooled features, the input of the linear layer."""
         return global_average_pool(nn.relu(self.norm(x, train=train)))
 
     def classify(self, pooled: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
-        """The logits behind `pool`."""
+        """The logits for features from `pool`."""
         return self.linear(pooled)
 
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
@@ -73,16 +73,16 @@ class NormClassifier(nn.Module):
 
 
 def wide_resnet(depth: int, width: int, *, classes: int, dtype: DType = None) -> Network:
-    """The Wide ResNet of that depth and width, for images of 8x8 to 96x96 and beyond.
+    """The Wide ResNet of a given depth and width, for images of 8x8 to 96x96 and larger.
 
     Args:
-        depth: 6n+4 with n >= 1 blocks a stage: 10, 16, 22, 28, 40, ...
-        width: the factor of 16, 32 and 64 channels in the three stages; the stem has 16.
+        depth: 6n+4 with n >= 1 blocks per stage: 10, 16, 22, 28, 40, ...
+        width: factor of the 16, 32 and 64 channels of the three stages. The stem has 16 channels.
         classes: number of logits, at least 1.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:
-        ValueError: any of these is out of range.
+        ValueError: an argument is out of range.
     """
     if depth < 10 or (depth - 4) % 6:
         lower = max(10, (depth - 4) // 6 * 6 + 4)

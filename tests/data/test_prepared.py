@@ -4,8 +4,6 @@ import importlib.util
 import json
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,16 +189,3 @@ def test_without_the_library(module: str, tmp_path: Path, monkeypatch: pytest.Mo
     package = module.replace("tensorflow_d", "tensorflow-d")
     with pytest.raises(ModuleNotFoundError, match=f"not tensorflow.: pip install {package}$"):
         find("cifar10", tmp_path)
-
-
-def test_reads_in_silence_and_without_tensorflow(prepare: Any, examples: Any) -> None:
-    data_dir = prepare("cifar100", train=examples(3, SHAPE, 100))
-    code = (
-        "import sys; from absl import logging; level = logging.get_absl_logger().level; "
-        "from kd_local.data.prepared import PreparedSplit, find; "
-        f"PreparedSplit(find('cifar100', {str(data_dir)!r}), 'train').examples(); "
-        "assert 'tensorflow' not in sys.modules; assert logging.get_absl_logger().level == level"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

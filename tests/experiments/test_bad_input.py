@@ -14,7 +14,8 @@ from absl.testing import flagsaver
 
 from experiments.train import __main__ as program
 
-CIFAR = str(Path(program.__file__).parents[1] / "configs" / "contsup" / "cifar10.py")
+CONFIGS = Path(program.__file__).parents[1] / "configs"
+VIT, CIFAR = str(CONFIGS / "contsup" / "vit.py"), str(CONFIGS / "contsup" / "cifar10.py")
 
 BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.data.name=cifr10"], r"unknown dataset 'cifr10': use .*cifar10.* \(nearest: cifar10\)"),
@@ -83,7 +84,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.local.boundaries=stem,stage1/0"], "4 modules, but 2 boundaries .*, which make 3"),
     (
         ["--config.local.boundaries=stage1/0,stem,stage2/0"],
-        "not in the order of the network.*: expected stem, stage1/0",
+        "not in the order of the network.*: use stem, stage1/0",
     ),
     (["--config.batch_size=0"], "batch_size 0 for 1437 examples: use 1 to 1437"),
     (["--config.batch_size=-64"], "batch_size -64 for 1437 examples"),
@@ -93,7 +94,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.mesh.data=3"], "a batch of 64 cannot be divided among 3 devices: use a multiple of 3, such as 66"),
     (["--config.mesh.data=9"], r"a mesh of 9 devices .* there are 8 .*XLA_FLAGS=--xla_force_host_platform"),
     (["--config.mesh.data=0"], "a mesh of 0 devices"),
-    (["--config.network.name=vit_ti16"], "images of 8x8 are not made of whole patches of 16x16: crop or resize them"),
+    (["--config.network.name=vit_ti16"], "images of 8x8 do not divide into patches of 16x16: crop or resize them"),
     (["--config.mesh.module=5"], r"5 groups of devices for 4 pieces of a step: use 1 to 4 \(mesh.module\)"),
     (
         ["--config.mesh.module=3", "--config.mesh.data=4"],
@@ -148,7 +149,48 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config=" + CIFAR + ":k=many"], "option 'k=many': expected k=int, such as k=16"),
     (["--confg=default.py"], r"Unknown command line flag 'confg'.*config"),
     (["digits"], "unexpected argument 'digits': everything is given by flags"),
+    (["--processes=2"], "--processes is set without --distributed: add --distributed, or leave it out"),
+    (
+        ["--config=" + VIT, "--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere"],
+        "no prepared imagenet2012 in /nowhere/imagenet2012: give",
+    ),
     (["--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*; use another --workdir"),
+]
+
+TEACHERS: list[tuple[list[str], str]] = [
+    ([], "teacher.weights is not set: method 'kd' needs a trained teacher; give a file of weights or the folder"),
+    (
+        ["--config.teacher.weights=nowhere.npz"],
+        "nowhere.npz is not the folder of a run, which would tell its network",
+    ),
+    (
+        ["--config.teacher.weights=nowhere.npz", "--config.teacher.network=resnet20"],
+        "nowhere.npz: there is no such file",
+    ),
+    (["--config.teacher.weights={teacher}", "--config.teacher.network=resnet20"], "is a run of resnet8, but"),
+    (
+        ["--config.teacher.weights={teacher}", "--config.teacher.network=resnet8,resnet8"],
+        "teacher.network names 2 networks, teacher.weights 1 places: give one for each",
+    ),
+    (
+        ["--config.teacher.weights={teacher}/network.npz", "--config.teacher.network=resnet14"],
+        r"stage1/1/conv1/norm/mean is missing, expected \(16,\)",
+    ),
+    (["--config.teacher.weights={empty}"], "is not the folder of a run, which would tell its network"),
+    (["--config.teacher.weights={empty}", "--config.teacher.network=resnet8"], "is not the folder of a run"),
+    (
+        ["--config.method=block_kd", "--config.block_kd.stones=7", "--config.teacher.weights={teacher}"],
+        r"stones is \(7,\): use all, or numbers from 1 to 3",
+    ),
+    (
+        ["--config.method=fitnet", "--config.fitnet.stage=9", "--config.teacher.weights={teacher}"],
+        "stage 9: the student's stages with one of the teacher beside them are 0, 1, 2, 3",
+    ),
+    (["--config.teacher.weights={teacher}", "--config.teacher.dtype=half"], "unknown dtype 'half'"),
+    (["--config.kd.temperature=0"], "temperature is 0"),
+    (["--config.block_kd.distance=l2"], "unknown logit distance 'l2': use kd, dkd, mlkd or dist"),
+    (["--config.method=blockkd"], r"unknown method 'blockkd': use .*block_kd"),
+    (["--config.data.mean=0.5,0.5"], r"data.mean is '0.5,0.5': use a number in \[0, 1\] for each of the 1 channels"),
 ]
 
 
@@ -173,6 +215,18 @@ def start(arguments: list[str], workdir: Path) -> tuple[int, str, str]:
     raise AssertionError("neither refused nor trained")
 
 
+def assert_refused(arguments: list[str], message: str, workdir: Path) -> str:
+    """Before anything is written, with status 2 and one message, which is returned."""
+    status, out, err = start(arguments, workdir)
+    assert status == 2
+    assert "Traceback" not in out + err
+    assert err.startswith("error: ")
+    assert err.count("error:") == 1
+    assert re.search(message, err, re.DOTALL), err
+    assert not workdir.exists()
+    return err
+
+
 class Trains(Exception):
     pass
 
@@ -187,13 +241,13 @@ def no_training(monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
 def test_refused(arguments, message, tmp_path):
-    status, out, err = start(arguments, tmp_path / "run")
-    assert status == 2
-    assert "Traceback" not in out + err
-    assert err.startswith("error: ")
-    assert err.count("error:") == 1
-    assert re.search(message, err, re.DOTALL), err
-    assert not (tmp_path / "run").exists()
+    assert_refused(arguments, message, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("arguments", "message"), TEACHERS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_teachers_that_are_refused(arguments, message, teacher_run, tmp_path):
+    arguments = [argument.format(teacher=teacher_run, empty=tmp_path) for argument in arguments]
+    assert assert_refused(["--config.method=kd", *arguments], message, tmp_path / "run").count("\n") == 1
 
 
 def test_the_defaults_are_accepted(tmp_path):

@@ -9,11 +9,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kd_local.models.convolution import Conv, conv2d
 
-LOOP = "while"  # the loop over pieces of the batch, in StableHLO and in HLO
+LOOP = "while"  # the loop over slices of the batch, in StableHLO and in HLO
 
 
 def reference(x, kernel, *, stride=1, padding=None, groups=1):
-    """The same with XLA's own gradients."""
+    """The convolution with XLA's gradients."""
     pads = [size // 2 if padding is None else padding for size in kernel.shape[:2]]
     return jax.lax.conv_general_dilated(
         x,
@@ -35,7 +35,7 @@ def operands(batch, size, channels, features, kernel_size, dtype, **options):
 
 
 def gradients(function, **options):
-    """The output and, for a given gradient of it, those of images and filters."""
+    """The output, and the gradients of images and filters for a given gradient of the output."""
 
     @jax.jit
     def run(x, kernel, g):
@@ -116,13 +116,13 @@ def test_groups_in_narrower_dtypes(channels, features, dtype, tolerance):
 
 @pytest.mark.parametrize(("platform", "grouped"), [("cpu", 0), ("tpu", 3), ("cuda", 3)])
 @pytest.mark.parametrize("channels", [6, 12])
-def test_only_the_cpu_takes_groups_apart(platform, grouped, channels):
+def test_only_the_cpu_convolves_groups_one_by_one(platform, grouped, channels):
     traced = gradients(conv2d, groups=6).trace(*operands(8, (8, 8), channels, 6, 3, jnp.float32, groups=6))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert len(re.findall(r"(?:feature|batch)_group_count = 6", text)) == grouped
 
 
-def test_the_images_are_kept_once_for_the_backward_pass():
+def test_the_images_are_stored_once_for_the_backward_pass():
     x, kernel, _ = operands(8, (8, 8), 6, 6, 3, jnp.float32, groups=6)
     _, transpose = jax.vjp(lambda x, kernel: conv2d(x, kernel, groups=6), x, kernel)
     assert sum(leaf.size for leaf in jax.tree.leaves(transpose)) == x.size + kernel.size
@@ -144,12 +144,12 @@ def test_narrower_dtypes_are_exact_up_to_their_rounding(dtype, stride, tolerance
             assert max(relative_errors(*arrays, stride=stride)) < tolerance
 
 
-@pytest.mark.parametrize(("platform", "in_pieces"), [("cpu", True), ("tpu", False), ("cuda", False)])
-def test_only_the_cpu_sums_over_pieces(platform, in_pieces):
+@pytest.mark.parametrize(("platform", "in_slices"), [("cpu", True), ("tpu", False), ("cuda", False)])
+def test_only_the_cpu_sums_over_slices(platform, in_slices):
     traced = gradients(conv2d).trace(*operands(64, (32, 32), 4, 4, 3, jnp.float32))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert (LOOP in text) == in_pieces
-    if not in_pieces:
+    assert (LOOP in text) == in_slices
+    if not in_slices:
         assert text.count("stablehlo.convolution") == 3
 
 
@@ -162,7 +162,7 @@ def test_only_the_cpu_multiplies_the_patches_of_images_smaller_than_the_filter(p
     assert text.count("stablehlo.convolution") == convolutions
 
 
-def test_sharding_the_batch_changes_nothing_and_moves_no_images():
+def test_a_sharded_batch_has_the_same_results_and_moves_no_images():
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
     mesh = Mesh(np.asarray(jax.devices()[:8]), ("batch",))
@@ -197,13 +197,13 @@ def test_sharding_the_batch_changes_nothing_and_moves_no_images():
         ((1, 2, 8, 3), (3, 3, 3, 4), {"padding": 0}, "images of 2x8 .* smaller than a 3x3 filter"),
     ],
 )
-def test_what_cannot_be_convolved_is_named(x, kernel, options, message):
+def test_bad_arguments_are_refused(x, kernel, options, message):
     with pytest.raises(ValueError, match=message):
-        # Without the type check of the tests, which would be the first to object.
+        # Without the type check of the tests, which would raise first.
         inspect.unwrap(conv2d)(jnp.zeros(x), jnp.zeros(kernel), **options)
 
 
-def test_images_and_filters_of_different_dtypes_are_named():
+def test_images_and_filters_of_different_dtypes_are_refused():
     with pytest.raises(ValueError, match="images are bfloat16, filters float32: expected one"):
         conv2d(jnp.zeros((1, 8, 8, 3), jnp.bfloat16), jnp.zeros((3, 3, 3, 4), jnp.float32))
 
@@ -212,13 +212,13 @@ def init(module, x):
     return jax.jit(module.init_with_output)(jax.random.key(1), x)
 
 
-def test_module_initialises_as_stated_and_adds_its_bias():
+def test_initialisation_and_bias_of_the_module():
     x = jnp.ones((2, 8, 8, 32), jnp.float32)
     y, variables = init(Conv(64, 3, 2, use_bias=True), x)
     kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
     assert y.shape == (2, 4, 4, 64)
     assert kernel.shape == (3, 3, 32, 64)
-    # 18,432 draws: their spread is within 3 % of the wanted one by nearly six standard errors.
+    # 18,432 draws: 3 % of the standard deviation are nearly six standard errors.
     np.testing.assert_allclose(np.std(kernel), np.sqrt(2 / (9 * 64)), rtol=0.03)
     bound = 1 / np.sqrt(9 * 32)
     assert bound * 0.8 < np.max(np.abs(bias)) <= bound
@@ -237,14 +237,14 @@ def test_module_with_groups():
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
-def test_module_computes_in_the_dtype_asked_for(dtype):
+def test_module_computes_in_the_given_dtype(dtype):
     module = Conv(4, use_bias=True, dtype=dtype)
     y, variables = init(module, jnp.ones((2, 8, 8, 3), jnp.float32))
     assert y.dtype == (dtype or jnp.float32)
     assert variables["params"]["kernel"].dtype == jnp.float32
 
 
-def test_module_computes_in_float64_where_everything_is():
+def test_module_computes_in_float64_for_float64_images_and_parameters():
     with jax.enable_x64(True):
         module = Conv(4, use_bias=True, param_dtype=jnp.float64)
         y, _ = init(module, jnp.ones((2, 8, 8, 3), jnp.float64))

@@ -34,7 +34,7 @@ def test_published_numbers_of_parameters(name, classes, parameters):
 @pytest.mark.parametrize(
     ("name", "size", "sizes"), [("resnet18", 224, [112, 56, 28, 14, 7]), ("resnet18_cifar", 32, [32, 32, 16, 8, 4])]
 )
-def test_features_end_the_stem_before_its_pooling_and_each_stage(name, size, sizes):
+def test_sizes_of_features_after_the_stem_and_each_stage(name, size, sizes):
     network = create(name, classes=2)
     assert [stage.split("/")[0] for stage in network.stages] == ["stem", "stage1", "stage2", "stage3", "stage4"]
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -79,6 +79,6 @@ def test_a_gradient_through_bottlenecks_is_finite_and_reaches_every_weight():
         assert jnp.isfinite(leaf).all() and leaf.any(), path
 
 
-def test_unknown_depth():
+def test_unknown_depths_are_refused():
     with pytest.raises(ValueError, match="unknown depth of an ImageNet ResNet 20: use 18, 34, 50, 101 or 152"):
         imagenet_resnet(20, classes=2)

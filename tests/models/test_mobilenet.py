@@ -30,7 +30,7 @@ def test_published_numbers_of_parameters(name, classes, parameters):
         ("mobilenetv2_half", 8, [(4, 16), (4, 12), (2, 16), (1, 48), (1, 160)]),
     ],
 )
-def test_features_change_resolution(name, size, features):
+def test_sizes_of_features(name, size, features):
     network = create(name, classes=2)
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
@@ -38,7 +38,7 @@ def test_features_change_resolution(name, size, features):
     assert [found[stage].shape[2:] for stage in network.stages] == features
 
 
-# By hand: 0.75 * 24 = 18, whose nearest multiple of 8 is 16, but that is less than nine tenths of it.
+# 0.75 * 24 = 18: the nearest multiple of 8 is 16, which is less than 0.9 * 18.
 @pytest.mark.parametrize(
     ("width", "widths", "head"),
     [(0.75, (24, 16, 24, 24, 48, 72, 120, 240), 1280), (1.4, (48, 24, 32, 48, 88, 136, 224, 448), 1792)],
@@ -50,7 +50,7 @@ def test_widths_are_multiples_of_8(width, widths, head):
     assert (found[0], found[1], network["head"].features) == (widths[0], widths[1], head)
 
 
-def test_relu6_ends_at_6():
+def test_relu6_has_the_maximum_6():
     layer = ConvNorm(4, relu6=True)
     x = 20 * jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     variables = layer.init(jax.random.key(1), x, train=False)
@@ -59,7 +59,7 @@ def test_relu6_ends_at_6():
     assert out.max() == 6
 
 
-def test_shortcut_where_the_shape_stays():
+def test_blocks_of_constant_shape_have_a_shortcut():
     block = mobilenetv2(classes=2)["stage2/1"].clone(features=8)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     variables = block.init(jax.random.key(1), x, train=False)
@@ -69,6 +69,6 @@ def test_shortcut_where_the_shape_stays():
     assert not block.clone(stride=2).apply(silent, x, train=False).any()
 
 
-def test_bad_width():
+def test_bad_widths_are_refused():
     with pytest.raises(ValueError, match=r"width is 0.01: use a factor of at least 1/16"):
         mobilenetv2(classes=2, width=0.01)

@@ -33,8 +33,8 @@ def _wide(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 2e-5), ("bfloat16", 3e-2)])
-@jax.numpy_dtype_promotion("standard")  # Flax's own mixes dtypes.
-def test_values_statistics_and_gradients_are_those_of_flax(dtype, tolerance):
+@jax.numpy_dtype_promotion("standard")  # Flax's BatchNorm mixes dtypes.
+def test_values_statistics_and_gradients_equal_those_of_flax(dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         x, variables, weights = example(jnp.dtype(dtype))
         theirs = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, dtype=x.dtype)
@@ -42,7 +42,7 @@ def test_values_statistics_and_gradients_are_those_of_flax(dtype, tolerance):
         ours.apply = lambda v, x, mutable: BatchNorm().apply(v, x, train=True, mutable=mutable)
         expected, found = run(theirs, variables, x, weights), run(ours, variables, x, weights)
         assert found[0].dtype == x.dtype
-        # Flax's running variance moves to the biased estimate, ours as PyTorch's to the unbiased one.
+        # Flax's running variance uses the biased estimate, ours, as PyTorch's, the unbiased one.
         count, old, moved = x.size // x.shape[-1], variables["batch_stats"]["var"], expected[1]["var"]
         expected[1]["var"] = 0.9 * old + (moved - 0.9 * old) * (count / (count - 1))
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -65,7 +65,7 @@ def test_a_batch_over_eight_devices_has_one_mean():
 
 
 @jax.numpy_dtype_promotion("standard")
-def test_parts_of_a_batch_are_normalised_one_by_one():
+def test_slices_of_a_batch_are_normalised_one_by_one():
     with jax.enable_x64(True):
         x, variables, weights = example(jnp.float64, (6, 5, 7, 3))
 
@@ -82,7 +82,7 @@ def test_parts_of_a_batch_are_normalised_one_by_one():
         close(gradients[1], jnp.concatenate([part[2][1] for part in each]))
 
 
-def test_no_more_than_the_input_is_kept():
+def test_only_the_input_is_stored_for_the_backward_pass():
     x, variables, _ = example(jnp.float32)
     apply = lambda x: BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])[0]
     _, pull_back = jax.vjp(apply, x)

@@ -1,4 +1,4 @@
-"""What cutting, splicing and distillation rely on in every family, and the registry."""
+"""The properties of every family on which cutting and distillation depend, and the registry."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ import pytest
 from kd_local.models import NAMES, create
 from kd_local.networks import Network, apply_block, init_block
 
-# Of each family one, with every kind of block that it has.
+# One network of each family, with all its kinds of blocks.
 FAMILIES = (
     "resnet8",
     "wrn_16_1",
@@ -26,36 +26,36 @@ FAMILIES = (
 )
 # Vision transformers have tests of their own: their heads start at zero, and patches must divide the images.
 ELSEWHERE = ("vit_ti16", "vit_s16")
-# Without those that take long: bottlenecks are trained in test_imagenet_resnet.py, MobileNetV2 in its smaller form.
+# Without slow ones: bottlenecks are trained in test_imagenet_resnet.py, MobileNetV2 in its smaller form.
 SMALL = tuple(name for name in FAMILIES if name not in ("resnet50_cifar", "mobilenetv2"))
-# Blocks whose outputs are not rectified, or end at 6.
+# Blocks without ReLU at the end, or with ReLU6.
 UNRECTIFIED = {"ConvStem", "PreActivationBlock", "CappedStem", "InvertedResidual"}
-# Blocks alike share what is compiled.
+# Equal blocks share one compilation.
 run = partial(jax.jit, static_argnums=0, static_argnames="train")(apply_block)
 
 
 def shapes(name: str, size: int, *, dtype=None):
-    """Variables and features, and the statistics behind them in training mode, as shapes and dtypes."""
+    """Variables, features and updated statistics in training mode, as shapes and dtypes."""
     network = create(name, classes=7, dtype=dtype)
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     return network, variables, *jax.eval_shape(partial(network.features, train=True), variables, images)
 
 
-def test_every_name_is_of_a_family_tested_here():
+def test_every_network_is_of_a_tested_family():
     families = {type(create(name, classes=2).modules[1]) for name in FAMILIES}
     assert {type(create(name, classes=2).modules[1]) for name in NAMES if name not in ELSEWHERE} == families
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_blocks_say_whether_relu_ends_them(name):
+def test_blocks_with_relu_at_the_end_have_the_field(name):
     for block_name, block in create(name, classes=7)[:-1]:
         assert getattr(block, "relu", False) == (type(block).__name__ not in UNRECTIFIED), block_name
 
 
-# Convolutions one after another, and the linear layer. Wide ResNets are named after three shortcuts too, and VGG after
-# two linear layers that small images do without. MobileNets and ShuffleNets: the stem, 13 blocks of two, the head; the
-# stem, 17 blocks of three (the first of two), two in the head; the stem, 16 units of three, one or two in the head.
+# Convolutions on the main path, and the linear layer. The depth in the names of Wide ResNets includes three shortcuts,
+# that in the names of VGGs two more linear ones. MobileNetV1: stem, 13 blocks of 2, head. MobileNetV2: stem, 17 blocks
+# of 3 (the first of 2), 2 in the head. ShuffleNets: stem, 16 units of 3, 1 or 2 in the head.
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
@@ -98,7 +98,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_statistics(na
 @pytest.mark.parametrize("name", SMALL)
 def test_a_gradient_is_finite_and_reaches_every_weight(name):
     whole = create(name, classes=3)
-    # Of a stage the first two blocks, since further ones are like the second.
+    # Only the first two blocks of a stage: the others equal the second.
     network = Network.of({block: module for block, module in whole if block.partition("/")[2] in ("", "0", "1")})
     images = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
     variables = network.init(jax.random.key(0), images)
@@ -119,9 +119,9 @@ def test_a_gradient_is_finite_and_reaches_every_weight(name):
 
 @pytest.mark.usually("resnet8", "shufflenetv1", "wrn_16_1")
 @pytest.mark.parametrize("name", SMALL)
-def test_before_relu_and_before_the_linear_layer(name):
+def test_features_before_relu_and_pooled_features(name):
     network, _, features, _ = shapes(name, 8)
-    # The first that ends a stage behind the stem, and the head.
+    # The last block of the first stage after the stem, and the head.
     for after in (network.stages[1], "head"):
         block, before = network[after], network.names[network.position(after) - 1]
         x = nn.relu(jax.random.normal(jax.random.key(1), features[before].shape))
@@ -140,7 +140,7 @@ def test_before_relu_and_before_the_linear_layer(name):
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "resnet8"])
-def test_what_a_family_does_not_have_is_refused(name):
+def test_options_of_other_families_are_refused(name):
     with pytest.raises(
         ValueError, match=f"shortcut 'padding' is not for {name}: leave it at 'projection', or use a CIF"
     ):

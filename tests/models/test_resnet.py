@@ -12,7 +12,7 @@ def count(network, channels: int = 3) -> int:
 
 
 def by_hand(depth: int, widths: tuple[int, ...], classes: int, projection: bool) -> int:
-    """Weights of convolutions, two for each channel of a batch normalisation, and the linear layer."""
+    """Weights of the convolutions, two per channel of a batch normalisation, and the linear layer."""
     total = 9 * 3 * widths[0] + 2 * widths[0]
     before = widths[0]
     for stage, width in enumerate(widths[1:]):
@@ -73,7 +73,7 @@ def test_padding_shortcut_subsamples_and_pads_half_on_each_side():
     assert not out[..., :8].any() and not out[..., 24:].any()
 
 
-# Flax's batch normalisation itself mixes dtypes where computation and statistics differ.
+# Flax mixes dtypes if those of computation and statistics differ.
 @jax.numpy_dtype_promotion("standard")
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_statistics():
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
@@ -101,7 +101,7 @@ def test_float64_stays_float64():
     assert dtypes == {jnp.dtype("float64")}
 
 
-def test_initialisation_is_the_specified_one():
+def test_initialisation():
     network = resnet(8, classes=1000, widths=(64, 64, 64, 64))
     params = network.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))["params"]
     kernel = params["stage1/0"]["conv1"]["conv"]["kernel"]
@@ -124,12 +124,12 @@ def test_initialisation_is_the_specified_one():
         ({"widths": (16, 16, 0, 64)}, r"widths is \(16, 16, 0, 64\): use four positive numbers"),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         resnet(**{"depth": 8, "classes": 10, **arguments})
 
 
-def test_unknown_shortcut_and_network():
+def test_unknown_shortcuts_and_networks_are_refused():
     with pytest.raises(ValueError, match="unknown shortcut 'pad': use projection or padding"):
         create("resnet8", classes=10, shortcut="pad")
     with pytest.raises(ValueError, match=r"unknown network 'resnet31': use resnet8, .* \(nearest: resnet34"):

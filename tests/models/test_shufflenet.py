@@ -19,14 +19,14 @@ def test_published_numbers_of_parameters(name, parameters):
     assert count(create(name, classes=100)) == parameters
 
 
-def test_shuffle_takes_of_all_groups_in_turn():
+def test_shuffle_interleaves_groups():
     x = jnp.broadcast_to(jnp.arange(6.0), (2, 3, 3, 6))
     np.testing.assert_array_equal(shuffle(x, 3)[1, 2, 2], [0, 2, 4, 1, 3, 5])
     np.testing.assert_array_equal(shuffle(x, 2)[0, 0, 0], [0, 3, 1, 4, 2, 5])
     np.testing.assert_array_equal(shuffle(x, 1), x)
 
 
-def test_average_counts_places_outside():
+def test_average_counts_the_padding():
     pooled = average_pool(jnp.ones((1, 4, 4, 1)), 3, stride=2, padding=1)[0, :, :, 0]
     np.testing.assert_allclose(pooled, np.array([[4, 6], [6, 9]]) / 9, rtol=1e-6)
 
@@ -35,7 +35,7 @@ def variables_of(block, x):
     return block.init(jax.random.key(1), x, train=False)
 
 
-def test_stride_sets_the_average_beside_the_unit():
+def test_a_unit_with_stride_concatenates_the_average():
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 12))
     block = ShuffleUnit(36, stride=2, relu=False)
     y = block.apply(variables_of(block, x), x, train=False)
@@ -43,7 +43,7 @@ def test_stride_sets_the_average_beside_the_unit():
     np.testing.assert_allclose(y[..., 24:], average_pool(x, 3, stride=2, padding=1), rtol=1e-6)
 
 
-def test_half_of_the_channels_passes_as_it_is():
+def test_half_of_the_channels_is_unchanged():
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 12))
     block = SplitUnit(12)
     y = block.apply(variables_of(block, x), x, train=False)

@@ -26,7 +26,7 @@ def test_names():
     assert vgg(16, classes=2).names == (*names.split(), "stage4/0", "stage4/1", "stage4/2", "head")
 
 
-# Up to 32x32 the last stage does not pool, at 64x64 it does.
+# The last stage has pooling for images of 64x64, not of 32x32 or less.
 @pytest.mark.parametrize(
     ("size", "sizes"), [(2, [2, 1, 1, 1, 1]), (8, [8, 4, 2, 1, 1]), (32, [32, 16, 8, 4, 4]), (64, [64, 32, 16, 8, 4])]
 )
@@ -38,7 +38,7 @@ def test_resolutions(size, sizes):
     assert [features[name].shape[1] for name in network.stages] == sizes
 
 
-def test_pooling_opens_a_stage():
+def test_pooling_is_the_first_layer_of_a_stage():
     network = vgg(8, classes=2)
     block = network["stage1/0"].clone(features=6)
     x = jax.random.normal(jax.random.key(0), (2, 7, 8, 4))
@@ -65,6 +65,6 @@ def test_maximum_pooling_and_its_gradient(size, stride, padding):
     np.testing.assert_allclose(outputs[0][1](g)[0], outputs[1][1](g)[0], rtol=1e-6, atol=1e-6)
 
 
-def test_unknown_depth():
+def test_unknown_depths_are_refused():
     with pytest.raises(ValueError, match="unknown depth of VGG 15: use 8, 11, 13, 16 or 19"):
         vgg(15, classes=2)

@@ -1,4 +1,4 @@
-"""Vision transformers by themselves, cut into modules, and on both sides of Block-KD."""
+"""Vision transformers alone, cut into modules, and as student and teacher of Block-KD."""
 
 import math
 from functools import partial
@@ -24,13 +24,13 @@ FINER = vision_transformer(classes=CLASSES, width=16, heads=2, depth=4, patch_si
 RESNET = resnet(8, classes=CLASSES, widths=(4, 4, 6, 8))
 LIKE = jax.ShapeDtypeStruct((6, 8, 8, 3), jnp.float32)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
-# Blocks alike share what is compiled.
+# Equal blocks share one compilation.
 run = partial(jax.jit, static_argnums=0, static_argnames="train")(apply_block)
 PIXELS = PixelScale(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
 
 
 def varied(network: Network, seed: int, like: jax.ShapeDtypeStruct = LIKE, dtype: str = "float32") -> dict:
-    """Random variables: nothing in them is zero or one as it is at the start."""
+    """Random variables, without the zeros and ones of initialisation."""
     random = np.random.default_rng(seed)
     shapes = jax.eval_shape(network.init, jax.random.key(0), like)
     return jax.tree.map_with_path(
@@ -47,13 +47,13 @@ def batch(size: int = 6) -> tuple[jax.Array, jax.Array]:
 
 
 def block_parameters(width: int) -> int:
-    attention = 4 * (width * width + width)  # query, key, value and what they are brought together by, with biases
+    attention = 4 * (width * width + width)  # query, key, value and output, with biases
     linear = (width * 4 * width + 4 * width) + (4 * width * width + width)
     return 2 * 2 * width + attention + linear  # two layer normalisations with scale and bias
 
 
 # Ti: 147,648 + 12 * 444,864 + 384 + 193,000. S: 295,296 + 12 * 1,774,464 + 768 + 385,000. Touvron et al. (DeiT, arXiv
-# 2012.12877) have the same with a class token and 197 learned positions, in all 5,717,416 and 22,050,664.
+# 2012.12877) have the same with a class token and 197 learned positions: in total 5,717,416 and 22,050,664.
 @pytest.mark.parametrize(
     ("name", "width", "parameters", "published"),
     [("vit_ti16", 192, 5_679_400, 5_717_416), ("vit_s16", 384, 21_974_632, 22_050_664)],
@@ -85,11 +85,11 @@ def test_blocks_are_in_four_stages_of_maps():
     assert features["head"].shape == (2, 1000)
     heads = [variables["params"][block]["attention"]["query"]["kernel"].shape for block in stages]
     assert heads == [(384, 6, 64)] * 12
-    # Nothing that belongs to one image size.
+    # No parameter depends on the image size.
     network.check(variables, jax.ShapeDtypeStruct((1, 384, 384, 3), jnp.float32))
 
 
-def test_modules_of_equal_layers_end_where_stages_do():
+def test_modules_of_equal_layers_end_at_ends_of_stages():
     network = create("vit_ti16", classes=10)
     assert [block.layers for block in network.modules] == [1, *[4] * 12, 1]
     assert equal_layers(network, 2) == ("stage2/2",)
@@ -97,7 +97,7 @@ def test_modules_of_equal_layers_end_where_stages_do():
     assert equal_layers(network, 14) == network.names[:-1]
 
 
-def test_positions_are_those_calculated_by_hand():
+def test_positions_by_hand():
     # Two frequencies, 1 and 1/10000; the sine of x, its cosine, the sine of y, its cosine.
     encoded = positions(2, 3, 8)
     assert encoded.shape == (2, 3, 8) and encoded.dtype == np.float64
@@ -115,7 +115,7 @@ def norm(own, x):
 
 
 def plain_block(own, x):
-    """An encoder block, one image and one head after the other."""
+    """An encoder block, for one image and one head at a time."""
     out = []
     for image in x.reshape(len(x), -1, WIDTH):
         y = norm(own["norm1"], image)
@@ -135,7 +135,7 @@ def plain_block(own, x):
     return np.reshape(out, x.shape)
 
 
-def test_every_boundary_is_that_of_the_plain_composition_in_float64():
+def test_features_equal_those_of_a_plain_composition_in_float64():
     shape = (2, 8, 12, 3)
     variables = varied(TINY, 0, jax.ShapeDtypeStruct(shape, jnp.float32), "float64")
     images = np.random.default_rng(1).standard_normal(shape)
@@ -174,7 +174,7 @@ def test_a_compute_dtype_leaves_parameters_in_float32(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "wide"), [("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")])
-def test_softmax_and_statistics_are_taken_in_float32_at_least(dtype, wide):
+def test_softmax_and_statistics_are_computed_in_float32_at_least(dtype, wide):
     with jax.enable_x64(True):
         x = jax.ShapeDtypeStruct((2, 4, 3, 8), dtype)
         norm = partial(LayerNorm(dtype=jnp.dtype(dtype)).init_with_output, jax.random.key(0))
@@ -183,7 +183,7 @@ def test_softmax_and_statistics_are_taken_in_float32_at_least(dtype, wide):
             kinds = {"bfloat16": "bf16", "float32": "f32", "float64": "f64"}
             lines = [line for line in text.splitlines() if f" = {name} " in line]
             assert lines and all(f":{kinds[wide]}[" in line for line in lines), lines
-    # A mean far from zero, which bfloat16 has to a half only.
+    # A mean far from zero, where bfloat16 has a resolution of 0.5.
     x = jnp.asarray(100 + np.random.default_rng(0).standard_normal((2, 3, 3, 64)), jnp.bfloat16)
     y = LayerNorm(dtype=jnp.bfloat16).apply({"params": {"scale": jnp.ones(64), "bias": jnp.zeros(64)}}, x)
     expected = np.asarray(x, np.float64)
@@ -191,7 +191,7 @@ def test_softmax_and_statistics_are_taken_in_float32_at_least(dtype, wide):
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2**-8, atol=1e-3)
 
 
-def test_the_start_is_that_of_the_reference():
+def test_initialisation_is_that_of_the_reference():
     network = vision_transformer(classes=3, width=64, heads=4, depth=4, patch_size=4)
     params = network.init(jax.random.key(0), LIKE)["params"]
     block = params["stage2/0"]
@@ -223,7 +223,7 @@ def test_the_gradient_is_the_difference_quotient_and_reaches_every_weight():
         step = lambda size: jax.tree.map(lambda x, d: x + size * d, variables["params"], direction)
         (_, gradient), (above, _), (below, _) = jax.device_get([loss(step(size)) for size in (0.0, 1e-5, -1e-5)])
     for path, leaf in jax.tree.leaves_with_path(gradient):
-        # What is added to all keys alike leaves the softmax as it is.
+        # The same number added to all keys does not change the softmax.
         of_keys = [key.key for key in path[-2:]] == ["key", "bias"]
         assert np.isfinite(leaf).all() and (leaf.any() or of_keys), path
     along = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)))
@@ -234,8 +234,8 @@ def test_the_gradient_is_the_difference_quotient_and_reaches_every_weight():
     ("arguments", "text"),
     [
         ({"classes": 0}, "classes is 0: a network needs at least 1"),
-        ({"width": 14}, "width is 14: positions take a multiple of 4, at least 8; near are 12 and 16"),
-        ({"width": 4}, "width is 4: positions take a multiple of 4, at least 8; near are 8 and 12"),
+        ({"width": 14}, "width is 14: positions need a multiple of 4, at least 8; near are 12 and 16"),
+        ({"width": 4}, "width is 4: positions need a multiple of 4, at least 8; near are 8 and 12"),
         ({"heads": 5}, "heads is 5: use a positive divisor of the width 12, such as one for 64 channels"),
         ({"heads": 0}, "heads is 0: use a positive divisor of the width 12"),
         ({"depth": 6}, "depth is 6: use a multiple of 4, one for each stage; near are 4 and 8"),
@@ -243,7 +243,7 @@ def test_the_gradient_is_the_difference_quotient_and_reaches_every_weight():
         ({"patch_size": 0}, "patch_size is 0: use 1 or more, such as 16 for images of 224x224"),
     ],
 )
-def test_what_is_out_of_range_is_refused(arguments, text):
+def test_arguments_out_of_range_are_refused(arguments, text):
     with pytest.raises(ValueError, match=text):
         vision_transformer(**{"classes": 3, "width": 12, "heads": 3, **arguments})
 
@@ -251,7 +251,7 @@ def test_what_is_out_of_range_is_refused(arguments, text):
 @pytest.mark.parametrize(("shape", "near"), [((38, 32), "32x32"), ((32, 15), "32x16")])
 def test_images_that_the_patch_does_not_divide_are_refused(shape, near):
     text = (
-        f"images of {shape[0]}x{shape[1]} are not made of whole patches of 16x16: crop or resize them to multiples of "
+        f"images of {shape[0]}x{shape[1]} do not divide into patches of 16x16: crop or resize them to multiples of "
         f"16, such as {near}, or use another patch_size"
     )
     with pytest.raises(ValueError, match=text):
@@ -259,13 +259,13 @@ def test_images_that_the_patch_does_not_divide_are_refused(shape, near):
 
 
 @pytest.mark.parametrize("name", ["vit_ti16", "vit_s16"])
-def test_an_option_of_others_is_refused(name):
+def test_an_option_of_another_family_is_refused(name):
     with pytest.raises(ValueError, match=f"shortcut 'padding' is not for {name}: leave it at 'projection'"):
         create(name, classes=3, shortcut="padding")
 
 
 def still(before, after) -> list[str]:
-    """Parameters that have not moved; biases may stand still, since batch normalisation takes some away again."""
+    """Names of unchanged parameters without biases, some of which batch normalisation cancels."""
     return [
         jax.tree_util.keystr(path)
         for (path, a), b in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True)
@@ -278,7 +278,7 @@ def still(before, after) -> list[str]:
     ("context", "decoder"),
     [("R0", None), ("E", PIXELS), ("R1", None), ("R1E", PIXELS)],
 )
-def test_cut_into_modules_it_learns_as_the_reference_form_says(context, decoder):
+def test_losses_of_a_step_equal_those_of_the_reference_form(context, decoder):
     network = cut(TINY, 4, classes=CLASSES, context=context, decoder=decoder, aux_width=0.5, feature_width=8)
     assert network.boundaries == ("stage1/0", "stage2/0", "stage3/0")
     method = ContSup(network, OPTIMIZER)
@@ -290,14 +290,14 @@ def test_cut_into_modules_it_learns_as_the_reference_form_says(context, decoder)
     state, metrics = step(state, jnp.array(images), jnp.array(labels), key)
     for name, loss in expected.losses.items():
         np.testing.assert_allclose(metrics[name]["loss"], loss, rtol=1e-5)
-    # The network's head starts at zero, so that the last module's block waits for the second step.
+    # The network's head starts at zero, so that the last module's block has no gradient in the first step.
     state, _ = step(state, jnp.array(images), jnp.array(labels), key)
     assert not [path for name, part in state.items() for path in still(before[name]["params"], part["params"])]
     keys = [program.key for program in method.programs()]
-    assert keys[1] == keys[2] or context == "R1E", "modules alike share an executable"
+    assert keys[1] == keys[2] or context == "R1E", "equal modules share an executable"
 
 
-# Student, teacher, stones, and whether what enters the teacher is behind a ReLU.
+# Student, teacher, stones, and whether the input of the teacher's blocks has passed a ReLU.
 PAIRS = {
     "ViT to ResNet": (RESNET, TINY, 3, False),
     "ResNet to ViT": (TINY, RESNET, 3, True),
@@ -307,7 +307,7 @@ PAIRS = {
 
 @pytest.mark.usually("ResNet to ViT")
 @pytest.mark.parametrize("pair", PAIRS)
-def test_block_kd_sends_a_student_through_its_teacher(pair):
+def test_block_kd_of_different_families(pair):
     student, teacher_network, stones, relu = PAIRS[pair]
     teacher = Teacher(teacher_network, varied(teacher_network, 3))
     method = Distillation(student, (teacher,), BlockKD(), OPTIMIZER)
@@ -316,7 +316,7 @@ def test_block_kd_sends_a_student_through_its_teacher(pair):
     before = jax.tree.map(np.array, state)
     state, metrics = compile_step(method, images, labels)(state, images, labels, key)
     assert all(np.isfinite(value) for value in metrics["student"].values())
-    # A vision transformer's head starts at zero, and the stones teach all that comes before it all the same.
+    # A vision transformer's head starts at zero. Its other blocks have gradients through the stones.
     learnt = [{**part["student"]["params"]["student"], "head": {}} for part in (before, state)]
     assert not still(*learnt)
     jax.tree.map(np.testing.assert_array_equal, before["teacher0"], state["teacher0"])
@@ -336,7 +336,7 @@ def test_block_kd_sends_a_student_through_its_teacher(pair):
 
 
 def through(network: Network, variables: dict, x: jax.Array) -> dict[str, jax.Array]:
-    """The features behind every block, in evaluation mode; blocks alike are compiled once."""
+    """The output of every block in evaluation mode. Equal blocks are compiled once."""
     features = {}
     for name, block in network:
         own = of_block(variables, name)
@@ -346,7 +346,7 @@ def through(network: Network, variables: dict, x: jax.Array) -> dict[str, jax.Ar
 
 
 def connected(params, running, x, shape, *, relu):
-    """A connector written out: mean over places or bilinear resizing, 1x1 convolution and running statistics."""
+    """A connector by hand: mean over positions or bilinear resizing, 1x1 convolution and running statistics."""
     if shape[1] < x.shape[1]:
         factor = x.shape[1] // shape[1]
         x = x.reshape(len(x), shape[1], factor, shape[2], factor, -1).mean(axis=(2, 4))

@@ -20,7 +20,7 @@ def test_published_numbers_of_parameters(name, parameters):
     assert count(create(name, classes=100)) == parameters
 
 
-def test_features_are_those_before_batch_normalisation_and_relu():
+def test_features_are_before_batch_normalisation_and_relu():
     network = wide_resnet(10, 2, classes=3)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     features, _ = network.features(network.init(jax.random.key(0), images), images, train=False)
@@ -30,7 +30,7 @@ def test_features_are_those_before_batch_normalisation_and_relu():
 
 
 @pytest.mark.parametrize(("stride", "channels"), [(1, 4), (1, 8), (2, 8)])
-def test_without_a_residual_the_shortcut_remains(stride, channels):
+def test_with_zero_weights_a_block_is_its_shortcut(stride, channels):
     block = wide_resnet(10, 1, classes=3)["stage1/0"].clone(features=8, stride=stride)
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, channels))
     variables = block.init(jax.random.key(1), x, train=False)
@@ -52,6 +52,6 @@ def test_without_a_residual_the_shortcut_remains(stride, channels):
         ((16, 0), "width is 0: use a positive factor"),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         wide_resnet(*arguments, classes=10)

@@ -1,17 +1,15 @@
 """The training program in two processes on one machine, as it runs on several hosts."""
 
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from kd_local.training.checkpoints import MANIFEST
+from tests.support.processes import finish_all, newest_checkpoint, run, start_two, wait_until
 
 SETTING = (
     "--config.epochs=3",
@@ -26,33 +24,18 @@ SETTING = (
 BOUND = 60  # seconds: heartbeat, the grace of the runtime, and a busy machine
 
 
-def free_port():
-    with socket.create_server(("localhost", 0)) as server:
-        return server.getsockname()[1]
+def start_both(workdir: Path) -> list[subprocess.Popen[str]]:
+    return start_two("train", f"--workdir={workdir}", "--config.mesh.data=2", *SETTING)
 
 
-def start(workdir, index, port, *more):
-    command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *SETTING, *more]
-    command += ["--distributed", f"--coordinator=localhost:{port}", "--processes=2", f"--index={index}"]
-    environment = {**os.environ, "XLA_FLAGS": re.sub(r"\S*device_count=\d+", "", os.environ["XLA_FLAGS"])}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 400) -> tuple[list[int], list[str]]:
+    """Exit status and everything printed of each."""
+    ends = finish_all(processes, seconds)
+    return [status for status, _, _ in ends], [out + err for _, out, err in ends]
 
 
-def start_both(workdir, *more):
-    port = free_port()
-    return [start(workdir, index, port, "--config.mesh.data=2", *more) for index in (0, 1)]
-
-
-def ended(processes, seconds=400):
-    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
-    return [process.returncode for process in processes], outputs
-
-
-def wait_for_checkpoint(workdir, processes, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not any(workdir.glob(f"checkpoints/*/{MANIFEST}")):
-        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
-        time.sleep(0.05)
+def wait_for_checkpoint(workdir: Path, processes: list[subprocess.Popen[str]]) -> None:
+    wait_until(lambda: newest_checkpoint(workdir) > 0, processes)
 
 
 def last_record(workdir):
@@ -104,17 +87,8 @@ def test_asked_to_stop_both_save_and_one_process_goes_on_alone(whole, tmp_path):
     stopped = [re.search(r"interrupted by SIGTERM after step (\d+)", output) for output in outputs]
     assert stopped[0] and stopped[1] and stopped[0][1] == stopped[1][1]
 
-    command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}", *SETTING]
-    alone = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert alone.returncode == 0, alone.stderr
-    assert "warning" not in alone.stderr
+    status, _, err = run("train", f"--workdir={tmp_path}", *SETTING)
+    assert status == 0, err
+    assert "warning" not in err
     # Sums in another order: rounding, which a few dozen steps make larger.
     assert last_record(tmp_path) == pytest.approx(last_record(whole), rel=0.05, abs=0.03)
-
-
-def test_flags_that_need_another():
-    command = [sys.executable, "-m", "experiments.train", "--processes=2"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 2
-    assert "--processes is set without --distributed: add --distributed, or leave it out" in result.stderr
-    assert "Traceback" not in result.stderr

@@ -1,14 +1,12 @@
-"""Processes that train as one: what is refused, what they agree on, and how they end when one of them is killed."""
+"""Processes that train as one: what they compute and agree on, and how they end when one of them is killed."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,6 @@ import optax
 import pytest
 from jax._src.distributed import global_state
 
-import kd_local
 from kd_local.local import ContSup, cut
 from kd_local.models import resnet
 from kd_local.parallel import (
@@ -32,38 +29,25 @@ from kd_local.parallel import (
 from kd_local.parallel.barriers import Barrier
 from kd_local.training.agreement import SAVE, Agreement
 from kd_local.training.inputs import share_of
+from tests.support.processes import finish_all, free_port, said_values, say, start_file
 
-ROOT = Path(kd_local.__file__).parents[1]
 HEARTBEAT = 5
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
+    return free_port()
 
 
 def start_program(
-    what: str, index: int, port: int, *arguments: object, processes: int = 2, devices: int = 2, **environment: str
-) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
-    return subprocess.Popen(
-        [sys.executable, __file__, what, str(port), str(processes), str(index), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    what: str, index: int, port: int, *arguments: object, devices: int = 2, **environment: str
+) -> subprocess.Popen[str]:
+    return start_file(__file__, what, port, index, *arguments, devices_of_each=devices, **environment)
 
 
-def finish(programs: Sequence[subprocess.Popen], seconds: float = 60) -> list[tuple[int, list[list], str]]:
-    """Exit status, what was said, and standard error of each."""
-    try:
-        ends = [program.communicate(timeout=seconds) for program in programs]
-    finally:
-        for program in programs:
-            program.kill()
-    # Gloo writes to standard output too.
-    said = [[json.loads(line[5:]) for line in out.splitlines() if line.startswith("said ")] for out, _ in ends]
-    return [(program.returncode, words, err) for program, words, (_, err) in zip(programs, said, ends, strict=True)]
+def finish(programs: Sequence[subprocess.Popen[str]], seconds: float = 60) -> list[tuple[int, list[list], str]]:
+    """Exit status, values of each `say`, and standard error of each."""
+    return [(status, said_values(out), err) for status, out, err in finish_all(programs, seconds)]
 
 
 def wait_until_going(programs: Sequence[subprocess.Popen]) -> None:
@@ -73,89 +57,7 @@ def wait_until_going(programs: Sequence[subprocess.Popen]) -> None:
             assert line, program.communicate()
 
 
-# ---- In this process.
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"processes": 2}, "coordinator is None, processes is 2, index is None: give all three, or none where"),
-        ({"coordinator": "node0:1234"}, "coordinator is 'node0:1234', processes is None, index is None: give all"),
-        ({"coordinator": "node0", "processes": 2, "index": 0}, "coordinator is 'node0': use HOST:PORT, such as"),
-        ({"coordinator": ":1234", "processes": 2, "index": 0}, "coordinator is ':1234': use HOST:PORT"),
-        ({"coordinator": "::1:1234", "processes": 2, "index": 0}, "coordinator is '::1:1234': use HOST:PORT"),
-        ({"coordinator": "node0:0", "processes": 2, "index": 0}, "coordinator is 'node0:0': use HOST:PORT"),
-        ({"coordinator": "node0:65536", "processes": 2, "index": 0}, "coordinator is 'node0:65536': use HOST:PORT"),
-        ({"coordinator": "node0:1", "processes": 0, "index": 0}, "processes is 0: use 1 or more"),
-        ({"coordinator": "node0:1", "processes": 2, "index": 2}, "index is 2 of 2 processes: use 0 to 1"),
-        ({"coordinator": "node0:1", "processes": 2, "index": -1}, "index is -1 of 2 processes: use 0 to 1"),
-        ({"heartbeat_seconds": 0}, "heartbeat_seconds is 0: use 1 or more"),
-        ({"start_seconds": 0}, "start_seconds is 0: use 1 or more"),
-    ],
-)
-def test_what_cannot_be_started_is_refused_at_once(arguments, text):
-    with pytest.raises(ValueError) as raised:
-        hosts.start(**{"heartbeat_seconds": 10, "start_seconds": 10, **arguments})
-    assert str(raised.value).startswith(text)
-
-
-def test_a_coordinator_that_is_not_there(port):
-    started = time.monotonic()
-    with pytest.raises(hosts.HostsError, match=f"^nobody listened at localhost:{port} for 1 s: start process 0 there"):
-        hosts.start(f"localhost:{port}", 2, 1, heartbeat_seconds=10, start_seconds=1)
-    assert 1 <= time.monotonic() - started < 5
-
-
-def test_a_port_that_is_taken(port):
-    text = rf"^process 0 cannot listen on port {port} \(Address already in use\): use another one"
-    with socket.create_server(("", port)), pytest.raises(hosts.HostsError, match=text):
-        hosts.start(f"localhost:{port}", 2, 0, heartbeat_seconds=10, start_seconds=1)
-
-
-def chained(cause: Exception) -> Exception:
-    error = hosts.HostsError("outer")
-    error.__cause__ = ValueError("between")
-    error.__cause__.__context__ = cause
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "loss"),
-    [
-        (hosts.LossError("process 1 was lost"), True),
-        (ValueError("UNKNOWN: Gloo all-reduce failed: [tcp/pair.cc:547] Connection closed by peer"), True),
-        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo ReduceScatter timed out: "), True),
-        (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited"), True),
-        (jax.errors.JaxRuntimeError("UNAVAILABLE: Failed to send RPC to coordination service."), True),
-        (chained(hosts.LossError("process 1 was lost")), True),
-        (chained(ValueError("shapes differ")), False),
-        (hosts.HostsError("process 1 did not come within 3 s"), False),
-        (KeyError("Gloo all-reduce failed"), False),
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
-        (None, False),
-    ],
-)
-def test_which_errors_come_of_a_loss(error, loss):
-    assert hosts.is_loss(error) is loss
-
-
-def test_alone_nothing_is_waited_for():
-    assert hosts.is_first()
-    barrier = Barrier("alone")
-    assert barrier.wait("word", seconds=1) == ["word"]
-    assert barrier.decide(lambda: {"step": [3, None]}, seconds=1) == {"step": [3, None]}
-    with pytest.raises(KeyError), barrier.together(seconds=1):
-        raise KeyError
-    with barrier.together(seconds=1):
-        pass
-    agreement = Agreement(1)
-    assert [agreement.after(step, wish) for step, wish in enumerate((0, SAVE, 15))] == [0, SAVE, 15]
-
-
-# ---- Several processes. What they run stands below, and is told by its name.
-
-
-def everywhere(say: Callable) -> None:
+def everywhere() -> None:
     """Arrays on the devices of both, and what they tell each other."""
     index, mesh = jax.process_index(), device_mesh(jax.device_count())
     say(jax.process_count(), jax.device_count(), jax.config.values["jax_cpu_collectives_implementation"])
@@ -218,7 +120,7 @@ def test_two_processes_compute_and_decide_as_one(port):
         assert said[-1] == ["end"]
 
 
-def steps(say: Callable, how: str) -> None:
+def steps(how: str) -> None:
     """Computes with the others until one is lost; or has computed, and then waits for something else."""
     hosts.GRACE_SECONDS = 1.0
     mesh = device_mesh(jax.device_count())
@@ -328,7 +230,7 @@ def test_a_cluster_tells_who_is_who(cluster):
     assert [said for _, said, _ in ends] == [[[0, 2, 4, True]], [[1, 2, 4, False]]]
 
 
-def modules(say: Callable, groups: str) -> None:
+def modules(groups: str) -> None:
     """Two steps with the modules divided among groups, each of which has devices of every process."""
     method = ContSup(cut(resnet(8, classes=4), 2, classes=4, context="R1E"), optax.sgd(0.1, momentum=0.9))
     shape = (8, 8, 8, 1)
@@ -367,7 +269,7 @@ def test_modules_over_the_devices_of_two_processes(port):
     assert found[2][2] == pytest.approx(found[1][2], rel=1e-5)
 
 
-def agreeing(say: Callable) -> None:
+def agreeing() -> None:
     """Each wishes something at a time of its own; nobody is further ahead than a computation of all allows."""
     mesh = device_mesh(jax.device_count())
     total = jax.jit(jnp.sum, out_shardings=on_every_device(mesh))
@@ -391,10 +293,7 @@ def test_what_one_wishes_all_do_after_the_same_step(port):
     assert 3 < one <= 20 < two <= 40 < three < 60
 
 
-def main(what: str, port: str, processes: str, index: str, *arguments: str) -> None:
-    def say(*values: object) -> None:
-        print("said", json.dumps(values), flush=True)
-
+def main(what: str, port: str, index: str, *arguments: str) -> None:
     if what == "no_cluster":
         try:
             hosts.start(heartbeat_seconds=HEARTBEAT, start_seconds=1)
@@ -406,8 +305,8 @@ def main(what: str, port: str, processes: str, index: str, *arguments: str) -> N
         say(jax.process_index(), jax.process_count(), jax.device_count(), hosts.is_first())
         return
     patience = int(arguments[0]) if what == "nothing" else 30
-    hosts.start(f"localhost:{port}", int(processes), int(index), heartbeat_seconds=HEARTBEAT, start_seconds=patience)
-    {"everywhere": everywhere, "steps": steps, "modules": modules, "agreeing": agreeing}[what](say, *arguments)
+    hosts.start(f"localhost:{port}", 2, int(index), heartbeat_seconds=HEARTBEAT, start_seconds=patience)
+    {"everywhere": everywhere, "steps": steps, "modules": modules, "agreeing": agreeing}[what](*arguments)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,15 +20,12 @@ import orbax.checkpoint as ocp
 import pytest
 from jaxtyping import PyTree
 
-import kd_local
 from kd_local.parallel import device_mesh, hosts, move, on_every_device, over_the_batch
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
+from tests.support.checkpoints import files_of
+from tests.support.processes import finish_all, free_port, said_values, say, start_file
 
 FULL = os.strerror(errno.ENOSPC)
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def joint_numbers(step: int) -> PyTree:
@@ -53,7 +49,7 @@ def has_numbers(tree: PyTree, step: int) -> bool:
     )
 
 
-def goes_on(say: Callable, directory: Path, *steps: str) -> None:
+def goes_on(directory: Path, *steps: str) -> None:
     """Restores, and saves these steps while it computes with the other."""
     reports: list[str] = []
     with Checkpoints(directory, keep=2, report=reports.append) as checkpoints:
@@ -69,7 +65,7 @@ def goes_on(say: Callable, directory: Path, *steps: str) -> None:
         say(checkpoints.last_good())
 
 
-def fails(say: Callable, directory: Path) -> None:
+def fails(directory: Path) -> None:
     """Writing fails in process 1, sealing in process 0, the save itself in process 1; after each the next is tried."""
 
     class Failing:
@@ -113,14 +109,14 @@ def fails(say: Callable, directory: Path) -> None:
         attempt(6)
 
 
-def opens(say: Callable, directory: Path) -> None:
+def opens(directory: Path) -> None:
     try:
         Checkpoints(directory / str(jax.process_index()))
     except CheckpointError as error:
         say(str(error))
 
 
-def saves_forever(say: Callable, directory: Path) -> None:
+def saves_forever(directory: Path) -> None:
     total = jax.jit(jnp.sum, out_shardings=on_every_device(device_mesh(jax.device_count())))
     try:
         with Checkpoints(directory, keep=1, report=lambda text: None) as checkpoints:
@@ -137,30 +133,18 @@ def saves_forever(say: Callable, directory: Path) -> None:
         hosts.leave(3)
 
 
-def start_two(what: str, directory: Path, *arguments: object, devices: int = 1) -> list[subprocess.Popen]:
-    with socket.create_server(("", 0)) as server:
-        port = server.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
-    environment = os.environ | {"PYTHONPATH": str(Path(kd_local.__file__).parents[1]), "XLA_FLAGS": flags}
+def start_both(what: str, directory: Path, *arguments: object, devices: int = 1) -> list[subprocess.Popen[str]]:
+    port = free_port()
     return [
-        subprocess.Popen(
-            [sys.executable, __file__, what, str(directory), str(port), str(index), *map(str, arguments)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for index in range(2)
-    ]  # fmt: skip
+        start_file(__file__, what, directory, port, index, *arguments, devices_of_each=devices) for index in range(2)
+    ]
 
 
-def said_by(programs: Sequence[subprocess.Popen]) -> list[list[list]]:
+def said_by(programs: Sequence[subprocess.Popen[str]]) -> list[list[list]]:
     """What each said, once both have ended well."""
-    try:
-        ends = [program.communicate(timeout=60) for program in programs]
-    finally:
-        for program in programs:
-            program.kill()
-    for program, (_, err) in zip(programs, ends, strict=True):
-        assert program.returncode == 0, err
-    return [[json.loads(line[5:]) for line in out.splitlines() if line.startswith("said ")] for out, _ in ends]
+    ends = finish_all(programs, 60)
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    return [said_values(out) for _, out, _ in ends]
 
 
 def restore_joint(directory: Path) -> tuple[int, list[str]]:
@@ -178,7 +162,7 @@ def restore_joint(directory: Path) -> tuple[int, list[str]]:
 @pytest.fixture(scope="module")
 def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("saved-by-two") / "new"
-    assert said_by(start_two("goes_on", directory, 1, 2, 3)) == [[[None, None, []], [3]]] * 2
+    assert said_by(start_both("goes_on", directory, 1, 2, 3)) == [[[None, None, []], [3]]] * 2
     assert sorted(path.name for path in directory.iterdir()) == ["2", "3"]
     return directory
 
@@ -189,7 +173,7 @@ def test_two_processes_and_one_go_on_from_each_other(saved_by_two: Path, tmp_pat
     assert restore_joint(directory) == (3, [])
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(4, on_all_devices(joint_numbers(4)))
-    assert said_by(start_two("goes_on", directory, 5, devices=4)) == [[[4, True, []], [5]]] * 2
+    assert said_by(start_both("goes_on", directory, 5, devices=4)) == [[[4, True, []], [5]]] * 2
     assert restore_joint(directory) == (5, [])
 
 
@@ -198,7 +182,7 @@ def test_what_is_damaged_is_found_once_and_left_by_both(saved_by_two: Path, tmp_
     (damaged,) = (name for name in files_of(directory / "3") if name.endswith("ocdbt.process_1/manifest.ocdbt"))
     (directory / "3" / damaged).write_bytes(b"")
     report = f"checkpoint 3 is damaged ({damaged}: digest differs): using checkpoint 2"
-    first, second = said_by(start_two("goes_on", directory, 3))
+    first, second = said_by(start_both("goes_on", directory, 3))
     assert (first, second) == ([[2, True, [report]], [3]], [[2, True, []], [3]])
     assert sorted(path.name for path in directory.iterdir()) == ["2", "3", "3.damaged"]
 
@@ -210,7 +194,7 @@ def test_what_fails_in_one_process_fails_in_both(tmp_path: Path) -> None:
         "empty directory"
     )
     broken = "checkpoint {} could not be saved in {}: {}[Errno 5] broken; checkpoint 3 is the last good one"
-    for index, said in enumerate(said_by(start_two("fails", tmp_path))):
+    for index, said in enumerate(said_by(start_both("fails", tmp_path))):
         sealing, saving = ("", "process 1: ") if index == 0 else ("process 0: ", "")
         sealing, saving = broken.format(4, tmp_path, sealing), broken.format(5, tmp_path, saving)
         assert said == [[1], [full, True], [3], [sealing, True], [older, True], [saving, True], [6]]
@@ -219,7 +203,7 @@ def test_what_fails_in_one_process_fails_in_both(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_not_shared(tmp_path: Path) -> None:
-    (first,), (second,) = said_by(start_two("opens", tmp_path))
+    (first,), (second,) = said_by(start_both("opens", tmp_path))
     text = "it is another folder than that of process 0: use one that all hosts share"
     assert first == [f"checkpoints cannot be kept in {tmp_path / '0'}: process 1: {text}"]
     assert second == [f"checkpoints cannot be kept in {tmp_path / '1'}: {text}"]
@@ -228,7 +212,7 @@ def test_a_directory_that_is_not_shared(tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_of_two_is_killed_at_any_moment(tmp_path: Path, killed: int) -> None:
-    programs = start_two("saves_forever", tmp_path)
+    programs = start_both("saves_forever", tmp_path)
     try:
         known = 0
         while known < 3:
@@ -253,14 +237,9 @@ def test_one_of_two_is_killed_at_any_moment(tmp_path: Path, killed: int) -> None
 
 
 def main(what: str, directory: str, *arguments: str) -> None:
-    def say(*values: object) -> None:
-        print("said", json.dumps(values), flush=True)
-
     port, index, *rest = arguments
     hosts.start(f"localhost:{port}", 2, int(index), heartbeat_seconds=5, start_seconds=30)
-    {"goes_on": goes_on, "fails": fails, "opens": opens, "saves_forever": saves_forever}[what](
-        say, Path(directory), *rest
-    )
+    {"goes_on": goes_on, "fails": fails, "opens": opens, "saves_forever": saves_forever}[what](Path(directory), *rest)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,19 @@
+"""The program that times modules on devices of their own."""
+
 import json
-import subprocess
-import sys
 
 import pytest
+
+from tests.support.processes import refused, succeed
 
 LINES, PICTURE = "pipeline.jsonl", "timeline.png"
 
 SETTING = ("--config.batch_size=16", "--steps=3", "--rounds=1", "--module=2", "--data=2")
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.pipeline", *arguments], capture_output=True, text=True, timeout=400
-    )
-
-
 @pytest.mark.exhaustive
 def test_modules_over_devices_are_measured(tmp_path):
-    result = run(f"--workdir={tmp_path}", *SETTING)
-    assert result.returncode == 0, result.stderr
+    succeed("pipeline", f"--workdir={tmp_path}", *SETTING)
     rows = [json.loads(line) for line in (tmp_path / LINES).read_text().splitlines()]
     assert [(row["module"], row["data"]) for row in rows] == [(1, 1), (2, 1), (1, 2)]
     one, modules, data = rows
@@ -35,7 +30,5 @@ def test_modules_over_devices_are_measured(tmp_path):
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path):
-    result = run(f"--workdir={tmp_path}", "--module=2,x")
-    assert result.returncode == 2
-    assert "--module=2,x: use numbers with commas between, such as 2,4" in result.stderr
-    assert "Traceback" not in result.stderr
+    message = "--module=2,x: use numbers with commas between, such as 2,4"
+    refused("pipeline", [([f"--workdir={tmp_path}", "--module=2,x"], message)])

@@ -1,21 +1,17 @@
 """Sweeps as users start them: processes that are refused, fail, are stopped and killed, and go on."""
 
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from experiments.folders.compilation_cache import compilation_cache
 from experiments.sweep.row_process import Stop, execute
-from tests.support.processes import run_all
+from tests.support.processes import ROOT, command, refused, wait_until
 
-ROOT = Path(__file__).parents[2]
 TABLE2 = "experiments/configs/contsup/table2.py"
 
 
@@ -54,10 +50,7 @@ TINY = [*SMALL, "--config.epochs=1", "--config.data.train_examples=64"]
 def start(arguments: list[str], log: Path) -> subprocess.Popen:
     # Into files: a row that outlives its sweep would keep a pipe open.
     with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
-        return subprocess.Popen(
-            [sys.executable, "-m", "experiments.sweep", *arguments],
-            cwd=ROOT, stdout=out, stderr=err,
-        )  # fmt: skip
+        return subprocess.Popen(command("sweep", *arguments), cwd=ROOT, stdout=out, stderr=err)
 
 
 def sweep(arguments: list[str], log: Path) -> tuple[int, str, str]:
@@ -91,11 +84,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
 
 
 def test_bad_input_is_refused_in_one_message():
-    results = run_all("sweep", [arguments for arguments, _ in BAD_INPUT])
-    for (arguments, message), (status, out, err) in zip(BAD_INPUT, results, strict=True):
-        assert (status, out) == (2, ""), (arguments, out, err)
-        assert err.startswith("error: ") and err.count("error:") == 1, (arguments, err)
-        assert re.search(message, err, re.DOTALL), (arguments, err)
+    refused("sweep", BAD_INPUT)
 
 
 def test_commands_are_printed_one_a_line_and_nothing_is_run(tmp_path):
@@ -136,26 +125,7 @@ def test_a_sweep_leaves_table_and_picture_names_what_failed_and_skips_what_is_do
     assert "holds a run of another config:\n  epochs: 1 there, 2 now\n" in err
 
 
-def test_rows_share_compiled_steps_where_the_user_has_not_chosen_otherwise(tmp_path, monkeypatch):
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        monkeypatch.delenv(name, raising=False)
-    environment = compilation_cache(tmp_path)
-    assert environment["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".jax-cache")
-    assert environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"
-    assert environment["PATH"] == os.environ["PATH"]
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
-    assert compilation_cache(tmp_path)["JAX_COMPILATION_CACHE_DIR"] == "/mine"
-
-
 LONG = [*SMALL, "--config.epochs=120", "--config.data.train_examples=192", "--rows=1,2"]
-
-
-def wait_for_records(folder: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 240
-    path = folder / "metrics.jsonl"
-    while not path.exists() or not path.read_text():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.exhaustive
@@ -164,7 +134,8 @@ def test_stopped_or_killed_the_same_command_goes_on(tmp_path, number):
     workdir = tmp_path / "sweep"
     arguments = [*LONG, f"--workdir={workdir}"]
     process = start(arguments, tmp_path / "first")
-    wait_for_records(workdir / "k=1-seed0", process)
+    records = workdir / "k=1-seed0" / "metrics.jsonl"
+    wait_until(lambda: records.exists() and records.read_text(), [process])
     process.send_signal(number)
     status = process.wait(timeout=240)
     err = (tmp_path / "first.err").read_text()

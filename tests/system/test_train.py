@@ -4,7 +4,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from ml_collections import ConfigDict
 
 from experiments.from_config.experiment import build
 from kd_local.training import Checkpoints
+from tests.support import processes
+from tests.support.processes import finish, newest_checkpoint, wait_until
 
-ROOT = Path(__file__).parents[2]
 SMALL = {
     "epochs": 12,
     "batch_size": 32,
@@ -31,36 +31,9 @@ SMALL = {
 STEPS = 12 * 7
 
 
-def command(workdir: Path, **changes) -> list[str]:
+def start(workdir: Path, **changes: object) -> subprocess.Popen[str]:
     flags = [f"--config.{key}={value}" for key, value in {**SMALL, **changes}.items()]
-    return [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *flags]
-
-
-def start(workdir: Path, **changes) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(workdir, **changes),
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=240)
-    assert "Traceback" not in err, err
-    return process.returncode, out, err
-
-
-def newest(workdir: Path) -> int:
-    folder = workdir / "checkpoints"
-    steps = [int(p.parent.name) for p in folder.glob("*/manifest.json") if p.parent.name.isdigit()]
-    return max(steps, default=0)
-
-
-def wait_for_a_checkpoint_after(step: int, workdir: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 240
-    while newest(workdir) <= step:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    return processes.start("train", f"--workdir={workdir}", *flags)
 
 
 def final(workdir: Path):
@@ -121,16 +94,17 @@ def test_killed_at_random_moments_it_ends_the_same(reference, tmp_path, times, s
     moments = random.Random(seed)
     kills = 0
     while kills < times:
-        before = newest(tmp_path)
+        before = newest_checkpoint(tmp_path)
         process = start(tmp_path)
-        wait_for_a_checkpoint_after(before + moments.randrange(12), tmp_path, process)
+        step = before + moments.randrange(12)
+        wait_until(lambda step=step: newest_checkpoint(tmp_path) > step, [process])
         time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
         kills += 1
-    print("killed after checkpoints up to", newest(tmp_path), "of", STEPS)
-    assert newest(tmp_path) < STEPS
+    print("killed after checkpoints up to", newest_checkpoint(tmp_path), "of", STEPS)
+    assert newest_checkpoint(tmp_path) < STEPS
     status, out, err = finish(start(tmp_path))
     assert status == 0, err
     assert "resuming from step" in out
@@ -141,16 +115,13 @@ def test_killed_at_random_moments_it_ends_the_same(reference, tmp_path, times, s
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_says_so_and_goes_on(reference, tmp_path, number):
     process = start(tmp_path, **{"checkpoint.seconds": 1000.0})
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "metrics.jsonl").exists() or not records(tmp_path):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: (tmp_path / "metrics.jsonl").exists() and records(tmp_path), [process])
     process.send_signal(number)
     status, _, err = finish(process)
     assert status == 128 + number
     assert f"interrupted by {number.name} after step " in err
     assert f"saved in {tmp_path}: the same command resumes from there" in err
-    assert 7 <= newest(tmp_path) < STEPS
+    assert 7 <= newest_checkpoint(tmp_path) < STEPS
     assert finish(start(tmp_path))[0] == 0
     assert_same(tmp_path, reference)
 

@@ -1,74 +1,25 @@
-"""Checkpoints come back bit by bit, or not at all: after damage, a full disk and kill -9. Those of several processes:
-test_joint_checkpoints.py."""
+"""Checkpoints come back bit by bit, or not at all, after damage and failing writes. Those of killed and of several
+processes: tests/system."""
 
 import errno
 import logging
 import os
 import random
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-import kd_local
 from kd_local.training.checkpoints import MANIFEST, CheckpointError, Checkpoints
+from tests.support.checkpoints import assert_same_bits, example_tree, files_of, restore, save_all
 
 FULL = os.strerror(errno.ENOSPC)
-
-
-def example_tree(seed: int = 0) -> PyTree:
-    """Parameters of two dtypes, and the state of an optimizer with empty parts."""
-    keys = jax.random.split(jax.random.key(seed), 2)
-    params = {
-        "stage1/0": {"kernel": jax.random.normal(keys[0], (3, 3, 4, 8))},
-        "head": {"bias": jax.random.normal(keys[1], (8,)).astype(jnp.bfloat16)},
-    }
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
-    return {
-        "params": params,
-        "batch_stats": {},
-        "opt_state": optimizer.init(params),
-        "step": jnp.asarray(seed, jnp.int32),
-    }
-
-
-def assert_same_bits(tree: PyTree, expected: PyTree) -> None:
-    assert str(jax.tree.structure(tree)) == str(jax.tree.structure(expected))
-    for leaf, value in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
-        assert leaf.dtype == value.dtype and leaf.shape == value.shape
-        assert np.asarray(leaf).tobytes() == np.asarray(value).tobytes()
-
-
-def save_all(directory: Path, *steps: int, keep: int = 3) -> None:
-    with Checkpoints(directory, keep=keep) as checkpoints:
-        for step in steps:
-            checkpoints.save(step, example_tree(step))
-
-
-def restore(directory: Path) -> tuple[int | None, list[str]]:
-    """The step restored, after its tree was compared, and the reports."""
-    reports: list[str] = []
-    with Checkpoints(directory, report=reports.append) as checkpoints:
-        restored = checkpoints.restore_latest(example_tree())
-        assert checkpoints.last_good() == (restored and restored[0])
-    if restored is None:
-        return None, reports
-    assert_same_bits(restored[1], example_tree(restored[0]))
-    return restored[0], reports
-
-
-def files_of(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture(scope="module")
@@ -269,63 +220,6 @@ def test_another_tree_is_refused_by_name(copied: Path, change: Callable[[PyTree]
     assert restore(copied) == (8, [])
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    directory = tmp_path / "small"
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
-    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
-        pytest.skip("mounting is not permitted")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)
-
-
-late_callbacks = pytest.mark.filterwarnings(
-    # After the first failed write orbax closes its event loop; the other writes then call it.
-    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@late_callbacks
-@pytest.mark.parametrize("found_by", ["save", "wait", "close"])
-def test_a_full_disk(small_disk: Path, found_by: str) -> None:
-    directory = small_disk / "checkpoints"
-    large = {"a": jax.random.normal(jax.random.key(0), (1_000_000,))}
-    checkpoints = Checkpoints(directory)
-    checkpoints.save(1, example_tree(1))
-    checkpoints.save(2, large)
-    with pytest.raises(CheckpointError) as raised:
-        if found_by == "save":
-            checkpoints.save(3, example_tree(3))
-        else:
-            getattr(checkpoints, found_by)()
-    assert str(raised.value) == (
-        f"the disk that holds {directory} is full: checkpoint 2 could not be saved; checkpoint 1 is the last good one"
-    )
-    if found_by != "close":
-        checkpoints.save(4, example_tree(4))
-        checkpoints.close()
-        assert sorted(path.name for path in directory.iterdir()) == ["1", "4"]
-    assert restore(directory) == (1 if found_by == "close" else 4, [])
-
-
-@late_callbacks
-def test_a_disk_with_no_byte_left(small_disk: Path) -> None:
-    directory = small_disk / "checkpoints"
-    save_all(directory, 1)
-    filler = os.open(small_disk / "filler", os.O_CREAT | os.O_WRONLY)
-    with pytest.raises(OSError, match=FULL):
-        while True:
-            os.write(filler, bytes(1024))
-    os.close(filler)
-    text = r"is full: checkpoint 2 could not be saved; checkpoint 1 is the last good one"
-    with pytest.raises(CheckpointError, match=text), Checkpoints(directory) as checkpoints:
-        checkpoints.save(2, example_tree(2))
-    assert restore(directory) == (1, [])
-
-
 DISK_IS_FULL = "the disk that holds {} is full: checkpoint 8 could not be saved"
 
 
@@ -393,42 +287,3 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_keep_is_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep is 0: use 1 or more"):
         Checkpoints(tmp_path, keep=0)
-
-
-def numbers(step: int) -> PyTree:
-    """What a process that is to be killed saves at a step."""
-    return {"a": jnp.full((64, 64), step, jnp.float32), "b": {"c": jnp.full(9, -step, jnp.int32)}}
-
-
-def save_forever(directory: Path) -> None:
-    checkpoints = Checkpoints(directory, keep=1, report=lambda text: None)
-    step, _ = checkpoints.restore_latest(numbers(0)) or (0, None)
-    while True:
-        step += 1
-        checkpoints.save(step, numbers(step))
-        # Whoever reads this may rely on the checkpoint before.
-        print(step - 1, flush=True)
-
-
-def test_killed_at_any_moment(tmp_path: Path) -> None:
-    command = [sys.executable, __file__, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(kd_local.__file__).parents[1])}
-    moments = random.Random(0)
-    for _ in range(3):
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            known = [process.stdout.readline(), process.stdout.readline()]
-            time.sleep(moments.uniform(0.1, 0.7))
-            process.kill()
-            known += process.stdout.readlines()
-        reports: list[str] = []
-        with Checkpoints(tmp_path, report=reports.append) as checkpoints:
-            restored = checkpoints.restore_latest(numbers(0))
-        assert restored is not None and restored[0] >= int(known[-1]) > 0
-        assert_same_bits(restored[1], numbers(restored[0]))
-        # Only what was between its commit and its manifest is unfinished, and it is the newest.
-        assert all("unfinished" in report for report in reports) and len(reports) <= 1
-
-
-if __name__ == "__main__":
-    save_forever(Path(sys.argv[1]))

@@ -1,0 +1,116 @@
+"""Checkpoints of processes that are killed, and on disks that are full: they come back bit by bit, or not at all."""
+
+import errno
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jaxtyping import PyTree
+
+from kd_local.training.checkpoints import CheckpointError, Checkpoints
+from tests.support.checkpoints import assert_same_bits, example_tree, restore, save_all
+from tests.support.processes import start_file
+
+FULL = os.strerror(errno.ENOSPC)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("mounting is not permitted")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+late_callbacks = pytest.mark.filterwarnings(
+    # After the first failed write orbax closes its event loop; the other writes then call it.
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@late_callbacks
+@pytest.mark.parametrize("found_by", ["save", "wait", "close"])
+def test_a_full_disk(small_disk: Path, found_by: str) -> None:
+    directory = small_disk / "checkpoints"
+    large = {"a": jax.random.normal(jax.random.key(0), (1_000_000,))}
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(1, example_tree(1))
+    checkpoints.save(2, large)
+    with pytest.raises(CheckpointError) as raised:
+        if found_by == "save":
+            checkpoints.save(3, example_tree(3))
+        else:
+            getattr(checkpoints, found_by)()
+    assert str(raised.value) == (
+        f"the disk that holds {directory} is full: checkpoint 2 could not be saved; checkpoint 1 is the last good one"
+    )
+    if found_by != "close":
+        checkpoints.save(4, example_tree(4))
+        checkpoints.close()
+        assert sorted(path.name for path in directory.iterdir()) == ["1", "4"]
+    assert restore(directory) == (1 if found_by == "close" else 4, [])
+
+
+@late_callbacks
+def test_a_disk_with_no_byte_left(small_disk: Path) -> None:
+    directory = small_disk / "checkpoints"
+    save_all(directory, 1)
+    filler = os.open(small_disk / "filler", os.O_CREAT | os.O_WRONLY)
+    with pytest.raises(OSError, match=FULL):
+        while True:
+            os.write(filler, bytes(1024))
+    os.close(filler)
+    text = r"is full: checkpoint 2 could not be saved; checkpoint 1 is the last good one"
+    with pytest.raises(CheckpointError, match=text), Checkpoints(directory) as checkpoints:
+        checkpoints.save(2, example_tree(2))
+    assert restore(directory) == (1, [])
+
+
+def numbers(step: int) -> PyTree:
+    """What a process that is to be killed saves at a step."""
+    return {"a": jnp.full((64, 64), step, jnp.float32), "b": {"c": jnp.full(9, -step, jnp.int32)}}
+
+
+def save_forever(directory: Path) -> None:
+    checkpoints = Checkpoints(directory, keep=1, report=lambda text: None)
+    step, _ = checkpoints.restore_latest(numbers(0)) or (0, None)
+    while True:
+        step += 1
+        checkpoints.save(step, numbers(step))
+        # Whoever reads this may rely on the checkpoint before.
+        print(step - 1, flush=True)
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    moments = random.Random(0)
+    for _ in range(3):
+        with start_file(__file__, tmp_path, devices_of_each=1) as process:
+            assert process.stdout is not None
+            known = [process.stdout.readline(), process.stdout.readline()]
+            time.sleep(moments.uniform(0.1, 0.7))
+            process.kill()
+            known += process.stdout.readlines()
+        reports: list[str] = []
+        with Checkpoints(tmp_path, report=reports.append) as checkpoints:
+            restored = checkpoints.restore_latest(numbers(0))
+        assert restored is not None and restored[0] >= int(known[-1]) > 0
+        assert_same_bits(restored[1], numbers(restored[0]))
+        # Only what was between its commit and its manifest is unfinished, and it is the newest.
+        assert all("unfinished" in report for report in reports) and len(reports) <= 1
+
+
+if __name__ == "__main__":
+    save_forever(Path(sys.argv[1]))

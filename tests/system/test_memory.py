@@ -1,0 +1,180 @@
+"""The memory table, as a user makes it."""
+
+import csv
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from experiments.configs import default
+from experiments.folders.folder_lock import FolderLock
+from experiments.memory.observed import ObservationError, observe
+from experiments.memory.rows import Row
+from kd_local.files import read_json_lines
+from tests.support.processes import finish, refused, run, start, wait_until
+
+KEYS = [
+    "method", "context", "modules", "boundaries", "target", "batch", "peak_bytes", "state_bytes", "carried_bytes",
+    "temp_bytes", "floor_bytes", "ratio", "kd_ratio", "flops", "flops_ratio", "executables", "compile_seconds",
+    "saved_bytes", "saved_ratio", "measured_bytes", "largest",
+]  # fmt: skip
+TEACHER = "--config.teacher.network=resnet14"
+SMALL = ["--config.batch_size=8", "--contexts=R0", "--nodecoders"]
+
+BAD_INPUT: list[tuple[list[str], str]] = [
+    (["--target=tpu:v7"], r"unknown target 'tpu:v7': use local, tpu:v5e, .* \(nearest: tpu:v"),
+    (["--target=lokal"], r"unknown target 'lokal': use local, .* \(nearest: local\)"),
+    (["--target=gpu"], "there is no GPU here, .* or use target tpu:v5e"),
+    (["--target=tpu:v5e"], "target 'tpu:v5e' needs XLA's TPU compiler, the package libtpu: pip install"),
+    (["--modules=0"], "0 modules for a network of 5 blocks: use 1 to 5"),
+    (["--modules=99"], "99 modules for a network of 5 blocks: use 1 to 5"),
+    (["--modules=x"], "--modules=x: use whole numbers separated by commas, such as --modules=1,2,4,8,16"),
+    (["--modules="], "--modules=: use whole numbers"),
+    (["--modules=1", "--contexts=R-1"], "unknown context 'R-1': use R0, E, R1, R1E, or Rn / RnE with n >= 1"),
+    (["--modules=1", "--devices=0"], "a mesh of 0 devices"),
+    (["--modules=1", "--devices=3"], "a batch of 64 cannot be divided among 3 devices: use another --devices"),
+    (["--modules=1", "--config.network.name=resnet9"], r"unknown network 'resnet9': use .* \(nearest: resnet"),
+    (["--modules=1", "--config.method=sumed"], "unknown method 'sumed'"),
+    (["--modules=1", "--config.local.context=r0"], "unknown context 'r0'"),
+    (["--modules=3", "--config.local.modules=2", "--config.local.boundaries=stage1/0"], "3 modules, but 1 boundaries"),
+    (["--modules=1", "--devices=two"], "flag --devices=two: invalid literal for int"),
+    (["--modules=1", "--distillation=kd"], "no teacher for kd: name one, such as --config.teacher.network=resnet56, "),
+    (["--modules=1", "--distillation=kdd", TEACHER], r"unknown distillation method 'kdd': use kd, .*\(nearest: kd\)"),
+    (["--modules=1", "--config.teacher.network=resnet9"], r"unknown network 'resnet9': use .* \(nearest: resnet"),
+    (["--modules=1", "--config.method=kd"], "teacher.weights is not set: method 'kd' needs a trained teacher"),
+    (["--modules=1", "--config.teacher.network=resnet8,resnet14"], "2 teachers for local_distillation: give one"),
+    (["--modules=1", "--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*; use another --workdir"),
+]
+NO_LIBTPU = "from kd_local.memory import targets; targets.find_spec = lambda name: None"
+
+
+def lines(workdir: Path) -> list[dict]:
+    return read_json_lines(workdir / "memory.jsonl")
+
+
+@pytest.mark.exhaustive
+def test_stopped_and_gone_on(tmp_path):
+    workdir = tmp_path / "table"
+    arguments = [*SMALL, "--modules=3,1", "--nomeasure"]
+    process = start("memory", f"--workdir={workdir}", *arguments)
+    wait_until(lambda: (workdir / "memory.jsonl").exists() and len(lines(workdir)) >= 2, [process])
+    process.kill()
+    process.communicate()
+    before = lines(workdir)
+    compiled = len((workdir / "executables.jsonl").read_text().splitlines())
+    assert 2 <= len(before) < 10
+
+    process = start("memory", f"--workdir={workdir}", *arguments)
+    for line in process.stdout:
+        if line.startswith("row 1 of 10: end_to_end, "):
+            break
+    assert lines(workdir)[: len(before)] == before  # nothing was lost by starting again
+    process.send_signal(signal.SIGINT)
+    status, _, err = finish(process)
+    assert status == 130
+    assert err == f"error: interrupted; saved in {workdir}: the same command resumes from there\n"
+
+    status, out, _ = run("memory", f"--workdir={workdir}", *arguments)
+    assert status == 0
+    new = len((workdir / "executables.jsonl").read_text().splitlines()) - compiled
+    again = re.search(r"(\d+) executables compiled", out)
+    assert again is not None and 1 <= int(again[1]) <= new
+    records = lines(workdir)
+    assert [(one["method"], one["modules"]) for one in records] == [
+        ("end_to_end", 1), ("end_to_end_remat", 1), ("naive", 1), ("naive", 3),
+        ("contsup_joined", 1), ("contsup_joined", 3), ("contsup", 1), ("contsup", 3),
+        ("contsup_remat", 1), ("contsup_remat", 3),
+    ]  # fmt: skip
+    assert all(list(one) == KEYS for one in records)
+    whole, cut = records[0], records[7]
+    assert (whole["context"], whole["boundaries"], whole["ratio"]) == (None, [], 1.0)
+    assert (cut["context"], cut["boundaries"], cut["executables"]) == ("R0", ["stage1/0", "stage2/0"], 3)
+    assert cut["ratio"] == round(cut["peak_bytes"] / whole["peak_bytes"], 4)
+    assert cut["saved_ratio"] < 1 < cut["flops_ratio"]
+    assert all(one["state_bytes"] < one["floor_bytes"] < one["peak_bytes"] for one in records)
+    assert records[3]["floor_bytes"] == records[5]["floor_bytes"] == cut["floor_bytes"]  # of the cut, not of the form
+    assert all(one["kd_ratio"] is None for one in records)
+    assert all((one["target"], one["batch"], one["measured_bytes"]) == ("local", 8, None) for one in records)
+    with (workdir / "memory.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["peak_bytes"]) for row in rows] == [one["peak_bytes"] for one in records]
+    assert rows[7]["boundaries"] == "stage1/0 stage2/0"
+    assert (workdir / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+    status, out, _ = run("memory", f"--workdir={workdir}", *arguments)
+    assert status == 0
+    assert "nothing compiled: all executables were known" in out
+    assert lines(workdir) == records
+
+    status, _, err = run("memory", f"--workdir={workdir}", *arguments, "--config.network.shortcut=padding")
+    assert status == 2
+    assert 'network.shortcut: "projection" there, "padding" now' in err
+
+
+@pytest.mark.exhaustive
+def test_measured(tmp_path):
+    arguments = [*SMALL, "--modules=1"]
+    status, out, err = run("memory", f"--workdir={tmp_path}", *arguments)
+    assert status == 0, err
+    assert "measured" in out
+    records = lines(tmp_path)
+    # A single module is end to end; its rows are all one step, measured once.
+    kinds = [one["method"] for one in records]
+    assert kinds == ["end_to_end", "end_to_end_remat", "naive", "contsup_joined", "contsup", "contsup_remat"]
+    assert len((tmp_path / "measured.jsonl").read_text().splitlines()) == 5
+    assert all(one["measured_bytes"] > one["state_bytes"] for one in records)
+    status, out, _ = run("memory", f"--workdir={tmp_path}", *arguments)
+    assert status == 0
+    assert "nothing compiled" in out
+    assert lines(tmp_path) == records
+    assert len((tmp_path / "measured.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.exhaustive
+def test_distillation(tmp_path):
+    status, out, err = run("memory", f"--workdir={tmp_path}", *SMALL, "--modules=1", TEACHER)
+    assert status == 0, err
+    assert "9 rows: resnet8 on digits, taught by resnet14, batch 8, local, workdir" in out
+    assert out.index("row 3 of 9: kd, ") < out.index("row 4 of 9: block_kd, ")
+    whole, *_, kd, block_kd, local = lines(tmp_path)
+    assert [(one["method"], one["context"], one["modules"]) for one in (kd, block_kd, local)] == [
+        ("kd", None, 1), ("block_kd", None, 1), ("local_distillation", None, 3),
+    ]  # fmt: skip
+    assert (kd["boundaries"], local["boundaries"]) == ([], ["stage1/0", "stage2/0"])
+    assert local["executables"] == 4  # the teacher's answer is one
+    for one in (kd, block_kd, local):
+        assert one["ratio"] == round(one["peak_bytes"] / whole["peak_bytes"], 4)
+        assert one["kd_ratio"] == round(one["peak_bytes"] / kd["peak_bytes"], 4)
+        assert one["measured_bytes"] > one["state_bytes"] > whole["state_bytes"]
+        assert one["floor_bytes"] < one["peak_bytes"]
+    assert kd["kd_ratio"] == 1 < block_kd["kd_ratio"]
+    assert "to kd" in out
+    status, out, _ = run("memory", f"--workdir={tmp_path}", *SMALL, "--modules=1", TEACHER, "--distillation=")
+    assert (status, "6 rows: " in out, "nothing compiled" in out) == (0, True, True)
+
+
+def test_two_at_once_in_a_folder(tmp_path):
+    workdir = tmp_path / "table"
+    workdir.mkdir()
+    with FolderLock(workdir, report=print, stopped=lambda: False):
+        status, out, err = run("memory", f"--workdir={workdir}", *SMALL, "--modules=1", "--nomeasure")
+    assert (status, out) == (2, "")
+    assert re.fullmatch(
+        rf"error: workdir '{workdir}' is in use already, process {os.getpid()} on .*another --workdir\n", err
+    )
+    assert not (workdir / "memory.jsonl").exists()
+
+
+def test_a_row_that_cannot_be_measured_says_why():
+    environment = {**os.environ, "JAX_PLATFORMS": "nonsense"}
+    with pytest.raises(ObservationError, match="nonsense"):
+        observe(Row("end_to_end"), default.get_config(), devices=1, environment=environment)
+
+
+def test_refused(tmp_path):
+    workdir = tmp_path / "table"
+    # The last value of a flag that is given twice counts.
+    refused("memory", [([f"--workdir={workdir}", *arguments], message) for arguments, message in BAD_INPUT], NO_LIBTPU)
+    assert not workdir.exists()
