@@ -6,7 +6,7 @@ made of them on the device.
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +15,11 @@ from jaxtyping import Int64, UInt8
 from kd_local.data import prepared
 from kd_local.data.augmentation import Augmentation, check_shape
 from kd_local.data.digits import read_digits
-from kd_local.data.known import Known, look_up
+from kd_local.data.registry import DatasetSpec, look_up
 from kd_local.data.splits import Data, Examples, Split, check_limits, parts
 from kd_local.data.streamed import StreamedSplit
 
 _MOST_WORKERS = 16
-
-
-@dataclass(frozen=True)
-class Description:
-    """What is known of a data set before it is read.
-
-    Attributes:
-        shape: height, width and channels of its images.
-        classes: of its labels.
-        train: how many examples are trained on.
-        augmentation: of its images.
-    """
-
-    shape: tuple[int, int, int]
-    classes: int
-    train: int
-    augmentation: Augmentation
 
 
 def describe(
@@ -46,7 +29,7 @@ def describe(
     image_size: int | None = None,
     train_examples: int | None = None,
     validation_examples: int = 0,
-) -> Description:
+) -> DatasetSpec:
     """What `load` would give for these arguments, without reading an example.
 
     Only of a data set that is not known by name its folder's descriptions are read.
@@ -54,10 +37,9 @@ def describe(
     Raises:
         ValueError, FileNotFoundError, ModuleNotFoundError: see `load`.
     """
-    known = look_up(name, data_dir, image_size)
-    check_limits(known.train, train_examples, validation_examples)
-    train = known.train - validation_examples if train_examples is None else train_examples
-    return Description(known.shape, known.classes, train, known.augmentation)
+    spec = look_up(name, data_dir, image_size)
+    check_limits(spec.train, train_examples, validation_examples)
+    return replace(spec, train=spec.train - validation_examples if train_examples is None else train_examples)
 
 
 def load(
@@ -102,8 +84,8 @@ def load(
     """
     if workers is not None and workers < 0:
         raise ValueError(f"workers {workers}: use 1 or more processes, 0 to decode in this one, or None for the usual")
-    known = look_up(name, data_dir, image_size)
-    check_limits(known.train, train_examples, validation_examples)
+    spec = look_up(name, data_dir, image_size)
+    check_limits(spec.train, train_examples, validation_examples)
     if name == "digits":
         if data_dir is not None:
             raise ValueError(f"data_dir {str(data_dir)!r}: digits comes with the package, leave it out")
@@ -111,22 +93,22 @@ def load(
             read_digits("train"),
             read_digits("test"),
             name=name,
-            classes=known.classes,
-            augmentation=known.augmentation,
+            classes=spec.classes,
+            augmentation=spec.augmentation,
             train_examples=train_examples,
             validation_examples=validation_examples,
         )
 
     folder = prepared.find(name, data_dir)
-    train, test = (prepared.PreparedSplit(folder, split) for split in ("train", known.evaluated_on))
-    _check_contents(name, folder, known, train)
+    train, test = (prepared.PreparedSplit(folder, split) for split in ("train", spec.test_split))
+    _check_contents(name, folder, spec, train)
     check_limits(len(train), train_examples, validation_examples)
 
     def split(source: prepared.PreparedSplit, chosen: Int64[np.ndarray, " n"] | None = None) -> Examples:
-        if not known.streamed:
+        if not spec.streamed:
             return Split(*source.examples(chosen))
         processes = _usual_workers() if workers is None else workers
-        return StreamedSplit(source, image_size=known.shape[0], workers=processes, chosen=chosen)
+        return StreamedSplit(source, image_size=spec.shape[0], workers=processes, chosen=chosen)
 
     kept = held_out = None
     if train_examples is not None or validation_examples:
@@ -136,17 +118,17 @@ def load(
         train=split(train, kept),
         test=split(test),
         validation=split(train, held_out) if held_out is not None and held_out.size else None,
-        classes=known.classes,
-        augmentation=known.augmentation,
+        classes=spec.classes,
+        augmentation=spec.augmentation,
     )
 
 
-def _check_contents(name: str, folder: Path, known: Known, found: prepared.PreparedSplit) -> None:
-    shape = "of any shape" if known.streamed else f"of shape {known.shape}"
-    if found.classes != known.classes or not (known.streamed or found.shape == known.shape):
+def _check_contents(name: str, folder: Path, spec: DatasetSpec, found: prepared.PreparedSplit) -> None:
+    shape = "of any shape" if spec.streamed else f"of shape {spec.shape}"
+    if found.classes != spec.classes or not (spec.streamed or found.shape == spec.shape):
         raise ValueError(
             f"{folder} holds images of shape {found.shape} and {found.classes} classes, but {name} has images {shape} "
-            f"and {known.classes} classes: use another data_dir"
+            f"and {spec.classes} classes: use another data_dir"
         )
 
 

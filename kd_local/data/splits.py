@@ -22,35 +22,36 @@ PaddedBatch = tuple[UInt8[np.ndarray, "rows h w c"], Int32[np.ndarray, " rows"],
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one of several processes has of each batch.
+class HostShare:
+    """The share of each batch that one of several processes loads.
 
     Attributes:
-        index, count: it is process `index`, from 0, of `count`.
-        parts: into so many a batch is divided: the devices of all processes.
+        process, processes: number of the process, from 0, and number of processes.
+        devices: number of devices of all processes, among which a batch is divided.
 
     Raises:
-        ValueError: an index that does not fit the count, or no parts.
+        ValueError: `process` is not below `processes`, or there are no devices.
     """
 
-    index: int = 0
-    count: int = 1
-    parts: int = 1
+    process: int = 0
+    processes: int = 1
+    devices: int = 1
 
     def __post_init__(self) -> None:
-        if self.count < 1 or not 0 <= self.index < self.count:
+        if self.processes < 1 or not 0 <= self.process < self.processes:
             raise ValueError(
-                f"process {self.index} of {self.count}: use a count of 1 or more, and an index from 0 to count - 1"
+                f"process {self.process} of {self.processes}: use 1 or more processes, and a number from 0 to "
+                "processes - 1"
             )
-        if self.parts < 1:
-            raise ValueError(f"a batch divided in {self.parts} parts: use 1 or more, as many as there are devices")
+        if self.devices < 1:
+            raise ValueError(f"a batch divided among {self.devices} devices: use 1 or more")
 
     def rows(self, batch: int) -> slice:
         """This process's rows of a batch: all of them where its parts do not divide it, as every device then computes
         the whole."""
-        if batch % self.parts:
+        if batch % self.devices:
             return slice(0, batch)
-        return slice(batch * self.index // self.count, batch * (self.index + 1) // self.count)
+        return slice(batch * self.process // self.processes, batch * (self.process + 1) // self.processes)
 
     def evaluation_rows(self, step: int, batch_size: int) -> range:
         """The places, in the split, of this process's rows of an evaluation batch: of the last, also past its end."""
@@ -58,7 +59,7 @@ class Share:
         return range(step * batch_size + rows.start, step * batch_size + rows.stop)
 
 
-WHOLE = Share()
+WHOLE = HostShare()
 
 
 @runtime_checkable
@@ -77,7 +78,7 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def training_batches(
-        self, *, seed: int, batch_size: int, start_step: int = 0, share: Share = WHOLE
+        self, *, seed: int, batch_size: int, start_step: int = 0, share: HostShare = WHOLE
     ) -> Generator[TrainingBatch, None, None]:
         """Endless steps from `start_step` on, a function of seed and step alone; see `batch_indices`.
 
@@ -86,7 +87,7 @@ class Examples(Protocol):
         """
         ...
 
-    def evaluation_batches(self, batch_size: int, share: Share = WHOLE) -> Generator[PaddedBatch, None, None]:
+    def evaluation_batches(self, batch_size: int, share: HostShare = WHOLE) -> Generator[PaddedBatch, None, None]:
         """All examples once, in order, in batches of one size: the last is filled up with black images of label 0,
         marked False.
 
@@ -113,22 +114,24 @@ class Split:
         return height, width, channels
 
     def training_batches(
-        self, *, seed: int, batch_size: int, start_step: int = 0, share: Share = WHOLE
+        self, *, seed: int, batch_size: int, start_step: int = 0, share: HostShare = WHOLE
     ) -> Generator[TrainingBatch, None, None]:
         """See `Examples`."""
         steps = batch_indices(len(self), seed=seed, batch_size=batch_size, start_step=start_step)
         return self._training_batches(steps, share)
 
-    def _training_batches(self, steps: Iterator[NumberedIndices], share: Share) -> Generator[TrainingBatch, None, None]:
+    def _training_batches(
+        self, steps: Iterator[NumberedIndices], share: HostShare
+    ) -> Generator[TrainingBatch, None, None]:
         for step, chosen in steps:
             mine = chosen[share.rows(len(chosen))]
             yield step, chosen, self.images[mine], self.labels[mine]
 
-    def evaluation_batches(self, batch_size: int, share: Share = WHOLE) -> Generator[PaddedBatch, None, None]:
+    def evaluation_batches(self, batch_size: int, share: HostShare = WHOLE) -> Generator[PaddedBatch, None, None]:
         """See `Examples`."""
         return self._evaluation_batches(evaluation_steps(len(self), batch_size), batch_size, share)
 
-    def _evaluation_batches(self, steps: int, batch_size: int, share: Share) -> Generator[PaddedBatch, None, None]:
+    def _evaluation_batches(self, steps: int, batch_size: int, share: HostShare) -> Generator[PaddedBatch, None, None]:
         for step in range(steps):
             rows = share.evaluation_rows(step, batch_size)
             images, labels = self.images[rows.start : rows.stop], self.labels[rows.start : rows.stop]

@@ -21,7 +21,6 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 from weakref import WeakSet
 
@@ -31,9 +30,9 @@ from absl import flags
 from jaxtyping import Float64, Int32, Int64, UInt8
 
 from kd_local.data.crops import ATTEMPTS, central_crop, random_crop
-from kd_local.data.order import NumberedIndices, batch_indices, epoch_order, evaluation_steps, steps_per_epoch
+from kd_local.data.order import NumberedIndices, batch_indices, evaluation_steps, indices_at, steps_per_epoch
 from kd_local.data.prepared import DataError, PreparedSplit
-from kd_local.data.splits import WHOLE, PaddedBatch, Share, TrainingBatch
+from kd_local.data.splits import WHOLE, HostShare, PaddedBatch, TrainingBatch
 
 Decoded = tuple[UInt8[np.ndarray, "rows size size 3"], Int32[np.ndarray, " rows"]]
 """Images and labels of a process's rows of a batch."""
@@ -82,7 +81,7 @@ class StreamedSplit:
         return self._records.size, self._records.size, 3
 
     def training_batches(
-        self, *, seed: int, batch_size: int, start_step: int = 0, share: Share = WHOLE
+        self, *, seed: int, batch_size: int, start_step: int = 0, share: HostShare = WHOLE
     ) -> Generator[TrainingBatch, None, None]:
         """See `Examples`. The workers start at once; they end with `close()`, an error, or the generator.
 
@@ -94,7 +93,7 @@ class StreamedSplit:
         source = _TrainingBatches(self._records, share, seed, batch_size)
         return _numbered(steps, _Stream(source, start_step, self._workers))
 
-    def evaluation_batches(self, batch_size: int, share: Share = WHOLE) -> Generator[PaddedBatch, None, None]:
+    def evaluation_batches(self, batch_size: int, share: HostShare = WHOLE) -> Generator[PaddedBatch, None, None]:
         """See `Examples` and `training_batches`.
 
         Raises:
@@ -115,7 +114,7 @@ def _numbered(steps: Iterator[NumberedIndices], stream: "_Stream") -> Generator[
 
 
 def _padded(
-    examples: int, steps: int, batch_size: int, share: Share, stream: "_Stream"
+    examples: int, steps: int, batch_size: int, share: HostShare, stream: "_Stream"
 ) -> Generator[PaddedBatch, None, None]:
     try:
         for step in range(steps):
@@ -157,7 +156,7 @@ class _TrainingBatches:
     """Batches by step: what grain calls a data source with random access."""
 
     records: _Records
-    share: Share
+    share: HostShare
     seed: int
     batch_size: int
 
@@ -166,9 +165,8 @@ class _TrainingBatches:
 
     def __getitem__(self, step: int) -> Decoded:
         size = self.records.size
-        epoch, position = divmod(step, steps_per_epoch(len(self.records), self.batch_size))
-        order = _order(self.seed, epoch, len(self.records))
-        places = order[position * self.batch_size :][: self.batch_size]
+        epoch = step // steps_per_epoch(len(self.records), self.batch_size)
+        places = indices_at(len(self.records), seed=self.seed, batch_size=self.batch_size, step=step)
         mine = places[self.share.rows(len(places))]
         return self.records.batch(
             mine, len(mine), lambda encoded, place: random_crop(encoded, size, crop_numbers(self.seed, epoch, place))
@@ -180,7 +178,7 @@ class _EvaluationBatches:
     """The same, of evaluation."""
 
     records: _Records
-    share: Share
+    share: HostShare
     batch_size: int
 
     def __len__(self) -> int:
@@ -191,11 +189,6 @@ class _EvaluationBatches:
         rows = self.share.evaluation_rows(step, self.batch_size)
         present = np.arange(rows.start, min(rows.stop, len(self.records)))
         return self.records.batch(present, len(rows), lambda encoded, _: central_crop(encoded, size))
-
-
-@lru_cache(maxsize=1)
-def _order(seed: int, epoch: int, examples: int) -> Int64[np.ndarray, " examples"]:
-    return epoch_order(seed, epoch, examples)
 
 
 def crop_numbers(seed: int, epoch: int, place: int) -> Float64[np.ndarray, "attempts 4"]:

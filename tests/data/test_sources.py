@@ -125,7 +125,7 @@ def test_limits_are_checked_against_what_is_there(prepare: Any, examples: Any, t
         ("cifar100", {"train_examples": 50_001}, "train_examples 50001 of 50000 training"),
         ("svhn_cropped", {"validation_examples": 73_257}, "validation_examples 73257 of 73257"),
         ("stl10", {"validation_examples": -1}, "validation_examples -1 of 5000 training"),
-        ("cifar10", {"image_size": 64}, "image_size 64 for cifar10: its images are 32x32 and stay so, leave it out"),
+        ("cifar10", {"image_size": 64}, "image_size 64 for cifar10: its images stay 32x32, leave image_size out"),
         ("imagenet2012", {"image_size": 0}, "image_size 0: use 1 or more pixels, as 224"),
         ("imagenet2012", {"train_examples": 1_281_168}, "train_examples 1281168 of 1281167 training"),
         ("imagenet2012", {"workers": -1}, "workers -1: use 1 or more processes, 0 to decode in this one, or None"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kd_local.data.order import epoch_order
-from kd_local.data.splits import WHOLE, Examples, Share, Split, check_limits, parts
+from kd_local.data.splits import WHOLE, Examples, HostShare, Split, check_limits, parts
 
 LABELS = np.repeat(np.arange(4, dtype=np.int32), (100, 50, 30, 20))
 
@@ -74,30 +74,30 @@ def test_possible_limits() -> None:
     ("share", "batch", "rows"),
     [
         (WHOLE, 5, (0, 5)),
-        (Share(0, 2, 4), 8, (0, 4)),
-        (Share(1, 2, 4), 8, (4, 8)),
-        (Share(2, 3, 3), 12, (8, 12)),
+        (HostShare(0, 2, 4), 8, (0, 4)),
+        (HostShare(1, 2, 4), 8, (4, 8)),
+        (HostShare(2, 3, 3), 12, (8, 12)),
         # What the devices cannot be given parts of, each has whole.
-        (Share(1, 2, 4), 6, (0, 6)),
-        (Share(1, 2, 4), 3, (0, 3)),
+        (HostShare(1, 2, 4), 6, (0, 6)),
+        (HostShare(1, 2, 4), 3, (0, 3)),
     ],
 )
-def test_rows_of_a_share(share: Share, batch: int, rows: tuple[int, int]) -> None:
+def test_rows_of_a_share(share: HostShare, batch: int, rows: tuple[int, int]) -> None:
     assert share.rows(batch) == slice(*rows)
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((2, 2, 2), "process 2 of 2: use a count of 1 or more, and an index from 0 to count - 1"),
-        ((0, 0, 1), "process 0 of 0: use a count"),
+        ((2, 2, 2), "process 2 of 2: use 1 or more processes, and a number from 0 to processes - 1"),
+        ((0, 0, 1), "process 0 of 0: use 1 or more processes"),
         ((-1, 2, 2), "process -1 of 2"),
-        ((0, 1, 0), "a batch divided in 0 parts: use 1 or more"),
+        ((0, 1, 0), "a batch divided among 0 devices: use 1 or more"),
     ],
 )
 def test_impossible_shares(arguments: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        Share(*arguments)
+        HostShare(*arguments)
 
 
 def _split(examples: int) -> Split:
@@ -117,7 +117,7 @@ def test_images_in_memory_are_examples() -> None:
 
 def test_shares_in_memory_make_up_the_whole() -> None:
     split = _split(11)
-    shares = [Share(index, 2, 2) for index in (0, 1)]
+    shares = [HostShare(index, 2, 2) for index in (0, 1)]
     steps = zip(*(split.training_batches(seed=3, batch_size=4, share=share) for share in (WHOLE, *shares)), strict=True)
     sizes = []
     for whole, first, second in islice(steps, 6):
