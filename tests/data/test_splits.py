@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from kd_local.data.order import epoch_order
-from kd_local.data.splits import WHOLE, Examples, HostShare, Split, check_limits, parts
+from kd_local.data.splits import WHOLE, Examples, HostShare, Split, check_limits, choose_examples
 
 LABELS = np.repeat(np.arange(4, dtype=np.int32), (100, 50, 30, 20))
 
 
 def test_parts_hold_the_classes_in_proportion() -> None:
-    kept, held_out = parts(LABELS, 100, 40)
+    kept, held_out = choose_examples(LABELS, 100, 40)
     assert np.bincount(LABELS[kept]).tolist() == [50, 25, 15, 10]
     assert np.bincount(LABELS[held_out]).tolist() == [20, 10, 6, 4]
     assert not set(kept) & set(held_out)
@@ -22,31 +22,31 @@ def test_parts_hold_the_classes_in_proportion() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 7, 13, 41, 99, 173])
 def test_parts_are_within_two_examples_of_proportion_at_any_size(size: int) -> None:
-    kept, _ = parts(LABELS, size, 11)
+    kept, _ = choose_examples(LABELS, size, 11)
     counts = np.bincount(LABELS[kept], minlength=4)
     assert counts.sum() == size
     assert (np.abs(counts - size * np.array([0.5, 0.25, 0.15, 0.1])) < 2).all()
 
 
 def test_without_limits_everything_is_kept_in_order() -> None:
-    kept, held_out = parts(LABELS, None, 0)
+    kept, held_out = choose_examples(LABELS, None, 0)
     assert kept.tolist() == list(range(200)) and held_out.size == 0
-    kept, held_out = parts(LABELS, None, 37)
+    kept, held_out = choose_examples(LABELS, None, 37)
     assert sorted([*kept, *held_out]) == list(range(200)) and held_out.size == 37
 
 
 def test_smaller_parts_lie_in_larger_ones_and_are_not_the_first_of_each_class() -> None:
-    small, held_out = parts(LABELS, 20, 40)
-    large, held_out_again = parts(LABELS, 120, 40)
+    small, held_out = choose_examples(LABELS, 20, 40)
+    large, held_out_again = choose_examples(LABELS, 120, 40)
     assert set(small) < set(large)
     assert held_out.tolist() == held_out_again.tolist()
-    assert set(parts(LABELS, None, 10)[1]) < set(held_out)
+    assert set(choose_examples(LABELS, None, 10)[1]) < set(held_out)
     assert held_out.max() > 190 and set(held_out) != set(np.r_[0:20, 100:110, 150:156, 180:184])
 
 
 def test_the_choice_stays_what_it_is() -> None:
     # Recorded once: another choice would silently change what published runs were tested on.
-    assert parts(LABELS, 3, 6)[1].tolist() == [0, 54, 66, 102, 162, 185]
+    assert choose_examples(LABELS, 3, 6)[1].tolist() == [0, 54, 66, 102, 162, 185]
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from kd_local.data import Examples, HostShare, StreamedSplit, epoch_order
-from kd_local.data.crops import central_crop, random_box
+from kd_local.data.crops import central_crop, crop_numbers, random_box
 from kd_local.data.prepared import PreparedSplit, find
-from kd_local.data.streamed import _cause, crop_numbers
+from kd_local.data.streamed import _cause
 from tests.support.streamed import BATCH, EXAMPLES, SIZE, assert_same_steps, damaged, split_of, steps_of
 
 pytest.importorskip("tensorflow_datasets")
@@ -144,7 +144,7 @@ def test_a_damaged_image_is_named(prepare: Any, photograph: Any) -> None:
     prepared, place = damaged(prepare, photograph, whole[: len(whole) // 2])
     split = split_of(prepared)
     for batches in (split.training_batches(seed=0, batch_size=2), split.evaluation_batches(5)):
-        with pytest.raises(ValueError, match=place + "its image does not decode: .*Copy that file anew"):
+        with pytest.raises(ValueError, match=place + "its image does not decode: .*Copy that file again"):
             list(batches)
 
 
@@ -158,9 +158,9 @@ def test_missing_shard(prepare: Any, photograph: Any) -> None:
 @pytest.mark.parametrize(
     ("code", "text"),
     [
-        (-signal.SIGBUS, "/dev/shm, where the batches lie, is full: make it larger, or use fewer workers"),
+        (-signal.SIGBUS, "/dev/shm, which holds the batches, is full: enlarge it, or use fewer workers"),
         (-signal.SIGTERM, "by SIGTERM"),
-        (1, "its exit status is 1, and its own message stands above; a program of your own needs if __name__"),
+        (1, "its exit status is 1, and its message is above; your own program needs if __name__"),
     ],
 )
 def test_other_causes_of_an_end(code: int, text: str) -> None:
