@@ -37,10 +37,10 @@ def observed_peak(
 ) -> int | None:
     """Peak bytes of one device while real training steps run on it, with state and batch.
 
-    Call it once, in a process that has done nothing else. An accelerator reports the peak of the process. On the CPU the
-    peak is the increase of this process's resident memory over that before state and batch are placed, divided by the
-    number of devices, which share the memory. Executables, compilation and the set-up of the first step do not count.
-    Freed memory does not count either, although training keeps it: see `kd_local.allocator`.
+    Call it once, in a process that has done nothing else. An accelerator reports the peak of the process. The peak on
+    the CPU is the resident memory of this process, less that before state and batch are placed, divided by the number
+    of devices, which share the memory. Executables, compilation and the set-up of the first step do not count. Freed
+    memory does not count either, although training keeps it: see `kd_local.allocator`.
 
     Args:
         method: the method.
