@@ -1,6 +1,7 @@
 """Labelled images: sources, augmentation, and the order of batches."""
 
 from kd_local.data.augmentation import Augmentation, augment, normalise
+from kd_local.data.batches import batches
 from kd_local.data.order import batch_indices, epoch_order, indices_at, steps_per_epoch
 from kd_local.data.prepared import DataError
 from kd_local.data.registry import DatasetSpec
@@ -20,6 +21,7 @@ __all__ = [
     "StreamedSplit",
     "augment",
     "batch_indices",
+    "batches",
     "describe",
     "epoch_order",
     "from_arrays",

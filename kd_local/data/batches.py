@@ -1,0 +1,21 @@
+"""Batches of a split, for use without the training loop."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from kd_local.data.splits import Examples
+
+NumberedBatch = tuple[int, UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
+"""The step, images and labels."""
+
+
+def batches(split: Examples, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[NumberedBatch]:
+    """Endless steps from `start_step`, each with its images and labels; a function of seed and step alone.
+
+    Raises:
+        ValueError: see `batch_indices`. Raised by the call, not by the first batch.
+    """
+    steps = split.training_batches(seed=seed, batch_size=batch_size, start_step=start_step)
+    return ((step, images, labels) for step, _, images, labels in steps)
