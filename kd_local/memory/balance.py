@@ -2,14 +2,13 @@
 
 There are far too many cuts to compile. The search starts from the cut of equal layers, whose modules it measures. Then
 it repeats: find the cut with the lowest estimated peak (`search.py`), compile its modules, and scale the estimates
-(`estimates.py`) by the mean ratio of measured to estimated memory. It ends when the lowest estimate is no better than
-the best measured cut. The result is measured, but need not be optimal: an estimate that is too high hides its cut.
+(`estimates.py`) by the lowest ratio of measured to estimated memory. It ends when no estimate is below the best
+measured cut. The result is measured, but need not be optimal: an estimate that is still too high hides its cut.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from statistics import fmean
 
 from kd_local.local import ContSup, equal_layers
 from kd_local.memory.compilations import CompilationRecords
@@ -123,5 +122,6 @@ def balance(
 def _needs(estimates: Estimates, measured: dict[ModuleKind, int]) -> Callable[[ModuleKind], int]:
     """Bytes that each kind of module needs besides the state of all modules: measured, or estimated and scaled."""
     known = dict(measured)
-    scale = fmean(need / estimates.of(kind).need for kind, need in known.items())
+    # The lowest ratio: an estimate that is too low costs compilations, one that is too high may hide the best cut.
+    scale = min(need / estimates.of(kind).need for kind, need in known.items())
     return cache(lambda kind: known[kind] if kind in known else int(scale * estimates.of(kind).need))

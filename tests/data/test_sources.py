@@ -290,7 +290,7 @@ IMAGES, LABELS = _arrays()
         (
             (IMAGES, LABELS),
             {"augmentation": Augmentation(mean=(1.0,), std=(1.0,))},
-            "images of 2 channels, .* the mean of 1",
+            "images have 2 channels, .* mean has 1",
         ),
     ],
 )
