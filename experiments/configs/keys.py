@@ -1,8 +1,4 @@
-"""Every config key, with its default and its meaning: the one place where both are written.
-
-`default.get_config` builds the default config from here, and `python -m experiments.configs.reference` writes
-docs/configuration.md.
-"""
+"""Every config key with its default and its meaning. `experiments.configs.reference` writes docs/configuration.md."""
 
 import inspect
 import re
@@ -38,85 +34,61 @@ class Key:
             return ",".join(map(str, self.default)) or "none"
         return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
 
+    def value(self) -> Any:
+        """The default as a config holds it."""
+        return placeholder(self.default.get_type()) if isinstance(self.default, FieldReference) else self.default
+
 
 Group = Mapping[str, Key]
 
 KEYS: Mapping[str, Key | Group] = {
-    "method": Key(
-        "contsup",
-        "`contsup`, `end_to_end`, `local_distillation`, or an objective of distillation (second table)",
-    ),
+    "method": Key("contsup", "`contsup`, `end_to_end`, or a method of distillation (last rows of this table)"),
     "seed": Key(0, "of initialisation, order and augmentation; 0 to 2^32 - 1"),
     "epochs": Key(30, "passes through the training images"),
     "batch_size": Key(64, "images of a step, over all devices"),
     "steps": Key(placeholder(int), "limit on the number of steps"),
     "network": {
-        "name": Key("resnet8", "a network of the zoo: " + ", ".join(f"`{name}`" for name in NAMES)),
+        "name": Key("resnet8", ", ".join(f"`{name}`" for name in NAMES)),
         "dtype": Key("float32", "of the computation: `float32` or `bfloat16`; parameters are float32"),
         "shortcut": Key("projection", "of CIFAR ResNets: `projection`, or `padding` (option A of He et al.)"),
     },
     "data": {
-        "name": Key(
-            "digits",
-            "`digits` (included), `cifar10`, `cifar100`, `svhn_cropped`, `stl10`, `imagenet2012`, or another "
-            "prepared data set",
-        ),
+        "name": Key("digits", "`digits` (included), `cifar10`, `imagenet2012`, or another prepared data set"),
         "data_dir": Key(placeholder(str), "folder of tensorflow-datasets; none: its default folder"),
         "image_size": Key(placeholder(int), "height and width of streamed images, in pixels; none: 224"),
         "workers": Key(placeholder(int), "processes that decode streamed images; none: one for each core"),
         "train_examples": Key(placeholder(int), "limit on the number of training images"),
         "validation_examples": Key(0, "training images held out for validation"),
         "augment": Key(True, "random crops and flips, as usual for the data set"),
-        "mean": Key(
-            placeholder(str),
-            "subtracted from pixels in [0, 1], a number for each channel: `0.485,0.456,0.406`; none: the data set's",
-        ),
-        "std": Key(placeholder(str), "divides pixels, likewise, in (0, 1]; none: the data set's"),
+        "mean": Key(placeholder(str), "of pixels in [0, 1], by channel: `0.485,0.456,0.406`; none: the data set's"),
+        "std": Key(placeholder(str), "of pixels, by channel, in (0, 1]; none: the data set's"),
     },
     "local": {
         "modules": Key(4, "number K of gradient-isolated modules"),
         "context": Key("R1E", "context supply: `R0`, `E`, `R1`, `R1E`, or `Rn` and `RnE` with n of 1 or more"),
-        "boundaries": Key(
-            "equal",
-            "where to cut: `equal` (layers), `balanced` (measured memory), `published`, or the blocks to cut "
-            "after: `stem,stage1/2`",
-        ),
+        "boundaries": Key("equal", "`equal` (layers), `balanced` (memory), `published`, or blocks: `stem,stage1/2`"),
         "image_encoder": Key("full", "of context E: `full` (the paper's) or `pooled`, a third of the cost"),
-        "head": Key(
-            "1c2f",
-            "local head, nCmF with n convolutions and m linear layers: `0c1f`, `0c2f`, `1c1f`, `1c2f`, `1c3f`, `2c2f`",
-        ),
+        "head": Key("1c2f", "n convolutions, m linear layers: `0c1f`, `0c2f`, `1c1f`, `1c2f`, `1c3f`, `2c2f`"),
         "loss": Key("softmax", "local loss: `softmax` or `contrast`"),
         "decoder": Key(False, "adds InfoPro's reconstruction of the image to each local loss"),
         "loss_scale": Key(
             "published",
-            "with a decoder, weights of reconstruction and head at the first and at the last boundary: "
-            "`published`, or four numbers `5,0.05,0.2,0.5`",
+            "weights of reconstruction and head at the first and at the last boundary: `published`, or four numbers"
+            " `5,0.05,0.2,0.5`; only with a decoder",
         ),
         "aux_width": Key(1.0, "multiplies the channels of heads, decoders and image encoders; 1/12 or more"),
         "feature_width": Key(128, "hidden units of a head, and features of the contrastive loss"),
-        "remat": Key(
-            "auto",
-            "recomputed in the backward pass: any of `blocks,contexts,head,decoder`; `none`; `auto` is `contexts`",
-        ),
-        "memory_budget": Key(
-            placeholder(str),
-            "bytes of one device, `8GiB`: uses the fewest modules that fit, instead of `local.modules`",
-        ),
+        "remat": Key("auto", "what is recomputed: any of `blocks,contexts,head,decoder`; `none`; `auto`: `contexts`"),
+        "memory_budget": Key(placeholder(str), "of one device, `8GiB`: the fewest modules that fit replace `modules`"),
         "answer": Key("last", "deployed head: `last`, a module's name (early exit), or `ensemble`"),
     },
-    "end_to_end": {
-        "remat": Key(False, "stores the blocks' outputs only and recomputes each block in the backward pass"),
-    },
+    "end_to_end": {"remat": Key(False, "stores only the blocks' outputs and recomputes the rest")},
     "teacher": {
         "network": Key(placeholder(str), "name, or several with commas; none: read from the run's config.json"),
         "weights": Key(placeholder(str), "file of PyTorch's weights or folder of a run; several with commas"),
         "shortcut": Key("projection", "as `network.shortcut`, for weights from a file"),
         "dtype": Key("float32", "of the teacher's computation: `float32` or `bfloat16`"),
-        "cache": Key(
-            placeholder(str),
-            "folder in which the teacher's logits are kept; for `kd`, `dkd`, `mlkd` and `dist`",
-        ),
+        "cache": Key(placeholder(str), "folder for the teacher's logits; for `kd`, `dkd`, `mlkd` and `dist`"),
     },
     "optimizer": {
         "name": Key("sgd", "`sgd`, `adam`, `adamw`, `lamb` or `lion`"),
@@ -131,33 +103,17 @@ KEYS: Mapping[str, Key | Group] = {
         "decay": Key(placeholder(float), "of piecewise, in (0, 1]; none: 0.1"),
         "accumulate": Key(1, "batches whose gradients are averaged for one update, within an epoch"),
     },
-    "step": Key(
-        "separate",
-        "`separate`: an executable for each module; `joined`: one for the whole step, with fewer launches and"
-        " more memory",
-    ),
+    "step": Key("separate", "an executable per module (`separate`) or per step (`joined`: faster, more memory)"),
     "mesh": {
         "data": Key(1, "devices over which each batch is divided"),
         "module": Key(1, "groups of `mesh.data` devices over which the modules are divided"),
-        "placement": Key(
-            "operations",
-            "balances the groups by `operations` (multiply-adds) or by `time`, measured before the run",
-        ),
-        "batch_norm": Key(
-            "global",
-            "statistics over the whole batch (`global`) or over each device's part of it (`device`)",
-        ),
-        "shard": Key(
-            "nothing",
-            "what is divided over `mesh.data` besides the batch (ZeRO): `nothing`, `optimizer` or `state`",
-        ),
+        "placement": Key("operations", "balances the groups by `operations` (multiply-adds) or measured `time`"),
+        "batch_norm": Key("global", "statistics of the whole batch (`global`) or of each device's part (`device`)"),
+        "shard": Key("nothing", "divided over `mesh.data` (ZeRO): `nothing`, `optimizer` or `state`"),
     },
     "distributed": {
-        "start_seconds": Key(300, "with --distributed: how long processes wait for each other at the start"),
-        "heartbeat_seconds": Key(
-            100,
-            "with --distributed: a process silent for this long counts as lost, and the run ends",
-        ),
+        "start_seconds": Key(300, "how long processes wait for each other at the start"),
+        "heartbeat_seconds": Key(100, "a process that is silent for this long counts as lost, and the run ends"),
     },
     "checkpoint": {
         "keep": Key(3, "number of checkpoints kept"),
@@ -168,24 +124,21 @@ KEYS: Mapping[str, Key | Group] = {
 
 def objective_keys() -> dict[str, Group]:
     """The hyper-parameters of every objective by its name; meanings are the `Attributes` of its class's docstring."""
-    found: dict[str, Group] = {}
-    for name, objective in {**OBJECTIVES, "local_distillation": StoneLoss}.items():
-        meanings = attributes(objective)
-        found[name] = {field.name: Key(field.default, meanings.get(field.name, "")) for field in fields(objective)}
-    return found
-
-
-def default_values() -> dict[str, Any]:
-    """The defaults of all keys as a nested dictionary, with new placeholders: a config changes its own only."""
-    groups = {**KEYS, **objective_keys()}
     return {
-        name: _value(one) if isinstance(one, Key) else {key: _value(entry) for key, entry in one.items()}
-        for name, one in groups.items()
+        name: {field.name: Key(field.default, attributes(objective).get(field.name, "")) for field in fields(objective)}
+        for name, objective in {**OBJECTIVES, "local_distillation": StoneLoss}.items()
     }
 
 
-def _value(key: Key) -> Any:
-    return placeholder(key.default.get_type()) if isinstance(key.default, FieldReference) else key.default
+def default_config() -> ConfigDict:
+    """A new config with all defaults. Its placeholders are its own, so changing it does not change another config."""
+    groups = {**KEYS, **objective_keys()}
+    return ConfigDict(
+        {
+            name: one.value() if isinstance(one, Key) else {key: entry.value() for key, entry in one.items()}
+            for name, one in groups.items()
+        }
+    )
 
 
 def attributes(documented: type) -> dict[str, str]:
@@ -205,8 +158,3 @@ def flat_keys() -> Iterator[tuple[str, Key]]:
             yield name, one
         else:
             yield from ((f"{name}.{key}", entry) for key, entry in one.items())
-
-
-def default_config() -> ConfigDict:
-    """A new config with all defaults."""
-    return ConfigDict(default_values())

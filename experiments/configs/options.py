@@ -1,4 +1,4 @@
-"""Options of a config file, behind the colon: `cifar10_contsup.py:k=8,context=R0`."""
+"""Options of a config file, after its colon: `contsup/cifar10.py:k=8,context=R0`."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ from kd_local.errors import unknown
 
 
 def parse_options(text: str, **defaults: Any) -> dict[str, Any]:
-    """The defaults, replaced where the text says otherwise; each keeps the type of its default.
+    """The defaults, updated by `text`; each value has the type of its default.
+
+    >>> parse_options("k=8,context=R0", k=16, context="R1E", decoder=False)
+    {'k': 8, 'context': 'R0', 'decoder': False}
 
     Raises:
         ValueError: an unknown option, or a value of another type.

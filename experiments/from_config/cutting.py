@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from experiments.from_config.numbers import numbers
 from experiments.from_config.teachers import DTYPES
-from kd_local.data import Description
+from kd_local.data import DatasetSpec
 from kd_local.errors import unknown
 from kd_local.local import REMATERIALIZABLE, CutNetwork, PixelScale, balanced_memory, cut, published_loss_scale
 from kd_local.networks import Network
@@ -16,7 +16,7 @@ from kd_local.sizes import parse_bytes
 BOUNDARY_RULES = ("equal", "balanced", "published")
 
 
-def cut_from_config(config: ConfigDict, network: Network, data: Description, platform: str) -> CutNetwork:
+def cut_from_config(config: ConfigDict, network: Network, data: DatasetSpec, platform: str) -> CutNetwork:
     """The network in its modules, as `config.local` says. Balanced boundaries are equal ones until they are measured.
 
     `platform` is what it is compiled for: cpu, gpu or tpu.

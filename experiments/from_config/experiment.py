@@ -19,7 +19,7 @@ from experiments.from_config.methods import CUT_METHODS, method_from_config
 from experiments.from_config.step_options import step_options
 from experiments.from_config.teachers import DTYPES
 from kd_local.contract import Method, trained_programs
-from kd_local.data import Data, Description
+from kd_local.data import Data, DatasetSpec
 from kd_local.errors import unknown
 from kd_local.models import create
 from kd_local.networks import Network
@@ -114,7 +114,7 @@ def _check_run(config: ConfigDict) -> None:
         raise unknown("placement", config.mesh.placement, PLACEMENTS)
 
 
-def _network(config: ConfigDict, data: Description) -> Network:
+def _network(config: ConfigDict, data: DatasetSpec) -> Network:
     if config.network.dtype not in DTYPES:
         raise unknown("dtype", config.network.dtype, DTYPES)
     dtype = DTYPES[config.network.dtype]

@@ -8,10 +8,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.from_config.numbers import numbers
-from kd_local.data import Augmentation, Data, Description, describe, load
+from kd_local.data import Augmentation, Data, DatasetSpec, describe, load
 
 
-def describe_images(config: ConfigDict) -> Description:
+def describe_images(config: ConfigDict) -> DatasetSpec:
     """Number, shape and augmentation of the images; none is read.
 
     Raises:

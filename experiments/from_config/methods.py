@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments.from_config.teachers import teachers
 from kd_local.contract import Method
-from kd_local.data import Description
+from kd_local.data import DatasetSpec
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss
 from kd_local.errors import unknown
 from kd_local.local import ContSup, CutNetwork, EndToEnd
@@ -37,7 +37,7 @@ class Ingredients:
     objectives: Mapping[str, Objective]
     stone_loss: StoneLoss
     optimizer: optax.GradientTransformation
-    data: Description
+    data: DatasetSpec
     fresh_teachers: bool
 
 
@@ -46,7 +46,7 @@ def method_from_config(
     network: Network,
     cut_network: CutNetwork,
     optimizer: optax.GradientTransformation,
-    data: Description,
+    data: DatasetSpec,
     *,
     fresh_teachers: bool,
 ) -> Method:

@@ -1,7 +1,7 @@
-"""What a config leaves to measurement: balanced boundaries, and how many modules fit a memory budget.
+"""Decisions that a config leaves to measurement: balanced boundaries, and the number of modules for a memory budget.
 
-Found once, and kept in `plan.json` of the run's folder: the same command resumes with the same modules, whatever the
-compiler is by then.
+The decision is saved in `plan.json` of the run's folder, so that a resumed run has the same modules even if the
+compiler has changed.
 """
 
 import json
@@ -21,7 +21,7 @@ PLAN = "plan.json"
 
 
 def left_to_measurement(config: ConfigDict) -> bool:
-    """Whether a config asks for what only compiling can tell."""
+    """Whether a config asks for a decision that needs compilation."""
     return config.method == "contsup" and (
         config.local.boundaries == "balanced" or config.local.memory_budget is not None
     )
@@ -35,14 +35,14 @@ def planned(
     records: CompilationRecords | None = None,
     report: Callable[[str], None] = print,
 ) -> ConfigDict:
-    """The config with boundaries by name, the number of modules and what to rematerialise decided.
+    """The config with decided boundaries (by name), number of modules and rematerialisation.
 
     Args:
-        config: one that `build` accepts; where nothing is left to measurement it is given back.
-        workdir: where the plan is, or is put.
-        on: what to measure for; if None, the devices here, the batch divided among those of the config's mesh.
+        config: a config that `build` accepts. It is returned unchanged if it leaves nothing to measurement.
+        workdir: the folder of the plan.
+        on: the devices to compile for; None for the local devices of the config's mesh.
         records: compilations that are known already.
-        report: is told what is found.
+        report: called with the decision.
 
     Raises:
         ValueError: nothing fits the budget.
@@ -54,7 +54,7 @@ def planned(
     if not path.exists():
         replace_text(path, json.dumps(plan, indent=2) + "\n")
     report(
-        f"measured: {plan['modules']} modules, cut behind {', '.join(plan['boundaries']) or 'nothing'}, "
+        f"measured: {plan['modules']} modules, cut after {', '.join(plan['boundaries']) or 'no block'}, "
         f"rematerialised {plan['remat']}, peak {shown_bytes(plan['peak_bytes'])}"
     )
     return _decided(config, plan["boundaries"], plan["remat"])
@@ -73,13 +73,12 @@ def _plan(config: ConfigDict, on: Target | None, records: CompilationRecords | N
         assert isinstance(method, ContSup)
         return method
 
-    where = (experiment.network, experiment.shape, config.batch_size, on)
+    step = {"shape": experiment.shape, "batch": config.batch_size, "target": on, "records": known}
     if config.local.memory_budget is None:
-        network, *rest = where
-        cut = balance(make, network, config.local.modules, *rest, records=known)
+        cut = balance(make, experiment.network, modules=config.local.modules, **step)
         boundaries, remat, peak = cut.boundaries, False, cut.peak_bytes
     else:
-        found = fit(make, *where, parse_bytes(config.local.memory_budget), records=known)
+        found = fit(make, experiment.network, budget=parse_bytes(config.local.memory_budget), **step)
         boundaries, remat, peak = found.boundaries, found.remat, found.footprint.peak_bytes
     return {
         "modules": len(boundaries) + 1,

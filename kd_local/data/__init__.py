@@ -1,11 +1,12 @@
-"""Sources of labelled images, their augmentation, and the order in which they come."""
+"""Labelled images: sources, augmentation, and the order of batches."""
 
 from kd_local.data.augmentation import Augmentation, augment, normalise
-from kd_local.data.batches import batch_at, batches
-from kd_local.data.order import batch_indices, epoch_order, steps_per_epoch
+from kd_local.data.batches import batches
+from kd_local.data.order import batch_indices, epoch_order, indices_at, steps_per_epoch
 from kd_local.data.prepared import DataError
-from kd_local.data.sources import Description, describe, from_arrays, load
-from kd_local.data.splits import WHOLE, Data, Examples, Share, Split
+from kd_local.data.registry import DatasetSpec
+from kd_local.data.sources import describe, from_arrays, load
+from kd_local.data.splits import WHOLE, Data, Examples, HostShare, Split
 from kd_local.data.streamed import StreamedSplit
 
 __all__ = [
@@ -13,18 +14,18 @@ __all__ = [
     "Augmentation",
     "Data",
     "DataError",
-    "Description",
+    "DatasetSpec",
     "Examples",
-    "Share",
+    "HostShare",
     "Split",
     "StreamedSplit",
     "augment",
-    "batch_at",
     "batch_indices",
     "batches",
     "describe",
     "epoch_order",
     "from_arrays",
+    "indices_at",
     "load",
     "normalise",
     "steps_per_epoch",

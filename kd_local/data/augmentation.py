@@ -1,7 +1,7 @@
-"""Random crops, flips and normalisation: from the uint8 images of a batch to what a network sees.
+"""Random crops, flips and normalisation: from the uint8 images of a batch to the inputs of a network.
 
-Everything runs on the device, inside a compiled step. Each pixel of a crop is looked up in the
-image by its index, so that neither a padded copy nor a flipped one is made.
+Everything runs on the device, inside a compiled step. Each pixel of a crop is looked up in the image by its index, so
+no padded or flipped copy is made.
 """
 
 import math
@@ -20,18 +20,18 @@ from kd_local.precision import at_least_float32
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How the images of a data set are varied in training, and normalised always.
+    """How images are varied in training, and how they are normalised.
 
     Attributes:
-        padding: what surrounds the raw image before the crop: `zero` is black, `reflect` mirrors
-            the image without repeating its edge.
-        pad: pixels on each side, from 0 (no crop).
-        flip: whether half of the images are mirrored left to right.
+        padding: border of the image before the crop: `zero` is black, `reflect` mirrors the image without repeating its
+            edge.
+        pad: width of the border in pixels; 0 for no crop.
+        flip: whether each image is mirrored left to right with probability 1/2.
         mean, std: of each channel, on the scale 0 to 255.
 
     Raises:
-        ValueError: an unknown padding, a negative pad, or `mean` and `std` that are not one finite
-            number a channel (`std` above 0).
+        ValueError: an unknown padding, a negative pad, or `mean` and `std` without one finite number (`std` above 0)
+            for each channel.
     """
 
     padding: Literal["reflect", "zero"] = "zero"
@@ -54,20 +54,20 @@ class Augmentation:
 
 
 def check_shape(augmentation: Augmentation, shape: tuple[int, ...]) -> None:
-    """Whether images of shape `[..., h, w, c]` can be augmented.
+    """Checks that images of shape `[..., h, w, c]` can be augmented.
 
     Raises:
-        ValueError: another number of channels than `mean` has, or images too small to be mirrored.
+        ValueError: the images have another number of channels than `mean`, or are too small for reflect padding.
     """
     height, width, channels = shape[-3:]
     if channels != len(augmentation.mean):
         raise ValueError(
-            f"images of {channels} channels, but the augmentation has the mean of "
+            f"images have {channels} channels, but the augmentation's mean has "
             f"{len(augmentation.mean)}: give mean and std with one number for each channel"
         )
     if augmentation.padding == "reflect" and augmentation.pad >= min(height, width):
         raise ValueError(
-            f"reflect padding of {augmentation.pad} pixels needs images larger than that, got "
+            f"reflect padding of {augmentation.pad} pixels needs larger images, got "
             f"{height}x{width}: use a smaller pad or zero padding"
         )
 
@@ -89,7 +89,7 @@ def normalise(
 
 
 def _look_up(padding: str, index: Int[Array, "n size"]) -> tuple[Int[Array, "n size"], Bool[Array, "n size"]]:
-    # From a position, -pad to size - 1 + pad, to the pixel found there, and whether it is inside.
+    # Maps positions, from -pad to size - 1 + pad, to pixels of the image, and tells which positions are inside.
     last = index.shape[1] - 1
     if padding == "reflect":
         index = last - jnp.abs(last - jnp.abs(index))
@@ -104,10 +104,9 @@ def augment(
     *,
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "n h w c"]:
-    """Crops of the padded images at their original size, flipped or not, normalised.
+    """Random crops of the padded images at the original size, randomly flipped and normalised.
 
-    Every image has its own offset and flip. They depend on `rng` and the number of images, not on
-    how the images are spread over devices.
+    Each image has its own offset and flip. They depend on `rng` and the number of images, not on the sharding.
 
     Raises:
         ValueError: see `check_shape`.
@@ -128,9 +127,8 @@ def augment(
     rows, row_inside = _look_up(augmentation.padding, rows)
     columns, column_inside = _look_up(augmentation.padding, columns)
 
-    # One gather of whole pixels is the fastest form on a CPU: two to three times as fast as a slice
-    # of each image, four to fifteen times as fast as products with one-hot matrices. Batched by
-    # vmap, it also stays on the device that holds the image.
+    # On a CPU, one gather of whole pixels is fastest: two to three times as fast as a slice of each image, four to
+    # fifteen times as fast as products with one-hot matrices. With vmap, it stays on the device that holds the image.
     def pick(image: UInt8[Array, "h w c"], row: Int[Array, " h"], column: Int[Array, " w"]) -> UInt8[Array, "h w c"]:
         return image.at[row.reshape(-1, 1), column.reshape(1, -1)].get(mode="clip")
 

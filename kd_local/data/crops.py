@@ -1,6 +1,6 @@
-"""Crops of encoded images of any size, as ImageNet is trained and evaluated on: from the bytes of a file to pixels.
+"""Crops of encoded images of any size, as used for training and evaluation on ImageNet.
 
-Everything runs on the CPU, with Pillow, and an image is decoded no larger than its crop needs.
+Everything runs on the CPU, with Pillow. An image is decoded at the smallest size that its crop allows.
 """
 
 import io
@@ -11,10 +11,10 @@ from jaxtyping import Float64, UInt8
 from PIL import Image
 
 SCALE = (0.08, 1.0)
-"""Of the area of a crop, as a share of that of the image."""
+"""Range of the area of a crop, relative to the area of the image."""
 
 RATIO = (3 / 4, 4 / 3)
-"""Of the width of a crop, to its height."""
+"""Range of the ratio of a crop's width to its height."""
 
 ATTEMPTS = 10
 
@@ -24,12 +24,12 @@ _Box = tuple[int, int, int, int]
 def random_box(width: int, height: int, uniform: Float64[np.ndarray, "attempts 4"]) -> _Box:
     """Left, top, width and height of a random part of an image, in pixels.
 
-    Its area is uniform in `SCALE`, the logarithm of its width to height uniform in that of `RATIO`. If no attempt fits
-    into the image, it is the largest central part of a ratio within `RATIO`.
+    The area is uniform in `SCALE`, and the logarithm of the ratio is uniform between the logarithms of `RATIO`. If no
+    attempt fits into the image, the result is the largest central part with a ratio within `RATIO`.
 
     Args:
         width, height: of the image.
-        uniform: random numbers from 0 to below 1: of each attempt those of area, ratio, top and left.
+        uniform: random numbers in [0, 1), for each attempt: area, ratio, top, left.
 
     Reference:
         Szegedy et al., "Going deeper with convolutions" (arXiv 1409.4842), section 6; as torchvision's
@@ -47,27 +47,37 @@ def random_box(width: int, height: int, uniform: Float64[np.ndarray, "attempts 4
     return (width - w) // 2, (height - h) // 2, w, h
 
 
+def crop_numbers(seed: int, epoch: int, place: int) -> Float64[np.ndarray, "attempts 4"]:
+    """The random numbers of `random_crop` for the example at a place of the split, in an epoch.
+
+    They are outputs of Philox 4x64 with the key (seed, epoch) from the counter (0, 0, place, 1). `epoch_order` uses
+    other counters of that key.
+    """
+    philox = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, place, 1], np.uint64))
+    # Keeps 53 bits, the precision of a float64.
+    return ((philox.random_raw(ATTEMPTS * 4) >> np.uint64(11)) * 2.0**-53).reshape(ATTEMPTS, 4)
+
+
 def random_crop(
     encoded: bytes, size: int, uniform: Float64[np.ndarray, "attempts 4"]
 ) -> UInt8[np.ndarray, "size size 3"]:
     """A random part of an image (see `random_box`), resized to a square by bilinear interpolation.
 
-    A JPEG whose crop is at least twice as large as the square, in both directions, is decoded at a half, a quarter or
-    an eighth of its size, whichever leaves the crop no smaller than the square. That is several times as fast, and
-    what it changes is small beside what the crop itself does: the mean over the pixels that are joined is taken by the
-    decoder in part.
+    If the crop of a JPEG is at least twice as large as the square in both directions, the image is decoded at 1/2, 1/4
+    or 1/8 of its size, so that the crop is not smaller than the square. This is several times as fast. The decoder then
+    averages pixels that the resizing would average otherwise.
 
     Raises:
-        Exception: whatever Pillow raises for bytes that are no image.
+        Exception: an error of Pillow for bytes that are not an image.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         width, height = image.size
         left, top, w, h = random_box(width, height, uniform)
-        # So large the whole must be decoded at least.
+        # The smallest allowed size of the whole image.
         drafted = image.draft(None, (-(-width * size // w), -(-height * size // h)))
         scale = round(width / drafted[1][2]) if drafted else 1
         right, bottom = min((left + w) / scale, image.width), min((top + h) / scale, image.height)
-        # Nothing outside of the crop has part in it, as it would if Pillow were given the whole image and the box.
+        # Cropped first: Pillow would interpolate with pixels outside of the box.
         outer = math.floor(left / scale), math.floor(top / scale), math.ceil(right), math.ceil(bottom)
         inner = left / scale - outer[0], top / scale - outer[1], right - outer[0], bottom - outer[1]
         crop = _rgb(image.crop(outer))
@@ -75,19 +85,19 @@ def random_crop(
 
 
 def central_crop(encoded: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The central square of an image whose shorter side is resized, by bilinear interpolation, to 8/7 of the square's.
+    """The central square of an image whose shorter side is resized to 8/7 of the square's side, bilinearly.
 
-    That is 256 for a square of 224. JPEGs are decoded at their full size: these pixels are what others evaluate on.
+    That is 256 for a square of 224. JPEGs are decoded at their full size, as in other implementations.
 
     Raises:
-        Exception: whatever Pillow raises for bytes that are no image.
+        Exception: an error of Pillow for bytes that are not an image.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         width, height = image.size
         shorter = round(size * 256 / 224)
         w, h = (int(shorter * side / min(width, height)) for side in (width, height))
         left, top = round((w - size) / 2), round((h - size) / 2)
-        # Only the square is computed, not all that is resized and then cut away.
+        # Resizes only the square.
         right, bottom = min((left + size) * width / w, width), min((top + size) * height / h, height)
         square = (left * width / w, top * height / h, right, bottom)
         return np.asarray(_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=square))

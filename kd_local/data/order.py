@@ -1,15 +1,16 @@
-"""The order in which examples come, a function of seed and step alone.
+"""The order of training examples as a function of seed and step.
 
-So training can go on from any step, without a state of its own to keep.
+Training can therefore resume at any step, with the step as its only state.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int64
 
 NumberedIndices = tuple[int, Int64[np.ndarray, " batch"]]
-"""The step and the places of its examples."""
+"""The step and the indices of its examples in the training split."""
 
 _SEEDS = 2**64
 
@@ -25,7 +26,7 @@ def _check_seed(seed: int) -> None:
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """How many batches hold all examples once; the last may be smaller.
+    """Number of batches that hold all examples once; the last one may be smaller.
 
     Raises:
         ValueError: a batch size below 1 or above the number of examples.
@@ -35,10 +36,10 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def epoch_order(seed: int, epoch: int, examples: int) -> Int64[np.ndarray, " examples"]:
-    """The order in which an epoch visits the examples: a permutation of their indices.
+    """The order of the examples in an epoch: a permutation of their indices.
 
-    It is the order of the first 64-bit outputs of Philox 4x64 with the key (seed, epoch). Those
-    numpy keeps the same over its versions, what its own shuffling makes of them it does not.
+    The indices are sorted by the first 64-bit outputs of Philox 4x64 with the key (seed, epoch). These outputs are the
+    same in all versions of numpy; the results of its shuffling functions are not.
 
     Raises:
         ValueError: a seed outside 0 to 2**64 - 1, or a negative epoch.
@@ -53,11 +54,24 @@ def epoch_order(seed: int, epoch: int, examples: int) -> Int64[np.ndarray, " exa
     return np.argsort(bits, kind="stable").astype(np.int64)
 
 
+_order = lru_cache(maxsize=1)(epoch_order)
+
+
+def indices_at(examples: int, *, seed: int, batch_size: int, step: int) -> Int64[np.ndarray, " batch"]:
+    """Indices of the examples in the batch of one step, counted from 0 over all epochs: the batch of `batch_indices`.
+
+    The order of the last epoch is cached.
+    """
+    epoch, position = divmod(step, steps_per_epoch(examples, batch_size))
+    return _order(seed, epoch, examples)[position * batch_size :][:batch_size]
+
+
 def batch_indices(examples: int, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[NumberedIndices]:
-    """Endless steps from `start_step` on, each with the places of its examples in the training set, from 0.
+    """Endless steps from `start_step`, each with the indices of its examples in the training split.
 
     Raises:
-        ValueError: see `steps_per_epoch` and `epoch_order`; a negative step; at once, not with the first batch.
+        ValueError: see `steps_per_epoch` and `epoch_order`; or a negative step. Raised by the call, not by the first
+            batch.
     """
     _check_seed(seed)
     if start_step < 0:
@@ -78,7 +92,7 @@ def _batch_indices(
 
 
 def evaluation_steps(examples: int, batch_size: int) -> int:
-    """How many batches of one size hold all examples once, the last one filled up.
+    """Number of batches of equal size that hold all examples once; the last one is padded.
 
     Raises:
         ValueError: a batch size below 1.

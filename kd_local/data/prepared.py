@@ -1,7 +1,6 @@
 """Data sets prepared by tensorflow-datasets, read without tensorflow.
 
-Only what is already on a local disk, in the array_record format, is read: nothing is downloaded or
-converted here.
+The data must be on a local disk in the array_record format. Nothing is downloaded or converted.
 """
 
 import contextlib
@@ -24,12 +23,12 @@ _PACKAGES = {"tensorflow_datasets": "tensorflow-datasets", "array_record": "arra
 
 
 class DataError(ValueError):
-    """Examples that cannot be read or decoded, or whose reader ended."""
+    """Examples cannot be read or decoded, or their reader ended."""
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # The library's logger recommends OpenCV for decoding, but Pillow, which it finds, is enough.
+    # The library's logger recommends OpenCV for decoding, but Pillow is enough.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -43,7 +42,7 @@ def _tfds() -> Any:
     missing = [package for module, package in _PACKAGES.items() if not _installed(module)]
     if missing:
         raise ModuleNotFoundError(
-            f"prepared data is read with {' and '.join(missing)} (not tensorflow): pip install {' '.join(missing)}"
+            f"reading prepared data needs {' and '.join(missing)} (not tensorflow): pip install {' '.join(missing)}"
         )
     return importlib.import_module("tensorflow_datasets")
 
@@ -53,7 +52,7 @@ def _installed(module: str) -> bool:
 
 
 def _how_to_prepare(name: str, data_dir: Path) -> str:
-    # Preparing, unlike reading, needs tensorflow, and what tensorflow-datasets forgets to require.
+    # Preparing, unlike reading, needs tensorflow, and packages that tensorflow-datasets does not declare.
     return (
         "prepare it once, on any machine with a network and pip install tensorflow "
         "tensorflow-datasets array_record importlib_resources scipy: "
@@ -74,7 +73,7 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def is_there(name: str, data_dir: str | Path | None = None) -> bool:
-    """Whether `find` would find a data set, be it in a format that can be read or not."""
+    """Whether a data set is prepared, in any format."""
     if data_dir is None and not _installed("tensorflow_datasets"):
         return False
     return bool(_versions(_root(data_dir) / name))
@@ -83,11 +82,10 @@ def is_there(name: str, data_dir: str | Path | None = None) -> bool:
 def find(name: str, data_dir: str | Path | None = None) -> Path:
     """The folder of the newest prepared version of a data set, such as `data_dir/cifar10/3.0.2`.
 
-    Without `data_dir`, the default of tensorflow-datasets: `$TFDS_DATA_DIR` or
-    `~/tensorflow_datasets`.
+    `data_dir` is by default that of tensorflow-datasets: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
     Raises:
-        FileNotFoundError: nothing is prepared there.
+        FileNotFoundError: the data set is not prepared there.
         ValueError: it is prepared in a format without random access.
         ModuleNotFoundError: tensorflow-datasets or array_record is not installed.
     """
@@ -110,7 +108,7 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
         ) from error
     if _FORMAT not in formats:
         raise ValueError(
-            f"{folder} is prepared as {formats[0]}, which cannot be read in any order without "
+            f"{folder} is prepared as {formats[0]}, which has no random access without "
             f"tensorflow: use another data_dir, or remove {folder} and " + _how_to_prepare(name, root)
         )
     return folder
@@ -118,12 +116,12 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a prepared data set says of itself.
+    """The metadata of a prepared data set.
 
     Attributes:
-        shape: height, width and channels of its images; None where they differ.
+        shape: height, width and channels of its images; None for a side that differs between images.
         classes: labels are from 0 to `classes - 1`.
-        examples: of each split.
+        examples: number of examples of each split.
     """
 
     shape: tuple[int | None, ...]
@@ -132,16 +130,16 @@ class Contents:
 
 
 def contents(folder: Path) -> Contents:
-    """What a folder holds, as `find` gives it, without reading an example.
+    """The metadata of a folder that `find` returned; no example is read.
 
     Raises:
-        ValueError: its descriptions cannot be read, or are not those of labelled images of 8 bits.
+        ValueError: the metadata cannot be read, or do not describe labelled images of 8 bits.
     """
     return _open(folder)[1]
 
 
 def _open(folder: Path) -> tuple[Any, Contents]:
-    """The builder too."""
+    """The builder and the metadata."""
     tfds = _tfds()
     try:
         builder = tfds.builder_from_directory(folder, file_format=_FORMAT)
@@ -158,19 +156,19 @@ def _open(folder: Path) -> tuple[Any, Contents]:
 
 
 class PreparedSplit:
-    """One split of a prepared data set, of which any examples can be read.
+    """One split of a prepared data set, with random access.
 
     Args:
-        folder: as `find` gives it.
-        split: such as `train`.
+        folder: a folder that `find` returned.
+        split: name of the split, such as `train`.
 
     Attributes:
-        shape: height, width and channels of its images; None where they differ.
+        shape: height, width and channels of its images; None for a side that differs between images.
         classes: labels are from 0 to `classes - 1`.
 
     Raises:
         FileNotFoundError: a file of the split is missing.
-        ValueError: the folder has no such split, or its descriptions cannot be read.
+        ValueError: the folder has no such split, or its metadata cannot be read.
     """
 
     shape: tuple[int | None, ...]
@@ -195,17 +193,17 @@ class PreparedSplit:
         self._labels: Int32[np.ndarray, " n"] | None = None
 
     def __reduce__(self) -> tuple[type["PreparedSplit"], tuple[Path, str]]:
-        # Another process opens the files anew.
+        # A process that unpickles it opens the files again.
         return PreparedSplit, self._origin
 
     def __len__(self) -> int:
         return len(self._records)
 
     def labels(self) -> Int32[np.ndarray, " n"]:
-        """All labels, without decoding an image. They are read once, and then kept.
+        """All labels; no image is decoded. They are read at the first call only.
 
         Raises:
-            ValueError: a record that cannot be read, naming it.
+            ValueError: a record cannot be read; the message names it.
         """
         if self._labels is None:
             labels = np.empty(len(self), np.int32)
@@ -215,10 +213,10 @@ class PreparedSplit:
         return self._labels
 
     def encoded(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes, int]]:
-        """Of these examples, in this order, the index, the image as its file holds it, and the label.
+        """Yields the index, the encoded image and the label of these examples, in this order.
 
         Raises:
-            ValueError: a record that cannot be read, naming it.
+            ValueError: a record cannot be read; the message names it.
         """
         for index, record in self._read(indices):
             yield index, record["image"], self._label(index, record)
@@ -226,14 +224,14 @@ class PreparedSplit:
     def examples(
         self, indices: Integer[np.ndarray, " n"] | None = None
     ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
-        """Images and labels of these examples, by default of all, in this order: of a split of images of one shape.
+        """Images and labels of these examples (by default all) in this order; all images must have one shape.
 
         Raises:
-            ValueError: a record that cannot be read or decoded, naming it; or images of differing shapes.
+            ValueError: a record cannot be read or decoded, which the message names, or the shapes differ.
         """
         shape = tuple(side for side in self.shape if side is not None)
         if len(shape) < len(self.shape):
-            raise ValueError(f"{self._origin[0]} holds images of shape {self.shape}: read them by a StreamedSplit")
+            raise ValueError(f"{self._origin[0]} holds images of shape {self.shape}: read them with a StreamedSplit")
         wanted = list(range(len(self))) if indices is None else indices.tolist()
         images = np.empty((len(wanted), *shape), np.uint8)
         labels = np.empty(len(wanted), np.int32)
@@ -264,7 +262,7 @@ class PreparedSplit:
             try:
                 records = self._records.__getitems__(chunk)
             except Exception:
-                # Which one of the chunk it was shows only one by one.
+                # Read one by one to find the damaged record.
                 records = [self._read_one(index) for index in chunk]
             yield from zip(chunk, records, strict=True)
 
@@ -275,10 +273,10 @@ class PreparedSplit:
             raise self.damaged(index, f"it cannot be read: {error}") from error
 
     def damaged(self, index: int, reason: str) -> DataError:
-        """The error, to be raised by the caller, that names a record and what ails it."""
+        """The error for the caller to raise: it names a record and what is wrong with it."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         record = index - (int(self._ends[shard - 1]) if shard else 0)
         return DataError(
-            f"record {record} of {self._files[shard]}: {reason}. Copy that file anew, or remove "
+            f"record {record} of {self._files[shard]}: {reason}. Copy that file again, or remove "
             "its folder and prepare it again"
         )

@@ -1,12 +1,12 @@
-"""Where labelled images come from: the data sets known by name, others prepared beside them, or arrays of one's own.
+"""Loads data sets of labelled images: known ones by name, other prepared ones, or arrays.
 
-Images of one small shape are held in memory, others are read as they are needed: all as uint8. What a network sees is
-made of them on the device.
+Small images of one shape are held in memory, others are read when they are needed, all as uint8. They are augmented and
+normalised on the device.
 """
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +15,11 @@ from jaxtyping import Int64, UInt8
 from kd_local.data import prepared
 from kd_local.data.augmentation import Augmentation, check_shape
 from kd_local.data.digits import read_digits
-from kd_local.data.known import Known, look_up
-from kd_local.data.splits import Data, Examples, Split, check_limits, parts
+from kd_local.data.registry import DatasetSpec, look_up
+from kd_local.data.splits import Data, Examples, Split, check_limits, choose_examples
 from kd_local.data.streamed import StreamedSplit
 
 _MOST_WORKERS = 16
-
-
-@dataclass(frozen=True)
-class Description:
-    """What is known of a data set before it is read.
-
-    Attributes:
-        shape: height, width and channels of its images.
-        classes: of its labels.
-        train: how many examples are trained on.
-        augmentation: of its images.
-    """
-
-    shape: tuple[int, int, int]
-    classes: int
-    train: int
-    augmentation: Augmentation
 
 
 def describe(
@@ -46,18 +29,17 @@ def describe(
     image_size: int | None = None,
     train_examples: int | None = None,
     validation_examples: int = 0,
-) -> Description:
-    """What `load` would give for these arguments, without reading an example.
+) -> DatasetSpec:
+    """The specification of the data that `load` returns for these arguments; `train` is the size of its training split.
 
-    Only of a data set that is not known by name its folder's descriptions are read.
+    No example is read. The folder is read only for data sets that are not known by name.
 
     Raises:
         ValueError, FileNotFoundError, ModuleNotFoundError: see `load`.
     """
-    known = look_up(name, data_dir, image_size)
-    check_limits(known.train, train_examples, validation_examples)
-    train = known.train - validation_examples if train_examples is None else train_examples
-    return Description(known.shape, known.classes, train, known.augmentation)
+    spec = look_up(name, data_dir, image_size)
+    check_limits(spec.train, train_examples, validation_examples)
+    return replace(spec, train=spec.train - validation_examples if train_examples is None else train_examples)
 
 
 def load(
@@ -71,86 +53,85 @@ def load(
 ) -> Data:
     """A data set: `cifar10`, `cifar100`, `digits`, `imagenet2012`, `stl10`, `svhn_cropped`, or another prepared one.
 
-    Of STL-10 the labelled part, of SVHN without `extra`; what ImageNet calls validation is `test` here. Any other name
-    is that of a folder in `data_dir` (with a config, as `name/config`) of a data set with the features `image` and
-    `label` and the split `train`; its split `test` or, if there is none, `validation` is tested on. Images of one shape
-    of at most 128 pixels are held in memory, unflipped, with crops from a border of an eighth; all others, as ImageNet,
-    are a `StreamedSplit`, augmented as ImageNet is.
+    - STL-10 has its labelled examples only, and SVHN has no `extra`. `test` of ImageNet is its validation split.
+    - Any other name is a folder in `data_dir`, or `name/config`. It needs the features `image` and `label`, the split
+      `train`, and one of the splits `test` and `validation`, which is used for testing.
+    - Images of one shape of at most 128 pixels are held in memory. Their augmentation crops from a border of 1/8 of the
+      image and does not flip. All other images are a `StreamedSplit` with the augmentation of ImageNet.
+    - Training and validation examples are chosen in the class proportions of the training split, always in the same
+      way. To choose examples of a streamed split, all its labels are read, and therefore all its files.
 
     Args:
-        name: of the data set, as tensorflow-datasets spells it; `digits` comes with the package.
-        data_dir: where tensorflow-datasets prepared it; see `prepared.find`.
-        image_size: of a `StreamedSplit`, in pixels; by default 224.
-        workers: of each iterator over a `StreamedSplit`; by default one for each core, and at most 16. Of no matter to
-            images in memory.
-        train_examples: the most that are trained on; by default all that are not held out.
-        validation_examples: so many examples of the training split are held out; by default none.
-
-    Both parts hold the classes in the proportions of the training split, and are the same each time. To divide a
-    streamed split, all of its labels are read, and its files with them.
+        name: name in tensorflow-datasets; `digits` is part of the package.
+        data_dir: folder in which tensorflow-datasets prepared the data set; see `prepared.find`.
+        image_size: size of the images of a `StreamedSplit` in pixels; by default 224.
+        workers: processes of each iterator over a `StreamedSplit`; by default one for each core, at most 16. Images in
+            memory need none.
+        train_examples: number of training examples; by default all that are not held out.
+        validation_examples: number of examples of the training split to hold out; by default none.
 
     Raises:
         ValueError: an unknown name, a `data_dir` for `digits`, an `image_size` for images in memory, a number out of
-            range, more examples than there are, prepared data that is damaged or something else than its name says.
-        FileNotFoundError: the data set, or a file of it, is not there.
-        ModuleNotFoundError: a package is missing that reads it.
+            range, or prepared data that is damaged or does not match its name.
+        FileNotFoundError: the data set, or one of its files, is missing.
+        ModuleNotFoundError: a package that reads it is missing.
 
     Reference:
-        Augmentation of CIFAR-10, STL-10 and SVHN: ContSup (arXiv 2312.07636), the authors' code;
-        of CIFAR-100: mdistiller, the code of DKD (arXiv 2203.08679);
-        of ImageNet: Szegedy et al. (arXiv 1409.4842), section 6, with the means of torchvision's models.
+        Augmentation of CIFAR-10, STL-10 and SVHN: code of the authors of ContSup (arXiv 2312.07636). CIFAR-100:
+        mdistiller, the code of DKD (arXiv 2203.08679). ImageNet: Szegedy et al. (arXiv 1409.4842), section 6, with the
+        means of torchvision's models.
     """
     if workers is not None and workers < 0:
-        raise ValueError(f"workers {workers}: use 1 or more processes, 0 to decode in this one, or None for the usual")
-    known = look_up(name, data_dir, image_size)
-    check_limits(known.train, train_examples, validation_examples)
+        raise ValueError(f"workers {workers}: use 1 or more processes, 0 to decode in this one, or None by default")
+    spec = look_up(name, data_dir, image_size)
+    check_limits(spec.train, train_examples, validation_examples)
     if name == "digits":
         if data_dir is not None:
-            raise ValueError(f"data_dir {str(data_dir)!r}: digits comes with the package, leave it out")
+            raise ValueError(f"data_dir {str(data_dir)!r}: digits is part of the package, leave data_dir out")
         return from_arrays(
             read_digits("train"),
             read_digits("test"),
             name=name,
-            classes=known.classes,
-            augmentation=known.augmentation,
+            classes=spec.classes,
+            augmentation=spec.augmentation,
             train_examples=train_examples,
             validation_examples=validation_examples,
         )
 
     folder = prepared.find(name, data_dir)
-    train, test = (prepared.PreparedSplit(folder, split) for split in ("train", known.evaluated_on))
-    _check_contents(name, folder, known, train)
+    train, test = (prepared.PreparedSplit(folder, split) for split in ("train", spec.test_split))
+    _check_contents(name, folder, spec, train)
     check_limits(len(train), train_examples, validation_examples)
 
     def split(source: prepared.PreparedSplit, chosen: Int64[np.ndarray, " n"] | None = None) -> Examples:
-        if not known.streamed:
+        if not spec.streamed:
             return Split(*source.examples(chosen))
-        processes = _usual_workers() if workers is None else workers
-        return StreamedSplit(source, image_size=known.shape[0], workers=processes, chosen=chosen)
+        processes = _default_workers() if workers is None else workers
+        return StreamedSplit(source, image_size=spec.shape[0], workers=processes, chosen=chosen)
 
     kept = held_out = None
     if train_examples is not None or validation_examples:
-        kept, held_out = parts(train.labels(), train_examples, validation_examples)
+        kept, held_out = choose_examples(train.labels(), train_examples, validation_examples)
     return Data(
         name=name,
         train=split(train, kept),
         test=split(test),
         validation=split(train, held_out) if held_out is not None and held_out.size else None,
-        classes=known.classes,
-        augmentation=known.augmentation,
+        classes=spec.classes,
+        augmentation=spec.augmentation,
     )
 
 
-def _check_contents(name: str, folder: Path, known: Known, found: prepared.PreparedSplit) -> None:
-    shape = "of any shape" if known.streamed else f"of shape {known.shape}"
-    if found.classes != known.classes or not (known.streamed or found.shape == known.shape):
+def _check_contents(name: str, folder: Path, spec: DatasetSpec, found: prepared.PreparedSplit) -> None:
+    shape = "of any shape" if spec.streamed else f"of shape {spec.shape}"
+    if found.classes != spec.classes or not (spec.streamed or found.shape == spec.shape):
         raise ValueError(
             f"{folder} holds images of shape {found.shape} and {found.classes} classes, but {name} has images {shape} "
-            f"and {known.classes} classes: use another data_dir"
+            f"and {spec.classes} classes: use another data_dir"
         )
 
 
-def _usual_workers() -> int:
+def _default_workers() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _MOST_WORKERS)
 
@@ -165,18 +146,17 @@ def from_arrays(
     validation_examples: int = 0,
     name: str = "arrays",
 ) -> Data:
-    """Data from arrays of images, uint8 `[n, h, w, c]`, and labels, whole numbers `[n]`.
+    """Data from arrays of images, uint8 `[n, h, w, c]`, and integer labels `[n]`.
 
     Args:
-        train, test: images and labels; of both splits `h`, `w` and `c` are the same.
-        classes: by default one more than the largest label.
-        augmentation: by default no crops or flips, and the mean and standard deviation of the
-            images that are trained on.
+        train, test: images and labels; both splits have the same `h`, `w` and `c`.
+        classes: number of classes; by default one more than the largest label.
+        augmentation: by default no crops or flips, with the mean and standard deviation of the training images.
         train_examples, validation_examples: see `load`.
-        name: for messages and records.
+        name: name for messages and records.
 
     Raises:
-        ValueError: arrays or limits that do not fit this description.
+        ValueError: arrays or limits that do not match this description.
     """
     train_split, test_split = _checked("train", *train), _checked("test", *test)
     shape, test_shape = train_split.images.shape[1:], test_split.images.shape[1:]
@@ -195,7 +175,7 @@ def from_arrays(
 
     validation = None
     if train_examples is not None or validation_examples:
-        kept, held_out = parts(train_split.labels, train_examples, validation_examples)
+        kept, held_out = choose_examples(train_split.labels, train_examples, validation_examples)
         if held_out.size:
             validation = Split(train_split.images[held_out], train_split.labels[held_out])
         train_split = Split(train_split.images[kept], train_split.labels[kept])
@@ -205,14 +185,14 @@ def from_arrays(
         test=test_split,
         validation=validation,
         classes=classes,
-        augmentation=augmentation or _measured(train_split.images),
+        augmentation=augmentation or _normalising(train_split.images),
     )
 
 
 def _checked(which: str, images: np.ndarray, labels: np.ndarray) -> Split:
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim != 4:
-        raise ValueError(f"{which} images have shape {images.shape}: use [n, h, w, c], with c = 1 for grey ones")
+        raise ValueError(f"{which} images have shape {images.shape}: use [n, h, w, c], with c = 1 for grey images")
     if images.dtype != np.uint8:
         raise ValueError(f"{which} images are {images.dtype}: use uint8 from 0 to 255; normalisation comes later")
     if labels.ndim != 1:
@@ -220,7 +200,7 @@ def _checked(which: str, images: np.ndarray, labels: np.ndarray) -> Split:
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{which} labels are {labels.dtype}: use whole numbers, labels.astype('int32')")
     if len(images) != len(labels):
-        raise ValueError(f"{len(images)} {which} images, but {len(labels)} labels: give as many")
+        raise ValueError(f"{len(images)} {which} images, but {len(labels)} labels: give equal numbers")
     if not images.size:
         raise ValueError(f"{which} images have shape {images.shape}: give at least one example")
     if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
@@ -228,12 +208,12 @@ def _checked(which: str, images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(images, labels.astype(np.int32))
 
 
-def _measured(images: UInt8[np.ndarray, "n h w c"]) -> Augmentation:
-    # Whole numbers are summed exactly, and without a copy of the images as floats.
+def _normalising(images: UInt8[np.ndarray, "n h w c"]) -> Augmentation:
+    # Integer sums are exact, and need no copy of the images as floats.
     pixels = images[..., 0].size
     sums = np.einsum("nhwc->c", images, dtype=np.int64).tolist()
     squares = np.einsum("nhwc,nhwc->c", images, images, dtype=np.int64).tolist()
     mean = [total / pixels for total in sums]
     std = [math.sqrt(pixels * square - total**2) / pixels for total, square in zip(sums, squares, strict=True)]
-    # A channel of one value only is shifted, not scaled.
+    # A constant channel is shifted but not scaled.
     return Augmentation(mean=tuple(mean), std=tuple(deviation or 1.0 for deviation in std))

@@ -1,6 +1,6 @@
-"""What a data set is, how batches of it come, and which examples of its training split are trained on or held out.
+"""Data sets and their splits, the batches of a split, and the choice of training and validation examples.
 
-That choice is fixed: no seed of a training run changes it.
+The choice is fixed: it does not depend on the seed of a training run.
 """
 
 import operator
@@ -15,58 +15,59 @@ from kd_local.data.augmentation import Augmentation
 from kd_local.data.order import NumberedIndices, batch_indices, evaluation_steps
 
 TrainingBatch = tuple[int, Int64[np.ndarray, " batch"], UInt8[np.ndarray, "rows h w c"], Int32[np.ndarray, " rows"]]
-"""The step, the places of the whole batch in the training set, and images and labels of this process's rows."""
+"""The step, the indices of the whole batch in the training split, and images and labels of this process's rows."""
 
 PaddedBatch = tuple[UInt8[np.ndarray, "rows h w c"], Int32[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]
-"""Images, labels, and which of them are examples, of this process's rows."""
+"""Images, labels and mask of this process's rows; the mask is False for padding."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one of several processes has of each batch.
+class HostShare:
+    """The share of each batch that one of several processes loads.
 
     Attributes:
-        index, count: it is process `index`, from 0, of `count`.
-        parts: into so many a batch is divided: the devices of all processes.
+        process, processes: number of the process, from 0, and number of processes.
+        devices: number of devices of all processes, among which a batch is divided.
 
     Raises:
-        ValueError: an index that does not fit the count, or no parts.
+        ValueError: `process` is not below `processes`, or there are no devices.
     """
 
-    index: int = 0
-    count: int = 1
-    parts: int = 1
+    process: int = 0
+    processes: int = 1
+    devices: int = 1
 
     def __post_init__(self) -> None:
-        if self.count < 1 or not 0 <= self.index < self.count:
+        if self.processes < 1 or not 0 <= self.process < self.processes:
             raise ValueError(
-                f"process {self.index} of {self.count}: use a count of 1 or more, and an index from 0 to count - 1"
+                f"process {self.process} of {self.processes}: use 1 or more processes, and a number from 0 to "
+                "processes - 1"
             )
-        if self.parts < 1:
-            raise ValueError(f"a batch divided in {self.parts} parts: use 1 or more, as many as there are devices")
+        if self.devices < 1:
+            raise ValueError(f"a batch divided among {self.devices} devices: use 1 or more")
 
     def rows(self, batch: int) -> slice:
-        """This process's rows of a batch: all of them where its parts do not divide it, as every device then computes
-        the whole."""
-        if batch % self.parts:
+        """This process's rows of a batch. They are all rows if `devices` does not divide the batch: every device then
+        computes the whole batch."""
+        if batch % self.devices:
             return slice(0, batch)
-        return slice(batch * self.index // self.count, batch * (self.index + 1) // self.count)
+        return slice(batch * self.process // self.processes, batch * (self.process + 1) // self.processes)
 
     def evaluation_rows(self, step: int, batch_size: int) -> range:
-        """The places, in the split, of this process's rows of an evaluation batch: of the last, also past its end."""
+        """The indices in the split of this process's rows of an evaluation batch; the last extends past the end."""
         rows = self.rows(batch_size)
         return range(step * batch_size + rows.start, step * batch_size + rows.stop)
 
 
-WHOLE = Share()
+WHOLE = HostShare()
 
 
 @runtime_checkable
 class Examples(Protocol):
-    """A split of labelled images, wherever they lie.
+    """A split of labelled images, in memory or streamed.
 
-    The batches of streamed ones come from worker processes, which start with the call: whoever does not read them to
-    their end calls `close()`.
+    The batches of a streamed split come from worker processes, which start with the call. A caller that does not read
+    a generator to its end must close it.
     """
 
     @property
@@ -77,28 +78,28 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def training_batches(
-        self, *, seed: int, batch_size: int, start_step: int = 0, share: Share = WHOLE
+        self, *, seed: int, batch_size: int, start_step: int = 0, share: HostShare = WHOLE
     ) -> Generator[TrainingBatch, None, None]:
-        """Endless steps from `start_step` on, a function of seed and step alone; see `batch_indices`.
+        """Endless steps from `start_step`, a function of seed and step alone; see `batch_indices`.
 
         Raises:
-            ValueError: see `batch_indices`; at once, not with the first batch.
+            ValueError: see `batch_indices`. Raised by the call, not by the first batch.
         """
         ...
 
-    def evaluation_batches(self, batch_size: int, share: Share = WHOLE) -> Generator[PaddedBatch, None, None]:
-        """All examples once, in order, in batches of one size: the last is filled up with black images of label 0,
-        marked False.
+    def evaluation_batches(self, batch_size: int, share: HostShare = WHOLE) -> Generator[PaddedBatch, None, None]:
+        """All examples once, in order, in batches of equal size. The last batch is padded with black images of label
+        0, whose mask is False.
 
         Raises:
-            ValueError: a batch size below 1; at once, not with the first batch.
+            ValueError: a batch size below 1. Raised by the call, not by the first batch.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images in memory, from 0 to 255: `Examples`."""
+    """Labelled images (0 to 255) in memory, as `Examples`."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
@@ -113,22 +114,24 @@ class Split:
         return height, width, channels
 
     def training_batches(
-        self, *, seed: int, batch_size: int, start_step: int = 0, share: Share = WHOLE
+        self, *, seed: int, batch_size: int, start_step: int = 0, share: HostShare = WHOLE
     ) -> Generator[TrainingBatch, None, None]:
         """See `Examples`."""
         steps = batch_indices(len(self), seed=seed, batch_size=batch_size, start_step=start_step)
         return self._training_batches(steps, share)
 
-    def _training_batches(self, steps: Iterator[NumberedIndices], share: Share) -> Generator[TrainingBatch, None, None]:
+    def _training_batches(
+        self, steps: Iterator[NumberedIndices], share: HostShare
+    ) -> Generator[TrainingBatch, None, None]:
         for step, chosen in steps:
             mine = chosen[share.rows(len(chosen))]
             yield step, chosen, self.images[mine], self.labels[mine]
 
-    def evaluation_batches(self, batch_size: int, share: Share = WHOLE) -> Generator[PaddedBatch, None, None]:
+    def evaluation_batches(self, batch_size: int, share: HostShare = WHOLE) -> Generator[PaddedBatch, None, None]:
         """See `Examples`."""
         return self._evaluation_batches(evaluation_steps(len(self), batch_size), batch_size, share)
 
-    def _evaluation_batches(self, steps: int, batch_size: int, share: Share) -> Generator[PaddedBatch, None, None]:
+    def _evaluation_batches(self, steps: int, batch_size: int, share: HostShare) -> Generator[PaddedBatch, None, None]:
         for step in range(steps):
             rows = share.evaluation_rows(step, batch_size)
             images, labels = self.images[rows.start : rows.stop], self.labels[rows.start : rows.stop]
@@ -141,9 +144,9 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set: what is trained on, tested on and, if asked for, held out for validation.
+    """A data set: its training, test and optional validation split.
 
-    Labels are from 0 to `classes - 1`. `augmentation` is what the data set is usually trained with.
+    Labels are from 0 to `classes - 1`. `augmentation` is the usual one for training.
     """
 
     name: str
@@ -155,10 +158,10 @@ class Data:
 
 
 def check_limits(available: int, train_examples: int | None, validation_examples: int) -> None:
-    """Whether so many examples can be trained on and held out.
+    """Checks the numbers of training and validation examples.
 
     Raises:
-        ValueError: they are more than `available`, or fewer than makes sense.
+        ValueError: a number is negative, or both together exceed `available`, or no training example is left.
     """
     held_out = operator.index(validation_examples)
     if not 0 <= held_out < available:
@@ -176,16 +179,16 @@ def check_limits(available: int, train_examples: int | None, validation_examples
         )
 
 
-def parts(
+def choose_examples(
     labels: Int32[np.ndarray, " n"], train_examples: int | None, validation_examples: int
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " validation"]]:
-    """Indices of what is trained on and of what is held out, both rising.
+    """Indices of training and of validation examples, both in rising order.
 
-    Both hold the classes in the proportions of `labels`, up to one example a class or two, and a
-    smaller part is contained in a larger one. The limits are as `check_limits` allows them.
+    Both have the class proportions of `labels`, up to one or two examples of each class. A smaller choice is contained
+    in a larger one. The numbers must pass `check_limits`.
     """
-    # Each class, in a fixed random order, is spread evenly over 0 to 1. In the order of these
-    # places any stretch of examples has the classes in the proportions of the whole.
+    # Spread each class, in a fixed random order, evenly over 0 to 1. Any run of examples in the order of these places
+    # has the class proportions of the whole.
     random = np.argsort(np.random.Philox(key=0).random_raw(len(labels)), kind="stable")
     places = np.empty(len(labels))
     for label in np.unique(labels):

@@ -1,4 +1,4 @@
-"""Measure and plan: what a method needs of a device's memory, on which device, at which number of modules."""
+"""Predicts, measures and plans the memory of a training step: on a device, for a number of modules."""
 
 from kd_local.memory.balance import MeasuredCut, balance
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords

@@ -1,9 +1,9 @@
-"""Peak device memory of a training step, from XLA's memory analysis of its executables; nothing is run.
+"""Peak device memory of a training step, from XLA's memory analysis; nothing is executed.
 
     peak = max over the pieces of a step of (temporary + arguments + outputs - aliased of the piece
            + state of all other pieces + tensors carried past the piece)
 
-Reference: XLA's buffer assignment as `jax.stages.Compiled.memory_analysis` reports it, in bytes of one device.
+Reference: XLA's buffer assignment, as reported by `jax.stages.Compiled.memory_analysis` in bytes of one device.
 """
 
 import math
@@ -25,15 +25,14 @@ from kd_local.sizes import tree_bytes
 
 @dataclass(frozen=True)
 class PieceFootprint:
-    """What one piece of a step needs, in bytes of one device, and what else is there while it runs.
+    """The memory of a device while one piece of a step runs, in bytes.
 
     Attributes:
-        name: of its first program.
+        name: the name of the piece's first program.
         compilation: the record of its executable.
-        state: parameters, statistics and optimizer state of all programs, its own and the others', and what is only
-            read.
-        carried: tensors that it reads, that it writes, and that are kept for later pieces.
-        peak: of the whole step while it runs.
+        state: the state of all programs: parameters, statistics, optimizer state, and parts that are only read.
+        carried: tensors that the piece reads or writes, and tensors kept for later pieces.
+        peak: all memory of the step while the piece runs.
     """
 
     name: str
@@ -45,14 +44,14 @@ class PieceFootprint:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a step needs, and what dominates it.
+    """The memory and the work of a step.
 
     Attributes:
-        pieces: in the order in which they run.
-        flops: twice the multiply-adds of convolutions and matrix products, of forward and backward passes, over all
-            devices; computed again where something is rematerialised.
-        executables: how many different ones.
-        compile_seconds: of all of them, as measured when each was compiled.
+        pieces: the pieces in the order in which they run.
+        flops: twice the multiply-adds of convolutions and matrix products in forward and backward passes, over all
+            devices, recomputation included.
+        executables: number of different executables.
+        compile_seconds: duration of their compilations, which may be from an earlier process.
     """
 
     pieces: tuple[PieceFootprint, ...]
@@ -62,27 +61,27 @@ class Footprint:
 
     @property
     def largest(self) -> PieceFootprint:
-        """The piece during which most is needed."""
+        """The piece with the highest peak."""
         return max(self.pieces, key=lambda piece: piece.peak)
 
     @property
     def peak_bytes(self) -> int:
-        """While the largest piece runs."""
+        """Peak bytes of one device in the step."""
         return self.largest.peak
 
     @property
     def state_bytes(self) -> int:
-        """Parameters, statistics and optimizer state of all programs."""
+        """Bytes of the state of all programs."""
         return self.largest.state
 
     @property
     def carried_bytes(self) -> int:
-        """Tensors carried between pieces while the largest runs."""
+        """Bytes of the tensors carried between pieces while the largest piece runs."""
         return self.largest.carried
 
     @property
     def temp_bytes(self) -> int:
-        """Temporary memory of the largest piece."""
+        """Bytes of the temporary memory of the largest piece."""
         return self.largest.compilation.temp_bytes
 
 
@@ -95,13 +94,13 @@ def footprint(
     options: StepOptions = StepOptions(),
     records: CompilationRecords | None = None,
 ) -> Footprint:
-    """What a method's training step needs.
+    """The memory and the work of a method's training step.
 
     Args:
-        method: any.
+        method: the method.
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices of the target.
-        target: where.
+        target: the devices to compile for.
         options: how the step is compiled and divided.
         records: compilations that are known already; new ones are added.
 
@@ -143,18 +142,20 @@ def floor_bytes(
     *,
     options: StepOptions = StepOptions(),
 ) -> int:
-    """What no form of a method's step can do without, unless it computes convolutions again: the largest, over its
-    programs, of the state of all of them, the tensors carried while one runs (those that it reads, that it writes, and
-    that are kept for later ones), and the activations of the smallest block that it trains. Nothing is compiled.
+    """A lower bound, in bytes of one device, for any form of a method's step that does not recompute convolutions.
+
+    Each program needs the state of all programs and the activations of the smallest block that it trains. It also needs
+    the tensors that it reads or writes, and those kept for later programs. The bound is the largest of these sums.
+    Nothing is compiled.
 
     Args:
-        method: any.
+        method: the method.
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices of the target.
-        target: where.
-        own: bytes of these activations on one device by the program's name, see `own_activations`; none of a program
-            that trains no block.
-        options: how the state is divided among devices; the form does not count.
+        target: the devices to compile for.
+        own: bytes of these activations on one device by the program's name, see `own_activations`; programs that train
+            no block are left out.
+        options: how the state is divided among devices; the form is ignored.
 
     Raises:
         ValueError: see `plan_for`.
@@ -181,6 +182,12 @@ def plan_for(
 
 
 def piece_footprints(calls: Sequence[Call], found: dict[Hashable, CompilationRecord]) -> tuple[PieceFootprint, ...]:
+    """The memory of one device, in bytes, while each of these calls runs.
+
+    Args:
+        calls: calls of pieces that run on the same devices. Only their programs count in the state.
+        found: compilation records by the calls' signatures.
+    """
     state = _state(calls)
     pieces = []
     for call in calls:
@@ -205,7 +212,7 @@ def _state(calls: Sequence[Call]) -> int:
 
 
 def _own(call: Call) -> int:
-    """Bytes on one device of the state that a piece owns."""
+    """Bytes on one device of the parts of the state that a piece owns."""
     leaves = zip(jax.tree.leaves(call.arguments[0]), jax.tree.leaves(call.own), strict=True)
     return sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
 

@@ -1,6 +1,6 @@
-"""Memory and time of each group of devices when the modules of a network are divided among groups.
+"""Memory and time of each group of devices, if the modules of a network are divided among groups.
 
-Predicted from executables, before anything is run, also for devices that are absent.
+The compiler reports both; nothing is executed, so the devices need not be present.
 """
 
 from dataclasses import dataclass, replace
@@ -14,15 +14,18 @@ from kd_local.parallel import StepOptions, transfers_between_groups
 
 @dataclass(frozen=True)
 class GroupFootprint:
-    """What a group of devices needs, in bytes of one of its devices.
+    """Memory and time of a group of devices; bytes are of one of its devices.
 
     Attributes:
-        pieces: names of what runs on it.
-        peak_bytes: while its largest piece runs, with its state, without the batches that wait for it.
-        arriving_bytes: of one batch that waits for it; there are at most as many as are in flight.
-        seconds: a lower bound on the time of its pieces, one after another. A piece takes as long as its operations or
-            its memory traffic, the longer of the two, see `CompilationRecord` and `Target`; None if not known.
-            Reference: Williams et al., "Roofline" (CACM 2009).
+        pieces: names of the pieces that run on the group.
+        peak_bytes: peak while its largest piece runs, without batches that wait for the group.
+        arriving_bytes: bytes of one waiting batch. At most as many batches wait as are in flight.
+        seconds: lower bound for the time of its pieces, one after another. Each takes at least the time of its
+            floating-point operations, and at least the time of its memory traffic; see `CompilationRecord` and
+            `Target`. None if the speed of the target is not known.
+
+    Reference:
+        Williams et al., "Roofline" (CACM 2009).
     """
 
     pieces: tuple[str, ...]
@@ -40,13 +43,13 @@ def group_footprints(
     options: StepOptions = StepOptions(),
     records: CompilationRecords | None = None,
 ) -> tuple[GroupFootprint, ...]:
-    """What each group of a target's devices needs for its share of a method's training step.
+    """Memory and time of each group of a target's devices in a method's training step.
 
     Args:
-        method: any.
+        method: the method.
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices of a group.
-        target: with a mesh as `kd_local.parallel.device_mesh` gives it.
+        target: the devices, with a mesh from `kd_local.parallel.device_mesh`.
         options: how the step is compiled, divided and placed.
         records: compilations that are known already; new ones are added.
 

@@ -1,9 +1,8 @@
-"""The obvious form of local learning in JAX, which computes the right numbers and loses the memory saving.
+"""Local learning in one function: the right numbers without the memory saving.
 
-One function for the whole step, with `jax.lax.stop_gradient` at the cuts, and the gradient of the sum of all losses.
-No gradient flows back through a cut, so that every module could be finished, and its activations let go of, before
-the next one starts. But nothing in the function says so: XLA sees one computation and schedules it as it likes, and
-what it likes is to run much of the forward passes first, with the activations of many modules kept at once.
+The step is the gradient of the sum of all losses, with `jax.lax.stop_gradient` at the cuts. No gradient crosses a cut,
+so each module could finish and free its activations before the next one starts. But nothing in the function demands
+this order. XLA schedules many forward passes first, and keeps the activations of many modules at once.
 """
 
 from collections.abc import Mapping
@@ -28,16 +27,14 @@ NAME = "network"
 class SummedLosses:
     """Trains all modules of a cut network in one program, by the gradient of the sum of their losses.
 
-    A reference to be measured, not a way to train: train with `kd_local.local.ContSup`, whose steps give the same
-    numbers.
+    It is a reference for measurements. Train with `kd_local.local.ContSup`, whose steps give the same numbers.
     """
 
     cut_network: CutNetwork
     optimizer: optax.GradientTransformation
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A fresh state of one part, in which the modules stand by their names; of `images` only shape and dtype
-        count."""
+        """A fresh state with one part, which has an entry for each module; only shape and dtype of `images` count."""
         return {NAME: new_part(by_block(self.cut_network.init(rng, images)), self.optimizer)}
 
     def programs(self) -> tuple[Program, ...]:
@@ -52,11 +49,11 @@ class SummedLosses:
         )
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """The network's logits in evaluation mode, contexts supplied."""
+        """The network's logits in evaluation mode, with contexts."""
         return self.cut_network.logits(by_module(state[NAME]), images)
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
-        """None: as a reference it is not asked for more than the network's answer."""
+        """No other logits: the reference needs only those of the network."""
         return {}
 
     def deployed(self, state: State) -> Mapping[str, Any]:

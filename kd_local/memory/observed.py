@@ -1,8 +1,8 @@
-"""Measured peak memory of a training step, to compare with XLA's prediction.
+"""Measured peak memory of a training step, to compare with the predicted one.
 
-On the CPU, convolutions use scratch memory that XLA's prediction does not contain. Most of it belongs to the gradient
-with respect to the input of a 3x3 convolution of stride 2: up to 4.5 times its result (ResNet-32 at batch 256: 36 MiB;
-the whole step takes 7 % more than predicted, a step in 16 modules with context R0 38 % more).
+On the CPU, convolutions use scratch memory that XLA's memory analysis does not count. The input gradient of a 3x3
+convolution with stride 2 uses most: up to 4.5 times the size of its result (ResNet-32, batch 256: 36 MiB). There the
+measured peak end to end is 7 % above the predicted one, and 38 % in 16 modules with context R0.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from kd_local.parallel import StepOptions, batch_shardings, compile_plan, device
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-_PEAK_RESIDENT = "5"  # what resets VmHWM, see proc_pid_clear_refs(5)
+_PEAK_RESIDENT = "5"  # resets VmHWM, see proc_pid_clear_refs(5)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _AT_ONCE, _MAPPINGS = -1, -3, -4, 2**16, 2**16
 
 
@@ -35,24 +35,23 @@ def observed_peak(
     options: StepOptions = StepOptions(),
     steps: int = 2,
 ) -> int | None:
-    """Peak bytes of one device while real training steps run on it: state, batch, and all that comes and goes.
+    """Peak bytes of one device while real training steps run on it, with state and batch.
 
-    To be called once, in a process that has done nothing else. On accelerators it is the peak of the process that the
-    device reports, where it reports any. On the CPU it is how far the resident memory of this process rises above what
-    it was before state and batch were put in place (divided by the number of devices, which share the memory);
-    executables, what compiling them took, and what the first step of a process sets up do not count, nor does what
-    the allocator keeps for later: see `kd_local.allocator`, by which training keeps all that it has freed.
+    Call it once, in a process that has done nothing else. An accelerator reports the peak of the process. The peak on
+    the CPU is the resident memory of this process, less that before state and batch are placed, divided by the number
+    of devices, which share the memory. Executables, compilation and the set-up of the first step do not count. Freed
+    memory does not count either, although training keeps it: see `kd_local.allocator`.
 
     Args:
-        method: any.
+        method: the method.
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices.
-        devices: among which the batch is divided.
+        devices: number of devices among which the batch is divided.
         options: how the step is compiled and divided.
-        steps: how many to run.
+        steps: number of steps to run.
 
     Returns:
-        None where it cannot be told: on a CPU without Linux's /proc, on an accelerator without statistics.
+        Bytes; None on a CPU without Linux's /proc and on an accelerator that reports no statistics.
     """
     mesh = device_mesh(devices)
     plan = plan_for(method, shape, batch, mesh, options)
@@ -71,7 +70,7 @@ def observed_peak(
     if mesh.devices.flat[0].platform == "cpu":
         if not _give_back_freed_memory():
             return None
-        run(1)  # threads, and what libraries set up when first used
+        run(1)  # starts threads and sets up libraries
         before = _reset_resident_peak()
         run(steps)
         return (_resident("VmHWM") - before) // devices
@@ -82,12 +81,12 @@ def observed_peak(
 
 
 def _ones(shapes: Any) -> Any:
-    # Written in full: pages of zeros that nobody has written take no room.
+    # Ones, because pages of zeros that are never written use no memory.
     return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
 
 
 def _give_back_freed_memory() -> bool:
-    """Let what is resident be what is in use, not also what the allocator keeps for later; whether that can be told."""
+    """Makes the allocator return freed memory to the system; False if resident memory cannot be measured."""
     try:
         _resident("VmHWM")
         _CLEAR.write_text(_PEAK_RESIDENT)
@@ -101,7 +100,7 @@ def _give_back_freed_memory() -> bool:
 
 
 def _reset_resident_peak() -> int:
-    """Start the peak anew, once all that is being freed is freed, and tell the bytes resident now."""
+    """Resets the peak of resident memory when no more memory is being freed; returns the resident bytes."""
     before = None
     while before != (before := _trimmed()):
         time.sleep(0.2)  # a step's temporary memory is freed shortly after its results are ready

@@ -1,11 +1,11 @@
-"""What reverse-mode differentiation saves between forward and backward pass: the bytes of activations alone.
+"""Activations that reverse-mode differentiation saves between forward and backward pass, in bytes.
 
-This is how memory is mostly counted for frameworks that run each operation as it comes, as in the ContSup authors'
-code: parameters, gradients, optimizer and temporary memory are left out. A compiler may save less than this, or need
-more on the way; what an executable needs is what `footprint` tells.
+Memory is usually counted like this for frameworks that run operations one by one, as in the code of the ContSup
+authors: without parameters, gradients, optimizer state and temporary memory. A compiler may save less, or need more;
+`footprint` has the memory of executables.
 
-What is saved is read off the traced code of a gradient: operations of the backward pass stand under `transpose` in
-their name stacks, and what they read of the others was saved for them.
+The saved activations are found in the traced code of a gradient. Operations of the backward pass have `transpose` in
+their name stacks; their inputs from other operations are saved.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -29,10 +29,10 @@ _LINEAR = ("conv_general_dilated", "dot_general")
 
 
 def saved_bytes(objective: Objective, variables: Mapping[str, Any], *tensors: Any) -> int:
-    """The bytes that the gradient of an objective with respect to parameters saves, each array counted once.
+    """Bytes that the gradient of an objective with respect to parameters saves, each array counted once.
 
-    Parameters and statistics do not count, nor does what follows from them alone. Tensors do where they are saved, as a
-    module's input is. Nothing is computed.
+    Parameters, statistics and arrays computed from them alone do not count. Tensors count if they are saved, such as
+    the input of a module. Nothing is computed.
 
     Args:
         objective: `(variables, *tensors)` to a scalar.
@@ -44,14 +44,13 @@ def saved_bytes(objective: Objective, variables: Mapping[str, Any], *tensors: An
 
 
 def saved_activations(method: Method, shape: tuple[int, int, int], batch: int) -> dict[str, int]:
-    """The bytes that the gradient in each program of a method saves, by the program's name: where programs run one
-    after the other, the largest of them is what is saved at once.
+    """Bytes that the gradient in each program of a method saves, by the program's name.
 
-    Counted as in `saved_bytes`: what a program reads of the state does not count, nor do the constants handed to it. A
-    program without a gradient saves nothing.
+    If programs run one after another, the largest value is what is saved at once. Arrays are counted as in
+    `saved_bytes`; the state and constants that a program reads do not count. Without a gradient the value is 0.
 
     Args:
-        method: any.
+        method: the method.
         shape: height, width and channels of the images (float32).
         batch: images of a step.
 
@@ -71,13 +70,13 @@ def saved_activations(method: Method, shape: tuple[int, int, int], batch: int) -
 
 
 def own_activations(network: Network, shape: tuple[int, int, int], batch: int) -> dict[str, int]:
-    """The bytes that each block's gradient cannot do without, besides the block's input, by the block's name.
+    """The least bytes that each block's gradient needs besides the block's input, by the block's name.
 
-    Of what the gradient saves, only what convolutions and matrix products inside the block gave: whatever else it saves
-    follows from that, or from the input, by less work.
+    These are the saved results of convolutions and matrix products in the block. The other saved activations can be
+    recomputed from them, or from the input, with less work.
 
     Args:
-        network: whose blocks.
+        network: the network with the blocks.
         shape: height, width and channels of the images (float32).
         batch: images of a step.
     """
@@ -107,9 +106,9 @@ def _gradient(objective: Objective, variables: Mapping[str, Any], *tensors: Any)
 
 
 def _saved(jaxpr: Jaxpr, tensors: Sequence[Var]) -> set[Var]:
-    """What the backward pass reads of these tensors and of what the forward pass computes from them.
+    """The variables that depend on these tensors and that the backward pass reads.
 
-    What does not depend on them is left out: the zeros of a ReLU's gradient, for one.
+    Others are left out, such as the zeros in the gradient of a ReLU.
     """
     there, read = set(tensors), set()
     for equation in jaxpr.eqns:
@@ -122,7 +121,7 @@ def _saved(jaxpr: Jaxpr, tensors: Sequence[Var]) -> set[Var]:
 
 
 def _sources(jaxpr: Jaxpr, wanted: set[Var]) -> set[Var]:
-    """The results of convolutions and matrix products that these follow from without any other."""
+    """The nearest results of convolutions and matrix products from which these variables are computed."""
     by = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
     found: set[Var] = set()
     seen: set[Var] = set()
@@ -146,7 +145,7 @@ def _multiplies(equation: JaxprEqn) -> bool:
 
 
 def _inside(value: Any) -> Iterator[Jaxpr]:
-    """Every jaxpr among an equation's parameters."""
+    """All jaxprs among the parameters of an equation."""
     if isinstance(value, Jaxpr | ClosedJaxpr):
         yield value if isinstance(value, Jaxpr) else value.jaxpr
     elif isinstance(value, tuple | list):

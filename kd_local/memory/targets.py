@@ -1,7 +1,7 @@
-"""Devices to compile for: those at hand, and TPUs that are not there.
+"""Compilation targets: local devices and TPU topologies.
 
-XLA's TPU compiler runs on any machine that has the package `libtpu`, and tells what an executable needs. For a GPU
-that is not there the same is not possible yet (jax issues 23971 and 28376).
+XLA's TPU compiler, in the package `libtpu`, runs on any machine and reports the memory of executables. Compiling for a
+GPU needs the GPU (jax issues 23971 and 28376).
 """
 
 import os
@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from kd_local.errors import unknown
 from kd_local.parallel import device_mesh
 
-# The smallest topology of each kind that its compiler accepts, by what libtpu calls it.
+# The smallest topology of each kind that the compiler accepts, under libtpu's name.
 _TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "v4": "v4:2x2x1"}
-# Of one chip, from the vendor's documentation; compilations here are per chip, or per core where a chip has two.
+# Of one chip, from the vendor's documentation. A device is a chip, or a core of a chip with two.
 _GIB = 2**30
 _CAPACITY = {"v5e": 16 * _GIB, "v6e": 32 * _GIB, "v5p": 95 * _GIB, "v4": 32 * _GIB}
-# At most; of operations in bfloat16, in which float32 convolutions are computed too unless asked otherwise.
+# Peak values for bfloat16, in which TPUs compute float32 convolutions by default.
 _FLOPS_PER_SECOND = {"v5e": 197e12, "v6e": 918e12, "v5p": 459e12, "v4": 275e12}
 _BYTES_PER_SECOND = {"v5e": 819e9, "v6e": 1638e9, "v5p": 2765e9, "v4": 1228e9}
 
@@ -33,12 +33,11 @@ class Target:
 
     Attributes:
         name: one of `TARGETS`.
-        mesh: of its devices, with the axis `data`.
-        devices: all that it has, for a mesh of another form.
-        present: whether a step can be run on them.
-        capacity: bytes of memory of one device, where known.
-        flops_per_second, bytes_per_second: that one device computes, and moves to and from its memory, at most; where
-            known.
+        mesh: a mesh of its devices with the axis `data`.
+        devices: all its devices, from which to make other meshes.
+        present: whether steps can run on the devices.
+        capacity: memory of one device in bytes; None if it is not known.
+        flops_per_second, bytes_per_second: peak speed of one device, and of its memory; None if not known.
     """
 
     name: str
@@ -51,11 +50,11 @@ class Target:
 
 
 def target(name: str = "local", *, devices: int = 1) -> Target:
-    """The target of that name, with a mesh of so many of its devices.
+    """The target of this name, with a mesh of `devices` of its devices.
 
     Raises:
-        ValueError: an unknown target, a GPU that is not there, or more devices than it has.
-        ModuleNotFoundError: a TPU without the package `libtpu`.
+        ValueError: an unknown target, a GPU on a machine without one, or more devices than the target has.
+        ModuleNotFoundError: a TPU target, but the package `libtpu` is missing.
     """
     if name == "local":
         mesh = device_mesh(devices)
@@ -65,8 +64,8 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
         if jax.default_backend() == "gpu":
             return target("local", devices=devices)
         raise ValueError(
-            "target 'gpu', but there is no GPU here, and XLA cannot compile for one that is not there (jax issues "
-            "23971 and 28376): run this on a machine that has one, or use target tpu:v5e, whose numbers come near"
+            "target 'gpu', but this machine has no GPU, and XLA cannot compile for a GPU without it (jax issues "
+            "23971 and 28376): use a machine with a GPU, or the target tpu:v5e, whose memory is similar"
         )
     if name not in TARGETS:
         raise unknown("target", name, TARGETS)
@@ -84,9 +83,9 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
 
 
 def _topology(kind: str) -> list[jax.Device]:
-    # Else libtpu asks the cloud's metadata server which TPU it is on, and waits for an answer.
+    # Otherwise libtpu asks the cloud's metadata server for the TPU, and waits.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    # It is only compiled with, which several processes may do at once.
+    # Several processes may compile at once.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     if find_spec("libtpu") is None:
         raise ModuleNotFoundError(

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int64, PRNGKeyArray, UInt8
 
-from kd_local.data import Augmentation, Share, augment
+from kd_local.data import Augmentation, HostShare, augment
 from kd_local.parallel import DATA, move, on_every_device, over_the_batch, put_rows
 
 ExtraTensor = Callable[[int, Int64[np.ndarray, " batch"]], np.ndarray]
@@ -21,9 +21,9 @@ def keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
     return rng, init_rng
 
 
-def share_of(mesh: Mesh) -> Share:
+def share_of(mesh: Mesh) -> HostShare:
     """The rows of each batch that this process loads."""
-    return Share(jax.process_index(), jax.process_count(), mesh.shape[DATA])
+    return HostShare(jax.process_index(), jax.process_count(), mesh.shape[DATA])
 
 
 def batch_inputs(

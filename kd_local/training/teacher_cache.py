@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int64, UInt8
 
 import kd_local
-from kd_local.data import Augmentation, Data, Split, batch_indices, epoch_order, normalise, steps_per_epoch
+from kd_local.data import Augmentation, Data, Split, batch_indices, indices_at, normalise
 from kd_local.networks import Network, Variables
 from kd_local.parallel import device_mesh, on_every_device, over_the_batch
 from kd_local.sizes import shown_bytes
@@ -33,8 +33,6 @@ from kd_local.training.inputs import ExtraTensor, batch_inputs, keys
 
 Rows = tuple[Int64[np.ndarray, " rows"], Float32[np.ndarray, "rows *shape"]]
 """Indices of rows, and the rows."""
-
-_order = lru_cache(maxsize=1)(epoch_order)
 
 
 class CacheError(Exception):
@@ -184,10 +182,8 @@ class TeacherCache:
     ) -> Float32[np.ndarray, "batch classes"]:
         if not varies(self.data.augmentation):
             return np.array(rows[chosen])
-        epoch, position = divmod(step, steps_per_epoch(len(self.data.train), self.batch_size))
-        start = position * self.batch_size
-        order = _order(self.seed, epoch, len(self.data.train))
-        if step >= self.steps or not np.array_equal(chosen, order[start : start + self.batch_size]):
+        expected = indices_at(len(self.data.train), seed=self.seed, batch_size=self.batch_size, step=step)
+        if step >= self.steps or not np.array_equal(chosen, expected):
             raise ValueError(
                 f"the batch of step {step} is not the one that the teacher's logits were cached for: fill the cache "
                 f"with the data, seed, batch size and steps of the run (here {len(self.data.train)} images, seed "

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int, Int64, PRNGKeyArray, UInt8
 
 from kd_local.contract import Method, Metrics, State
-from kd_local.data import Augmentation, Data, Share, batch_indices
+from kd_local.data import Augmentation, Data, HostShare, batch_indices
 from kd_local.parallel import (
     CompiledStep,
     StepOptions,
@@ -42,7 +42,7 @@ class TrainingStep:
     rng: PRNGKeyArray
     compiled: Mapping[int, CompiledStep]
     extra: Mapping[str, ExtraTensor]
-    share: Share
+    share: HostShare
 
     @property
     def plan(self) -> StepPlan:

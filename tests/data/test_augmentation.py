@@ -163,9 +163,9 @@ def test_impossible_values(changed: dict[str, Any], text: str, monkeypatch: pyte
 
 def test_images_that_do_not_fit() -> None:
     grey = jnp.zeros((2, 8, 8, 1), jnp.uint8)
-    with pytest.raises(ValueError, match="images of 1 channels, .* the mean of 3"):
+    with pytest.raises(ValueError, match="images have 1 channels, .* mean has 3"):
         augment(ZERO, grey, jax.random.key(0))
-    with pytest.raises(ValueError, match="images of 1 channels, .* the mean of 3"):
+    with pytest.raises(ValueError, match="images have 1 channels, .* mean has 3"):
         normalise(ZERO, grey)
     with pytest.raises(ValueError, match="reflect padding of 3 pixels .* got 3x8: use a smaller"):
         check_shape(REFLECT, (3, 8, 3))

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from kd_local.data import order as order_module
-from kd_local.data.batches import batch_at, batches
-from kd_local.data.order import epoch_order, steps_per_epoch
-from kd_local.data.splits import Split
+from kd_local.data.order import epoch_order, indices_at, steps_per_epoch
+from kd_local.data.splits import Split, TrainingBatch
 
 
 def _split(examples: int) -> Split:
@@ -16,6 +15,10 @@ def _split(examples: int) -> Split:
     images = np.zeros((examples, 2, 2, 1), np.uint8)
     images[:, 0, 0, 0] = np.arange(examples)
     return Split(images, np.arange(examples, dtype=np.int32) * 10)
+
+
+def _batches(split: Split, batch_size: int, start_step: int, count: int) -> list[TrainingBatch]:
+    return list(itertools.islice(split.training_batches(seed=9, batch_size=batch_size, start_step=start_step), count))
 
 
 @pytest.mark.parametrize(("examples", "batch_size", "steps"), [(10, 5, 2), (11, 5, 3), (9, 1, 9), (7, 7, 1)])
@@ -36,27 +39,27 @@ def test_epoch_order_depends_on_seed_and_epoch() -> None:
 
 
 def test_every_epoch_visits_each_example_once_and_keeps_the_last_smaller_batch() -> None:
-    split = _split(11)
     for epoch in range(3):
-        labels = [batch_at(split, seed=5, step=epoch * 3 + step, batch_size=4)[1] for step in range(3)]
+        labels = [labels for _, _, _, labels in _batches(_split(11), 4, epoch * 3, 3)]
         assert [len(part) for part in labels] == [4, 4, 3]
-        assert np.concatenate(labels).tolist() == (epoch_order(5, epoch, 11) * 10).tolist()
+        assert np.concatenate(labels).tolist() == (epoch_order(9, epoch, 11) * 10).tolist()
 
 
 def test_images_and_labels_stay_together() -> None:
-    images, labels = batch_at(_split(11), seed=0, step=4, batch_size=4)
+    ((_, chosen, images, labels),) = _batches(_split(11), 4, 4, 1)
     assert (images[:, 0, 0, 0].astype(np.int32) * 10 == labels).all()
+    assert labels.tolist() == (chosen * 10).tolist()
 
 
 @pytest.mark.parametrize("start_step", [0, 1, 2, 3, 7])
-def test_iterator_gives_the_same_from_any_step(start_step: int) -> None:
+def test_batches_are_the_same_from_any_step(start_step: int) -> None:
     split = _split(11)
-    steps = itertools.islice(batches(split, seed=9, batch_size=4, start_step=start_step), 8)
-    for expected_step, (step, images, labels) in enumerate(steps, start_step):
-        expected_images, expected_labels = batch_at(split, seed=9, step=step, batch_size=4)
-        assert step == expected_step
-        assert np.array_equal(images, expected_images)
-        assert np.array_equal(labels, expected_labels)
+    for (step, chosen, images, _), expected in zip(
+        _batches(split, 4, start_step, 8), _batches(split, 4, 0, 16)[start_step:], strict=False
+    ):
+        assert step == expected[0]
+        assert chosen.tolist() == expected[1].tolist() == indices_at(11, seed=9, batch_size=4, step=step).tolist()
+        assert np.array_equal(images, expected[2])
 
 
 def test_iterator_computes_the_order_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +70,7 @@ def test_iterator_computes_the_order_once_an_epoch(monkeypatch: pytest.MonkeyPat
         return epoch_order(seed, epoch, examples)
 
     monkeypatch.setattr(order_module, "epoch_order", counted)
-    list(itertools.islice(batches(_split(20), seed=0, batch_size=2, start_step=15), 20))
+    _batches(_split(20), 2, 15, 20)
     assert epochs == [1, 2, 3]
 
 
@@ -92,19 +95,17 @@ def test_impossible_batch_sizes(batch_size: int) -> None:
     text = f"batch_size {batch_size} for 11 examples: use 1 to 11"
     with pytest.raises(ValueError, match=text):
         steps_per_epoch(11, batch_size)
-    with pytest.raises(ValueError, match=text):
-        batch_at(split, seed=0, step=0, batch_size=batch_size)
     # Raised by the call, before a batch is asked for.
     with pytest.raises(ValueError, match=text):
-        batches(split, seed=0, batch_size=batch_size)
+        split.training_batches(seed=0, batch_size=batch_size)
 
 
 def test_impossible_seeds_and_steps() -> None:
     with pytest.raises(ValueError, match=r"seed -1: use a whole number from 0 to 2\*\*64 - 1"):
         epoch_order(-1, 0, 5)
     with pytest.raises(ValueError, match="seed 18446744073709551616"):
-        batches(_split(5), seed=2**64, batch_size=2)
+        _split(5).training_batches(seed=2**64, batch_size=2)
     with pytest.raises(ValueError, match="epoch -2: epochs count from 0"):
         epoch_order(0, -2, 5)
     with pytest.raises(ValueError, match="step -1: steps count from 0"):
-        batch_at(_split(5), seed=0, step=-1, batch_size=2)
+        _split(5).training_batches(seed=0, batch_size=2, start_step=-1)

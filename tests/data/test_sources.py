@@ -120,12 +120,12 @@ def test_limits_are_checked_against_what_is_there(prepare: Any, examples: Any, t
     ("name", "arguments", "text"),
     [
         ("cifr10", {}, r"unknown dataset 'cifr10': use cifar10, cifar100, digits, imagenet2012, stl10 or svhn"),
-        ("digits", {"data_dir": "/data"}, "data_dir '/data': digits comes with the package"),
+        ("digits", {"data_dir": "/data"}, "data_dir '/data': digits is part of the package"),
         ("digits", {"train_examples": 0}, "train_examples 0 of 1437 training examples"),
         ("cifar100", {"train_examples": 50_001}, "train_examples 50001 of 50000 training"),
         ("svhn_cropped", {"validation_examples": 73_257}, "validation_examples 73257 of 73257"),
         ("stl10", {"validation_examples": -1}, "validation_examples -1 of 5000 training"),
-        ("cifar10", {"image_size": 64}, "image_size 64 for cifar10: its images are 32x32 and stay so, leave it out"),
+        ("cifar10", {"image_size": 64}, "image_size 64 for cifar10: its images stay 32x32, leave image_size out"),
         ("imagenet2012", {"image_size": 0}, "image_size 0: use 1 or more pixels, as 224"),
         ("imagenet2012", {"train_examples": 1_281_168}, "train_examples 1281168 of 1281167 training"),
         ("imagenet2012", {"workers": -1}, "workers -1: use 1 or more processes, 0 to decode in this one, or None"),
@@ -213,7 +213,7 @@ def test_any_prepared_images_of_one_shape_are_held_in_memory_if_they_are_small(p
     assert (described.shape, described.classes, described.train) == ((16, 24, 1), 4, 8)
     assert _augmentation(data.augmentation) == (2, False, (127.5,), (127.5,))
     assert described.augmentation == data.augmentation
-    with pytest.raises(ValueError, match="image_size 8 for small: its images are 16x24 and stay so"):
+    with pytest.raises(ValueError, match="image_size 8 for small: its images stay 16x24"):
         load("small", data_dir=small, image_size=8)
 
 
@@ -280,7 +280,7 @@ IMAGES, LABELS = _arrays()
             r"train labels have shape \(6, 1\): use \[n\], for one-hot",
         ),
         ((IMAGES, LABELS * 1.0), {}, "train labels are float64: use whole numbers"),
-        ((IMAGES, LABELS[:5]), {}, "6 train images, but 5 labels: give as many"),
+        ((IMAGES, LABELS[:5]), {}, "6 train images, but 5 labels: give equal numbers"),
         ((IMAGES[:0], LABELS[:0]), {}, r"shape \(0, 4, 5, 2\): give at least one example"),
         ((IMAGES, LABELS - 1), {}, "train labels are from -1 to 1: use 0 to classes - 1"),
         ((IMAGES, LABELS), {"classes": 2}, "label 2 with 2 classes: .* give classes=3 or more"),
@@ -290,7 +290,7 @@ IMAGES, LABELS = _arrays()
         (
             (IMAGES, LABELS),
             {"augmentation": Augmentation(mean=(1.0,), std=(1.0,))},
-            "images of 2 channels, .* the mean of 1",
+            "images have 2 channels, .* mean has 1",
         ),
     ],
 )

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from kd_local.data.order import epoch_order
-from kd_local.data.splits import WHOLE, Examples, Share, Split, check_limits, parts
+from kd_local.data.splits import WHOLE, Examples, HostShare, Split, check_limits, choose_examples
 
 LABELS = np.repeat(np.arange(4, dtype=np.int32), (100, 50, 30, 20))
 
 
 def test_parts_hold_the_classes_in_proportion() -> None:
-    kept, held_out = parts(LABELS, 100, 40)
+    kept, held_out = choose_examples(LABELS, 100, 40)
     assert np.bincount(LABELS[kept]).tolist() == [50, 25, 15, 10]
     assert np.bincount(LABELS[held_out]).tolist() == [20, 10, 6, 4]
     assert not set(kept) & set(held_out)
@@ -22,31 +22,31 @@ def test_parts_hold_the_classes_in_proportion() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 7, 13, 41, 99, 173])
 def test_parts_are_within_two_examples_of_proportion_at_any_size(size: int) -> None:
-    kept, _ = parts(LABELS, size, 11)
+    kept, _ = choose_examples(LABELS, size, 11)
     counts = np.bincount(LABELS[kept], minlength=4)
     assert counts.sum() == size
     assert (np.abs(counts - size * np.array([0.5, 0.25, 0.15, 0.1])) < 2).all()
 
 
 def test_without_limits_everything_is_kept_in_order() -> None:
-    kept, held_out = parts(LABELS, None, 0)
+    kept, held_out = choose_examples(LABELS, None, 0)
     assert kept.tolist() == list(range(200)) and held_out.size == 0
-    kept, held_out = parts(LABELS, None, 37)
+    kept, held_out = choose_examples(LABELS, None, 37)
     assert sorted([*kept, *held_out]) == list(range(200)) and held_out.size == 37
 
 
 def test_smaller_parts_lie_in_larger_ones_and_are_not_the_first_of_each_class() -> None:
-    small, held_out = parts(LABELS, 20, 40)
-    large, held_out_again = parts(LABELS, 120, 40)
+    small, held_out = choose_examples(LABELS, 20, 40)
+    large, held_out_again = choose_examples(LABELS, 120, 40)
     assert set(small) < set(large)
     assert held_out.tolist() == held_out_again.tolist()
-    assert set(parts(LABELS, None, 10)[1]) < set(held_out)
+    assert set(choose_examples(LABELS, None, 10)[1]) < set(held_out)
     assert held_out.max() > 190 and set(held_out) != set(np.r_[0:20, 100:110, 150:156, 180:184])
 
 
 def test_the_choice_stays_what_it_is() -> None:
     # Recorded once: another choice would silently change what published runs were tested on.
-    assert parts(LABELS, 3, 6)[1].tolist() == [0, 54, 66, 102, 162, 185]
+    assert choose_examples(LABELS, 3, 6)[1].tolist() == [0, 54, 66, 102, 162, 185]
 
 
 @pytest.mark.parametrize(
@@ -74,30 +74,30 @@ def test_possible_limits() -> None:
     ("share", "batch", "rows"),
     [
         (WHOLE, 5, (0, 5)),
-        (Share(0, 2, 4), 8, (0, 4)),
-        (Share(1, 2, 4), 8, (4, 8)),
-        (Share(2, 3, 3), 12, (8, 12)),
+        (HostShare(0, 2, 4), 8, (0, 4)),
+        (HostShare(1, 2, 4), 8, (4, 8)),
+        (HostShare(2, 3, 3), 12, (8, 12)),
         # What the devices cannot be given parts of, each has whole.
-        (Share(1, 2, 4), 6, (0, 6)),
-        (Share(1, 2, 4), 3, (0, 3)),
+        (HostShare(1, 2, 4), 6, (0, 6)),
+        (HostShare(1, 2, 4), 3, (0, 3)),
     ],
 )
-def test_rows_of_a_share(share: Share, batch: int, rows: tuple[int, int]) -> None:
+def test_rows_of_a_share(share: HostShare, batch: int, rows: tuple[int, int]) -> None:
     assert share.rows(batch) == slice(*rows)
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((2, 2, 2), "process 2 of 2: use a count of 1 or more, and an index from 0 to count - 1"),
-        ((0, 0, 1), "process 0 of 0: use a count"),
+        ((2, 2, 2), "process 2 of 2: use 1 or more processes, and a number from 0 to processes - 1"),
+        ((0, 0, 1), "process 0 of 0: use 1 or more processes"),
         ((-1, 2, 2), "process -1 of 2"),
-        ((0, 1, 0), "a batch divided in 0 parts: use 1 or more"),
+        ((0, 1, 0), "a batch divided among 0 devices: use 1 or more"),
     ],
 )
 def test_impossible_shares(arguments: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        Share(*arguments)
+        HostShare(*arguments)
 
 
 def _split(examples: int) -> Split:
@@ -117,7 +117,7 @@ def test_images_in_memory_are_examples() -> None:
 
 def test_shares_in_memory_make_up_the_whole() -> None:
     split = _split(11)
-    shares = [Share(index, 2, 2) for index in (0, 1)]
+    shares = [HostShare(index, 2, 2) for index in (0, 1)]
     steps = zip(*(split.training_batches(seed=3, batch_size=4, share=share) for share in (WHOLE, *shares)), strict=True)
     sizes = []
     for whole, first, second in islice(steps, 6):

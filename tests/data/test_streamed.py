@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_local.data import Examples, Share, StreamedSplit, epoch_order
-from kd_local.data.crops import central_crop, random_box
+from kd_local.data import Examples, HostShare, StreamedSplit, epoch_order
+from kd_local.data.crops import central_crop, crop_numbers, random_box
 from kd_local.data.prepared import PreparedSplit, find
-from kd_local.data.streamed import _cause, crop_numbers
+from kd_local.data.streamed import _cause
 from tests.support.streamed import BATCH, EXAMPLES, SIZE, assert_same_steps, damaged, split_of, steps_of
 
 pytest.importorskip("tensorflow_datasets")
@@ -75,8 +75,8 @@ def test_shares_make_up_the_whole(prepared: PreparedSplit) -> None:
     split = split_of(prepared)
     whole = steps_of(split, 2, 4)
     shares = [
-        steps_of(split, 2, 4, share=Share(0, 2, 7)),  # batches of 7, and at the end of an epoch one of 2
-        steps_of(split, 2, 4, share=Share(1, 2, 7)),
+        steps_of(split, 2, 4, share=HostShare(0, 2, 7)),  # batches of 7, and at the end of an epoch one of 2
+        steps_of(split, 2, 4, share=HostShare(1, 2, 7)),
     ]
     for all_of_it, first, second in zip(whole, *shares, strict=True):
         assert np.array_equal(first[1], all_of_it[1]) and np.array_equal(second[1], all_of_it[1])
@@ -94,10 +94,10 @@ def test_a_share_reads_its_own_rows_only(prepared: PreparedSplit, monkeypatch: p
     monkeypatch.setattr(
         PreparedSplit, "encoded", lambda self, indices: (read.extend(indices), encoded(self, indices))[1]
     )
-    ((_, chosen, images, _),) = steps_of(split_of(prepared), 0, 1, share=Share(1, 2, 1))
+    ((_, chosen, images, _),) = steps_of(split_of(prepared), 0, 1, share=HostShare(1, 2, 1))
     assert len(images) == 4 and read == chosen[3:].tolist()
     read.clear()
-    batches = list(split_of(prepared).evaluation_batches(8, Share(0, 2, 2)))
+    batches = list(split_of(prepared).evaluation_batches(8, HostShare(0, 2, 2)))
     assert len(batches) == 4 and read == [i for i in range(EXAMPLES) if i % 8 < 4]
 
 
@@ -112,7 +112,7 @@ def test_evaluation_batches_hold_central_crops_in_order(prepared: PreparedSplit)
     for image, (_, encoded, _) in zip(images[valid], prepared.encoded(chosen.tolist()), strict=True):
         assert np.array_equal(image, central_crop(encoded, SIZE))
     assert not images[~valid].any() and not labels[~valid].any()
-    halves = [list(split_of(prepared, chosen=chosen).evaluation_batches(8, Share(i, 2, 2))) for i in (0, 1)]
+    halves = [list(split_of(prepared, chosen=chosen).evaluation_batches(8, HostShare(i, 2, 2))) for i in (0, 1)]
     for whole, *parts in zip(batches, *halves, strict=True):
         for of_whole, *of_parts in zip(whole, *parts, strict=True):
             assert np.array_equal(of_whole, np.concatenate(of_parts))
@@ -144,7 +144,7 @@ def test_a_damaged_image_is_named(prepare: Any, photograph: Any) -> None:
     prepared, place = damaged(prepare, photograph, whole[: len(whole) // 2])
     split = split_of(prepared)
     for batches in (split.training_batches(seed=0, batch_size=2), split.evaluation_batches(5)):
-        with pytest.raises(ValueError, match=place + "its image does not decode: .*Copy that file anew"):
+        with pytest.raises(ValueError, match=place + "its image does not decode: .*Copy that file again"):
             list(batches)
 
 
@@ -158,9 +158,9 @@ def test_missing_shard(prepare: Any, photograph: Any) -> None:
 @pytest.mark.parametrize(
     ("code", "text"),
     [
-        (-signal.SIGBUS, "/dev/shm, where the batches lie, is full: make it larger, or use fewer workers"),
+        (-signal.SIGBUS, "/dev/shm, which holds the batches, is full: enlarge it, or use fewer workers"),
         (-signal.SIGTERM, "by SIGTERM"),
-        (1, "its exit status is 1, and its own message stands above; a program of your own needs if __name__"),
+        (1, "its exit status is 1, and its message is above; your own program needs if __name__"),
     ],
 )
 def test_other_causes_of_an_end(code: int, text: str) -> None:

@@ -22,7 +22,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.data.name=imagenet"], "unknown dataset 'imagenet': use cifar10, cifar100, digits"),
     (["--config.data.name="], "unknown dataset ''"),
     (["--config.data.name=cifar10", "--config.data.data_dir=/nowhere"], r"/nowhere/cifar10.*download_and_prepare"),
-    (["--config.data.data_dir=/nowhere"], "data_dir '/nowhere': digits comes with the package"),
+    (["--config.data.data_dir=/nowhere"], "data_dir '/nowhere': digits is part of the package"),
     (["--config.data.train_examples=0"], "train_examples 0 of 1437 training examples .*: use 1 to 1437"),
     (["--config.data.train_examples=1438"], "train_examples 1438 of 1437 training examples"),
     (["--config.data.train_examples=half"], r"config\.data\.train_examples=half: invalid literal for int"),

@@ -14,12 +14,14 @@ def config_of(file: str, option: str = "") -> ConfigDict:
     return importlib.import_module(f"experiments.configs.{file}").get_config(option)
 
 
-def options_of(file: str, name: str) -> list[tuple[str, str]]:
-    return [(file, option) for option in getattr(importlib.import_module(f"experiments.configs.{file}"), name)]
-
-
-CUT = [*options_of("contsup.imagenet", "OPTIONS"), *options_of("contsup.vit", "OPTIONS")]
-TAUGHT = [*options_of("blockkd.imagenet", "PAIRS"), *options_of("blockkd.vit", "STUDENTS")]
+CUT = {
+    "contsup.imagenet": ("network=resnet50,k=2,context=R1E", "network=resnet101,k=4,context=R0"),
+    "contsup.vit": ("network=vit_s16,k=4,context=R1E", "network=vit_ti16,k=2,context=R0"),
+}
+TAUGHT = {
+    "blockkd.imagenet": ("pair=resnet34-resnet18", "pair=resnet50-mobilenetv1"),
+    "blockkd.vit": ("pair=resnet50-vit_s16", "pair=resnet50-vit_ti16"),
+}
 BATCHES = {1024: 1252, 512: 2503}
 """Of an epoch of 1,281,167 images, by the size of a batch."""
 
@@ -30,25 +32,28 @@ def with_values(config: ConfigDict, **values: object) -> ConfigDict:
     return changed
 
 
-@pytest.mark.parametrize(("file", "option"), CUT)
-@pytest.mark.parametrize("context", ["R1E", "R0"])
-def test_an_option_sets_network_modules_and_context_only(file: str, option: str, context: str) -> None:
-    config = config_of(file, option if context == "R1E" else f"{option}_{context}")
-    network, k = option.rsplit("_k", 1)
+@pytest.mark.parametrize(("file", "option"), [(file, option) for file, both in CUT.items() for option in both])
+def test_options_set_network_modules_and_context_only(file: str, option: str) -> None:
+    network, k, context = (item.partition("=")[2] for item in option.split(","))
     values = {"network__name": network, "local__modules": int(k), "local__context": context}
-    assert config.to_dict() == with_values(config_of(file), **values).to_dict()
+    assert config_of(file, option).to_dict() == with_values(config_of(file), **values).to_dict()
 
 
-@pytest.mark.parametrize(("file", "option"), TAUGHT)
-def test_an_option_sets_the_pair_and_its_dkd_weight_only(file: str, option: str) -> None:
+@pytest.mark.parametrize(("file", "option"), [(file, option) for file, both in TAUGHT.items() for option in both])
+def test_options_set_the_pair_and_its_dkd_weight_only(file: str, option: str) -> None:
     config = config_of(file, option)
-    assert f"{config.teacher.network}_{config.network.name}" == option
+    assert f"pair={config.teacher.network}-{config.network.name}" == option
     values = {
         "network__name": config.network.name,
         "teacher__network": config.teacher.network,
         "dkd__beta": config.dkd.beta,
     }
     assert config.to_dict() == with_values(config_of(file), **values).to_dict()
+
+
+@pytest.mark.parametrize("file", TAUGHT)
+def test_options_set_the_method_of_distillation(file: str) -> None:
+    assert config_of(file, "method=dkd").to_dict() == with_values(config_of(file), method="dkd").to_dict()
 
 
 @pytest.mark.parametrize("file", ["contsup.imagenet", "contsup.vit"])
@@ -77,19 +82,19 @@ def test_a_network_that_is_taught(file: str) -> None:
         np.testing.assert_allclose(rates, config.optimizer.learning_rate * 0.1**powers, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("file", "option"), [CUT[0], CUT[4], TAUGHT[0], TAUGHT[2]])
-def test_without_an_option_it_is_the_first(file: str, option: str) -> None:
-    assert config_of(file).to_dict() == config_of(file, option).to_dict()
+@pytest.mark.parametrize(("file", "options"), [*CUT.items(), *TAUGHT.items()])
+def test_without_an_option_it_is_the_first(file: str, options: tuple[str, ...]) -> None:
+    assert config_of(file).to_dict() == config_of(file, options[0]).to_dict()
 
 
 @pytest.mark.parametrize(
     ("file", "option", "message"),
     [
-        ("contsup.imagenet", "resnet50_k3", r"^unknown option 'resnet50_k3': use .*resnet101_k4 \(nearest: resnet50_k"),
-        ("contsup.imagenet", "k=2", "^unknown option 'k=2': use resnet50_k2, "),
-        ("contsup.vit", "vit_s16", r"^unknown option 'vit_s16': use vit_s16_k4, .* \(nearest: vit_s16_k"),
-        ("blockkd.imagenet", "resnet34_resnet8", r"^unknown option .*use .* \(nearest: resnet34_resnet18\)$"),
-        ("blockkd.vit", "vit_s16", r"^unknown option 'vit_s16': use resnet50_vit_s16 or resnet50_vit_ti16"),
+        ("contsup.imagenet", "resnet50_k2", "^unknown option 'resnet50_k2': use network, k or context$"),
+        ("contsup.imagenet", "k=two", "^option 'k=two': expected k=int, such as k=2$"),
+        ("contsup.vit", "contexts=R0", r"^unknown option 'contexts': use .* \(nearest: context\)$"),
+        ("blockkd.imagenet", "pair=resnet34-resnet8", r"^unknown pair .*use .* \(nearest: resnet34-resnet18\)$"),
+        ("blockkd.vit", "pair=vit_s16", r"^unknown pair 'vit_s16': use resnet50-vit_s16 or resnet50-vit_ti16"),
     ],
 )
 def test_an_unknown_option_is_refused(file: str, option: str, message: str) -> None:
@@ -99,4 +104,4 @@ def test_an_unknown_option_is_refused(file: str, option: str, message: str) -> N
 
 def test_an_unknown_context_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^unknown context 'R1D': use R0, E, R1, R1E"):
-        build(config_of("contsup.imagenet", "resnet50_k4_R1D"))
+        build(config_of("contsup.imagenet", "k=4,context=R1D"))

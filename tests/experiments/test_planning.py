@@ -36,7 +36,7 @@ def test_balanced_is_found_once_and_kept(tmp_path, capsys):
     found = planned(one, tmp_path)
     assert build(found).modules == 3
     assert peak(found) <= peak(config(modules=3))
-    assert "measured: 3 modules, cut behind " in capsys.readouterr().out
+    assert "measured: 3 modules, cut after " in capsys.readouterr().out
     plan = json.loads((tmp_path / PLAN).read_text())
     assert plan["peak_bytes"] == peak(found)
     # The plan that stands there decides, whatever would be measured now.

@@ -1,4 +1,4 @@
-"""Balanced cuts against every cut there is."""
+"""Balanced cuts against all possible cuts."""
 
 from itertools import combinations
 
@@ -8,14 +8,16 @@ import optax
 import pytest
 
 from kd_local.local import ContSup, PixelScale, cut, equal_layers
-from kd_local.memory import CompilationRecords, footprint, target
-from kd_local.memory.balance import _Needs, balance
+from kd_local.memory import CompilationRecords, balance, footprint, target
+from kd_local.memory.estimates import Estimates
+from kd_local.memory.search import lowest_peak
 from kd_local.models import create
+from kd_local.sizes import tree_bytes
 
 SMALL = create("resnet8", classes=10)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)
 HERE = target()
-SHAPE, BATCH = (32, 32, 3), 16
+WHERE = {"shape": (32, 32, 3), "batch": 16, "target": HERE}
 KNOWN = CompilationRecords()
 
 
@@ -30,7 +32,7 @@ def every_cut(network, modules):
 
 
 def peak(make, boundaries):
-    return footprint(make(boundaries), SHAPE, BATCH, HERE, records=KNOWN).peak_bytes
+    return footprint(make(boundaries), **WHERE, records=KNOWN).peak_bytes
 
 
 @pytest.mark.usually("R0-3")
@@ -38,26 +40,26 @@ def peak(make, boundaries):
 def test_no_cut_needs_less(context, modules):
     make = maker(context)
     peaks = {boundaries: peak(make, boundaries) for boundaries in every_cut(SMALL, modules)}
-    found = balance(make, SMALL, modules, SHAPE, BATCH, HERE, records=KNOWN)
+    found = balance(make, SMALL, modules=modules, **WHERE, records=KNOWN)
     assert found.peak_bytes == peaks[found.boundaries] == min(peaks.values())
     assert peaks[found.boundaries] <= peaks[equal_layers(SMALL, modules)] < max(peaks.values())
 
 
 @pytest.mark.exhaustive
-def test_a_search_cut_short_gives_what_it_measured():
+def test_a_search_with_few_compilations_gives_a_measured_cut():
     make, equal = maker("R0"), equal_layers(SMALL, 3)
-    assert balance(make, SMALL, 3, SHAPE, BATCH, HERE, records=KNOWN, compilations=0).boundaries == equal
+    assert balance(make, SMALL, modules=3, **WHERE, records=KNOWN, compilations=0).boundaries == equal
     records = CompilationRecords()
-    found = balance(make, SMALL, 3, SHAPE, BATCH, HERE, records=records, compilations=2)
+    found = balance(make, SMALL, modules=3, **WHERE, records=records, compilations=2)
     assert records.compiled <= 5
     assert found.peak_bytes == peak(make, found.boundaries) <= peak(make, equal)
 
 
-def test_what_is_known_already_changes_nothing_but_the_compilations(tmp_path):
+def test_known_records_save_compilations_and_change_nothing_else(tmp_path):
     make, path = maker("R0"), tmp_path / "executables.jsonl"
-    first = balance(make, SMALL, 3, SHAPE, BATCH, HERE, records=CompilationRecords(path), compilations=3)
+    first = balance(make, SMALL, modules=3, **WHERE, records=CompilationRecords(path), compilations=3)
     again = CompilationRecords(path)
-    assert balance(make, SMALL, 3, SHAPE, BATCH, HERE, records=again, compilations=3) == first
+    assert balance(make, SMALL, modules=3, **WHERE, records=again, compilations=3) == first
     assert again.compiled == 0
 
 
@@ -75,25 +77,30 @@ def test_what_is_known_already_changes_nothing_but_the_compilations(tmp_path):
 def test_dynamic_programming_finds_the_lowest_estimate(context, options, modules):
     network = create("resnet14", classes=10)
     make = maker(context, network, **options)
-    needs = _Needs(make(equal_layers(network, modules)), network, (8, 8, 3), 4)
+    estimates = Estimates(make(equal_layers(network, modules)), network, (8, 8, 3), 4)
+    need = lambda kind: estimates.of(kind).need
 
     def estimate(boundaries):
-        keys = needs.keys(boundaries)
-        return max(map(needs.of, keys)) + needs.state(keys)
+        kinds = estimates.kinds(boundaries)
+        return max(map(need, kinds)) + state_of(estimates, boundaries)
 
     lowest = min(map(estimate, every_cut(network, modules)))
-    assert estimate(needs.cheapest(modules, 2**60)) == lowest
-    assert needs.cheapest(modules, lowest) is None
+    assert estimate(lowest_peak(estimates, need, modules, 2**60)) == lowest
+    assert lowest_peak(estimates, need, modules, lowest) is None
 
 
-def test_estimates_count_what_is_carried_and_kept():
+def state_of(estimates, boundaries):
+    return estimates.state + sum(estimates.of(kind).state for kind in estimates.kinds(boundaries))
+
+
+def test_estimates_count_what_is_carried_and_saved():
     # Nothing but the stem: a 3x3 convolution to 16 channels, normalised, with ReLU.
-    needs = _Needs(maker("R0")(("stem",)), SMALL, (8, 8, 3), 4)
+    estimates = Estimates(maker("R0")(("stem",)), SMALL, (8, 8, 3), 4)
     image, features = 4 * 8 * 8 * 3 * 4, 4 * 8 * 8 * 16 * 4
-    assert needs.of(needs.keys(("stem",))[0]) >= image + 3 * features
-    # Blocks rematerialised: of the rest of the network only what each block reads is kept, and one block's inside.
-    whole = [_Needs(maker("R0", remat=remat)(()), SMALL, (8, 8, 3), 4) for remat in ((), ("blocks",))]
-    plain, remat = (needs.of(needs.keys(())[0]) for needs in whole)
+    assert estimates.of(estimates.kinds(("stem",))[0]).need >= image + 3 * features
+    # With rematerialised blocks, only the inputs of blocks are saved, and the activations of one block at a time.
+    whole = [Estimates(maker("R0", remat=remat)(()), SMALL, (8, 8, 3), 4) for remat in ((), ("blocks",))]
+    plain, remat = (estimates.of(estimates.kinds(())[0]).need for estimates in whole)
     assert features < remat < plain
 
 
@@ -101,20 +108,20 @@ def test_estimates_know_the_state_of_all_modules():
     for context in ("R0", "R1E"):
         make = maker(context)
         for boundaries in every_cut(SMALL, 3)[::5]:
-            needs = _Needs(make(boundaries), SMALL, (8, 8, 3), 4)
-            parts = footprint_state(make(boundaries))
-            assert abs(needs.state(needs.keys(boundaries)) - parts) < 0.001 * parts
+            estimates = Estimates(make(boundaries), SMALL, (8, 8, 3), 4)
+            expected = footprint_state(make(boundaries))
+            assert abs(state_of(estimates, boundaries) - expected) < 0.001 * expected
 
 
 def footprint_state(method):
     state = jax.eval_shape(method.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return tree_bytes(state)
 
 
 def test_errors():
     with pytest.raises(ValueError, match="compilations is -1: use 0, which keeps the cut of equal layers, or more"):
-        balance(maker("R0"), SMALL, 3, SHAPE, BATCH, HERE, compilations=-1)
+        balance(maker("R0"), SMALL, modules=3, **WHERE, compilations=-1)
     with pytest.raises(ValueError, match="6 modules for a network of 5 blocks: use 1 to 5"):
-        balance(maker("R0"), SMALL, 6, SHAPE, BATCH, HERE)
+        balance(maker("R0"), SMALL, modules=6, **WHERE)
     with pytest.raises(ValueError, match="batch is 0: use 1 or more images"):
-        balance(maker("R0"), SMALL, 3, SHAPE, 0, HERE)
+        balance(maker("R0"), SMALL, modules=3, **{**WHERE, "batch": 0})

@@ -83,7 +83,7 @@ def summary(workdir: Path) -> dict:
 def test_contsup_trains_in_two_processes(photographs: Path, tmp_path: Path) -> None:
     changes = ("--config.network.name=resnet18", "--config.mesh.data=2")
     ends = finish_all(
-        start_two("train", *arguments("contsup/imagenet.py:resnet50_k2", photographs, tmp_path, *changes))
+        start_two("train", *arguments("contsup/imagenet.py:network=resnet50,k=2", photographs, tmp_path, *changes))
     )
     assert [status for status, _, _ in ends] == [0, 0], ends
     found = summary(tmp_path)
@@ -93,7 +93,7 @@ def test_contsup_trains_in_two_processes(photographs: Path, tmp_path: Path) -> N
 
 @pytest.mark.exhaustive
 def test_a_vision_transformer_trains(photographs: Path, tmp_path: Path) -> None:
-    succeed("train", *arguments("contsup/vit.py:vit_ti16_k2", photographs, tmp_path))
+    succeed("train", *arguments("contsup/vit.py:network=vit_ti16,k=2", photographs, tmp_path))
     found = summary(tmp_path)
     assert (found["network"], found["modules"], found["context"]) == ("vit_ti16", 2, "R1E")
 
@@ -103,7 +103,7 @@ def test_block_kd_trains(photographs: Path, tmp_path: Path) -> None:
     teacher = create("resnet18", classes=CLASSES)
     save_network(teacher.init(jax.random.key(1), jnp.zeros((1, 224, 224, 3))), tmp_path)
     changes = ("--config.teacher.network=resnet18", f"--config.teacher.weights={tmp_path / 'network.npz'}")
-    succeed("train", *arguments("blockkd/imagenet.py:resnet34_resnet18", photographs, tmp_path / "run", *changes))
+    succeed("train", *arguments("blockkd/imagenet.py:pair=resnet34-resnet18", photographs, tmp_path / "run", *changes))
     found = summary(tmp_path / "run")
     assert (found["method"], found["network"]) == ("block_kd", "resnet18")
     assert list(found["exits"]) == ["stone1", "stone2", "stone3", "stone4"]
@@ -117,7 +117,9 @@ def test_a_photograph_that_does_not_decode_is_named(tmp_path: Path) -> None:
     (tmp_path / "prepared").mkdir()
     data = write(tmp_path / "prepared", images[:8], images[8:])
     small = ("--config.network.name=resnet8", "--config.data.image_size=32", "--config.steps=4")
-    status, _, err = run("train", *arguments("contsup/imagenet.py:resnet50_k2", data, tmp_path / "run", *small))
+    status, _, err = run(
+        "train", *arguments("contsup/imagenet.py:network=resnet50,k=2", data, tmp_path / "run", *small)
+    )
     assert status == 1
     expected = r"error: record \d of .*array_record.*: its image does not decode: .*: the same command resumes once"
     assert re.search(expected, err), err

@@ -26,7 +26,7 @@ SMALL = ["--config.batch_size=8", "--contexts=R0", "--nodecoders"]
 BAD_INPUT: list[tuple[list[str], str]] = [
     (["--target=tpu:v7"], r"unknown target 'tpu:v7': use local, tpu:v5e, .* \(nearest: tpu:v"),
     (["--target=lokal"], r"unknown target 'lokal': use local, .* \(nearest: local\)"),
-    (["--target=gpu"], "there is no GPU here, .* or use target tpu:v5e"),
+    (["--target=gpu"], "this machine has no GPU, .* or the target tpu:v5e"),
     (["--target=tpu:v5e"], "target 'tpu:v5e' needs XLA's TPU compiler, the package libtpu: pip install"),
     (["--modules=0"], "0 modules for a network of 5 blocks: use 1 to 5"),
     (["--modules=99"], "99 modules for a network of 5 blocks: use 1 to 5"),

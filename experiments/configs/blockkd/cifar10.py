@@ -2,8 +2,9 @@
 
 Command: python -m experiments.train --config=experiments/configs/blockkd/cifar10.py:method=kd \
              --config.data.data_dir=DIR --config.teacher.weights=resnet56.npz
-Options: method, student
-The images are normalised as that teacher expects. The protocol is that of CIFAR-100.
+Options: method, student. Images are normalised as the teacher expects; the protocol is that of CIFAR-100.
+Not trained to the end; six epochs on one H100 gave a test error of 17.69 % with kd and 15.88 % with block_kd (mean of
+three seeds, docs/results.md).
 """
 
 from ml_collections import ConfigDict

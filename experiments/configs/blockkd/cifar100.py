@@ -1,12 +1,11 @@
-"""The teacher-student pairs of the field on CIFAR-100, by Block-KD or any other method.
+"""CIFAR-100: the teacher-student pairs of the field, with Block-KD or another method.
 
 Command: python -m experiments.train --config=experiments/configs/blockkd/cifar100.py:pair=resnet56-resnet20 \
              --config.data.data_dir=DIR --config.teacher.weights=PATH
-Options: pair, method (block_kd, kd, dkd, ..., local_distillation; end_to_end is the student alone)
+Options: pair, method (end_to_end is the student alone).
 Weights: mdistiller's file of the teacher, or the folder of a run of teacher.py.
 
-Published top-1 accuracy on CIFAR-100, in per cent, of mdistiller's README: `PUBLISHED`. Block-KD's own tables are not
-quoted: they could not be obtained.
+`PUBLISHED` has the top-1 accuracies in percent of mdistiller's README. Not trained to the end.
 
 Reference: Yu et al., arXiv 2411.01547; Zhao et al., CVPR 2022; for the pairs, Tian et al., ICLR 2020.
 """

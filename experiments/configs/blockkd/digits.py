@@ -1,12 +1,11 @@
-"""Digits, ResNet-20 to ResNet-8: a teacher and a student from nothing, in minutes on a laptop.
+"""Digits, ResNet-20 to ResNet-8: trains a teacher and a student in minutes on a laptop.
 
 Commands: python -m experiments.train --config=experiments/configs/blockkd/teacher.py:network=resnet20,data=digits \
               --workdir=runs/teacher
-          python -m experiments.train --config=experiments/configs/blockkd/digits.py \
+          python -m experiments.sweep --config=experiments/configs/blockkd/digits.py \
               --config.teacher.weights=runs/teacher
-All rows: python -m experiments.sweep --config=experiments/configs/blockkd/digits.py --seeds=0,1,2 \
-              --config.teacher.weights=runs/teacher
-Options: method, student
+Options: method, student. With 300 images and 40 epochs (mean of three seeds, docs/results.md) the test error is 2.69 %
+for the student alone, 0.93 % with kd and 1.11 % with block_kd.
 """
 
 from ml_collections import ConfigDict

@@ -1,35 +1,33 @@
-"""The two teacher-student pairs of the field on ImageNet, by Block-KD. Not run to its end here: no figures of ours.
+"""Block-KD on ImageNet: the two teacher-student pairs of the field.
 
-Command: python -m experiments.train --config=experiments/configs/blockkd/imagenet.py:resnet34_resnet18 \
+Command: python -m experiments.train --config=experiments/configs/blockkd/imagenet.py:pair=resnet34-resnet18 \
              --config.data.data_dir=DIR --config.teacher.weights=resnet34.pth
-Options: resnet34_resnet18 (if none) or resnet50_mobilenetv1, the teacher before the student.
-Weights: torchvision's file of the teacher, or the folder of a run of ours. With `--config.method=kd` or `dkd` it is
-mdistiller's setting of these, with `end_to_end` the student alone. Over N devices: `--config.mesh.data=N`.
+Options: pair (resnet34-resnet18 or resnet50-mobilenetv1, teacher first), method.
+Weights: torchvision's file of the teacher, or the folder of a run. On N devices: `--config.mesh.data=N`.
 
-100 epochs of SGD, batch 512, rate 0.2 and a tenth of it from 30, 60 and 90 each; no Nesterov; weight decay 1e-4. As on
-CIFAR-100, Block-KD's numbers, which its paper leaves open, are those of KD in this protocol, and gamma is beta.
+100 epochs of SGD without Nesterov, batch 512, rate 0.2, multiplied by 0.1 at 30, 60 and 90, weight decay 1e-4. The
+paper does not give Block-KD's weights on ImageNet: they are those of KD in mdistiller, and gamma is beta.
 
-Reference: Yu et al., arXiv 2411.01547, the ImageNet experiments, with its 100 epochs and batch 512 (its tables could
-not be obtained, and none is quoted); the rest is mdistiller's configs/imagenet (Zhao et al., CVPR 2022).
+Reference: Yu et al., arXiv 2411.01547 (100 epochs, batch 512); the rest is mdistiller's configs/imagenet (Zhao et al.,
+CVPR 2022). Not trained to the end.
 """
 
 from ml_collections import ConfigDict
 
 from experiments.configs.blockkd.protocol import taught
+from experiments.configs.options import parse_options
 from kd_local.errors import unknown
 
-PAIRS = {  # option: teacher, student, DKD's beta as its authors set it
-    "resnet34_resnet18": ("resnet34", "resnet18", 0.5),
-    "resnet50_mobilenetv1": ("resnet50", "mobilenetv1", 2.0),
-}
+BETA = {"resnet34-resnet18": 0.5, "resnet50-mobilenetv1": 2.0}
+"""DKD's beta by pair, as its authors set it."""
 
 
 def get_config(options: str = "") -> ConfigDict:
-    pair = options or "resnet34_resnet18"
-    if pair not in PAIRS:
-        raise unknown("option", pair, PAIRS)
-    teacher, student, beta = PAIRS[pair]
-    config = taught(student, teacher, "imagenet2012", "block_kd")
+    choice = parse_options(options, pair="resnet34-resnet18", method="block_kd")
+    if choice["pair"] not in BETA:
+        raise unknown("pair", choice["pair"], BETA)
+    teacher, student = choice["pair"].split("-")
+    config = taught(student, teacher, "imagenet2012", choice["method"])
     config.epochs = 100
     config.batch_size = 512
     config.optimizer.learning_rate = 0.2
@@ -37,5 +35,5 @@ def get_config(options: str = "") -> ConfigDict:
     config.optimizer.milestones = (30, 60, 90)
     config.block_kd.update(alpha=0.5, beta=0.5, gamma=0.5, temperature=1.0)
     config.kd.update(ce_weight=0.5, weight=0.5, temperature=1.0)
-    config.dkd.update(beta=beta, temperature=1.0, warmup_epochs=1)
+    config.dkd.update(beta=BETA[choice["pair"]], temperature=1.0, warmup_epochs=1)
     return config

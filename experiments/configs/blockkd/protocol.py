@@ -1,7 +1,7 @@
-"""What distillation runs share: the protocol of the field on CIFAR-100, and a short one for digits.
+"""Protocols of distillation: the field's for CIFAR-100, and a short one for digits.
 
-SGD with momentum 0.9 and weight decay 5e-4, batch 64, 240 epochs, rate 0.05 and a tenth of it from 150, 180 and 210
-each; 0.01 for MobileNetV2 and ShuffleNets. On digits 20 epochs of cosine decay from 0.05.
+SGD with momentum 0.9 and weight decay 5e-4, batch 64, 240 epochs, rate 0.05, multiplied by 0.1 at 150, 180 and 210;
+rate 0.01 for MobileNetV2 and ShuffleNets. For digits, 20 epochs of cosine decay from 0.05.
 
 Reference: mdistiller (Zhao et al., CVPR 2022, arXiv 2203.08679), which follows CRD (Tian et al., ICLR 2020).
 """
@@ -12,7 +12,7 @@ from experiments.configs import default
 
 
 def protocol(network: str, data: str) -> ConfigDict:
-    """The config that trains a network of that name end to end, as teachers are and students by the other methods."""
+    """The config that trains a network end to end."""
     config = default.get_config()
     config.method = "end_to_end"
     config.network.name = network
@@ -33,7 +33,7 @@ def protocol(network: str, data: str) -> ConfigDict:
 
 
 def taught(student: str, teacher: str, data: str, method: str) -> ConfigDict:
-    """The config that trains a student; the teacher's weights are to be given, or with end_to_end none."""
+    """The config that trains a student; `teacher.weights` is not set."""
     config = protocol(student, data)
     config.method = method
     config.teacher.network = teacher

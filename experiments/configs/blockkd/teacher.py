@@ -1,8 +1,9 @@
-"""A teacher by the protocol of the field.
+"""A teacher, trained by the protocol of the field.
 
 Command: python -m experiments.train --config=experiments/configs/blockkd/teacher.py:network=resnet56,data=cifar100 \
              --config.data.data_dir=DIR --workdir=runs/resnet56-cifar100
-Options: network, data. The folder is then what --config.teacher.weights takes.
+Options: network, data. Give the folder as --config.teacher.weights. On 1,437 digits the accuracy of ResNet-20 is
+99.17 % (docs/results.md).
 """
 
 from ml_collections import ConfigDict
@@ -12,5 +13,4 @@ from experiments.configs.options import parse_options
 
 
 def get_config(options: str = "") -> ConfigDict:
-    choice = parse_options(options, network="resnet56", data="cifar100")
-    return protocol(**choice)
+    return protocol(**parse_options(options, network="resnet56", data="cifar100"))

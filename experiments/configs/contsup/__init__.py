@@ -1,1 +1,1 @@
-"""The experiments of the ContSup paper, a file a table or figure, and the baselines it compares with."""
+"""The tables and figures of the ContSup paper, one file each, and its baselines."""

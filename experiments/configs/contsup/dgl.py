@@ -1,11 +1,8 @@
 """Decoupled greedy learning (DGL), a baseline of ContSup: no context, local heads with a convolution (1c2f).
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/dgl.py --config.data.data_dir=DIR
-Another network: python -m experiments.sweep --config=experiments/configs/contsup/dgl.py:network=resnet110
 Options: k, network (resnet32 or resnet110), data (cifar10, stl10 or svhn_cropped).
-Differs from the default config in network, data, K, context and the hyper-parameters of `paper.py`.
-
-Reference: Belilovsky et al., ICML 2020; as InfoPro (Wang et al., ICLR 2021, table 2) and ContSup compare with it.
+Reference: Belilovsky et al., ICML 2020, as in InfoPro (Wang et al., ICLR 2021, table 2). Not trained to the end.
 """
 
 from ml_collections import ConfigDict

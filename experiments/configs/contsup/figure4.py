@@ -2,11 +2,8 @@
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/figure4.py --config.data.data_dir=DIR
 One row: python -m experiments.train --config=experiments/configs/contsup/figure4.py:network=resnet110,k=3
-Options: network, k; ResNet-32 in 2 to 16 modules, ResNet-110 in 2 to 4.
-Differs from the default config in network, data, K, loss, boundaries and the hyper-parameters of `paper.py`.
-
-Reference: Yu et al., arXiv 2312.07636, figure 4. The authors' commands for ResNet-32 leave out the flag that balances
-(it seems an oversight: its boundaries stand in their code); here they balance. In 16 modules both are the same.
+Options: network, k. The authors' commands for ResNet-32 omit the flag that balances; these rows balance.
+Reference: Yu et al., arXiv 2312.07636, figure 4. Not trained to the end.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,8 @@
 """Greedy supervised learning, a baseline of ContSup: no context, each local head a pool and one linear layer (0c1f).
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/greedy.py --config.data.data_dir=DIR
-Another network: python -m experiments.sweep --config=experiments/configs/contsup/greedy.py:network=resnet110
 Options: k, network (resnet32 or resnet110), data (cifar10, stl10 or svhn_cropped).
-Differs from the default config in network, data, K, context, head and the hyper-parameters of `paper.py`.
-
-Reference: Belilovsky et al., ICML 2019; as InfoPro (Wang et al., ICLR 2021, table 2) and ContSup compare with it.
+Reference: Belilovsky et al., ICML 2019, as in InfoPro (Wang et al., ICLR 2021, table 2). Not trained to the end.
 """
 
 from ml_collections import ConfigDict

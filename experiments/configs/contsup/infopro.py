@@ -1,11 +1,9 @@
-"""InfoPro, a baseline of ContSup: no context; each module also reconstructs the image, to keep what later ones need.
+"""InfoPro, a baseline of ContSup: no context; each module also reconstructs the image.
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/infopro.py --config.data.data_dir=DIR
-Another network: python -m experiments.sweep --config=experiments/configs/contsup/infopro.py:network=resnet110
 Options: k, network (resnet32 or resnet110), data (cifar10, stl10 or svhn_cropped), loss (softmax or contrast).
-Differs from the default config in network, data, K, context, loss, decoder and the hyper-parameters of `paper.py`.
-
-Reference: Wang et al., "Revisiting locally supervised learning", ICLR 2021, table 2.
+Reference: Wang et al., "Revisiting locally supervised learning", ICLR 2021, table 2. Not trained to the end; 20 epochs
+of digits at K=16 gave a test error of 2.50 % (softmax) and 1.11 % (contrast), docs/results.md.
 """
 
 from ml_collections import ConfigDict

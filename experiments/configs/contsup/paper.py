@@ -1,7 +1,7 @@
-"""What the tables and figures of the ContSup paper share: their hyper-parameters, as the authors' commands set them.
+"""Hyper-parameters of the ContSup paper's tables and figures, as in the authors' commands.
 
-ResNet-32 or ResNet-110; SGD with Nesterov momentum 0.9 and weight decay 1e-4 on everything; 160 epochs of the authors'
-cosine with 10 of warm-up from 0.01; learning rate 0.8 at batch 1024, of STL-10 0.1 at batch 128.
+ResNet-32 or ResNet-110; SGD with Nesterov momentum 0.9 and weight decay 1e-4 on all parameters; 160 epochs of the
+authors' cosine with 10 of warm-up from 0.01; learning rate 0.8 at batch 1024, for STL-10 0.1 at batch 128.
 
 Reference: Yu et al., arXiv 2312.07636, and the authors' code.
 """
@@ -22,7 +22,7 @@ def published(
     boundaries: str = "equal",
     head: str = "1c2f",
 ) -> ConfigDict:
-    """The config of one of the paper's runs: K modules, or with K = 1 the same network end to end."""
+    """The config of a run of the paper: K modules, or with K = 1 the same network end to end."""
     config = default.get_config()
     config.epochs = 160
     config.network.name = network
@@ -37,7 +37,7 @@ def published(
     config.local.context = context
     config.local.loss = loss
     config.local.decoder = decoder
-    config.local.loss_scale = "published"  # of no effect without the decoder
+    config.local.loss_scale = "published"  # only used with the decoder
     config.local.boundaries = boundaries
     config.local.head = head
     return config

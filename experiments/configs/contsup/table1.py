@@ -2,10 +2,9 @@
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/table1.py --config.data.data_dir=DIR
 One row: python -m experiments.train --config=experiments/configs/contsup/table1.py:context=R1E
-Options: k, context; k=1 is end to end, for comparison.
-Differs from the default config in network, data, K and the hyper-parameters of `paper.py`.
-
-Reference: Yu et al., arXiv 2312.07636, table 1.
+Options: k, context; k=1 is end to end.
+Reference: Yu et al., arXiv 2312.07636, table 1. Not trained to the end; 20 epochs of digits gave test errors of 1.39,
+0.19, 1.57 and 0.46 % with the four contexts, and 1.02 % end to end (docs/results.md).
 """
 
 from ml_collections import ConfigDict

@@ -2,10 +2,8 @@
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/table2.py --config.data.data_dir=DIR
 One row: python -m experiments.train --config=experiments/configs/contsup/table2.py:k=8,context=R1E,loss=contrast
-Options: k, context, loss; k=1 is end to end, for comparison. At K=2, E and R1E are the same.
-Differs from the default config in network, data, K, loss and the hyper-parameters of `paper.py`.
-
-Reference: Yu et al., arXiv 2312.07636, table 2.
+Options: k, context, loss; k=1 is end to end. At K=2, E and R1E are the same.
+Reference: Yu et al., arXiv 2312.07636, table 2. Not trained to the end.
 """
 
 from ml_collections import ConfigDict

@@ -2,12 +2,10 @@
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/table3.py --config.data.data_dir=DIR
 One row: python -m experiments.train --config=experiments/configs/contsup/table3.py:data=stl10,k=8,loss=contrast
-Options: data, k, loss; k=1 is end to end, for comparison.
-Differs from the default config in network, data, K, loss, the decoder and the hyper-parameters of `paper.py`.
-
-Reference: Yu et al., arXiv 2312.07636, table 3. All its runs reconstruct the image as well; weights of the losses by
-network, data and K. Of SVHN in 4 modules the last boundary's head has weight 1 (ixy_2), as in InfoPro's code: with the
-authors' 0 every local head and all it teaches would have a gradient of zero. STL-10 has 10 classes, not their 100.
+Options: data, k, loss; k=1 is end to end.
+Reference: Yu et al., arXiv 2312.07636, table 3. Not trained to the end. All rows reconstruct the image. The last
+boundary's head on SVHN in 4 modules has weight 1 (ixy_2), as in InfoPro's code: with the authors' 0 the gradient of
+every local head would be zero. STL-10 has 10 classes; the authors' code has 100.
 """
 
 from ml_collections import ConfigDict

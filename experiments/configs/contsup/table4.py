@@ -2,10 +2,8 @@
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/table4.py --config.data.data_dir=DIR
 One row: python -m experiments.train --config=experiments/configs/contsup/table4.py:k=16,context=R4
-Options: k, context; k=1 is end to end, for comparison.
-Differs from the default config in network, data, K and the hyper-parameters of `paper.py`.
-
-Reference: Yu et al., arXiv 2312.07636, table 4, which has the memory of each run too.
+Options: k, context; k=1 is end to end.
+Reference: Yu et al., arXiv 2312.07636, table 4. Not trained to the end.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The data sets known by name, and what is found out about others that are prepared beside them."""
+"""Specifications of data sets: of those known by name, and of others from their prepared folders."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,16 +9,16 @@ from kd_local.errors import unknown
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a data set before it is read.
+class DatasetSpec:
+    """What is known about a data set before it is read.
 
     Attributes:
         shape: height, width and channels of its images, as batches give them.
-        classes: of its labels.
-        train, test: how many examples its splits have.
-        augmentation: of its images.
-        streamed: whether its images are read as they are needed, or else held in memory.
-        evaluated_on: the split that is tested on, by the name it has in the folder.
+        classes: number of classes.
+        train, test: number of training and of test examples.
+        augmentation: the usual augmentation of its images.
+        streamed: whether images are read when they are needed; otherwise they are held in memory.
+        test_split: name in the folder of the split that is used for testing.
     """
 
     shape: tuple[int, int, int]
@@ -27,24 +27,24 @@ class Known:
     test: int
     augmentation: Augmentation
     streamed: bool = False
-    evaluated_on: str = "test"
+    test_split: str = "test"
 
 
 IMAGE_SIZE = 224
-"""In pixels, of streamed images, unless another is asked for."""
+"""Default size of streamed images, in pixels."""
 
 LARGEST_HELD = 128
-"""In pixels, of images that are held in memory, of data sets that are known by their folder only."""
+"""Largest side, in pixels, of images held in memory, for data sets that have no name here."""
 
 _HALF = (127.5, 127.5, 127.5)
 _IMAGENET = Augmentation(
-    pad=0,  # random crops are made before, of images at their own size
+    pad=0,  # random crops are taken earlier, from images of the original size
     flip=True,
     mean=(0.485 * 255, 0.456 * 255, 0.406 * 255),
     std=(0.229 * 255, 0.224 * 255, 0.225 * 255),
 )
-KNOWN = {
-    "cifar10": Known(
+DATASETS = {
+    "cifar10": DatasetSpec(
         shape=(32, 32, 3),
         classes=10,
         train=50_000,
@@ -57,7 +57,7 @@ KNOWN = {
             std=(63.0, 62.1, 66.7),
         ),
     ),
-    "cifar100": Known(
+    "cifar100": DatasetSpec(
         shape=(32, 32, 3),
         classes=100,
         train=50_000,
@@ -70,31 +70,31 @@ KNOWN = {
             std=(0.2675 * 255, 0.2565 * 255, 0.2761 * 255),
         ),
     ),
-    "digits": Known(
+    "digits": DatasetSpec(
         shape=(8, 8, 1),
         classes=10,
         train=1_437,
         test=360,
-        # Those of the training split. A mirrored digit is not that digit.
+        # Mean and std of the training split. No flips: a mirrored digit is another sign.
         augmentation=Augmentation(padding="zero", pad=1, flip=False, mean=(77.89,), std=(95.87,)),
     ),
-    "imagenet2012": Known(
+    "imagenet2012": DatasetSpec(
         shape=(IMAGE_SIZE, IMAGE_SIZE, 3),
         classes=1_000,
         train=1_281_167,
         test=50_000,
         augmentation=_IMAGENET,
         streamed=True,
-        evaluated_on="validation",  # the labels of `test` are not public
+        test_split="validation",  # the labels of `test` are not public
     ),
-    "stl10": Known(
+    "stl10": DatasetSpec(
         shape=(96, 96, 3),
         classes=10,
         train=5_000,
         test=8_000,
         augmentation=Augmentation(padding="zero", pad=4, flip=True, mean=_HALF, std=_HALF),
     ),
-    "svhn_cropped": Known(
+    "svhn_cropped": DatasetSpec(
         shape=(32, 32, 3),
         classes=10,
         train=73_257,
@@ -104,40 +104,43 @@ KNOWN = {
 }
 
 
-def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> Known:
-    """What is known of a data set by its name, or else by the descriptions in its folder in `data_dir`.
+def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> DatasetSpec:
+    """The specification of a data set: by its name, or read from its folder in `data_dir`.
+
+    Args:
+        name: of the data set.
+        data_dir: the folder that holds prepared data sets.
+        image_size: size of streamed images in pixels; None for `IMAGE_SIZE`.
 
     Raises:
-        ValueError: no such name or folder, one that is not of labelled images or cannot be read, or an image size that
-            is out of range or asked of images in memory.
-        ModuleNotFoundError: a package is missing that reads the folder.
+        ValueError: no data set or folder has this name, the folder cannot be read or has no labelled images, or the
+            image size is out of range or given for images in memory.
+        ModuleNotFoundError: a package that reads the folder is missing.
     """
-    if name in KNOWN:
-        known = KNOWN[name]
+    if name in DATASETS:
+        spec = DATASETS[name]
     elif prepared.is_there(name, data_dir):
-        known = _found(prepared.find(name, data_dir))
+        spec = _read_spec(prepared.find(name, data_dir))
     else:
-        error = unknown("dataset", name, KNOWN)
+        error = unknown("dataset", name, DATASETS)
         if data_dir is None:
             raise error
-        raise ValueError(f"{error}; nor is anything prepared in {Path(data_dir) / name}")
+        raise ValueError(f"{error}; and there is no prepared data set in {Path(data_dir) / name}")
     if image_size is None:
-        return known
-    if not known.streamed:
-        height, width, _ = known.shape
-        raise ValueError(
-            f"image_size {image_size} for {name}: its images are {height}x{width} and stay so, leave it out"
-        )
+        return spec
+    if not spec.streamed:
+        height, width, _ = spec.shape
+        raise ValueError(f"image_size {image_size} for {name}: its images stay {height}x{width}, leave image_size out")
     if image_size < 1:
         raise ValueError(f"image_size {image_size}: use 1 or more pixels, as {IMAGE_SIZE}")
-    return replace(known, shape=(image_size, image_size, 3))
+    return replace(spec, shape=(image_size, image_size, 3))
 
 
-def _found(folder: Path) -> Known:
-    """Of a data set that is known by its folder only."""
+def _read_spec(folder: Path) -> DatasetSpec:
+    """The specification of a prepared data set that has no name here."""
     contents = prepared.contents(folder)
-    evaluated_on = next((split for split in ("test", "validation") if split in contents.examples), None)
-    if "train" not in contents.examples or evaluated_on is None:
+    test_split = next((split for split in ("test", "validation") if split in contents.examples), None)
+    if "train" not in contents.examples or test_split is None:
         raise ValueError(
             f"{folder} has the splits {', '.join(contents.examples)}: use a data set with train and with test or "
             "validation"
@@ -149,12 +152,12 @@ def _found(folder: Path) -> Known:
         half = (127.5,) * channels
         streamed, shape = False, (height, width, channels)
         augmentation = Augmentation(pad=min(height, width) // 8, mean=half, std=half)
-    return Known(
+    return DatasetSpec(
         shape=shape,
         classes=contents.classes,
         train=contents.examples["train"],
-        test=contents.examples[evaluated_on],
+        test=contents.examples[test_split],
         augmentation=augmentation,
         streamed=streamed,
-        evaluated_on=evaluated_on,
+        test_split=test_split,
     )
