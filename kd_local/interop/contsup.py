@@ -1,14 +1,14 @@
-"""Weights of the ContSup authors' code (PyTorch) for a cut CIFAR ResNet, and back.
+"""Converts weights of a cut CIFAR ResNet between the ContSup authors' code (PyTorch) and this package.
 
-Their names, for the boundary behind block B of stage S (the stem is 0, 0), which is boundary K counted from 0:
+The authors' names, for the boundary after block B of stage S (the stem is 0, 0), which is boundary K, from 0:
 
     conv1, bn1, layerS.B.{conv1,bn1,conv2,bn2,downsample.0,downsample.1}, fc     the network
     aux_classifier_S_B.head.N                                                    the local head before the boundary
     decoder_S_B.decoder.N                                                        the decoder before the boundary
-    cont_sup_node.encoder_K.encoder.N                                            the image's encoder behind it
-    cont_sup_node.resencoder_K_R.encoder.N                                       the encoders of features behind it
+    cont_sup_node.encoder_K.encoder.N                                            the image encoder after it
+    cont_sup_node.resencoder_K_R.encoder.N                                       the feature encoders after it
 
-Encoders of features are numbered by R, 0 for the most recent features; N counts the places of an `nn.Sequential`.
+R numbers the feature encoders: 0 reads the most recent features. N is the index in an `nn.Sequential`.
 
 Reference: github.com/Tab-ct/ContSup, the code of Yu et al. (arXiv 2312.07636).
 """
@@ -33,43 +33,43 @@ from kd_local.models.layers import DType
 from kd_local.models.resnet import BasicBlock
 from kd_local.networks import Variables
 
-# Their code builds decoders and encoders whether or not they are used.
-_BUILT_ANYWAY = re.compile(r"decoder_\d+_\d+\.|cont_sup_node\.(encoder_\d+|resencoder_\d+_\d+)\.")
+# The authors' code always builds decoders and encoders, also if it does not use them.
+_BUILT_ALWAYS = re.compile(r"decoder_\d+_\d+\.|cont_sup_node\.(encoder_\d+|resencoder_\d+_\d+)\.")
 _STEM = "conv1.weight"
 
 
 def from_torch(cut_network: CutNetwork, arrays: Mapping[str, Any], *, dtype: DType = None) -> dict[str, Variables]:
-    """Variables of every module from the weights of the authors' code, statistics included.
+    """Variables of a cut network from the weights of the authors' code, with batch statistics.
 
     Args:
         cut_network: a cut CIFAR ResNet.
-        arrays: by the authors' names, in PyTorch's layouts, such as `read_state_dict` gives. Decoders and encoders that
-            the cut network does not have are left out, since the authors' code builds them unused.
-        dtype: of the result; None keeps each array's.
+        arrays: arrays by the authors' names, in PyTorch's layouts, such as `read_state_dict` returns. Decoders and
+            encoders that the cut network does not have are ignored: the authors' code always builds them.
+        dtype: dtype of the result; None keeps each array's dtype.
 
     Returns:
-        Variables as `CutNetwork.init` gives, as numpy arrays.
+        Variables with the structure of `CutNetwork.init`, as numpy arrays.
 
     Raises:
-        ValueError: something is missing, has another shape or is unexpected; the first such is named. Or the network is
-            not one that the authors' code has.
+        ValueError: an array is missing, has another shape or is unexpected (the error names the first), or the authors'
+            code has no such network.
     """
     stem = np.shape(arrays.get(_STEM, ()))
     shapes = _shapes(cut_network, stem[1] if len(stem) == 4 else 3)
     described = {module.name: _layers(module, number) for number, module in enumerate(cut_network.modules)}
     variables = {name: read_layers(layers, arrays, shapes[name], dtype=dtype) for name, layers in described.items()}
     known = [tensor for name, layers in described.items() for tensor in names(layers, shapes[name])]
-    refuse_others({name: array for name, array in arrays.items() if not _BUILT_ANYWAY.match(name)}, known)
+    refuse_others({name: array for name, array in arrays.items() if not _BUILT_ALWAYS.match(name)}, known)
     return variables
 
 
 def to_torch(cut_network: CutNetwork, variables: Mapping[str, Variables]) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`: arrays by the authors' names, in PyTorch's layouts, dtypes kept.
+    """The inverse of `from_torch`: arrays by the authors' names, in PyTorch's layouts, with unchanged dtypes.
 
-    What their code builds without using it is not there: load with `strict=False`.
+    Modules that the authors' code builds without using them are missing: load with `strict=False`.
 
     Raises:
-        ValueError: the variables are not those of the cut network, or it is not one that the authors' code has.
+        ValueError: the variables do not fit the cut network, or the authors' code has no such network.
     """
     missing = [module.name for module in cut_network.modules if module.name not in variables]
     if missing:
@@ -110,8 +110,8 @@ def _layers(module: LocalModule, number: int) -> list[Layer]:
             layers += conv_norm(f"{encoder}.3", f"{encoder}.4", (*path, "conv2"))
         else:
             raise ValueError(
-                f"context network {index} of {module.name} ({type(network).__name__}) is none that the authors' code "
-                "has: cut with image_encoder='full'"
+                f"context network {index} of {module.name} ({type(network).__name__}) is not in the authors' code: "
+                "cut with image_encoder='full'"
             )
     if module.head is not None:
         layers += _head(module.head, f"aux_classifier_{_boundary(module)}.head")
@@ -135,7 +135,7 @@ def _block(name: str, block: nn.Module, path: tuple[str, ...]) -> tuple[Layer, .
             )
         case Classifier():
             return (Layer("fc", (*path, "linear", "dense"), "linear"),)
-    raise ValueError(f"block {name!r} ({type(block).__name__}) is none that the authors' code has: cut a CIFAR ResNet")
+    raise ValueError(f"block {name!r} ({type(block).__name__}) is not in the authors' code: cut a CIFAR ResNet")
 
 
 def _boundary(module: LocalModule) -> str:
@@ -148,7 +148,7 @@ def _head(head: LocalHead, name: str) -> list[Layer]:
     layers: list[Layer] = []
     for i in range(convolutions):  # convolution, batch normalisation, ReLU
         layers += conv_norm(f"{name}.{3 * i}", f"{name}.{3 * i + 1}", ("head", f"conv{i}"))
-    first = 3 * convolutions + 2  # behind pooling and flattening
+    first = 3 * convolutions + 2  # after pooling and flattening
     for i in range(linears):  # linear, ReLU, linear, ...
         layers.append(Layer(f"{name}.{first + 2 * i}", ("head", f"linear{i}", "dense"), "linear"))
     return layers

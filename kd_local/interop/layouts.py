@@ -1,7 +1,7 @@
-"""Layers that PyTorch and this package both have: names, layouts, and tensors brought from one to the other.
+"""Converts the layers that PyTorch and this package share: names and layouts of their tensors.
 
-A network is described once, as layers that have a name there and a path here. Reading and writing follow the same
-description, so that they cannot disagree.
+A network is described once, as layers with a name in PyTorch and a path in our variables. Reading and writing use the
+same description, so that they are consistent.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,8 @@ _UNUSED = ".num_batches_tracked"
 
 @dataclass(frozen=True)
 class _Layout:
-    """One tensor of a layer: its name there, its collection and name here, and PyTorch's axes in our order."""
+    """One tensor of a layer: its name in PyTorch, its collection and name in our variables, and the permutation of
+    axes."""
 
     theirs: str
     collection: str
@@ -52,10 +53,10 @@ _LAYOUTS: dict[Kind, tuple[_Layout, ...]] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's name in PyTorch (`layer1.0.conv1`), its path in a collection of our variables, and its kind.
+    """A layer's name in PyTorch, such as `layer1.0.conv1`, its path in a collection of our variables, and its kind.
 
-    Of a layer's tensors those count that the variables have: a convolution without bias, or a shortcut that is not
-    there, needs no description of its own.
+    Tensors of a layer that the variables do not have are ignored. So a convolution with or without bias, and a block
+    with or without a projection, have the same description.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Layer:
 
 
 def conv_norm(convolution: str, norm: str, path: Path) -> tuple[Layer, Layer]:
-    """The two layers of a `ConvNorm` at that path, by their names in PyTorch."""
+    """The two layers of the `ConvNorm` at a path, by their names in PyTorch."""
     return Layer(convolution, (*path, "conv"), "convolution"), Layer(norm, (*path, "norm"), "batch_norm")
 
 
@@ -100,10 +101,10 @@ def _tensors(layers: Iterable[Layer], shapes: Mapping[str, Any]) -> list[_Tensor
 
 
 def names(layers: Iterable[Layer], shapes: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names in PyTorch of all tensors of these variables, in the order of the layers.
+    """The names in PyTorch of all tensors in the variables, in the order of the layers.
 
     Raises:
-        ValueError: the layers do not cover the variables.
+        ValueError: a variable belongs to no layer.
     """
     return tuple(tensor.name for tensor in _tensors(layers, shapes))
 
@@ -111,20 +112,19 @@ def names(layers: Iterable[Layer], shapes: Mapping[str, Any]) -> tuple[str, ...]
 def read_layers(
     layers: Sequence[Layer], arrays: Mapping[str, Any], shapes: Mapping[str, Any], *, dtype: DType = None
 ) -> Variables:
-    """Variables from arrays of PyTorch.
+    """Variables from PyTorch's arrays.
 
     Args:
         layers: all layers of the variables.
-        arrays: by their names in PyTorch and in its layouts; others than those of the layers are not looked at.
-        shapes: variables of the network, or `jax.ShapeDtypeStruct`s, of which only structure and shapes count.
-        dtype: of the result; None keeps each array's.
+        arrays: arrays by their names in PyTorch, in its layouts. Arrays of no layer are ignored.
+        shapes: variables of the network, or their `jax.ShapeDtypeStruct`s. Only structure and shapes matter.
+        dtype: dtype of the result; None keeps each array's dtype.
 
     Returns:
-        Variables of that structure, as numpy arrays of their own.
+        Variables with the structure of `shapes`, as new numpy arrays.
 
     Raises:
-        ValueError: an array is missing, has another shape, or is not floating-point; or the layers do not cover the
-            variables.
+        ValueError: an array is missing, has another shape or is not floating-point, or a variable belongs to no layer.
     """
     flat = flatten_dict(shapes, keep_empty_nodes=True)
     for tensor in _tensors(layers, shapes):
@@ -135,11 +135,13 @@ def read_layers(
 def read_all(
     layers: Sequence[Layer], arrays: Mapping[str, Any], shapes: Mapping[str, Any], *, dtype: DType = None
 ) -> Variables:
-    """`read_layers` of arrays among which there is nothing else, PyTorch's `num_batches_tracked` excepted.
+    """`read_layers`, with an error for arrays of no layer; PyTorch's `num_batches_tracked` is ignored.
+
+    The arguments are those of `read_layers`.
 
     Raises:
-        ValueError: as `read_layers` and `refuse_others`, naming the first that does not fit in the order of the layers;
-            one that is unexpected comes behind the one that it follows in `arrays`.
+        ValueError: see `read_layers` and `refuse_others`. The error names the first array that does not fit, in the
+            order of the layers. An unexpected array has its place after its predecessor in `arrays`.
     """
     tensors = _tensors(layers, shapes)
     place = {tensor.name: index for index, tensor in enumerate(tensors)}
@@ -164,26 +166,24 @@ def _array_of(tensor: _Tensor, arrays: Mapping[str, Any]) -> np.ndarray:
             f"{_HINT}"
         )
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{tensor.name} is {array.dtype}, expected a floating dtype: weights of integers have no use")
+        raise ValueError(f"{tensor.name} is {array.dtype}, expected a floating dtype: save the weights as float32")
     return array
 
 
 def write_layers(
     layers: Sequence[Layer], variables: Mapping[str, Any], shapes: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Arrays by their names in PyTorch and in its layouts, dtypes kept: the inverse of `read_layers`.
+    """The inverse of `read_layers`: arrays by their names in PyTorch, in its layouts, with unchanged dtypes.
 
     Raises:
-        ValueError: the variables have not the structure and shapes of `shapes`, or the layers do not cover them.
+        ValueError: the variables do not have the structure and shapes of `shapes`, or a variable belongs to no layer.
     """
     flat = flatten_dict(variables)
     arrays = {}
     for tensor in _tensors(layers, shapes):
         place = "/".join(tensor.path)
         if tensor.path not in flat:
-            raise ValueError(
-                f"{place} is missing, expected in shape {tensor.shape}: give the network's whole variables"
-            )
+            raise ValueError(f"{place} is missing, expected in shape {tensor.shape}: give all variables of the network")
         array = np.asarray(flat.pop(tensor.path))
         if array.shape != tensor.shape:
             raise ValueError(
@@ -199,14 +199,14 @@ def write_layers(
 
 
 def refuse_others(arrays: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse arrays by any other name than the known ones; PyTorch's `num_batches_tracked` has no use and may stay.
+    """Refuses arrays whose names are not known. PyTorch's `num_batches_tracked` is ignored.
 
     Raises:
-        ValueError: naming the first of them.
+        ValueError: an array has an unknown name; the error names the first one.
     """
     names = set(known)
     for name, array in arrays.items():
         if name not in names and not name.endswith(_UNUSED):
             raise ValueError(
-                f"{name} of shape {np.shape(array)} is unexpected, the network has nothing by that name: {_HINT}"
+                f"{name} of shape {np.shape(array)} is unexpected, the network has no such tensor: {_HINT}"
             )

@@ -1,7 +1,7 @@
-"""Weights from files: PyTorch's own and .npz. Nothing in a file is ever executed.
+"""Reads weights from files of PyTorch and from .npz files, without executing their contents.
 
-Files of PyTorch are pickles. They are read by PyTorch's restricted unpickler, which makes tensors and plain containers
-only; without PyTorch they are not read at all.
+Files of PyTorch are pickles. They are read only with PyTorch's restricted unpickler, which creates tensors and plain
+containers.
 """
 
 import importlib
@@ -26,17 +26,18 @@ _TO_NPZ = (
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a file by their names in PyTorch, in its layouts and with their dtypes.
+    """The tensors of a file as numpy arrays by their names in PyTorch, in its layouts and with their dtypes.
 
-    Of a checkpoint its `state_dict`, `model` or `net` is taken; a `module.` before all names (nn.DataParallel) is left
-    out. Of an .npz with names under `state/` those are taken, without that.
+    A checkpoint's `state_dict`, `model` or `net` is read. If all names start with `module.` (nn.DataParallel), this is
+    removed. If an .npz file has names that start with `state/`, only those are read, without `state/`.
 
     Args:
-        path: an .npz file (read with numpy alone), or a .th, .pth, .pt or .tar of PyTorch (which must be installed).
+        path: an .npz file, for which numpy suffices, or a .th, .pth, .pt or .tar file of PyTorch.
 
     Raises:
-        ValueError: no such file, another kind of file, a damaged one, one without tensors, or some that numpy lacks.
-        ModuleNotFoundError: PyTorch is needed and not installed; says how to do without.
+        ValueError: the file does not exist, has another suffix, is damaged, has no tensors, or has dtypes unknown to
+            numpy.
+        ModuleNotFoundError: the file needs PyTorch, which is not installed; the error has a command that converts it.
     """
     path = Path(path)
     if path.suffix.lower() not in _SUFFIXES:
@@ -50,16 +51,16 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read, it is damaged or not what its suffix says: {error}")
+    return ValueError(f"{path} cannot be read, it is damaged or its suffix is wrong: {error}")
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    # Of damaged files numpy and zipfile raise nearly anything.
+    # For damaged files numpy and zipfile raise many kinds of exceptions.
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, NpzFile):
-                raise ValueError("one array without a name")
+                raise ValueError("it has one array without a name")
             names = {name: name for name in file.files}
             if state := {name.removeprefix("state/"): name for name in names if name.startswith("state/")}:
                 names = state
@@ -67,11 +68,11 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:
         raise _damaged(path, error) from error
     if not arrays:
-        raise ValueError(f"{path} has no arrays: expected the tensors of a network by their names")
+        raise ValueError(f"{path} has no arrays: save the tensors of a network by their names")
     for name, array in arrays.items():
         if array.dtype.kind == "V":
             raise ValueError(
-                f"{path}: {name} is {array.dtype}, as bfloat16 is saved, which numpy does not know: save float32"
+                f"{path}: {name} is {array.dtype}, probably bfloat16, which numpy does not know: save float32"
             )
     return arrays
 
@@ -82,8 +83,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except ModuleNotFoundError as error:
         line = _TO_NPZ.format(source=str(path), target=str(path.with_suffix(".npz")))
         raise ModuleNotFoundError(
-            f"{path} is a file of PyTorch, and torch is not installed: pip install torch, or convert the file where it "
-            f'is, with python -c "{line}"'
+            f"{path} is a file of PyTorch, and torch is not installed: pip install torch, or convert the file on a "
+            f'machine with torch, with python -c "{line}"'
         ) from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -98,7 +99,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     if not tensors:
         inside = f"entries {', '.join(map(repr, loaded))}" if isinstance(loaded, Mapping) else type(loaded).__name__
         raise ValueError(
-            f"{path} has no tensors by name but {inside}: save a network's state_dict(), as it is or under "
+            f"{path} has no tensors by name but {inside}: save a network's state_dict(), alone or as the entry "
             f"{' or '.join(map(repr, _WRAPPERS))}"
         )
     return {name: _to_numpy(torch, path, name, tensor) for name, tensor in tensors.items()}
@@ -107,8 +108,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 def _to_numpy(torch: Any, path: Path, name: str, tensor: Any) -> np.ndarray:
     tensor = tensor.detach()
     try:
-        if tensor.dtype == torch.bfloat16:  # numpy has it from JAX, bit for bit the same
+        if tensor.dtype == torch.bfloat16:  # JAX's bfloat16 for numpy has the same bits
             return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
         return tensor.numpy()
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: {name} cannot be a numpy array, save it as float32: {error}") from error
+        raise ValueError(
+            f"{path}: {name} cannot be converted to a numpy array: save it as float32 ({error})"
+        ) from error

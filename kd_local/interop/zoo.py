@@ -1,4 +1,4 @@
-"""Weights of the zoo's networks from PyTorch, by the names of four code bases, and back.
+"""Converts weights of the zoo's networks from and to PyTorch, with the names of four code bases.
 
     ResNets, ShuffleNets   conv1, bn1, layerS.B.{convI,bnI}, a shortcut, a last layer
         mdistiller, torchvision, ContSup    layerS.B.downsample.{0,1} and fc
@@ -11,8 +11,9 @@
     MobileNetV2            conv1.{0,1}, blocks.G.B.conv.{0,1, 3,4, 6,7}, conv2.{0,1}, classifier.0
         torchvision's      features.B.conv.{0.0,0.1, 1.0,1.1, 2,3}, features.18.{0,1}, classifier.1
 
-Stages S and blocks B are those of our names, except that MobileNets count their blocks through (torchvision from 1,
-since the stem is 0) or in groups G of equal width. Which of the names a file has is found out from it.
+Stages S and blocks B are those of our names, except for MobileNets. These number all blocks in one sequence
+(torchvision from 1, the stem is 0), or within groups G of equal width. The code base of a file is detected from its
+names.
 
 Reference: github.com/megvii-research/mdistiller, github.com/akamaster/pytorch_resnet_cifar10 and
 github.com/pytorch/vision.
@@ -43,20 +44,20 @@ _LINEAR = ("head", "linear", "dense")
 
 
 def load_network(network: Network, arrays: Mapping[str, Any], *, dtype: DType = None) -> Variables:
-    """Variables of a network from PyTorch's weights, statistics included.
+    """Variables of a network from PyTorch's weights, with batch statistics.
 
     Args:
         network: a whole network of the zoo.
-        arrays: by the names of mdistiller, akamaster's ResNets, torchvision or ContSup, in PyTorch's layouts, such as
-            `read_state_dict` gives; `num_batches_tracked` is not looked at.
-        dtype: of the result; None keeps each array's.
+        arrays: arrays by the names of mdistiller, akamaster's ResNets, torchvision or ContSup, in PyTorch's layouts,
+            such as `read_state_dict` returns. `num_batches_tracked` is ignored.
+        dtype: dtype of the result; None keeps each array's dtype.
 
     Returns:
-        Variables as `Network.init` gives, as numpy arrays.
+        Variables with the structure of `Network.init`, as numpy arrays.
 
     Raises:
-        ValueError: something is missing, has another shape or is unexpected; the first such is named. Or the network is
-            none of the zoo's.
+        ValueError: an array is missing, has another shape or is unexpected (the error names the first), or the network
+            is not one of the zoo.
     """
     layers = _layers(network, arrays)
     first = np.shape(arrays.get(f"{layers[0].name}.weight", ()))
@@ -65,17 +66,17 @@ def load_network(network: Network, arrays: Mapping[str, Any], *, dtype: DType = 
         return read_all(layers, arrays, shapes, dtype=dtype)
     except ValueError as error:
         if "stage4/0" not in network.names and re.match(r"layer[23]\.0\.\w+\.0\.weight is missing", str(error)):
-            raise ValueError(f"{error}; shortcuts without weights are those of shortcut='padding'") from error
+            raise ValueError(f"{error}; for shortcuts without weights use shortcut='padding'") from error
         raise
 
 
 def network_to_torch(network: Network, variables: Variables) -> dict[str, np.ndarray]:
-    """The inverse of `load_network`: arrays by mdistiller's names, in PyTorch's layouts, dtypes kept.
+    """The inverse of `load_network`: arrays by mdistiller's names, in PyTorch's layouts, with unchanged dtypes.
 
-    MobileNetV2 in its ImageNet form gets torchvision's names, since mdistiller has no such network.
+    The ImageNet form of MobileNetV2, which mdistiller does not have, gets torchvision's names.
 
     Raises:
-        ValueError: the variables are not the network's, or it is none of the zoo's.
+        ValueError: the variables do not fit the network, or the network is not one of the zoo.
     """
     layers = _layers(network)
     first = flatten_dict(variables).get(("params", *layers[0].path, "kernel"))
@@ -88,12 +89,12 @@ def _shapes(network: Network, channels: int) -> Variables:
 
 
 def _layers(network: Network, arrays: Mapping[str, Any] | None = None) -> list[Layer]:
-    """By the names that the arrays have, or without them by mdistiller's or else torchvision's."""
+    """The layers with the names of `arrays`; if None, with mdistiller's names or, if it has none, torchvision's."""
     begins = network.names[0] == "stage0/0" or isinstance(network.modules[0], Stem | ConvStem | CappedStem)
     if not begins or network.names[-1] != "head" or len(network) < 3:
         raise ValueError(
-            f"blocks {network.names[0]} to {network.names[-1]} are not a whole network: load all of it, and take "
-            "network.select(variables) for its blocks"
+            f"blocks {network.names[0]} to {network.names[-1]} are not a whole network: load the whole network, and "
+            "use network.select(variables) for some of its blocks"
         )
     match network.modules[1]:
         case BasicBlock() | Bottleneck() | ShuffleUnit() | DownUnit():
@@ -107,9 +108,7 @@ def _layers(network: Network, arrays: Mapping[str, Any] | None = None) -> list[L
         case InvertedResidual():
             return _mobilenetv2(network)
     kind = type(network.modules[1]).__name__
-    raise ValueError(
-        f"block {network.names[1]!r} ({kind}) is of no network of the zoo: describe its layers to read_layers"
-    )
+    raise ValueError(f"block {network.names[1]!r} ({kind}) is not of the zoo: describe the layers for read_layers")
 
 
 def _resnet(network: Network, arrays: Mapping[str, Any] | None) -> list[Layer]:
@@ -173,10 +172,10 @@ def _mobilenetv2(network: Network) -> list[Layer]:
         pairs = [("0", "1"), ("3", "4"), ("6", "7")]
         if torchvision:
             pairs = [("0.0", "0.1"), ("1.0", "1.1"), ("2", "3")]
-            if number == 1:  # does not expand
+            if number == 1:  # no expansion
                 pairs = [("", ""), ("0.0", "0.1"), ("1", "2")]
-        for (convolution, norm), part in zip(pairs, ("expand", "depthwise", "project"), strict=True):
-            layers += conv_norm(f"{block}.{convolution}", f"{block}.{norm}", (name, part))
+        for (convolution, norm), layer in zip(pairs, ("expand", "depthwise", "project"), strict=True):
+            layers += conv_norm(f"{block}.{convolution}", f"{block}.{norm}", (name, layer))
     return [
         *layers,
         *conv_norm(f"{last}.0", f"{last}.1", ("head", "conv")),

@@ -1,4 +1,4 @@
-"""Weights that are a function of their names, as those of mdistiller's golden files."""
+"""Weights that are a function of their names, as in mdistiller's golden files."""
 
 import zlib
 from collections.abc import Mapping
@@ -23,5 +23,5 @@ def _weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def weights():
-    """The function that gives them by names and shapes in PyTorch."""
+    """The function from names and shapes in PyTorch to weights."""
     return _weights

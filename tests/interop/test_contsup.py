@@ -17,7 +17,7 @@ BN = ("weight", "bias", "running_mean", "running_var")
 
 
 def make(channels: int = 3, **arguments):
-    """A cut network, and variables of it that are all different."""
+    """A cut network and its variables, all with different values."""
     cut_network = cut(NETWORK, classes=10, **{"boundaries": BOUNDARIES, "context": "R0"} | arguments)
     images = jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32)
     shapes = jax.eval_shape(lambda: cut_network.init(jax.random.key(0), images))
@@ -39,7 +39,7 @@ def layers(arrays) -> set[str]:
         {"boundaries": ()},
     ],
 )
-def test_there_and_back(arguments):
+def test_conversion_to_torch_and_back(arguments):
     cut_network, variables = make(**arguments)
     arrays = to_torch(cut_network, variables)
     assert sum(x.size for x in arrays.values()) == sum(x.size for x in jax.tree.leaves(variables))
@@ -58,7 +58,7 @@ def test_names_of_the_network():
     assert {name for name in arrays if name.startswith("layer2.0.bn1")} == {f"layer2.0.bn1.{name}" for name in BN}
 
 
-# By hand: a convolution takes three places, pooling and flattening two, a linear layer two.
+# A convolution has three entries of an nn.Sequential, pooling and flattening have two, and a linear layer has two.
 @pytest.mark.parametrize(
     ("head", "places"),
     [
@@ -70,7 +70,7 @@ def test_names_of_the_network():
         ("2c2f", "0 1 3 4 8 10"),
     ],
 )
-def test_places_of_heads(head, places):
+def test_indices_of_heads(head, places):
     found = layers(to_torch(*make(head=head)))
     for boundary in ("0_0", "1_0", "2_0"):
         prefix = f"aux_classifier_{boundary}.head."
@@ -78,8 +78,8 @@ def test_places_of_heads(head, places):
     assert not any("3_0" in name for name in found)
 
 
-def test_all_heads_are_tried():
-    marks = test_places_of_heads.pytestmark
+def test_every_head_has_a_test():
+    marks = test_indices_of_heads.pytestmark
     assert tuple(head for head, _ in marks[0].args[1]) == HEADS
 
 
@@ -92,12 +92,12 @@ def test_all_heads_are_tried():
         ("R2E", "encoder_0 encoder_1 resencoder_1_0 encoder_2 resencoder_2_0 resencoder_2_1"),
     ],
 )
-def test_slots_of_encoders(context, encoders):
+def test_numbers_of_encoders(context, encoders):
     found = {name.split(".")[1] for name in layers(to_torch(*make(context=context))) if "cont_sup_node" in name}
     assert found == set(encoders.split())
 
 
-def test_encoders_belong_behind_the_boundary_and_the_rest_before_it():
+def test_encoders_have_the_number_of_the_boundary_before_their_module():
     cut_network, variables = make(context="R2E", decoder=PIXELS)
     arrays = to_torch(cut_network, variables)
     params = variables["module03"]["params"]
@@ -113,7 +113,7 @@ def test_encoders_belong_behind_the_boundary_and_the_rest_before_it():
         np.testing.assert_array_equal(arrays[name], np.transpose(ours, (3, 2, 0, 1)), err_msg=name)
 
 
-def test_what_is_built_and_never_used_may_be_there():
+def test_unused_modules_of_the_authors_are_ignored():
     cut_network, variables = make()
     arrays = to_torch(cut_network, variables)
     unused = to_torch(*make(context="R2E", decoder=PIXELS))
@@ -154,7 +154,7 @@ def test_dtypes():
         ({"conv1.weight": np.zeros(3)}, "conv1.weight has shape (3,), expected (4, 3, 3, 3)"),
     ],
 )
-def test_what_does_not_fit_is_named(change, text):
+def test_arrays_that_do_not_fit_are_refused(change, text):
     cut_network, variables = make(context="E")
     arrays = to_torch(cut_network, variables) | change
     with pytest.raises(ValueError, match=re.escape(text)):
@@ -175,10 +175,12 @@ def test_other_variables_are_refused():
 def test_other_networks_are_refused():
     cut_network, variables = make(context="E", image_encoder="pooled")
     with pytest.raises(
-        ValueError, match=r"context network 0 of module01 \(ImageEncoder\) is none .* image_encoder='full'"
+        ValueError, match=r"context network 0 of module01 \(ImageEncoder\) is not in the .* image_encoder='full'"
     ):
         to_torch(cut_network, variables)
     other = Network(("first", *NETWORK.names[1:]), (NETWORK["stage1/0"], *NETWORK.modules[1:]))
     cut_network = cut(other, classes=10, boundaries=(), context="R0")
-    with pytest.raises(ValueError, match=r"block 'first' \(BasicBlock\) is none that .* cut a CIFAR ResNet"):
+    with pytest.raises(
+        ValueError, match=r"block 'first' \(BasicBlock\) is not in the authors' code: cut a CIFAR ResNet"
+    ):
         from_torch(cut_network, {})

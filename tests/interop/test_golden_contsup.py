@@ -1,7 +1,7 @@
 """One training step against the ContSup authors' code: every golden file, in float64 and in float32.
 
-The files are looked for in the folder KD_LOCAL_GOLDEN. What was computed stands in a file's name:
-contsup_{network}_k{K}_{context}_{softmax|contrast}[_decoder][_balanced]_{data}.npz; see the README beside them.
+The folder KD_LOCAL_GOLDEN contains the files. A file's name describes its contents:
+contsup_{network}_k{K}_{context}_{softmax|contrast}[_decoder][_balanced]_{data}.npz; see the README in the same folder.
 """
 
 import os
@@ -21,7 +21,7 @@ from kd_local.parallel import compile_step, on_every_device
 from kd_local.state import new_part
 
 FOLDER = Path(os.environ.get("KD_LOCAL_GOLDEN", Path(__file__).parents[2] / "../shared/golden"))
-# With decoders first, and small ones: the first is taken a second way too.
+# Files with decoders first, then by size: one more test uses the first file.
 FILES = sorted(FOLDER.glob("contsup_*.npz"), key=lambda path: ("_decoder" not in path.stem, path.stat().st_size))
 NONE = pytest.mark.skip(reason="no contsup_*.npz in the folder KD_LOCAL_GOLDEN (../shared/golden)")
 PATHS = [pytest.param(path, id=path.stem) for path in FILES] or [pytest.param(None, id="none", marks=NONE)]
@@ -32,24 +32,25 @@ NAME = re.compile(
 CIFAR = PixelScale((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
 HALF = PixelScale((127.5,) * 3, (127.5,) * 3)
 EXACT = 1e-7
-ZERO = 1e-10  # gradients below are zero but for rounding
-# In float32, besides what the authors' float32 is off their float64. Gradients are compared with the network's largest.
-# Mostly they agree to 1e-7 of it; but rounding, in PyTorch as here, can put an activation on the other side of ReLU's
-# kink, which has been seen to cost 1e-5 in ResNet-32 and 3e-4 in ResNet-110.
+ZERO = 1e-10  # smaller gradients are rounding errors
+# Tolerances in float32, in addition to the difference between the authors' float32 and float64. Errors of gradients are
+# relative to the network's largest gradient, and mostly 1e-7. But rounding, in PyTorch as here, can move an activation
+# across the kink of ReLU, with errors of up to 1e-5 in ResNet-32 and 3e-4 in ResNet-110.
 VALUES, GRADIENTS = 1e-5, 1e-4
 
-# In JAX before 0.11 the CPU's library of fusions crashes in a program with as many branches as contexts E make in one
-# jit: at 8 images the evaluation of ResNet-32, K=8, R1E, nearly each time.
+# Before JAX 0.11 the CPU's library of fusions crashes in programs with many branches, such as those of contexts E in
+# one jit: nearly always in the evaluation of ResNet-32, K=8, R1E, with 8 images.
 OLD = tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11)
 OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""} if OLD else {}
 
 Entries = dict[str, np.ndarray]
-"""By the names of a golden file: eval_logits, train_logits, module_losses, and gradnorm/, gradhead/ and after/NAME."""
+"""Arrays by the names of a golden file: eval_logits, train_logits, module_losses, and gradnorm/, gradhead/ and
+after/NAME."""
 
 
 @dataclass
 class Golden:
-    """A file: the cut network that its name describes, its inputs in one precision, and what it expects in both."""
+    """A golden file: the cut network of its name, inputs in one precision, and expected results in both."""
 
     cut_network: CutNetwork
     variables: dict
@@ -75,7 +76,7 @@ def read(path: Path, dtype: type) -> Golden:
         context=match["context"],
         loss=match["loss"],
         decoder=pixels if match["decoder"] else None,
-        # By way of text, which gives .05 where float32 has only a neighbour of it.
+        # Through text: .05 instead of the nearest float32.
         loss_scale=[float(str(number)) for number in file["loss_scale"]],
     )
     exact = (file["x"] - np.asarray(pixels.mean)) / np.asarray(pixels.std)
@@ -92,7 +93,7 @@ def read(path: Path, dtype: type) -> Golden:
 
 
 def reference_form(golden: Golden, dtype: type) -> Entries:
-    """What `CutNetwork.losses` and `CutNetwork.logits` give."""
+    """The results of `CutNetwork.losses` and `CutNetwork.logits`."""
 
     def objective(params, images, labels):
         variables = {name: {**part, "params": params[name]} for name, part in golden.variables.items()}
@@ -108,7 +109,7 @@ def reference_form(golden: Golden, dtype: type) -> Entries:
 
 
 def compiled_programs(golden: Golden, dtype: type) -> Entries:
-    """What the programs give that training runs, by a step down the gradients themselves."""
+    """The results of the compiled programs of training, for one step of SGD with learning rate 1."""
     method = ContSup(golden.cut_network, optax.sgd(1.0))
     state = {name: new_part(variables, method.optimizer) for name, variables in golden.variables.items()}
     step = compile_step(method, golden.images, golden.labels, state=state)
@@ -138,7 +139,7 @@ def entries(golden: Golden, losses, gradients, statistics, dtype: type) -> Entri
 
 
 def deviations(found: Entries, expected: Entries, *, gradients_to: float | None = None) -> dict[str, float]:
-    """The largest of each entry, relative to its largest value, or of gradients to the value given."""
+    """The largest error of each entry relative to its largest value, or of gradients relative to a given value."""
     assert {name for name in expected if name.startswith("grad")} <= found.keys() <= expected.keys()
     result = {}
     for name, array in found.items():
@@ -180,7 +181,7 @@ def test_one_step_in_float32(path):
 
 @pytest.mark.parametrize("path", PATHS[:1])
 @jax.numpy_dtype_promotion("standard")
-def test_compiled_programs_take_the_same_step(path):
+def test_compiled_programs_compute_the_same_step(path):
     with jax.enable_x64(True):
         golden = read(path, np.float64)
         found = deviations(compiled_programs(golden, np.float64), golden.float64)

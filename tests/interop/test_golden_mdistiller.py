@@ -22,7 +22,7 @@ FOLDER = Path(os.environ.get("KD_LOCAL_GOLDEN", Path(__file__).parents[2] / "../
 FILES = [path for path in sorted(FOLDER.glob("mdistiller_*.npz")) if path.stem != "mdistiller_losses"]
 NONE = pytest.mark.skip(reason="no mdistiller_NAME.npz in the folder KD_LOCAL_GOLDEN (../shared/golden)")
 PATHS = [pytest.param(path, id=path.stem) for path in FILES] or [pytest.param(None, id="none", marks=NONE)]
-# Theirs that are named otherwise here.
+# Networks with another name in mdistiller.
 NAMES = {
     "MobileNetV2": "mobilenetv2_half",
     "ShuffleV1": "shufflenetv1",
@@ -30,17 +30,17 @@ NAMES = {
     **{f"ResNet{depth}": f"resnet{depth}_cifar" for depth in (18, 34, 50, 101)},
 }
 EXACT = 1e-7
-# In float32 and training mode PyTorch itself is off its float64 by up to 1.3e-5.
+# In training mode, PyTorch's float32 differs from its float64 by up to 1.3e-5.
 SINGLE = 1e-4
 ROUNDED = 2e-6
 
 
-# A block at a time, since blocks alike share what is compiled.
+# One block at a time: equal blocks share one compilation.
 run = partial(jax.jit, static_argnums=0, static_argnames="train")(apply_block)
 
 
 def deviation(ours, theirs) -> float:
-    """The largest, relative to the largest value."""
+    """The largest error relative to the largest value."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
@@ -67,15 +67,15 @@ def deviations(path: Path, weights, dtype: type) -> dict[str, float]:
                 continue
             entry = f"feat{stage}"
             assert x.shape == tuple(file[f"eval_{entry}_shape"]), entry
-            # The plain entries are PyTorch's `std`, the unbiased one.
+            # The entries are PyTorch's `std`, which is unbiased.
             std = x.std(ddof=0 if prefix else 1)
             found[f"{entry}_std"] = deviation(std, file[f"{prefix}eval_{entry}_std"])
-            # Means may come near to zero: they are compared with what is averaged.
+            # Means can be near zero: their errors are relative to the averaged values.
             scale = float(jnp.abs(x).max())
             found[f"{entry}_mean"] = abs(float(x.mean()) - float(file[f"{prefix}eval_{entry}_mean"])) / scale
             head = np.abs(np.asarray(x).ravel()[:16] - file[f"{prefix}eval_{entry}_head"]).max()
             found[f"{entry}_head"] = float(head) / scale
-            # Of the stem they have what is rectified.
+            # For the stem the file has the output of ReLU.
             if stage > 0 and getattr(block, "relu", False):
                 x_before, _ = run(block.clone(relu=False), own, before, train=False)
                 np.testing.assert_array_equal(jax.nn.relu(x_before), x)
@@ -95,7 +95,7 @@ def deviations(path: Path, weights, dtype: type) -> dict[str, float]:
 def test_in_float64(path, weights):
     with jax.enable_x64(True):
         found = deviations(path, weights, np.float64)
-    # Before ReLU they give float32's statistics only.
+    # Before ReLU the file has statistics in float32 only.
     limit = {name: ROUNDED if name.startswith("preact") else EXACT for name in found}
     assert not {name: value for name, value in found.items() if not value <= limit[name]}
 

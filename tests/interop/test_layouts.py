@@ -49,14 +49,14 @@ def test_writing_is_the_inverse_of_reading():
     jax.tree.map(np.testing.assert_array_equal, back, ARRAYS)
 
 
-def test_the_result_is_its_own():
+def test_the_result_shares_no_memory():
     arrays = {name: array.copy() for name, array in ARRAYS.items()}
     variables = read_layers(LAYERS, arrays, SHAPES)
     arrays["bn.bias"][:] = 9
     assert variables["params"]["first"]["norm"]["bias"][0] == 2
 
 
-def test_dtypes_are_kept_unless_told_otherwise():
+def test_dtypes_are_kept_without_dtype():
     arrays = ARRAYS | {"bn.bias": np.zeros(4, np.float64), "bn.weight": np.zeros(4, jnp.bfloat16)}
     norm = read_layers(LAYERS, arrays, SHAPES)["params"]["first"]["norm"]
     assert (norm["bias"].dtype, norm["scale"].dtype) == (np.float64, jnp.bfloat16)
@@ -79,7 +79,7 @@ def test_a_layer_may_have_a_bias_or_not():
         ({"bn.bias": np.zeros(4, int)}, "bn.bias is int64, expected a floating dtype"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, text):
+def test_arrays_that_do_not_fit_are_refused(change, text):
     arrays = {name: array for name, array in (ARRAYS | change).items() if array is not None}
     with pytest.raises(ValueError, match=text):
         read_layers(LAYERS, arrays, SHAPES)
@@ -103,7 +103,5 @@ def test_a_description_must_cover_the_variables():
 
 def test_other_arrays_are_refused():
     refuse_others({"fc.weight": np.zeros(2), "bn.num_batches_tracked": np.zeros(())}, ["fc.weight"])
-    with pytest.raises(
-        ValueError, match=r"fc.bias of shape \(3,\) is unexpected, the network has nothing by that name"
-    ):
+    with pytest.raises(ValueError, match=r"fc.bias of shape \(3,\) is unexpected, the network has no such tensor"):
         refuse_others({"fc.weight": np.zeros(2), "fc.bias": np.zeros(3)}, ["fc.weight"])

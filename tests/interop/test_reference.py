@@ -45,7 +45,7 @@ def assert_same(ours, theirs):
 
 
 def piece(module: int, name: str, network, *inputs):
-    """A part of a module in training mode; the boundary whose pieces the file has lies between modules 2 and 3."""
+    """A layer of module 2 or 3 in training mode; the file has the results at the boundary between them."""
     own = of_block(VARIABLES[CUT.modules[module].name], name)
     return apply_block(network, own, *map(jnp.asarray, inputs), train=True)[0]
 
@@ -103,7 +103,7 @@ def test_a_whole_training_step():
         names = [name for name in STATE if ("running" in name) == statistics]
         sizes = np.cumsum([STATE[name].size for name in names])
         for name, theirs in zip(names, np.split(expected, sizes[:-1]), strict=True):
-            if np.abs(theirs).max() < 1e-10:  # a bias before batch normalisation has no effect
+            if np.abs(theirs).max() < 1e-10:  # batch normalisation cancels a bias before it
                 assert np.abs(arrays[name]).max() < 1e-10, name
             else:
                 assert_same(arrays[name].ravel(), theirs)

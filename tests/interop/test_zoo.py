@@ -1,7 +1,7 @@
-"""Weights of the zoo from PyTorch; tests/data/zoo_reference.npz holds first logits of mdistiller's networks in float64.
+"""Weights of the zoo from PyTorch, against the logits of mdistiller's networks in float64.
 
-Their weights are a function of their names (conftest.py), and the images `numpy.random.default_rng(0)`'s, as those of
-the golden files from which they were taken.
+tests/data/zoo_reference.npz has the first logits, taken from golden files. Weights are a function of their names
+(conftest.py), images are those of `numpy.random.default_rng(0)`.
 """
 
 import re
@@ -65,7 +65,7 @@ def test_every_reference_is_used():
 
 @pytest.mark.usually("resnet8", "mobilenetv2_half", "shufflenetv2", "resnet18")
 @pytest.mark.parametrize("name", (*THEIRS, *OTHERS))
-def test_there_and_back(name, weights):
+def test_conversion_to_torch_and_back(name, weights):
     network = create(name, classes=5)
     arrays = state(network, weights, channels=1)
     back = network_to_torch(network, load_network(network, arrays))
@@ -73,7 +73,7 @@ def test_there_and_back(name, weights):
     jax.tree.map(np.testing.assert_array_equal, back, arrays)
 
 
-# As PyTorch lists the parameters of the first blocks, and the last layer.
+# PyTorch's names of the parameters of the first blocks and of the last layer.
 @pytest.mark.parametrize(
     ("name", "first", "last"),
     [
@@ -98,7 +98,7 @@ def test_names(name, first, last):
     assert found[-1] == last
 
 
-def test_names_where_the_shape_changes():
+def test_names_of_blocks_that_change_the_shape():
     names = {name: network_to_torch(network, zeros(network)) for name, network in NETWORKS.items()}
     assert "layer2.0.downsample.1.running_var" in names["resnet18"]
     assert "layer2.0.shortcut.1.running_var" in names["resnet18_cifar"] and "linear.bias" in names["resnet18_cifar"]
@@ -117,7 +117,7 @@ def renamed(arrays, **changes):
     return arrays
 
 
-def test_other_names_of_resnets_are_found_out(weights):
+def test_other_names_of_resnets_are_detected(weights):
     arrays = state(SMALL, weights)
     variables = load_network(SMALL, arrays)
     for changes in ({"fc": "linear"}, {"downsample": "shortcut"}, {"fc": "linear", "downsample": "shortcut"}):
@@ -130,12 +130,12 @@ def test_shortcuts_without_weights(weights):
     variables = load_network(PADDED, arrays)
     np.testing.assert_array_equal(variables["params"]["head"]["linear"]["dense"]["bias"], arrays["linear.bias"])
     with pytest.raises(
-        ValueError, match=r"layer2.0.downsample.0.weight is missing, .*; shortcuts without .* shortcut='padding'"
+        ValueError, match=r"layer2.0.downsample.0.weight is missing, .*; for shortcuts without .* shortcut='padding'"
     ):
         load_network(SMALL, arrays)
 
 
-def test_dtypes_and_what_pytorch_counts(weights):
+def test_dtypes_and_num_batches_tracked(weights):
     arrays = {name: array.astype(np.float64) for name, array in state(SMALL, weights).items()}
     arrays["bn1.num_batches_tracked"] = np.zeros((), np.int64)
     assert {x.dtype for x in jax.tree.leaves(load_network(SMALL, arrays))} == {np.dtype("float64")}
@@ -143,7 +143,7 @@ def test_dtypes_and_what_pytorch_counts(weights):
     assert {x.dtype for x in jax.tree.leaves(loaded)} == {jnp.dtype("bfloat16")}
 
 
-def test_a_file_of_another_depth_is_refused_by_the_first_difference(weights):
+def test_the_error_for_another_depth_names_the_first_difference(weights):
     deeper = resnet(14, classes=5, widths=(4, 4, 8, 8))
     with pytest.raises(ValueError, match=r"^layer1.1.conv1.weight of shape \(4, 4, 3, 3\) is unexpected"):
         load_network(SMALL, state(deeper, weights))
@@ -166,17 +166,17 @@ def test_a_file_of_another_depth_is_refused_by_the_first_difference(weights):
         ({"conv1.weight": np.zeros(3)}, "conv1.weight has shape (3,), expected (4, 3, 3, 3)"),
     ],
 )
-def test_what_does_not_fit_is_named(change, text, weights):
+def test_arrays_that_do_not_fit_are_refused(change, text, weights):
     arrays = state(SMALL, weights) | change
     with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
         load_network(SMALL, {name: array for name, array in arrays.items() if array is not None})
 
 
-def test_parts_and_other_networks_are_refused():
+def test_slices_and_other_networks_are_refused():
     with pytest.raises(ValueError, match=r"blocks stage1/0 to head are not a whole network: .* network.select"):
         load_network(SMALL[1:], {})
     other = Network.of({"stem": SMALL["stem"], "stage1/0": SMALL["stem"], "head": SMALL["head"]})
-    with pytest.raises(ValueError, match=r"block 'stage1/0' \(Stem\) is of no network of the zoo"):
+    with pytest.raises(ValueError, match=r"block 'stage1/0' \(Stem\) is not of the zoo"):
         network_to_torch(other, {})
 
 
