@@ -1,5 +1,9 @@
-"""What several processes tell each other: through JAX's coordination service, which process 0 runs, and not through the
-devices. So it may be used from any thread, whatever the devices compute meanwhile."""
+"""Messages between processes through JAX's coordination service, which process 0 runs.
+
+They do not use the devices, so any thread may send them while the devices compute. Each `Barrier` and `Broadcast` has
+keys of its own in the service, numbered by name. The numbers are global because the service is: its keys are written
+once in the life of a run.
+"""
 
 import json
 import time
@@ -17,9 +21,10 @@ _numbers: Counter[str] = Counter()
 
 
 class Barrier:
-    """Where all processes wait for each other, again and again, until one gives up; from any one thread at a time.
+    """A point where all processes wait for each other, any number of times, until one gives up.
 
-    All processes make their barriers of one name in the same order. With one process nothing is ever waited for.
+    All processes create the barriers of one name in the same order, and use each from one thread at a time. A single
+    process never waits.
     """
 
     def __init__(self, name: str) -> None:
@@ -28,7 +33,7 @@ class Barrier:
         self._round = 0
 
     def wait(self, text: str = "", *, seconds: int) -> list[str]:
-        """What each process says, in their order, once all have said it.
+        """Sends a text and waits for those of all processes; returns them in the order of the processes.
 
         Raises:
             HostsError: one of them gave up (its reason is in the text), or did not come within `seconds`.
@@ -50,7 +55,7 @@ class Barrier:
         return texts
 
     def give_up(self, reason: object) -> None:
-        """Tell the others why this process does not come; the barrier is over for all."""
+        """Tells the others why this process does not come; nobody can wait here any more."""
         if jax.process_count() == 1:
             return
         try:
@@ -58,11 +63,11 @@ class Barrier:
                 f"{self._key}/gave_up/{jax.process_index()}", str(reason), allow_overwrite=True
             )
         except jax.errors.JaxRuntimeError:
-            return  # Process 0 is lost: there is nobody to be told.
+            return  # process 0 is lost, and with it the service
 
     @contextmanager
     def together(self, *, seconds: int) -> Iterator[None]:
-        """Each process does what is in here; if it fails in one of them, it fails in all, with what `wait` raises."""
+        """Runs the block in each process. If it fails in one, the others raise what `wait` raises."""
         try:
             yield
         except Exception as error:
@@ -71,7 +76,7 @@ class Barrier:
         self.wait(seconds=seconds)
 
     def decide(self, decision: Callable[[], Any], *, seconds: int) -> Any:
-        """What process 0 decides (of numbers, texts, lists, dicts by text, None), told to all; so is its failure."""
+        """Returns in every process what process 0 decides (a value of JSON), or raises because it failed there."""
         if not is_first():
             return json.loads(self.wait(seconds=seconds)[0])
         try:
@@ -96,14 +101,14 @@ class Barrier:
 
 
 class Broadcast:
-    """Short texts under keys that all processes can read, and that are written once; made by all in the same order."""
+    """Short texts under keys, written once and read by all processes; all create theirs in the same order."""
 
     def __init__(self, name: str) -> None:
         self._key = f"kd_local/{name}/{_numbers[name]}"
         _numbers[name] += 1
 
     def write_once(self, key: str, text: str) -> None:
-        """Whoever comes first has written it.
+        """Writes the text unless another process has written one under this key.
 
         Raises:
             LossError: process 0 is lost.
@@ -115,7 +120,7 @@ class Broadcast:
                 raise LossError(lost()) from error
 
     def read(self, key: str) -> str | None:
-        """What stands there; None where nobody has written yet.
+        """The text under this key; None if there is none yet.
 
         Raises:
             LossError: process 0 is lost.

@@ -1,34 +1,29 @@
 """Several processes, on one host or on many, that train as one; the one file that knows `jax.distributed`.
 
-Each process starts the same program, `start` joins them, and `jax.devices()` then names the devices of all. What they
-agree on goes through a `Barrier` or a `Broadcast`, see `barriers`.
+Each process starts the same program, `start` joins them, and `jax.devices()` then lists the devices of all. They
+communicate by a `Barrier` or a `Broadcast`, see `barriers`.
 
-Where a process is lost, killed or cut off, the others cannot go on. They learn of it in one of two ways: by an
-exception of a computation or of a `Barrier`, which `is_loss` recognises, or by the runtime, which ends them itself: at
-once if process 0 is lost, else after about `heartbeat_seconds`. It does so by SIGABRT and a C++ trace, from a thread of
-its own; here the main thread is left a few seconds to end the program in its own way, and if it does not (it may wait
-for the devices for ever) the process ends with the words given to `on_abort` and exit status 1.
+When a process is lost (killed or cut off), the others cannot continue. They learn of it in one of two ways:
+
+- a computation or a `Barrier` raises an exception, which `is_loss` recognises;
+- the runtime aborts the process: at once if process 0 is lost, else after about `heartbeat_seconds`. See `aborts` for
+  how the process ends then, with the message of `on_abort` and exit status 1.
 """
 
-import ctypes
 import os
 import re
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import jax
 from jax._src.distributed import global_state  # JAX itself names neither coordinator nor client elsewhere
 
-GRACE_SECONDS = 5.0
-"""How long the main thread has for its own end once the runtime has given up."""
+from kd_local.parallel.aborts import ask_before_blaming, on_abort, watch_aborts
 
 _LOSS = re.compile(r"Gloo .*(failed|timed out)|NCCL operation|coordination.?service", re.IGNORECASE)
-_words: list[Callable[[], str]] = []
 
 
 class HostsError(Exception):
@@ -80,7 +75,7 @@ def start(
             _wait_for(address, deadline)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     on_abort(lambda: f"not all processes came together {where} within {start_seconds} s: start all of them")
-    _libc.signal(signal.SIGABRT, _aborted)
+    watch_aborts()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -99,16 +94,12 @@ def start(
     except jax.errors.JaxRuntimeError as error:
         raise HostsError(f"the processes {where} could not be joined: {error}") from error
     on_abort(lost)
+    ask_before_blaming(_ask_coordination)
 
 
 def is_first() -> bool:
     """Whether this is process 0, which writes what there is one of; true where there is only one process."""
     return jax.process_index() == 0
-
-
-def on_abort(text: Callable[[], str]) -> None:
-    """What to say on standard error if the runtime ends this process, such as `lost()` and what to do now."""
-    _words[:] = [text]
 
 
 def is_loss(error: BaseException | None) -> bool:
@@ -153,6 +144,11 @@ def leave(status: int) -> NoReturn:
 def coordination() -> Any:
     """The client of JAX's coordination service, which process 0 runs."""
     return global_state.client
+
+
+def _ask_coordination() -> None:
+    with suppress(jax.errors.JaxRuntimeError):
+        coordination().key_value_try_get("kd_local/no such key")
 
 
 def _checked(coordinator: str | None, processes: int | None, index: int | None) -> tuple[str, int]:
@@ -207,19 +203,3 @@ def _reached(address: tuple[str, int], *, seconds: float) -> bool:
     except OSError:
         return False
     return True
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _aborted(number: int) -> None:
-    """In place of the end by SIGABRT, in the thread that calls for it."""
-    if threading.current_thread() is not threading.main_thread():
-        time.sleep(GRACE_SECONDS)
-    try:
-        text = _words[0]()
-    except Exception as error:
-        text = f"another process was lost ({error})"
-    os.write(2, f"error: {text}\n".encode())
-    os._exit(1)
-
-
-_libc = ctypes.CDLL(None)

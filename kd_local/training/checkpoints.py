@@ -28,6 +28,7 @@ from absl import logging as absl_logging
 from jaxtyping import PyTree
 
 from kd_local.parallel import hosts
+from kd_local.parallel.aborts import GRACE_SECONDS
 from kd_local.parallel.barriers import Barrier
 from kd_local.training.manifest import MANIFEST, damage, write_manifest
 from kd_local.training.older_checkpoints import with_step_count, without_step_count
@@ -180,7 +181,7 @@ class Checkpoints:
             # Process 0 can still seal what all processes have written. Any other save cannot finish, and this process
             # must end by `hosts.leave` before the runtime ends it.
             if self._pending is not None and hosts.is_first():
-                wait_for([self._pending[1]], timeout=hosts.GRACE_SECONDS / 2)
+                wait_for([self._pending[1]], timeout=GRACE_SECONDS / 2)
             return
         try:
             self.close()

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from jax._src.distributed import global_state
 from kd_local.local import ContSup, cut
 from kd_local.models import resnet
 from kd_local.parallel import (
+    aborts,
     compile_step,
     device_mesh,
     hosts,
@@ -122,7 +124,7 @@ def test_two_processes_compute_and_decide_as_one(port):
 
 def steps(how: str) -> None:
     """Computes with the others until one is lost; or has computed, and then waits for something else."""
-    hosts.GRACE_SECONDS = 1.0
+    aborts.GRACE_SECONDS = 1.0
     mesh = device_mesh(jax.device_count())
     mean = jax.jit(lambda x: x + jnp.mean(x), out_shardings=over_the_batch(mesh, 8))
     x = move(np.ones(8, np.float32), over_the_batch(mesh, 8))
@@ -162,6 +164,37 @@ def test_a_process_that_is_killed_ends_the_others(port, killed, how):
         # The loss of process 0 shows by itself, that of another by its heartbeat.
         assert status == 1 and err.splitlines()[-1] == f"error: {lost} was lost, says the runtime"
         assert seconds < (5 if killed == 0 else 3 * HEARTBEAT)
+
+
+def aborting(how: str) -> None:
+    """Process 1 aborts for a reason of its own; the other one waits."""
+    hosts.on_abort(lambda: f"{hosts.lost()}, says the runtime")
+    aborts.GRACE_SECONDS = 1.0
+    Barrier("ready").wait(seconds=30)
+    if jax.process_index() == 1:
+        print("trace of the failed check", file=sys.stderr, flush=True)
+        if how == "main":
+            os.abort()
+        elif how == "thread":
+            threading.Thread(target=os.abort).start()
+        else:
+            os.kill(os.getpid(), signal.SIGABRT)
+    time.sleep(100)
+
+
+@pytest.mark.usually("main")
+@pytest.mark.parametrize("how", ["main", "thread", "kill"])
+def test_a_process_that_aborts_for_its_own_reason_says_so(port, how):
+    programs = [start_program("aborting", index, port, how, devices=1) for index in range(2)]
+    started = time.monotonic()
+    (other, _, theirs), (status, _, err) = finish(programs)
+    assert status == -signal.SIGABRT
+    assert err.startswith("trace of the failed check\n")
+    assert "in aborting" in err, "the Python stacks"
+    assert err.splitlines()[-1] == "error: this process aborted; the trace is above"
+    assert "lost" not in err
+    assert other == 1 and theirs.splitlines()[-1] == "error: process 1 was lost, says the runtime"
+    assert time.monotonic() - started < 40
 
 
 def test_a_process_that_waits_for_others_in_vain(port):
@@ -306,7 +339,8 @@ def main(what: str, port: str, index: str, *arguments: str) -> None:
         return
     patience = int(arguments[0]) if what == "nothing" else 30
     hosts.start(f"localhost:{port}", 2, int(index), heartbeat_seconds=HEARTBEAT, start_seconds=patience)
-    {"everywhere": everywhere, "steps": steps, "modules": modules, "agreeing": agreeing}[what](*arguments)
+    programs = {program.__name__: program for program in (everywhere, steps, modules, agreeing, aborting)}
+    programs[what](*arguments)
 
 
 if __name__ == "__main__":
