@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments.folders.compilation_cache import compilation_cache
 from experiments.from_config.planning import left_to_measurement, planned
 from experiments.memory.observed import ObservationError, observe
-from experiments.memory.rows import Row, describe
+from experiments.memory.rows import Row, build_row
 from kd_local.files import read_json_lines
 from kd_local.memory import CompilationRecords, Target, floor_bytes, footprint, own_activations, saved_activations
 
@@ -66,27 +66,27 @@ class Measurements:
 
     def _measure(self, row: Row, identity: str) -> Measurement:
         base = self._planned(row, identity)
-        described = describe(row, base, self.on.mesh.devices.flat[0].platform)
-        batch, options = base.batch_size, described.options
+        built = build_row(row, base, self.on.mesh.devices.flat[0].platform)
+        batch, options = base.batch_size, built.options
         found = footprint(
-            described.method,
-            described.shape,
+            built.method,
+            built.shape,
             batch,
             self.on,
             options=options,
             records=self.compilations,
         )
-        own = own_activations(described.network, described.shape, batch // self._devices)
-        smallest = {name: min(own[block] for block in blocks) for name, blocks in described.blocks.items()}
-        saved = saved_activations(described.method, described.shape, batch // self._devices)
+        own = own_activations(built.network, built.shape, batch // self._devices)
+        smallest = {name: min(own[block] for block in blocks) for name, blocks in built.blocks.items()}
+        saved = saved_activations(built.method, built.shape, batch // self._devices)
         measured, failure = self._observe(row, base, identity, found.peak_bytes)
         values = {
-            "boundaries": described.boundaries,
+            "boundaries": built.boundaries,
             "peak_bytes": found.peak_bytes,
             "state_bytes": found.state_bytes,
             "carried_bytes": found.carried_bytes,
             "temp_bytes": found.temp_bytes,
-            "floor_bytes": floor_bytes(described.separate, described.shape, batch, self.on, smallest, options=options),
+            "floor_bytes": floor_bytes(built.separate, built.shape, batch, self.on, smallest, options=options),
             "flops": found.flops,
             "executables": found.executables,
             "compile_seconds": round(found.compile_seconds, 3),

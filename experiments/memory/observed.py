@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.memory.rows import Row, describe
+from experiments.memory.rows import Row, build_row
 from kd_local.memory import observed_peak
 
 
@@ -57,13 +57,13 @@ def main() -> None:
     request = json.load(sys.stdin)
     base = ConfigDict(_tuples(request["config"]))
     row = Row(**request["row"])
-    described = describe(row, base)
+    built = build_row(row, base)
     measured = observed_peak(
-        described.method,
-        described.shape,
+        built.method,
+        built.shape,
         base.batch_size,
         devices=request["devices"],
-        options=described.options,
+        options=built.options,
     )
     print(json.dumps({"measured_bytes": measured}))
 

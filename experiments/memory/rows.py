@@ -86,7 +86,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Described:
+class BuiltRow:
     """The method and network of a row.
 
     Attributes:
@@ -108,7 +108,7 @@ class Described:
     options: StepOptions
 
 
-def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Described:
+def build_row(row: Row, base: ConfigDict, platform: str | None = None) -> BuiltRow:
     """The method and network of a row on a platform, by default that of the local devices. Teachers need no weights.
 
     Raises:
@@ -128,7 +128,7 @@ def describe(row: Row, base: ConfigDict, platform: str | None = None) -> Describ
         assert isinstance(method, ContSup)
         runs = SummedLosses(method.cut_network, method.optimizer)
     options = replace(experiment.options, form=row.form)
-    return Described(runs, method, network, boundaries, blocks, experiment.shape, options)
+    return BuiltRow(runs, method, network, boundaries, blocks, experiment.shape, options)
 
 
 def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool) -> list[Row]:
@@ -157,7 +157,7 @@ def distillation_rows(methods: Sequence[str], base: ConfigDict) -> list[Row]:
         )
     rows = [Row(name) for name in sorted(methods, key=DISTILLATION.index)]
     # The number of modules follows from the student's stages.
-    return [Row(row.method, len(describe(row, base).boundaries) + 1) for row in rows]
+    return [Row(row.method, len(build_row(row, base).boundaries) + 1) for row in rows]
 
 
 def has_teacher(config: ConfigDict) -> bool:

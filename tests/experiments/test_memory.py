@@ -4,8 +4,8 @@ import pytest
 
 from experiments.configs import default
 from experiments.memory import measurements as memory_measurements
-from experiments.memory.rows import Row, describe, distillation_rows, in_order_of_effort, rows_of
-from experiments.memory.table import MIB, Record, draw
+from experiments.memory.rows import Row, build_row, distillation_rows, in_order_of_effort, rows_of
+from experiments.memory.table import MIB, RowFigures, draw
 from kd_local.files import read_json_lines
 from kd_local.memory import target
 from kd_local.parallel import StepOptions
@@ -36,27 +36,27 @@ def test_rows_of_distillation():
     order = in_order_of_effort([*rows_of((1,), ("R0",), decoders=False), *rows[::-1]])
     assert list(map(str, order[:5])) == ["end_to_end", "end_to_end_remat", "kd", "fitnet", "local_distillation K=3"]
     config.local_distillation.stones = "2"
-    described = describe(distillation_rows(("local_distillation",), config)[0], config)
+    described = build_row(distillation_rows(("local_distillation",), config)[0], config)
     assert described.boundaries == ("stage2/0",)
     assert described.blocks == {"module00": ("stem", "stage1/0", "stage2/0"), "module01": ("stage3/0", "head")}
     assert distillation_rows((), default.get_config()) == []
-    assert describe(Row("kd"), config).blocks == {"student": described.network.names}
+    assert build_row(Row("kd"), config).blocks == {"student": described.network.names}
 
 
 def test_rows_differ_in_what_they_say_only():
     config = default.get_config()
     config.local.head = "0c1f"
-    again = {m.remat for m in describe(Row("contsup_remat", 3, "E"), config).method.cut_network.modules}
+    again = {m.remat for m in build_row(Row("contsup_remat", 3, "E"), config).method.cut_network.modules}
     assert again == {("blocks", "contexts")}
-    assert {m.remat for m in describe(Row("contsup", 3, "E"), config).method.cut_network.modules} == {("contexts",)}
-    method = describe(Row("contsup_decoder", 3, "E"), config).method
+    assert {m.remat for m in build_row(Row("contsup", 3, "E"), config).method.cut_network.modules} == {("contexts",)}
+    method = build_row(Row("contsup_decoder", 3, "E"), config).method
     assert [module.reconstruction is not None for module in method.cut_network.modules] == [True, True, False]
     assert "images" in method.cut_network.modules[1].reads
-    assert describe(Row("end_to_end_remat"), config).method.remat
-    assert not describe(Row("end_to_end"), config).method.remat
+    assert build_row(Row("end_to_end_remat"), config).method.remat
+    assert not build_row(Row("end_to_end"), config).method.remat
     config.local.boundaries = "stem,stage1/0,stage2/0"
-    assert describe(Row("naive", 4, "R0"), config).boundaries == ("stem", "stage1/0", "stage2/0")
-    assert describe(Row("end_to_end"), config).boundaries == ()
+    assert build_row(Row("naive", 4, "R0"), config).boundaries == ("stem", "stage1/0", "stage2/0")
+    assert build_row(Row("end_to_end"), config).boundaries == ()
     assert (config.local.modules, config.local.context, config.local.decoder) == (4, "R1E", False)  # as it was
     assert Row("contsup", 1, "R0").identity(config) == Row("contsup_decoder", 1, "E").identity(config)
     assert Row("contsup", 3, "R0").identity(config) != Row("contsup_joined", 3, "R0").identity(config)
@@ -64,7 +64,7 @@ def test_rows_differ_in_what_they_say_only():
 
 def test_picture():
     def record(method, modules, context, peak):
-        return Record(
+        return RowFigures(
             method, context, modules, (), "local", 8, peak * MIB, 0, 0, 0, 0, 1.0, None, 1, 1.0, 1, 0.0, 1, 1.0, None,
             "network",
         )  # fmt: skip
@@ -108,9 +108,9 @@ def test_options_of_the_step_change_the_measurement(key, value, tmp_path):
 def test_the_form_of_the_step_is_the_rows():
     base = default.get_config()
     base.mesh.shard = "state"
-    assert describe(Row("contsup_joined", 2, "R0"), base).options == StepOptions(form="joined", shard="state")
+    assert build_row(Row("contsup_joined", 2, "R0"), base).options == StepOptions(form="joined", shard="state")
     base.step = "joined"
-    assert describe(Row("contsup", 2, "R0"), base).options == StepOptions(shard="state")
+    assert build_row(Row("contsup", 2, "R0"), base).options == StepOptions(shard="state")
 
 
 def test_the_process_of_real_steps_takes_memory_as_training_does(monkeypatch, tmp_path):
