@@ -1,4 +1,4 @@
-"""Flags of the programs, refused in one message: what was given, what was expected, and the way out."""
+"""Flags of the programs. An error is one line with the value, what was expected and a way out."""
 
 import re
 import sys
@@ -13,6 +13,7 @@ from experiments.configs import default
 from kd_local.errors import unknown
 
 USAGE_STATUS = 2
+CONFIG_HELP = "Config file, with its options after a colon. The default is experiments/configs/default.py."
 DEFAULT_CONFIG = Path(default.__file__)
 
 
@@ -23,22 +24,37 @@ def fail(message: object, status: int) -> NoReturn:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parse absl flags, `--config` among them; on a mistake say it and exit with status 2.
+    """Parse absl flags and return the other arguments. An error ends the program with status 2.
 
-    The default config is put in here and not as the flag's default, which would be read, overrides and all, when the
-    flag is defined: before a mistake in them can be caught.
+    The default config is inserted here: a default of the flag would be read, with overrides, when the flag is defined,
+    and its errors could not be caught.
     """
-    if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
+    if "config" in flags.FLAGS and not any(re.match(r"--?config(=|$)", argument) for argument in argv):
         argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
     sys.argv = list(argv)  # where ml_collections looks for overrides
     try:
         _check(argv[1:])
         rest = flags.FLAGS(list(argv))
         if len(rest) > 1:
-            raise ValueError(f"unexpected argument {rest[1]!r}: everything is given by flags, as --config.epochs=30")
+            raise ValueError(f"unexpected argument {rest[1]!r}: use flags, such as --NAME=VALUE")
         return rest
     except (flags.Error, ValueError, TypeError, OSError) as error:
         fail(_innermost(str(error)), USAGE_STATUS)
+
+
+def numbers(flag: str, text: str, *, example: str, lowest: int = 0, highest: int | None = None) -> tuple[int, ...]:
+    """The distinct whole numbers in a flag's text, in its order.
+
+    Raises:
+        ValueError: a part of the text is no number, or out of range.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and lowest <= int(part) <= (highest or int(part)) for part in parts):
+        limits = f"from {lowest}" if highest is None else f"from {lowest} to {highest}"
+        raise ValueError(
+            f"--{flag}={text}: use whole numbers {limits}, separated by commas, such as --{flag}={example}"
+        )
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _check(arguments: Sequence[str]) -> None:
@@ -61,7 +77,7 @@ def _check(arguments: Sequence[str]) -> None:
 
 
 def _no_such_file(path: Path) -> ValueError:
-    """The error for a config file that does not exist; it lists those of the folder, or of all folders."""
+    """The error for a missing config file; it lists the config files of its folder, or of all folders."""
     here = [file for file in path.parent.glob("*.py") if _is_config(file)]
     files = here if len(here) > 1 else [file for file in DEFAULT_CONFIG.parent.glob("*/*.py") if _is_config(file)]
     root = DEFAULT_CONFIG.parents[2]
@@ -74,7 +90,7 @@ def _is_config(path: Path) -> bool:
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Every key with its groups' names before it, and whether it is a group."""
+    """Every key with its groups' names in front, and whether it is a group."""
     for name in config:
         value: Any = config.get_ref(name).get()
         group = isinstance(value, ConfigDict)
@@ -84,7 +100,7 @@ def _keys(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def _innermost(text: str) -> str:
-    """Of an error raised while a config file was read, absl gives the whole traceback: its last line is the error."""
+    """The error itself: absl gives the whole traceback of an error in a config file, with the error as last line."""
     if "Traceback" not in text:
         return text
     last = [line.strip() for line in text.splitlines() if line.strip()][-1]

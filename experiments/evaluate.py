@@ -1,7 +1,7 @@
 """Evaluate trained weights: python -m experiments.evaluate --weights=PATH [--config=FILE.py] [--config.KEY=VALUE ...]
 
-The weights are a file of PyTorch's (.npz needs no torch) or the folder of a run; the config says which network and
-which data. What is left in the folder: summary.json.
+The weights are a file of PyTorch's (.npz needs no torch) or the folder of a run; the config names network and data. The
+program writes summary.json.
 """
 
 import json
@@ -15,29 +15,29 @@ import optax
 from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
-from rich.table import Table
 
-from experiments.command_line import USAGE_STATUS, fail, parse
+from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, parse
 from experiments.folders.workdirs import CONFIG
 from experiments.from_config.experiment import build, count_parameters
 from experiments.from_config.teachers import load_weights
 from experiments.sweep.results import SUMMARY
+from experiments.tables import summary_table
 from experiments.train.summary import named_scores
 from kd_local.costs import multiply_adds
 from kd_local.files import replace_text
 from kd_local.local import EndToEnd
 from kd_local.training import evaluate
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
-_WEIGHTS = flags.DEFINE_string("weights", None, "A file of PyTorch's weights, or the folder of a run of ours.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the result; runs/evaluate-NETWORK-DATA if none.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+_WEIGHTS = flags.DEFINE_string("weights", None, "File of PyTorch's weights, or the folder of a run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the result. The default is runs/evaluate-NETWORK-DATA.")
 
 
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     with config.unlocked():
-        config.method = "end_to_end"  # how the weights came about does not matter
+        config.method = "end_to_end"  # any method's weights are evaluated as one network
     try:
         if _WEIGHTS.value is None:
             raise ValueError("--weights is not set: give a file of weights, or the folder of a run")
@@ -70,10 +70,7 @@ def main(_: list[str]) -> None:
         "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
     }
     replace_text(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    table = Table(show_header=False, title="result")
-    for name, value in summary.items():
-        table.add_row(name, f"{value:,.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    Console().print(summary_table(summary))
 
 
 if __name__ == "__main__":

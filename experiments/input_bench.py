@@ -1,8 +1,8 @@
-"""How fast images are read, decoded and cropped here: python -m experiments.input_bench [--workers=0,1,2] [--size=224]
+"""Measure how fast images are read and decoded: python -m experiments.input_bench [--workers=0,1,2] [--size=224]
 
-JPEGs of 500x375 pixels, about as large as ImageNet's are on average, are made and prepared on the spot, and read back
-as the training loop reads them, with so many worker processes each time. Nothing is trained and nothing is left behind.
-The warm-up, which is not counted, includes the start of the workers. What is printed: a table, and a line of JSON.
+The program makes JPEGs of 500x375 pixels, ImageNet's average size, and reads them as the training loop does, with each
+number of worker processes. The warm-up, which is not counted, includes the start of the workers. The program prints a
+table and a line of JSON, and leaves no files.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -27,9 +27,9 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
-from experiments.command_line import USAGE_STATUS, fail
+from experiments.command_line import USAGE_STATUS, fail, numbers, parse
+from experiments.tables import terminal_table
 from kd_local.data import StreamedSplit
 from kd_local.data.prepared import PreparedSplit, find
 
@@ -37,22 +37,22 @@ WIDTH, HEIGHT = 500, 375
 DISTINCT = 32
 ROUNDS = 5
 
-_IMAGES = flags.DEFINE_integer("images", 1000, f"Images to time for each number of workers, in {ROUNDS} rounds.")
-_WORKERS = flags.DEFINE_string("workers", "0,1,2", "Numbers of worker processes; 0 is without any.")
-_SIZE = flags.DEFINE_integer("size", 224, "Pixels of a crop.")
-_BATCH = flags.DEFINE_integer("batch", 50, "Images of a batch.")
+_IMAGES = flags.DEFINE_integer("images", 1000, f"Images to read for each number of workers, in {ROUNDS} rounds.")
+_WORKERS = flags.DEFINE_string("workers", "0,1,2", "Numbers of worker processes; 0 reads in the main process.")
+_SIZE = flags.DEFINE_integer("size", 224, "Height and width of a crop, in pixels.")
+_BATCH = flags.DEFINE_integer("batch", 50, "Number of images in a batch.")
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one number of workers.
+    """The speed with one number of workers.
 
     Attributes:
-        workers: processes; 0 is the main one.
-        images: timed, in `rounds`, as are the next two.
-        images_per_second: the mean over rounds, by the clock.
-        spread: its standard deviation.
-        images_per_core_second: by the processor time of those that decode, whatever else the machine did.
+        workers: number of processes; 0 is the main process.
+        images: number of images in all rounds.
+        images_per_second: mean over rounds, by the clock.
+        spread: standard deviation of `images_per_second`.
+        images_per_core_second: images by the processor time of the decoding processes.
     """
 
     workers: int
@@ -66,7 +66,7 @@ class Speed:
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
-        workers = _numbers(_WORKERS.value)
+        workers = numbers("workers", _WORKERS.value, example="0,1,2")
         for name, value in (("images", _IMAGES.value), ("batch", _BATCH.value), ("size", _SIZE.value)):
             if value < 1:
                 raise ValueError(f"--{name}={value}: use 1 or more")
@@ -81,7 +81,7 @@ def main(_: list[str]) -> None:
 
 
 def prepare(folder: Path, count: int) -> PreparedSplit:
-    """A training split of so many JPEGs, each of `DISTINCT` equally often."""
+    """A training split of `count` JPEGs with `DISTINCT` contents."""
     import tensorflow_datasets as tfds
 
     def generate() -> Iterator[tuple[int, dict[str, Any]]]:
@@ -91,7 +91,7 @@ def prepare(folder: Path, count: int) -> PreparedSplit:
             yield index, {"image": image, "label": index % 1000, "file_name": f"{index}.JPEG"}
 
     tfds.disable_progress_bar()
-    # What the builder says goes to standard output, where only the results belong, and it leaves a folder behind.
+    # The builder prints to standard output, and it leaves a temporary folder.
     usual, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -104,7 +104,7 @@ def prepare(folder: Path, count: int) -> PreparedSplit:
 
 
 def _jpeg(seed: int) -> bytes:
-    """Structure of all widths, of some 110 kB, as the mean of ImageNet's files is."""
+    """An encoded image with structure at several scales; about 110 kB, as ImageNet's files on average."""
     random = np.random.default_rng(seed)
     image = np.zeros((HEIGHT, WIDTH, 3))
     for width, share in ((2, 3 / 7), (8, 2 / 7), (64, 2 / 7)):
@@ -116,11 +116,11 @@ def _jpeg(seed: int) -> bytes:
 
 
 def measure(prepared: PreparedSplit, workers: int, images: int, size: int, batch: int) -> Speed:
-    """How fast batches come, after a warm-up, if whoever takes them does nothing else."""
+    """The speed at which batches arrive after a warm-up."""
     split = StreamedSplit(prepared, image_size=size, workers=workers)
     batch = min(batch, len(split))
     each = max(1, images // ROUNDS // batch)
-    warm_up = 1 + 4 * workers  # more than lie ready: from then on a batch is taken for each that is made
+    warm_up = 1 + 4 * workers  # more than are buffered: afterwards reading is as fast as decoding
     rates, busy = [], 0.0
     with closing(split.training_batches(seed=0, batch_size=batch)) as batches:
         taken = sum(1 for _ in islice(batches, warm_up))
@@ -138,12 +138,12 @@ def measure(prepared: PreparedSplit, workers: int, images: int, size: int, batch
 
 
 def _busy_seconds(workers: int) -> float:
-    """The processor time of the processes that decode, so far."""
+    """The processor time that the decoding processes have used."""
     if not workers:
         return time.process_time()
     seconds = 0.0
     for child in multiprocessing.active_children():
-        # The fields behind the name, which may hold anything, from the third on.
+        # The fields after the name, which may contain any character; the first one is field 3.
         fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
         seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return seconds
@@ -151,13 +151,14 @@ def _busy_seconds(workers: int) -> float:
 
 def _report(speeds: list[Speed]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=100)
-    table = Table(title=f"JPEGs of {WIDTH}x{HEIGHT} to crops of {_SIZE.value}x{_SIZE.value}, batches of {_BATCH.value}")
-    for heading in ("workers", "images / s", "spread", "images / s and core"):
-        table.add_column(heading, justify="right")
-    for speed in speeds:
-        rate, spread, of_core = speed.images_per_second, speed.spread, speed.images_per_core_second
-        table.add_row(str(speed.workers), f"{rate:,.0f}", f"{spread:,.0f}", f"{of_core:,.0f}")
-    console.print(table)
+    columns = {
+        "workers": [str(speed.workers) for speed in speeds],
+        "images / s": [f"{speed.images_per_second:,.0f}" for speed in speeds],
+        "spread": [f"{speed.spread:,.0f}" for speed in speeds],
+        "images / s and core": [f"{speed.images_per_core_second:,.0f}" for speed in speeds],
+    }
+    title = f"JPEGs of {WIDTH}x{HEIGHT} to crops of {_SIZE.value}x{_SIZE.value}, batches of {_BATCH.value}"
+    console.print(terminal_table(columns, title=title))
     record = {
         "size": _SIZE.value,
         "batch": _BATCH.value,
@@ -175,23 +176,6 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def parse(argv: Sequence[str]) -> list[str]:
-    try:
-        rest: list[str] = flags.FLAGS(list(argv))
-        if len(rest) > 1:
-            raise ValueError(f"unexpected argument {rest[1]!r}: everything is given by flags, as --workers=4")
-        return rest
-    except (flags.Error, ValueError) as error:
-        fail(error, USAGE_STATUS)
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--workers={text}: use whole numbers with commas between, such as --workers=0,1,2")
-    return [int(part) for part in dict.fromkeys(parts)]
 
 
 if __name__ == "__main__":

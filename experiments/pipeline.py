@@ -1,11 +1,10 @@
-"""Modules over devices, measured: python -m experiments.pipeline [--config=FILE.py] [--module=2,4] [--data=2,4]
+"""Measure modules over devices: python -m experiments.pipeline [--config=FILE.py] [--module=2,4] [--data=2,4]
 
-Trains the config's method for a few steps on one device, with its modules divided among groups of devices, and with its
-batches divided among devices, in turn, and says how many images a second each takes, how busy each group is, what
-travels between groups and what a device needs. With --target=tpu:v5e nothing is run: what one could expect there
-follows from the operations alone. What is left in the folder: pipeline.jsonl, and timeline.png, which shows which group
-worked on which batch when. On a CPU, devices are made by XLA_FLAGS=--xla_force_host_platform_device_count=4, and share
-its cores.
+Trains the config's method for a few steps on each mesh: one device, modules divided over groups of devices, and batches
+divided over devices. The table has images per second, busy share, transfers between groups, and memory of a device.
+With --target=tpu:v5e nothing is run, and the speed is predicted from the operations. The program writes pipeline.jsonl,
+and timeline.png with the work of each group. On a CPU, set
+XLA_FLAGS=--xla_force_host_platform_device_count=4.
 """
 
 import json
@@ -20,10 +19,11 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments.command_line import USAGE_STATUS, fail, parse
+from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, numbers, parse
 from experiments.folders import workdirs
 from experiments.from_config.experiment import Experiment, build
 from experiments.from_config.step_timer import StepTimer
+from experiments.tables import say, terminal_table
 from experiments.timeline_plot import draw_timeline
 from kd_local.files import replace_text
 from kd_local.memory import TARGETS, CompilationRecords, group_footprints, target
@@ -32,27 +32,26 @@ from kd_local.sizes import MIB
 
 LINES, PICTURE = "pipeline.jsonl", "timeline.png"
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
-_MODULE = flags.DEFINE_string("module", "2,4", "Numbers of groups of devices among which modules are divided.")
-_DATA = flags.DEFINE_string("data", "2,4", "Numbers of devices among which a batch is divided.")
-_TARGET = flags.DEFINE_string("target", "local", f"What to compile for: {', '.join(TARGETS)}.")
-_STEPS = flags.DEFINE_integer("steps", 20, "Steps that are timed at once.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "How often each mesh has its turn.", lower_bound=1)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results; runs/pipeline-NETWORK-TARGET if none.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+_MODULE = flags.DEFINE_string("module", "2,4", "Numbers of groups of devices over which the modules are divided.")
+_DATA = flags.DEFINE_string("data", "2,4", "Numbers of devices over which a batch is divided.")
+_TARGET = flags.DEFINE_string("target", "local", f"Devices to compile for: {', '.join(TARGETS)}.")
+_STEPS = flags.DEFINE_integer("steps", 20, "Number of steps of a timed round.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of timed rounds of each mesh.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results. The default is runs/pipeline-NETWORK-TARGET.")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A mesh, and what was found.
+class MeshFigures:
+    """The figures of a mesh.
 
     Attributes:
-        images_per_second: the median of the rounds; None where nothing is run.
-        speed: relative to one device: as measured, or, where nothing is run, by `seconds` of the slowest group, without
-            what travels between groups.
-        seconds: that each group takes for a batch at least, see `GroupFootprint`.
-        busy: of each group the share of the time in which it was at work.
-        transfer_bytes: that move with a batch to each group, those of the first group from the host.
-        device_bytes: peak of a device of each group, without the batches that wait for it.
+        images_per_second: the median of the rounds; None if nothing is run.
+        speed: relative to one device; measured, or predicted from `seconds` of the slowest group without transfers.
+        seconds: lower bound of each group's time for a batch, see `GroupFootprint`.
+        busy: the share of time in which each group works.
+        transfer_bytes: bytes that arrive with a batch at each group; at the first group from the host.
+        device_bytes: peak of a device of each group, without waiting batches.
     """
 
     module: int
@@ -73,12 +72,15 @@ def main(_: list[str]) -> None:
             jax.config.update("jax_platforms", "cpu")
         config = _CONFIG.value
         experiment = build(config, fresh_teachers=True)
-        modules, data = _numbers("module", _MODULE.value), _numbers("data", _DATA.value)
+        modules = numbers("module", _MODULE.value, example="2,4", lowest=1)
+        data = numbers("data", _DATA.value, example="2,4", lowest=1)
         meshes = [(1, 1), *((each, 1) for each in modules if each > 1), *((1, each) for each in data if each > 1)]
         here = target(_TARGET.value)
         for module, each in meshes:
             if config.batch_size % each:
-                raise ValueError(f"a batch of {config.batch_size} cannot be divided among {each} devices: see --data")
+                raise ValueError(
+                    f"a batch of {config.batch_size} cannot be divided over {each} devices: use another --data"
+                )
             check_step(experiment.method, device_mesh(each, module, here.devices), experiment.options)
         workdir = Path(_WORKDIR.value or f"runs/pipeline-{config.network.name}-{_TARGET.value.replace(':', '-')}")
         workdirs.claim(workdir, config)
@@ -91,7 +93,7 @@ def main(_: list[str]) -> None:
     if here.present:
         rates, timelines = _measure(experiment, meshes, config)
     known = CompilationRecords(workdir / "executables.jsonl")
-    rows: list[Row] = []
+    rows: list[MeshFigures] = []
     for i, (module, each) in enumerate(meshes):
         on = replace(here, mesh=device_mesh(each, module, here.devices))
         groups = group_footprints(
@@ -109,7 +111,7 @@ def main(_: list[str]) -> None:
         estimated = None if slowest is None or alone is None else alone / slowest
         speed = rates[i] / rates[0] if rates else estimated
         rows.append(
-            Row(
+            MeshFigures(
                 module,
                 each,
                 placement=tuple(at for at, group in enumerate(groups) for _ in group.pieces),
@@ -127,13 +129,13 @@ def main(_: list[str]) -> None:
     if timelines:
         deepest = max(range(len(meshes)), key=lambda i: meshes[i][0])
         draw_timeline(timelines[deepest]).savefig(workdir / PICTURE, dpi=120)
-        console.print(f"picture: {workdir / PICTURE}", soft_wrap=True, highlight=False)
+        say(console, f"picture: {workdir / PICTURE}")
 
 
 def _measure(
     experiment: Experiment, meshes: Sequence[tuple[int, int]], config: ConfigDict
 ) -> tuple[list[float], list[Timeline]]:
-    """Of each mesh the images a second, as the median of rounds in which all have their turn, and a timeline."""
+    """The images per second of each mesh, as the median of interleaved rounds, and its timeline."""
     runners = [StepTimer(experiment, device_mesh(data, module), config.batch_size) for module, data in meshes]
     for runner in runners:
         runner.run(2)
@@ -142,43 +144,25 @@ def _measure(
     return rates, [runner.record(_STEPS.value) for runner in runners]
 
 
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        numbers = [int(number) for number in text.split(",") if number.strip()]
-    except ValueError:
-        raise ValueError(f"--{flag}={text}: use numbers with commas between, such as 2,4") from None
-    if any(number < 1 for number in numbers):
-        raise ValueError(f"--{flag}={text}: use numbers of 1 or more")
-    return numbers
-
-
-def _table(rows: Sequence[Row], title: str, measured: bool) -> Table:
-    table = Table(title=title)
-    for name in (
-        "module",
-        "data",
-        "images a second" if measured else "",
-        "of one device" if measured else "of one device, by estimates",
-        "" if measured else "a batch takes a group, ms, estimated",
-        "busy",
-        "travels to a group, MiB",
-        "a device needs, MiB",
-        "pieces of each group",
-    ):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row.module),
-            str(row.data),
-            "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
-            "" if row.speed is None else f"{row.speed:.2f}",
-            "" if measured else " ".join("?" if each is None else f"{each * 1e3:.2f}" for each in row.seconds),
-            " ".join(f"{share:.2f}" for share in row.busy),
-            " ".join(f"{size / MIB:.1f}" for size in row.transfer_bytes),
-            " ".join(f"{size / MIB:.1f}" for size in row.device_bytes),
-            " ".join(str(row.placement.count(group)) for group in range(row.module)),
-        )
-    return table
+def _table(rows: Sequence[MeshFigures], title: str, measured: bool) -> Table:
+    groups = [range(row.module) for row in rows]
+    columns = {
+        "module": [str(row.module) for row in rows],
+        "data": [str(row.data) for row in rows],
+        "images a second": ["" if row.images_per_second is None else f"{row.images_per_second:,.0f}" for row in rows],
+        "speed": ["" if row.speed is None else f"{row.speed:.2f}" for row in rows],
+        "group ms": [" ".join("?" if each is None else f"{each * 1e3:.2f}" for each in row.seconds) for row in rows],
+        "busy": [" ".join(f"{share:.2f}" for share in row.busy) for row in rows],
+        "transfer MiB": [" ".join(f"{size / MIB:.1f}" for size in row.transfer_bytes) for row in rows],
+        "device MiB": [" ".join(f"{size / MIB:.1f}" for size in row.device_bytes) for row in rows],
+        "pieces": [
+            " ".join(str(row.placement.count(group)) for group in each) for row, each in zip(rows, groups, strict=True)
+        ],
+    }
+    hidden = ("group ms",) if measured else ("images a second", "busy")
+    columns = {heading: cells for heading, cells in columns.items() if heading not in hidden}
+    caption = f"speed: relative to one device, {'measured' if measured else 'predicted'}; several values: each group's"
+    return terminal_table(columns, title=title, caption=caption)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from experiments.command_line import USAGE_STATUS, fail, parse
+from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, numbers, parse
 from experiments.folders import workdirs
 from experiments.folders.folder_lock import FolderLock, InUseError
 from experiments.from_config.experiment import build
-from experiments.memory import table as memory_table
+from experiments.memory import table
 from experiments.memory.measurements import Measurements
 from experiments.memory.rows import (
     BLOCK_KD,
@@ -35,26 +35,29 @@ from experiments.memory.rows import (
     in_order_of_effort,
     rows_of,
 )
-from experiments.memory.table import Record, terminal_table
+from experiments.memory.table import RowFigures, memory_table
+from experiments.tables import say
 from kd_local.local import Context
 from kd_local.memory import TARGETS, Target, target
 from kd_local.sizes import MIB
 
 DEFAULT_DISTILLATION = (KD, BLOCK_KD, LOCAL_DISTILLATION)
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Default: experiments/configs/default.py.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
 _MODULES = flags.DEFINE_string("modules", "1,2,4,8,16", "Numbers of modules K.")
 _CONTEXTS = flags.DEFINE_string("contexts", "R0,E,R1,R1E", "Contexts of local learning.")
-_DECODERS = flags.DEFINE_bool("decoders", True, "Rows of local learning with decoders too.")
+_DECODERS = flags.DEFINE_bool("decoders", True, "Add rows of local learning with decoders.")
 _DISTILLATION = flags.DEFINE_string(
     "distillation",
     None,
-    f"Methods of distillation; if none, {','.join(DEFAULT_DISTILLATION)} where the config names a teacher.",
+    f"Methods of distillation. The default is {','.join(DEFAULT_DISTILLATION)} if the config names a teacher.",
 )
-_TARGET = flags.DEFINE_string("target", "local", f"What to compile for: {', '.join(TARGETS)}, gpu.")
-_DEVICES = flags.DEFINE_integer("devices", 1, "Devices of the target among which the batch is divided.")
-_MEASURE = flags.DEFINE_bool("measure", None, "Run real steps too; by default, if the target is a local device.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the table; runs/memory-NETWORK-DATA-batchN-TARGET if none.")
+_TARGET = flags.DEFINE_string("target", "local", f"Devices to compile for: {', '.join(TARGETS)} or gpu.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "Number of devices over which the batch is divided.")
+_MEASURE = flags.DEFINE_bool("measure", None, "Measure real steps too. The default is true for a local target.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the table; by default runs/memory-NETWORK-DATA-batchN-TARGET."
+)
 
 
 def main(_: list[str]) -> None:
@@ -66,7 +69,8 @@ def main(_: list[str]) -> None:
         # Leaves the accelerator's memory to the process that runs real steps.
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         base = _base(_CONFIG.value)
-        rows = rows_of(_numbers(_MODULES.value), _contexts(_CONTEXTS.value), decoders=_DECODERS.value)
+        modules = sorted(numbers("modules", _MODULES.value, example="1,2,4,8,16", lowest=1))
+        rows = rows_of(modules, _contexts(_CONTEXTS.value), decoders=_DECODERS.value)
         rows += distillation_rows(_methods(_DISTILLATION.value, base), base)
         on = target(_TARGET.value, devices=_DEVICES.value)
         if base.batch_size % _DEVICES.value:
@@ -90,7 +94,7 @@ def main(_: list[str]) -> None:
     except InUseError as error:
         fail(error, USAGE_STATUS)
     except KeyboardInterrupt:
-        fail(f"interrupted; saved in {workdir}: the same command resumes", 130)
+        fail(f"interrupted; saved in {workdir}: the same command resumes from there", 130)
 
 
 def _make_table(base: ConfigDict, rows: Sequence[Row], on: Target, workdir: Path) -> None:
@@ -100,16 +104,16 @@ def _make_table(base: ConfigDict, rows: Sequence[Row], on: Target, workdir: Path
     measurements = Measurements(base, replace(on, name=_TARGET.value), _DEVICES.value, workdir, measure=measure)
     taught = f", taught by {_teachers(base)}" if has_teacher(base) else ""
     title = f"{base.network.name} on {base.data.name}{taught}, batch {base.batch_size}, {_TARGET.value}"
-    _say(console, f"{len(rows)} rows: {title}, workdir: {workdir}")
+    say(console, f"{len(rows)} rows: {title}, workdir: {workdir}")
     try:
         records, failures = _run_all(measurements, rows, title, console)
     except OSError as error:
-        fail(f"{error.strerror or error} ({error.filename or workdir}); the same command resumes", 1)
-    console.print(terminal_table(list(records.values()), title=title))
+        fail(f"{error.strerror or error} ({error.filename or workdir}); the same command resumes from there", 1)
+    console.print(memory_table(list(records.values()), title=title))
     count = measurements.compilations.compiled
-    _say(console, f"{count} executables compiled" if count else "nothing compiled: all executables were known")
-    _say(console, f"table: {workdir / memory_table.CSV}, {workdir / memory_table.LINES}")
-    _say(console, f"picture: {workdir / memory_table.PICTURE}")
+    say(console, f"{count} executables compiled" if count else "nothing compiled: all executables were known")
+    say(console, f"table: {workdir / table.CSV}, {workdir / table.LINES}")
+    say(console, f"picture: {workdir / table.PICTURE}")
     if failures:
         listed = "".join(f"\n  {row}: {error}" for row, error in failures.items())
         fail(f"{len(failures)} of {len(rows)} rows failed; the same command tries them again:{listed}", 1)
@@ -117,10 +121,10 @@ def _make_table(base: ConfigDict, rows: Sequence[Row], on: Target, workdir: Path
 
 def _run_all(
     measurements: Measurements, rows: Sequence[Row], title: str, console: Console
-) -> tuple[dict[Row, Record], dict[Row, str]]:
+) -> tuple[dict[Row, RowFigures], dict[Row, str]]:
     """The records of the rows that succeeded, in the table's order, and the errors of the others."""
     batch = measurements.base.batch_size
-    records = memory_table.read(rows, measurements.workdir, target=measurements.on.name, batch=batch)
+    records = table.read(rows, measurements.workdir, target=measurements.on.name, batch=batch)
     failures: dict[Row, str] = {}
     whole: dict[str, Any] | None = None
     kd: dict[str, Any] | None = None
@@ -133,7 +137,7 @@ def _run_all(
         except Exception as error:  # the other rows do not depend on this one
             failures[row] = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             records.pop(row, None)
-            _say(console, f"{which}, failed: {failures[row]}")
+            say(console, f"{which}, failed: {failures[row]}")
             if whole is None:
                 break  # the others are compared with it
             continue
@@ -142,7 +146,7 @@ def _run_all(
         found = measurement.values
         whole = found if whole is None else whole
         kd = found if row.method == KD else kd
-        records[row] = Record(
+        records[row] = RowFigures(
             method=row.method,
             context=row.context,
             modules=row.modules,
@@ -155,9 +159,9 @@ def _run_all(
             **found,
         )
         records = {row: records[row] for row in rows if row in records}
-        memory_table.write(records, measurements.workdir, title=title)
+        table.write(records, measurements.workdir, title=title)
         peak, ratio = found["peak_bytes"] / MIB, records[row].ratio
-        _say(console, f"{which}, {peak:,.1f} MiB, {ratio:.3f} of end to end")
+        say(console, f"{which}, {peak:,.1f} MiB, {ratio:.3f} of end to end")
     return records, failures
 
 
@@ -180,13 +184,6 @@ def _check(config: ConfigDict, rows: Sequence[Row]) -> None:
     build(config, fresh_teachers=has_teacher(config))
     for row in rows:
         build(row.config(_base(config)), fresh_teachers=True)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.removeprefix("-").isdecimal() for part in parts):
-        raise ValueError(f"--modules={text}: use whole numbers separated by commas, such as --modules=1,2,4,8,16")
-    return tuple(sorted({int(part) for part in parts}))
 
 
 def _contexts(text: str) -> tuple[str, ...]:
@@ -216,10 +213,6 @@ def _default_workdir(base: ConfigDict) -> Path:
     if has_teacher(base):
         words.append(_teachers(base))
     return Path("runs") / "-".join(words)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The memory table, with one record per row: as JSON lines, CSV, text and a picture."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -22,6 +20,7 @@ from experiments.memory.rows import (
     REMATERIALIZED,
     Row,
 )
+from experiments.tables import terminal_table, write_csv
 from kd_local.files import read_json_lines, replace_text
 from kd_local.sizes import MIB
 
@@ -29,7 +28,7 @@ CSV, LINES, PICTURE = "memory.csv", "memory.jsonl", "memory.png"
 
 
 @dataclass(frozen=True)
-class Record:
+class RowFigures:
     """The figures of a row; bytes are of one device.
 
     Attributes:
@@ -77,26 +76,22 @@ class Record:
     largest: str
 
 
-def write(records: Mapping[Row, Record], workdir: Path, *, title: str) -> None:
+def write(records: Mapping[Row, RowFigures], workdir: Path, *, title: str) -> None:
     """Writes all files of the table, in the order of the mapping."""
     replace_text(workdir / LINES, "".join(json.dumps(asdict(record)) + "\n" for record in records.values()))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Record)], lineterminator="\n")
-    writer.writeheader()
-    for record in records.values():
-        writer.writerow({**asdict(record), "boundaries": " ".join(record.boundaries)})
-    replace_text(workdir / CSV, text.getvalue())
+    lines = [{**asdict(record), "boundaries": " ".join(record.boundaries)} for record in records.values()]
+    write_csv(workdir / CSV, [field.name for field in fields(RowFigures)], lines)
     temporary = workdir / (PICTURE + ".tmp")
     draw(list(records.values()), title=title).savefig(temporary, dpi=120, format="png")
     temporary.replace(workdir / PICTURE)
 
 
-def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict[Row, Record]:
+def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict[Row, RowFigures]:
     """The records of these rows in a folder of an earlier start."""
     found = {}
     for values in read_json_lines(workdir / LINES):
         try:
-            record = Record(**{**values, "boundaries": tuple(values["boundaries"])})
+            record = RowFigures(**{**values, "boundaries": tuple(values["boundaries"])})
         except (TypeError, KeyError):
             continue  # written by another version: measured again
         row = Row(record.method, record.modules, record.context)
@@ -105,55 +100,34 @@ def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict
     return found
 
 
-def terminal_table(records: Sequence[Record], *, title: str) -> Table:
+def memory_table(records: Sequence[RowFigures], *, title: str) -> Table:
     """The table for the terminal."""
-    table = Table(
-        title=title,
-        caption="MiB of one device; ratios are relative to end to end, `to kd` to plain KD",
-    )
-    for heading in ("method", "context", "K"):
-        table.add_column(heading, justify="right" if heading == "K" else "left", no_wrap=True)
-    measured = any(record.measured_bytes is not None for record in records)
-    taught = any(record.kd_ratio is not None for record in records)
-    for heading in (
-        "peak",
-        "ratio",
-        *(("to kd",) if taught else ()),
-        "floor",
-        "state",
-        "carried",
-        "temporary",
-        "FLOPs ratio",
-        "executables",
-        "compile s",
-        "saved",
-    ):
-        table.add_column(heading, justify="right", no_wrap=" " not in heading)
-    table.add_column("saved ratio", justify="right")
-    if measured:
-        table.add_column("measured", justify="right")
-        table.add_column("measured / peak", justify="right")
-    for record in records:
-        sizes = (record.floor_bytes, record.state_bytes, record.carried_bytes, record.temp_bytes)
-        cells = [
-            record.method,
-            record.context or "",
-            str(record.modules),
-            _mib(record.peak_bytes),
-            f"{record.ratio:.3f}",
-            *(("" if record.kd_ratio is None else f"{record.kd_ratio:.3f}",) if taught else ()),
-            *map(_mib, sizes),
-            f"{record.flops_ratio:.2f}",
-            str(record.executables),
-            f"{record.compile_seconds:.1f}",
-            _mib(record.saved_bytes),
-            f"{record.saved_ratio:.3f}",
-        ]
-        if measured:
-            seen = record.measured_bytes
-            cells += ["", ""] if seen is None else [_mib(seen), f"{seen / record.peak_bytes:.2f}"]
-        table.add_row(*cells)
-    return table
+    columns = {
+        "method": [record.method for record in records],
+        "context": [record.context or "" for record in records],
+        "K": [str(record.modules) for record in records],
+        "peak": [_mib(record.peak_bytes) for record in records],
+        "ratio": [f"{record.ratio:.3f}" for record in records],
+        "to kd": ["" if record.kd_ratio is None else f"{record.kd_ratio:.3f}" for record in records],
+        "floor": [_mib(record.floor_bytes) for record in records],
+        "state": [_mib(record.state_bytes) for record in records],
+        "carried": [_mib(record.carried_bytes) for record in records],
+        "temporary": [_mib(record.temp_bytes) for record in records],
+        "FLOPs ratio": [f"{record.flops_ratio:.2f}" for record in records],
+        "executables": [str(record.executables) for record in records],
+        "compile s": [f"{record.compile_seconds:.1f}" for record in records],
+        "saved": [_mib(record.saved_bytes) for record in records],
+        "saved ratio": [f"{record.saved_ratio:.3f}" for record in records],
+        "measured": ["" if record.measured_bytes is None else _mib(record.measured_bytes) for record in records],
+        "measured / peak": [
+            "" if record.measured_bytes is None else f"{record.measured_bytes / record.peak_bytes:.2f}"
+            for record in records
+        ],
+    }
+    optional = ("to kd", "measured", "measured / peak")
+    columns = {heading: cells for heading, cells in columns.items() if heading not in optional or any(cells)}
+    caption = "MiB of one device; ratios are relative to end to end, `to kd` to plain KD"
+    return terminal_table(columns, title=title, left=("method", "context"), caption=caption)
 
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -166,7 +140,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 _LEVELS = {END_TO_END: "-", REMATERIALIZED: "--"}
 
 
-def draw(records: Sequence[Record], *, title: str) -> Figure:
+def draw(records: Sequence[RowFigures], *, title: str) -> Figure:
     """Peak memory over the number of modules.
 
     Each method and context is a line. End to end and distillation of the whole student are horizontal lines. Local
@@ -178,7 +152,7 @@ def draw(records: Sequence[Record], *, title: str) -> Figure:
     contexts = list(
         dict.fromkeys(record.context for record in records if record.method in (CONTSUP, LOCAL_REMATERIALIZED, DECODER))
     )
-    lines: dict[tuple[str, str], list[Record]] = {}
+    lines: dict[tuple[str, str], list[RowFigures]] = {}
     counts = {record.modules for record in records if record.context is not None or record.modules > 1}
     taught = [record.method for record in records if record.context is None and record.method not in _LEVELS]
     for record in records:

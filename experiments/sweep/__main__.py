@@ -12,16 +12,16 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments.command_line import USAGE_STATUS, fail, parse
+from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.sweep.rows import Rows, Run, overriding_arguments, read_rows
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A file with ROWS, as experiments/configs/contsup/table1.py.", lock_config=True
+    "config", None, "A config file with ROWS, such as experiments/configs/contsup/table1.py.", lock_config=True
 )
-_SEEDS = flags.DEFINE_string("seeds", None, "Seeds of every row, as 0,1,2; --config.seed if none.")
-_ROWS = flags.DEFINE_string("rows", None, "The rows to run: numbers, as 1,3, or options, as k=8; all if none.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this sweep; runs/sweep-CONFIG-DATA if none.")
-_PRINT = flags.DEFINE_bool("print_commands", False, "Print the rows' commands, one a line, and run nothing.")
+_SEEDS = flags.DEFINE_string("seeds", None, "Seeds of every row, such as 0,1,2. The default is --config.seed.")
+_ROWS = flags.DEFINE_string("rows", None, "Rows to run: numbers (1,3) or options (k=8). The default is all rows.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep. The default is runs/sweep-CONFIG-DATA.")
+_PRINT = flags.DEFINE_bool("print_commands", False, "Print the command of each row and run nothing.")
 
 
 def main(_: list[str]) -> None:
@@ -40,7 +40,7 @@ def main(_: list[str]) -> None:
         for run in runs:
             print(shlex.join(rows.command(run, workdir)))
         return
-    # Only now what takes a second to import.
+    # Imported here because it takes a second.
     from experiments.sweep.series import run_series
 
     run_series(rows, runs, workdir, command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]))
@@ -50,11 +50,8 @@ def _seeds(rows: Rows) -> tuple[int, ...]:
     if _SEEDS.value is None:
         return (_CONFIG.value.seed,)
     if "seed" in rows.overrides:
-        raise ValueError("--config.seed and --seeds both say the seed: leave one of them out")
-    parts = [part.strip() for part in _SEEDS.value.split(",")]
-    if not all(part.isdecimal() and int(part) < 2**32 for part in parts):
-        raise ValueError(f"--seeds={_SEEDS.value}: use whole numbers from 0 to {2**32 - 1}, such as --seeds=0,1,2")
-    return tuple(dict.fromkeys(map(int, parts)))
+        raise ValueError("--config.seed and --seeds both set the seed: leave one of them out")
+    return numbers("seeds", _SEEDS.value, example="0,1,2", highest=2**32 - 1)
 
 
 if __name__ == "__main__":

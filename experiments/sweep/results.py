@@ -1,11 +1,9 @@
-"""The table of a sweep: what its runs have left in their folders, a line a row, over seeds."""
+"""The table of a sweep, with one line per row: means over the seeds whose runs are done."""
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from rich.table import Table
 
 from experiments.folders import workdirs
 from experiments.sweep.rows import Rows, Run
+from experiments.tables import terminal_table
 from kd_local.files import replace_text
 
 SUMMARY = "summary.json"
@@ -21,17 +20,17 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True)
 class Line:
-    """A row over its seeds; means, and None where no run of it is done.
+    """A row: means over its seeds, or None if no run is done.
 
     Attributes:
-        number: of the row in its config file, from 1.
-        state: `done`, `failed`, `not done`, or how many of its seeds are.
-        seeds: how many are done.
-        error: on the test images, in percent.
-        deviation: of the error over seeds, of a sample; None of a single one.
-        train_seconds: without compilation and evaluation between epochs.
-        parameters_trained, parameters_deployed: with and without what only training needs.
-        multiply_adds: of one image through what is deployed.
+        number: the row's number in its config file, from 1.
+        state: `done`, `failed`, `not done`, or the number of seeds that are done.
+        seeds: the number of seeds that are done.
+        error: test error, in percent.
+        deviation: sample standard deviation of the error over seeds; None for a single seed.
+        train_seconds: training time without compilation and evaluation.
+        parameters_trained, parameters_deployed: with and without the local heads and connectors.
+        multiply_adds: of one image in the deployed network.
     """
 
     number: int
@@ -48,17 +47,17 @@ class Line:
 
 
 def check(folder: Path, config: ConfigDict) -> None:
-    """See that a run's folder is new, or of the same config.
+    """Check that a run's folder is new, or of the same config.
 
     Raises:
-        ValueError: it is another's; the message names the differences.
+        ValueError: it has another config; the message names the differences.
     """
     if (folder / workdirs.CONFIG).exists() and not workdirs.belongs(folder, config):
         workdirs.claim(folder, config)
 
 
 def finished(folder: Path, config: ConfigDict) -> dict[str, Any] | None:
-    """The summary of a run that has gone as far as its config wants; None of any other."""
+    """The summary of a run that has reached the epochs or steps of its config; otherwise None."""
     if not workdirs.belongs(folder, config):
         return None
     try:
@@ -70,7 +69,7 @@ def finished(folder: Path, config: ConfigDict) -> dict[str, Any] | None:
 
 
 def collect(rows: Rows, runs: Iterable[Run], workdir: Path) -> dict[Run, dict[str, Any] | None]:
-    """The summaries of these runs, and of others of the same rows found in the folder; None of one not done."""
+    """The summaries of these runs and of other seeds of the rows in the folder; None for a run that is not done."""
     found = dict.fromkeys(runs)
     for row in rows.names:
         stem = Run(row, 0).folder(workdir).name.removesuffix("0")
@@ -111,47 +110,28 @@ def tabulate(
 
 
 def error_percent(summary: Mapping[str, Any]) -> float:
-    """The error on the test images, in percent."""
+    """The test error, in percent."""
     # Accuracies are quotients of whole numbers in float32.
     return round(100 * (1 - float(summary["test_accuracy"])), 6)
 
 
-def write_csv(lines: Sequence[Line], path: Path) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Line)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(line) for line in lines)
-    replace_text(path, text.getvalue())
-
-
 def write_markdown(lines: Sequence[Line], path: Path, *, title: str, command: str) -> None:
-    head, *cells = [_HEADINGS, *map(_cells, lines)]
-    table = [head, ["---", "---", "---", *["--:"] * (len(head) - 3)], *cells]
+    """Write the table as Markdown, with the command of the sweep."""
+    cells = map(_cells, lines)
+    table = [_HEADINGS, ["---", "---", "---", *["--:"] * (len(_HEADINGS) - 3)], *cells]
     text = "\n".join("| " + " | ".join(row) + " |" for row in table)
     replace_text(path, f"# {title}\n\n    {command}\n\n{text}\n")
 
 
-def terminal_table(lines: Sequence[Line], *, title: str) -> Table:
-    table = Table(title=title)
-    for i, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if i in (1, 2) else "right", no_wrap=i > 2, overflow="fold")
-    for line in lines:
-        table.add_row(*_cells(line))
-    return table
+def sweep_table(lines: Sequence[Line], *, title: str) -> Table:
+    """The table for the terminal."""
+    columns = zip(*map(_cells, lines), strict=True) if lines else [()] * len(_HEADINGS)
+    return terminal_table(dict(zip(_HEADINGS, columns, strict=True)), title=title, left=("row", "state"))
 
 
-_HEADINGS = [
-    "",
-    "row",
-    "state",
-    "seeds",
-    "test error %",
-    "seconds",
-    "images/s",
-    "parameters",
-    "deployed",
-    "multiply-adds",
-]
+_HEADINGS = (
+    "", "row", "state", "seeds", "test error %", "seconds", "images/s", "parameters", "deployed", "multiply-adds"
+)  # fmt: skip
 
 
 def _cells(line: Line) -> list[str]:

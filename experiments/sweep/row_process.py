@@ -1,11 +1,10 @@
-"""A row of a sweep as a process of its own: a crash, or a kill for want of memory, ends that row and not the sweep."""
+"""A row of a sweep in its own process: a crash or an out-of-memory kill ends the row and not the sweep."""
 
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
 
 from kd_local.training.interruption import Interruption
 
@@ -13,10 +12,9 @@ _ERROR = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 
 
 class Stop(Interruption):
-    """As `Interruption`, but every signal is passed on to the running process as the wish to save and stop.
+    """Passes every signal on to the running process as SIGTERM, so that it saves and stops.
 
-    It is passed on as SIGTERM: Ctrl-C at a terminal has reached that process already, and again it would end it
-    without saving.
+    A Ctrl-C at a terminal has reached that process already; a second SIGINT would end it without saving.
     """
 
     def __init__(self) -> None:
@@ -24,17 +22,16 @@ class Stop(Interruption):
         self._process: subprocess.Popen[str] | None = None
 
     def watch(self, process: subprocess.Popen[str] | None) -> None:
-        """The process that runs from now on, or none."""
+        """Set the process that runs now, or None."""
         self._process = process
         if self.received is not None:
-            self._pass_on()
+            self._terminate()
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received = number
-        self._pass_on()
+    def receive(self, number: int) -> None:
+        self.received = self.received or number
+        self._terminate()
 
-    def _pass_on(self) -> None:
+    def _terminate(self) -> None:
         if self._process is not None:
             self._process.terminate()
 
@@ -47,11 +44,11 @@ def execute(
     descriptor: int,
     started: Callable[[int | None], None],
 ) -> str | None:
-    """Run a command to its end, what it prints shown; its last error line where it fails.
+    """Run a command and show its output; returns its last error line if it fails, otherwise None.
 
     Args:
-        descriptor: of a file to be inherited.
-        started: is told the process's number, and None once it has ended.
+        descriptor: of a file that the process inherits.
+        started: called with the process's number, and with None when it has ended.
     """
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace", pass_fds=[descriptor]
@@ -61,7 +58,7 @@ def execute(
         error = last = ""
         assert process.stderr is not None
         for line in process.stderr:
-            # One that is stopped while it starts has nothing to say but where.
+            # The traceback of a process that is stopped while it starts is not shown.
             if stop.received is None or line.startswith(("error: ", "warning: ")):
                 sys.stderr.write(line)
             if line.strip():
@@ -75,5 +72,5 @@ def execute(
         return None
     if status < 0:
         name = signal.Signals(-status).name
-        return f"killed by {name}" + (", perhaps for want of memory" if -status == signal.SIGKILL else "")
+        return f"killed by {name}" + (", perhaps because memory ran out" if -status == signal.SIGKILL else "")
     return (error or last or f"exit status {status}").removeprefix("error: ")

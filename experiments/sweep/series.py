@@ -1,8 +1,9 @@
-"""The runs of a sweep, one after another: which are done, how long the others will take, and what came of them."""
+"""Runs a sweep: which runs are done, how long the others will take, and their results."""
 
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from signal import Signals
 from statistics import mean
@@ -18,26 +19,26 @@ from experiments.sweep.results import (
     check,
     collect,
     finished,
+    sweep_table,
     tabulate,
-    terminal_table,
-    write_csv,
     write_markdown,
 )
 from experiments.sweep.row_process import Stop, execute
 from experiments.sweep.rows import Rows, Run
+from experiments.tables import say, write_csv
 
 TABLE = "table.csv"
 MARKDOWN = "table.md"
 
 
 def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) -> None:
-    """Run what is not done, and keep table and picture up to date; ends the program where not all goes well.
+    """Run what is not done, and update table and picture after every run. An error ends the program.
 
     Args:
-        rows: of the config file.
-        runs: those that are wanted, in this order.
-        workdir: for all of them.
-        command: that started the sweep, for the record.
+        rows: all rows of the config file.
+        runs: the wanted runs, in this order.
+        workdir: the folder of the sweep.
+        command: the command that started the sweep, for the table's heading.
     """
     try:
         for run in runs:
@@ -48,9 +49,9 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
     except OSError as error:
         fail(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir", USAGE_STATUS)
     console = Console() if sys.stdout.isatty() else Console(width=140)
-    _say(console, f"{len(runs)} runs of {len({run.row for run in runs})} rows, workdir: {workdir}")
+    say(console, f"{len(runs)} runs of {len({run.row for run in runs})} rows, workdir: {workdir}")
     stop = Stop()
-    only_one = FolderLock(workdir, report=lambda text: _say(console, text), stopped=lambda: stop.received is not None)
+    only_one = FolderLock(workdir, report=lambda text: say(console, text), stopped=lambda: stop.received is not None)
     with stop:
         try:
             with only_one as lock:
@@ -62,10 +63,10 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
             fail(f"interrupted by {Signals(stop.received).name} before any run", 128 + stop.received)
         except OSError as error:
             fail(f"{error.strerror or error} ({error.filename or workdir}); the same command resumes from there", 1)
-    console.print(terminal_table(lines, title=_title(rows)))
-    _say(console, f"table: {workdir / TABLE}, {workdir / MARKDOWN}")
+    console.print(sweep_table(lines, title=_title(rows)))
+    say(console, f"table: {workdir / TABLE}, {workdir / MARKDOWN}")
     if (workdir / PICTURE).exists():
-        _say(console, f"picture: {workdir / PICTURE}")
+        say(console, f"picture: {workdir / PICTURE}")
     if failures:
         listed = "".join(f"\n  {run}: {error}" for run, error in failures.items())
         message = f"{len(failures)} of {len(runs)} runs failed; the same command tries them again:{listed}"
@@ -80,7 +81,7 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
 def _run_all(
     rows: Rows, runs: Sequence[Run], workdir: Path, command: str, console: Console, stop: Stop, lock: FolderLock
 ) -> tuple[dict[Run, str], Sequence[Line]]:
-    """The error of each run that failed, and the table."""
+    """The error of each failed run, and the table."""
     failures: dict[Run, str] = {}
     clock = _Clock()
     environment = compilation_cache(workdir)
@@ -92,10 +93,10 @@ def _run_all(
         summary = finished(run.folder(workdir), rows.config(run))
         if summary is not None:
             clock.add(run, summary["train_seconds"])
-            _say(console, f"{which}, done already")
+            say(console, f"{which}, done already")
             continue
         expected = clock.expected(runs[number - 1 :])
-        _say(console, which if expected is None else f"{which}, about {_shown(expected)} left")
+        say(console, which if expected is None else f"{which}, about {_shown(expected)} left")
         started = time.monotonic()
         error = execute(
             rows.command(run, workdir, python=sys.executable),
@@ -115,14 +116,14 @@ def _run_all(
 def _update(rows: Rows, runs: Sequence[Run], workdir: Path, command: str, failures: dict[Run, str]) -> Sequence[Line]:
     summaries = collect(rows, runs, workdir)
     lines = tabulate(rows, summaries, failures)
-    write_csv(lines, workdir / TABLE)
+    write_csv(workdir / TABLE, list(Line.__dataclass_fields__), map(asdict, lines))
     write_markdown(lines, workdir / MARKDOWN, title=_title(rows), command=command)
     plot_errors(summaries, workdir / PICTURE, title=_title(rows))
     return lines
 
 
 class _Clock:
-    """How long runs took, and from that how long others will."""
+    """Predicts how long runs take from the runs that are done."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = {}
@@ -131,7 +132,7 @@ class _Clock:
         self._seconds.setdefault(run.row, []).append(seconds)
 
     def expected(self, runs: Sequence[Run]) -> float | None:
-        """Seconds that runs will take: each as its row with other seeds did, or as the mean of all that are done."""
+        """Predicted seconds: for each run the mean of its row with other seeds, or else of all rows."""
         if not self._seconds:
             return None
         rows = {row: mean(seconds) for row, seconds in self._seconds.items()}
@@ -145,7 +146,3 @@ def _shown(seconds: float) -> str:
 
 def _title(rows: Rows) -> str:
     return " ".join(filter(None, [Path(rows.path).stem, rows.options]))
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

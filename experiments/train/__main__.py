@@ -1,7 +1,7 @@
 """Train a network: python -m experiments.train [--config=FILE.py[:OPTIONS]] [--config.KEY=VALUE ...] [--workdir=DIR]
 
-The same command resumes a run that was stopped. What is left in the folder: metrics.jsonl, steps.jsonl, tensorboard/,
-summary.json, curves.png, checkpoints/ and the config.
+The same command resumes a run that was stopped. The program writes metrics.jsonl, steps.jsonl,
+tensorboard/, summary.json, curves.png, checkpoints/ and config.json.
 """
 
 import errno
@@ -17,15 +17,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
-from rich.table import Table
 
-from experiments.command_line import USAGE_STATUS, fail, parse
+from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, parse
 from experiments.folders import workdirs
 from experiments.from_config.experiment import Experiment, build
 from experiments.from_config.planning import PLAN, left_to_measurement, planned
 from experiments.from_config.step_timer import placement
 from experiments.from_config.teachers import save_network
 from experiments.sweep.results import SUMMARY
+from experiments.tables import say, summary_table, terminal_table
 from experiments.train.summary import peak_memory, summarise
 from experiments.train.teacher_caches import FillingStopped, cached_logits, caches
 from kd_local.contract import HasTeachers, State, TrainsNetwork
@@ -44,14 +44,14 @@ from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
 from kd_local.training.teacher_cache import CacheError, TeacherCache
 
-_BARRIER_SECONDS = 600  # how long process 0 may take for what it does for all
+_BARRIER_SECONDS = 600  # how long the others wait for process 0
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/configs/default.py if none.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; runs/NAME-OF-THE-CONFIG if none.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, on this host or on others.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; if none, as the cluster tells.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are; if none, as the cluster tells.")
-_INDEX = flags.DEFINE_integer("index", None, "Which of them this is, from 0; if none, as the cluster tells.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. By default its name is made from the config.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes, on this host or on others.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0. The default is the cluster manager's.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes. The default is the cluster manager's.")
+_INDEX = flags.DEFINE_integer("index", None, "Index of this process, from 0. The default is the cluster manager's.")
 
 
 def main(_: list[str]) -> None:
@@ -96,7 +96,7 @@ def main(_: list[str]) -> None:
 
 
 def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str, TeacherCache], Path]:
-    """The config with its plan, what it describes, and the run's folder, claimed."""
+    """The config with its plan, the experiment, its data and caches, and the claimed folder of the run."""
     _join(config)
     experiment = build(config)
     data = experiment.read()
@@ -159,17 +159,17 @@ def _end_after(error: Exception, workdir: Path, good: str) -> NoReturn:
         case CheckpointError() | CacheError() | hosts.HostsError():
             _end(error, 1)
         case DataError():
-            _end(f"{error}; {good}: the same command resumes once that is mended", 1)
+            _end(f"{error}; {good}: the same command resumes once that is fixed", 1)
         case OSError(errno=errno.ENOSPC):
             _end(f"the disk that holds {workdir} is full; the same command resumes once there is room", 1)
-    if jax.process_count() > 1:  # or it would wait for the others, and they for it
+    if jax.process_count() > 1:  # the processes would wait for each other
         traceback.print_exc()
         hosts.leave(1)
     raise error
 
 
 def _join(config: ConfigDict) -> None:
-    """Be one of several processes, if asked to."""
+    """Connect to the other processes if --distributed is set."""
     given = {"coordinator": _COORDINATOR.value, "processes": _PROCESSES.value, "index": _INDEX.value}
     if _DISTRIBUTED.value:
         hosts.start(
@@ -185,7 +185,7 @@ def _join(config: ConfigDict) -> None:
 
 
 def _end(message: object, status: int) -> NoReturn:
-    """Say why, and end; of several processes without waiting for the others, which end by themselves."""
+    """Print the error and end. The process does not wait for the others, which end by themselves."""
     if jax.process_count() == 1:
         fail(message, status)
     print(f"error: {message}", file=sys.stderr)
@@ -193,7 +193,7 @@ def _end(message: object, status: int) -> NoReturn:
 
 
 def _describe(console: Console, experiment: Experiment, config: ConfigDict, workdir: Path) -> None:
-    cuts = f", cut behind {', '.join(experiment.boundaries)}" if experiment.boundaries else ""
+    cuts = f", cut after {', '.join(experiment.boundaries)}" if experiment.boundaries else ""
     console.print(
         f"{_title(experiment, config)}{cuts}\n{experiment.mesh.size} x {jax.devices()[0].device_kind}, "
         f"workdir: {workdir}",
@@ -205,7 +205,7 @@ def _describe(console: Console, experiment: Experiment, config: ConfigDict, work
 def _title(experiment: Experiment, config: ConfigDict) -> str:
     how = f"K={experiment.modules} {experiment.context}" if experiment.context else "end to end"
     if config.teacher.weights is not None and isinstance(experiment.method, HasTeachers):
-        how = f"taught by {config.teacher.network or config.teacher.weights}"
+        how = f"teacher {config.teacher.network or config.teacher.weights}"
     return f"{config.method} {config.network.name} on {config.data.name}, {how}, seed {config.seed}"
 
 
@@ -227,17 +227,19 @@ def _write_results(
 
 
 def _show(console: Console, summary: Mapping[str, Any], workdir: Path) -> None:
-    table = Table(show_header=False, title="result")
-    for name, value in summary.items():
-        if name != "exits":
-            table.add_row(name, shown_bytes(value) if name == "peak_bytes" else _shown(value))
-    console.print(table)
+    shown = {name: value for name, value in summary.items() if name != "exits"}
+    console.print(summary_table({**shown, "peak_bytes": shown_bytes(summary["peak_bytes"])}))
     if summary["exits"]:
-        exits = Table("exit", "test accuracy", "multiply-adds, of the whole network", title="other answers")
-        for name, values in summary["exits"].items():
-            exits.add_row(name, f"{values['test_accuracy']:.4f}", f"{values['share']:.3f}" if "share" in values else "")
-        console.print(exits)
-    console.print(f"curves: {workdir / CURVES}", soft_wrap=True, highlight=False)
+        exits = summary["exits"]
+        columns = {
+            "exit": list(exits),
+            "test accuracy": [f"{values['test_accuracy']:.4f}" for values in exits.values()],
+            "multiply-adds, of the whole network": [
+                f"{values['share']:.3f}" if "share" in values else "" for values in exits.values()
+            ],
+        }
+        console.print(terminal_table(columns, title="other exits", left=("exit",)))
+    say(console, f"curves: {workdir / CURVES}")
 
 
 def _compared_with_teachers(experiment: Experiment, config: ConfigDict, state: State, data: Data) -> dict[str, float]:
@@ -247,14 +249,6 @@ def _compared_with_teachers(experiment: Experiment, config: ConfigDict, state: S
         return {}
     accuracy, agreement = compare(method, state, data, batch_size=config.batch_size, mesh=experiment.mesh)
     return {"teacher_accuracy": accuracy, "agreement": agreement}
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4f}".rstrip("0").rstrip(".")
-    if isinstance(value, tuple):
-        return ", ".join(value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _report(message: str) -> None:

@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C as a request that the loop carries out at the end of a step."""
 
 import signal
-from types import FrameType, TracebackType
+from types import TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,7 +27,7 @@ class Interruption:
         self.received: int | None = None
 
     def __enter__(self) -> "Interruption":
-        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, lambda number, _: self.receive(number)) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -36,7 +36,8 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def receive(self, number: int) -> None:
+        """Called with the number of each signal that arrives."""
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number

@@ -148,7 +148,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config=" + CIFAR + ":modules=8"], "unknown option 'modules': use k, context or batch"),
     (["--config=" + CIFAR + ":k=many"], "option 'k=many': expected k=int, such as k=16"),
     (["--confg=default.py"], r"Unknown command line flag 'confg'.*config"),
-    (["digits"], "unexpected argument 'digits': everything is given by flags"),
+    (["digits"], "unexpected argument 'digits': use flags, such as --NAME=VALUE"),
     (["--processes=2"], "--processes is set without --distributed: add --distributed, or leave it out"),
     (
         ["--config=" + VIT, "--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere"],

@@ -5,7 +5,7 @@ import pytest
 from experiments.configs import default
 from experiments.memory import measurements as memory_measurements
 from experiments.memory.rows import Row, build_row, distillation_rows, in_order_of_effort, rows_of
-from experiments.memory.table import MIB, Record, draw
+from experiments.memory.table import MIB, RowFigures, draw
 from kd_local.files import read_json_lines
 from kd_local.memory import target
 from kd_local.parallel import StepOptions
@@ -36,11 +36,11 @@ def test_rows_of_distillation():
     order = in_order_of_effort([*rows_of((1,), ("R0",), decoders=False), *rows[::-1]])
     assert list(map(str, order[:5])) == ["end_to_end", "end_to_end_remat", "kd", "fitnet", "local_distillation K=3"]
     config.local_distillation.stones = "2"
-    built = build_row(distillation_rows(("local_distillation",), config)[0], config)
-    assert built.boundaries == ("stage2/0",)
-    assert built.blocks == {"module00": ("stem", "stage1/0", "stage2/0"), "module01": ("stage3/0", "head")}
+    described = build_row(distillation_rows(("local_distillation",), config)[0], config)
+    assert described.boundaries == ("stage2/0",)
+    assert described.blocks == {"module00": ("stem", "stage1/0", "stage2/0"), "module01": ("stage3/0", "head")}
     assert distillation_rows((), default.get_config()) == []
-    assert build_row(Row("kd"), config).blocks == {"student": built.network.names}
+    assert build_row(Row("kd"), config).blocks == {"student": described.network.names}
 
 
 def test_rows_differ_in_what_they_say_only():
@@ -64,7 +64,7 @@ def test_rows_differ_in_what_they_say_only():
 
 def test_picture():
     def record(method, modules, context, peak):
-        return Record(
+        return RowFigures(
             method, context, modules, (), "local", 8, peak * MIB, 0, 0, 0, 0, 1.0, None, 1, 1.0, 1, 0.0, 1, 1.0, None,
             "network",
         )  # fmt: skip

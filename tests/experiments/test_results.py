@@ -1,14 +1,16 @@
 """The table and the picture of a sweep, from what its runs have left in their folders."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from experiments.sweep.error_plot import draw_errors, plot_errors
 from experiments.sweep.published import published_errors
-from experiments.sweep.results import collect, finished, tabulate, write_csv, write_markdown
+from experiments.sweep.results import Line, collect, finished, tabulate, write_markdown
 from experiments.sweep.rows import Rows, Run, read_rows
+from experiments.tables import write_csv
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
@@ -65,7 +67,7 @@ def test_the_table_is_over_seeds_and_has_what_earlier_sweeps_left(tmp_path):
     assert lines[1].error == pytest.approx(20.0)
     assert lines[1].deviation is None
     assert lines[2].error is None
-    write_csv(lines, tmp_path / "table.csv")
+    write_csv(tmp_path / "table.csv", list(Line.__dataclass_fields__), map(asdict, lines))
     first = (tmp_path / "table.csv").read_text().splitlines()[1]
     assert first.startswith(f'2,"{row}",3 of 4 seeds,3,9.0,1.0,') and first.endswith(",100.0,2000,1000,5000")
     write_markdown(lines, tmp_path / "table.md", title="table2", command="python")

@@ -28,9 +28,9 @@ def test_reports_a_table_and_a_line_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_refuses() -> None:
     commands = [
-        (["--workers=two"], "error: --workers=two: use whole numbers with commas between"),
+        (["--workers=two"], "error: --workers=two: use whole numbers from 0, separated by commas"),
         (["--images=0"], "error: --images=0: use 1 or more"),
         (["--size=large"], "error: flag --size=large"),
-        (["more"], "error: unexpected argument 'more': everything is given by flags"),
+        (["more"], "error: unexpected argument 'more': use flags"),
     ]
     refused("input_bench", commands)

@@ -30,7 +30,7 @@ def run_python(code: str, tmp_path: Path) -> str | None:
         ("import sys; print('jax.errors.E: RESOURCE\\n----', file=sys.stderr); sys.exit(1)", "----"),
         ("import sys; print('a.XError: RESOURCE\\n----\\nhint', file=sys.stderr); sys.exit(1)", "a.XError: RESOURCE"),
         ("raise SystemExit(7)", "exit status 7"),
-        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL, perhaps for want of memory"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL, perhaps because memory ran out"),
         ("import os; os.kill(os.getpid(), 6)", "killed by SIGABRT"),
     ],
 )
@@ -71,7 +71,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     ([f"--config={TABLE2}", "--config.epochs=few"], "epochs=few: invalid literal for int"),
     ([f"--config={TABLE2}", "--seeds=0,one"], "--seeds=0,one: use whole numbers from 0 to .*--seeds=0,1,2"),
     ([f"--config={TABLE2}", "--seeds=-1"], "--seeds=-1: use whole numbers from 0"),
-    ([f"--config={TABLE2}", "--seeds=1", "--config.seed=1"], "--config.seed and --seeds both say the seed"),
+    ([f"--config={TABLE2}", "--seeds=1", "--config.seed=1"], "--config.seed and --seeds both set the seed"),
     ([f"--config={TABLE2}", "--rows=k=3"], "--rows=k=3: no row of .* is like that; use .*\n  1 k=1\n"),
     ([f"--config={TABLE2}", "--rows="], "--rows=: no row"),
     ([f"--config={TABLE2}", "--rows=0"], "--rows=0: .* has rows 1 to 17"),

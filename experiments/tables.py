@@ -1,0 +1,61 @@
+"""Tables of results, as CSV and for the terminal, and lines of text between them."""
+
+import csv
+import io
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from kd_local.files import replace_text
+
+
+def write_csv(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file with a heading for each name and a line for each row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())
+
+
+def terminal_table(
+    rows: Mapping[str, Sequence[str]], *, title: str, left: Collection[str] = (), caption: str | None = None
+) -> Table:
+    """A table for the terminal.
+
+    Args:
+        rows: the cells of each column, by its heading.
+        left: headings of the columns of text; numbers are aligned to the right.
+    """
+    table = Table(title=title, caption=caption)
+    for heading in rows:
+        text = heading in left
+        wraps = text or " " in heading
+        table.add_column(heading, justify="left" if text else "right", no_wrap=not wraps, overflow="fold")
+    for cells in zip(*rows.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """A table with a line for each value of a summary."""
+    table = Table(show_header=False, title="result")
+    for name, value in summary.items():
+        table.add_row(name, _shown(value))
+    return table
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: not wrapped, highlighted or read as markup."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4f}".rstrip("0").rstrip(".")
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
