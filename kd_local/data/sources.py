@@ -149,10 +149,12 @@ def from_arrays(
     """Data from arrays of images, uint8 `[n, h, w, c]`, and integer labels `[n]`.
 
     Args:
-        train, test: images and labels; both splits have the same `h`, `w` and `c`.
+        train: images and labels.
+        test: likewise, with the same `h`, `w` and `c`.
         classes: number of classes; by default one more than the largest label.
         augmentation: by default no crops or flips, with the mean and standard deviation of the training images.
-        train_examples, validation_examples: see `load`.
+        train_examples: see `load`.
+        validation_examples: see `load`.
         name: name for messages and records.
 
     Raises:

@@ -56,7 +56,8 @@ class CompiledStep:
 
         Args:
             state: as `method.init` or an earlier step returned it; on a mesh of several devices see `place`.
-            images, labels: a batch of the size that the step was compiled for, on the devices of the first group.
+            images: a batch of the size that the step was compiled for, on the devices of the first group.
+            labels: of these images.
             rng: the key of this step.
             extra: the tensors of `plan.batch` besides images and labels, by name.
             watch: called as each piece is dispatched.
