@@ -39,7 +39,7 @@ def parse_bytes(text: str) -> int:
     1536
 
     Raises:
-        ValueError: the text has another form, or stands for less than one byte.
+        ValueError: the text has another form, or is less than one byte.
     """
     match = re.fullmatch(rf"([0-9]+(?:\.[0-9]+)?) ?({'|'.join(_UNITS)})", text.strip())
     size = int(Fraction(match[1]) * _UNITS[match[2]]) if match else 0

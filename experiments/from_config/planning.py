@@ -93,7 +93,7 @@ def _decided(config: ConfigDict, boundaries: Sequence[str], remat: str) -> Confi
     decided = config.copy_and_resolve_references()
     with decided.unlocked():
         decided.local.modules = len(boundaries) + 1
-        # A single name is told from a rule by what is in it.
+        # A single name is distinguished from a rule by its content.
         decided.local.boundaries = ",".join(boundaries) if boundaries else "equal"
         decided.local.remat = remat
         decided.local.memory_budget = None

@@ -20,7 +20,7 @@ from kd_local.models.layers import DType
 from kd_local.networks import Network, Variables
 
 WEIGHTS = "network.npz"
-"""What a run leaves of the network that it trained: variables by collection, block and place in it, `:` between."""
+"""The file of a run's trained network: variables named by collection, block and path, joined by `:`."""
 
 DTYPES: Mapping[str, DType] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -31,7 +31,7 @@ def save_network(variables: Variables, workdir: Path) -> None:
 
 
 def load_weights(network: Network, weights: Path) -> Variables:
-    """Variables of a network from a file of PyTorch's weights, or from the folder of a run of ours.
+    """Variables of a network from a file of PyTorch's weights or the folder of a run.
 
     Raises:
         ValueError: there is no such file or folder, the run has not ended, or the weights are not the network's.

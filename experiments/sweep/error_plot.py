@@ -67,7 +67,7 @@ def draw_errors(summaries: Mapping[Run, Mapping[str, Any] | None], *, title: str
 
 
 def plot_errors(summaries: Mapping[Run, Mapping[str, Any] | None], path: Path, *, title: str) -> bool:
-    """Write the picture; whether there was anything to draw."""
+    """Write the picture; returns False if there was nothing to draw."""
     figure = draw_errors(summaries, title=title)
     if figure is not None:
         temporary = path.with_name(path.name + ".tmp")
@@ -105,7 +105,7 @@ def _counts(points: Sequence[Point]) -> list[int]:
 
 
 def _labels(points: Sequence[Point], name: str) -> list[str]:
-    """What tells the points of a panel apart: their methods, unless all are ContSup, and their options."""
+    """The labels of a panel's points: their methods, unless all are ContSup, and their options."""
     methods = {point.method for point in points} - {WHOLE}
     labels = []
     for point in points:

@@ -1,7 +1,7 @@
-"""Test errors that were published, to be drawn beside ours.
+"""Published test errors, drawn next to those of a sweep.
 
 Reference: Wang et al., "Revisiting locally supervised learning: an alternative to end-to-end training" (InfoPro, ICLR
-2021), table 2: percent, 160 epochs, mean of 5 runs. ContSup's own figures are not here: none could be checked.
+2021), table 2: percent, 160 epochs, mean of 5 runs. ContSup's own figures are not included: none could be checked.
 """
 
 from collections.abc import Mapping
@@ -37,5 +37,5 @@ _ERRORS: dict[tuple[str, str], Errors] = {
 
 
 def published_errors(network: str, data: str) -> Errors:
-    """Published test errors in percent for a network and data set; none where none are known."""
+    """Published test errors in percent for a network and data set; empty if none are known."""
     return _ERRORS.get((network, data), {})

@@ -1,6 +1,6 @@
 """The rows of a sweep: a config file's `ROWS`, each the options of one config, and the command that trains it.
 
-Nothing here imports JAX, so that a mistake is refused at once.
+This file does not import JAX, so errors appear at once.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ class Run:
         return f"{self.row} seed {self.seed}"
 
     def folder(self, workdir: Path) -> Path:
-        """Where it is kept in the folder of the sweep."""
+        """The run's folder in the folder of the sweep."""
         return workdir / f"{self.row.replace('/', '.')}-seed{self.seed}"
 
 
@@ -47,13 +47,13 @@ class Rows:
     get_config: Callable[[str], ConfigDict]
 
     def config(self, run: Run) -> ConfigDict:
-        """What the run is trained by."""
+        """The config that trains the run."""
         config = self.get_config(self._options(run.row))
         config.update_from_flattened_dict({**self.overrides, "seed": run.seed})
         return config
 
     def command(self, run: Run, workdir: Path, *, python: str = "python") -> list[str]:
-        """The command that trains it, in a folder of its own in that of the sweep."""
+        """The command that trains the run in its folder."""
         return [
             python,
             "-m",
@@ -132,11 +132,11 @@ def read_rows(file: str, arguments: Sequence[str], overrides: Mapping[str, Any])
 
 
 def overriding_arguments(argv: Sequence[str], takes_value: Callable[[str], bool]) -> list[str]:
-    """Of a command line those arguments that override keys of the config, the seed's left out.
+    """The arguments of a command line that override keys of the config, except the seed.
 
     Args:
-        argv: known to be right.
-        takes_value: whether the flag of that name is followed by a value where it has no `=`.
+        argv: a valid command line.
+        takes_value: whether the flag of that name, written without `=`, is followed by a value.
     """
     kept = []
     for i, argument in enumerate(argv):

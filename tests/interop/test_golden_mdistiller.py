@@ -1,7 +1,7 @@
 """The zoo against mdistiller's networks: every golden file, in float64 and in float32.
 
-The files are looked for in the folder KD_LOCAL_GOLDEN; each is named after a network of mdistiller, see the README
-beside them. Weights are no part of a file but a function of their names, see conftest.py.
+The folder KD_LOCAL_GOLDEN contains the files, named after mdistiller's networks; see the README there. Weights are a
+function of their names, see conftest.py.
 """
 
 import json

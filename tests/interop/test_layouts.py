@@ -60,8 +60,8 @@ def test_dtypes_are_kept_without_dtype():
     arrays = ARRAYS | {"bn.bias": np.zeros(4, np.float64), "bn.weight": np.zeros(4, jnp.bfloat16)}
     norm = read_layers(LAYERS, arrays, SHAPES)["params"]["first"]["norm"]
     assert (norm["bias"].dtype, norm["scale"].dtype) == (np.float64, jnp.bfloat16)
-    told = read_layers(LAYERS, arrays, SHAPES, dtype=np.float16)
-    assert {x.dtype for x in jax.tree.leaves(told)} == {np.dtype(np.float16)}
+    half = read_layers(LAYERS, arrays, SHAPES, dtype=np.float16)
+    assert {x.dtype for x in jax.tree.leaves(half)} == {np.dtype(np.float16)}
 
 
 def test_a_layer_may_have_a_bias_or_not():
