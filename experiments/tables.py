@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from kd_local.files import replace_text
@@ -22,20 +22,26 @@ def write_csv(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]
 
 
 def terminal_table(
-    rows: Mapping[str, Sequence[str]], *, title: str, left: Collection[str] = (), caption: str | None = None
+    columns: Mapping[str, Sequence[str]],
+    *,
+    title: str,
+    left: Collection[str] = (),
+    long: Collection[str] = (),
+    caption: str | None = None,
 ) -> Table:
     """A table for the terminal.
 
     Args:
-        rows: the cells of each column, by its heading.
-        left: headings of the columns of text; numbers are aligned to the right.
+        columns: the cells of each column, by its heading.
+        left: headings of the columns of text; the others are aligned to the right.
+        long: headings of the columns whose cells wrap where the terminal is narrow; headings of several words do too.
     """
     table = Table(title=title, caption=caption)
-    for heading in rows:
-        text = heading in left
-        wraps = text or " " in heading
-        table.add_column(heading, justify="left" if text else "right", no_wrap=not wraps, overflow="fold")
-    for cells in zip(*rows.values(), strict=True):
+    for heading in columns:
+        wraps = heading in long or " " in heading
+        justify: JustifyMethod = "left" if heading in left else "right"
+        table.add_column(heading, justify=justify, no_wrap=not wraps, overflow="fold")
+    for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
     return table
 

@@ -126,7 +126,9 @@ def write_markdown(lines: Sequence[Line], path: Path, *, title: str, command: st
 def sweep_table(lines: Sequence[Line], *, title: str) -> Table:
     """The table for the terminal."""
     columns = zip(*map(_cells, lines), strict=True) if lines else [()] * len(_HEADINGS)
-    return terminal_table(dict(zip(_HEADINGS, columns, strict=True)), title=title, left=("row", "state"))
+    return terminal_table(
+        dict(zip(_HEADINGS, columns, strict=True)), title=title, left=("row", "state"), long=("row", "state")
+    )
 
 
 _HEADINGS = (

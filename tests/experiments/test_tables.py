@@ -32,3 +32,9 @@ def test_numbers_of_a_flag_are_distinct_and_in_order():
 def test_other_numbers_are_refused(text):
     with pytest.raises(ValueError, match=f"--k={text}: use whole numbers from 1 to 8, .*such as --k=1,2$"):
         numbers("k", text, example="1,2", lowest=1, highest=8)
+
+
+def test_only_long_cells_wrap_in_a_narrow_terminal():
+    columns = {"method": ["m" * 30], "row": ["r" * 60]}
+    lines = printed(terminal_table(columns, title="narrow", left=("method", "row"), long=("row",)))
+    assert any("m" * 30 in line for line in lines) and not any("r" * 60 in line for line in lines)
