@@ -70,6 +70,7 @@ def test_prepared(name: str, shape: Any, classes: int, splits: tuple[str, ...], 
     assert len(set(seen)) == 50
 
 
+@pytest.mark.exhaustive
 def test_real_cifar10() -> None:
     tfds = pytest.importorskip("tensorflow_datasets")
     if not (TFDS / "cifar10").is_dir():

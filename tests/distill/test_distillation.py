@@ -60,6 +60,7 @@ def test_kd_is_its_equation():
     assert found["loss"] == pytest.approx(0.1 * cross_entropy + 0.9 * divergence, rel=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_several_teachers_are_the_mean_of_each_alone():
     first, second = teacher(3), teacher(4)
     together = method(first, second)
@@ -86,6 +87,7 @@ def test_connectors_are_of_each_teacher():
     assert any(bool((a != b).any()) for a, b in zip(*kernels, strict=True))
 
 
+@pytest.mark.exhaustive
 def test_a_teacher_may_compute_in_bfloat16():
     wide, narrow = teacher(3), teacher(3, dtype=jnp.bfloat16)
     _, expected = step(method(wide))
@@ -136,6 +138,7 @@ def test_one_executable_serves_any_teacher_of_a_network():
     assert losses[0] != losses[1] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_the_objective_says_whether_the_student_alone_is_deployed():
     class Copies(OBJECTIVES["kd"]):
         def deployed(self, pair, student, own, teacher):

@@ -31,6 +31,7 @@ def test_a_config_that_says_everything_is_as_it_was(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.exhaustive
 def test_balanced_is_found_once_and_kept(tmp_path, capsys):
     one = config(modules=3, boundaries="balanced")
     found = planned(one, tmp_path)

@@ -181,6 +181,7 @@ def test_one_step_in_float32(path):
 
 @pytest.mark.parametrize("path", PATHS[:1])
 @jax.numpy_dtype_promotion("standard")
+@pytest.mark.exhaustive
 def test_compiled_programs_compute_the_same_step(path):
     with jax.enable_x64(True):
         golden = read(path, np.float64)

@@ -37,6 +37,7 @@ def peak(make, boundaries):
 
 @pytest.mark.usually("R0-3")
 @pytest.mark.parametrize(("context", "modules"), [("R0", 3), ("R1", 3)])
+@pytest.mark.exhaustive
 def test_no_cut_needs_less(context, modules):
     make = maker(context)
     peaks = {boundaries: peak(make, boundaries) for boundaries in every_cut(SMALL, modules)}

@@ -69,6 +69,7 @@ def test_end_to_end_if_it_fits(whole):
     assert fit(make, NETWORK, **roomy, records=KNOWN) == found
 
 
+@pytest.mark.exhaustive
 def test_a_budget_that_nothing_fits_is_refused_with_the_lowest_peak():
     with pytest.raises(ValueError) as error:
         fitted(2**20, remats=(False,))

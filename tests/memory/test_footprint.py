@@ -26,6 +26,7 @@ def tree_bytes(tree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.exhaustive
 def test_greedy_local_learning_in_sixteen_modules():
     whole = footprint(EndToEnd(NETWORK, OPTIMIZER), CIFAR, 256, HERE)
     cut_up = footprint(contsup(16, "R0", NETWORK), CIFAR, 256, HERE)
@@ -59,6 +60,7 @@ def test_every_part_of_the_peak_is_counted_once():
     assert found.peak_bytes == max(piece.peak for piece in found.pieces)
 
 
+@pytest.mark.exhaustive
 def test_a_state_that_is_divided_takes_less_of_each_device():
     """Counted as it lies on the devices, and as the compiler counts its arguments."""
     mesh, method = target("local", devices=4).mesh, contsup(2, "R0")

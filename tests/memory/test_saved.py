@@ -87,6 +87,7 @@ def test_rematerialisation_saves_the_outputs_of_blocks_alone():
     assert outputs <= again < outputs + BATCH * 100 < plain
 
 
+@pytest.mark.exhaustive
 def test_contexts_and_the_batch_count():
     without, with_context = (saved_activations(contsup(3, c), CIFAR, BATCH)["module02"] for c in ("R0", "R1E"))
     assert without < with_context

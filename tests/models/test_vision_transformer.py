@@ -307,6 +307,7 @@ PAIRS = {
 
 @pytest.mark.usually("ResNet to ViT")
 @pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.exhaustive
 def test_block_kd_of_different_families(pair):
     student, teacher_network, stones, relu = PAIRS[pair]
     teacher = Teacher(teacher_network, varied(teacher_network, 3))

@@ -87,6 +87,7 @@ def equal(a, b):
 
 @pytest.mark.usually("4")
 @pytest.mark.parametrize("stop_at", [1, 4, 6])
+@pytest.mark.exhaustive
 def test_a_run_that_was_interrupted_ends_as_the_one_that_was_not(data, tmp_path, stop_at):
     whole = train(METHOD, data, epochs=3, batch_size=16, seed=3)
     interruption = Interruption()

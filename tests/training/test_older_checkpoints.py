@@ -41,6 +41,7 @@ class CountsSteps(Distillation):
 
 
 @pytest.mark.parametrize("shard", ["nothing", "state"])
+@pytest.mark.exhaustive
 def test_a_distillation_run_whose_state_counts_steps(tmp_path: Path, shard: str) -> None:
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 255, (28, 8, 8, 3), np.uint8), np.arange(28, dtype=np.int32) % 4

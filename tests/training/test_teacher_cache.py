@@ -92,6 +92,7 @@ def test_a_cached_run_is_the_run_without_a_cache(tmp_path, objective, augmentati
     assert plain.records[-1].test.loss == pytest.approx(cached.records[-1].test.loss, rel=1e-2)
 
 
+@pytest.mark.exhaustive
 def test_teachers_logits_matter_to_the_run(tmp_path):
     """So that the comparison above can fail: with another teacher's logits the student becomes another."""
     data, teacher = make_data(VARIED), make_teacher()
