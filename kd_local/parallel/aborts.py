@@ -1,8 +1,8 @@
 """The end of a process by SIGABRT: because the runtime lost another process, or for a reason of its own.
 
 The JAX runtime aborts a process when another one is lost, from a thread of its own, and so do failed checks of XLA and
-of C libraries. The two are told apart by asking the coordination service: after a loss it answers no more, since the
-thread that receives its answers is the one that aborts.
+of C libraries. The coordination service distinguishes the two: after a loss this process gets no answer from it, since
+the thread that receives its answers is the one that aborts.
 
 After a loss the main thread has `GRACE_SECONDS` to end the program in its own way. Then the message of `on_abort` is
 printed, and the process exits with status 1. In any other case the Python stacks are printed, and the abort proceeds:

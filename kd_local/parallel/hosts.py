@@ -51,10 +51,9 @@ def start(
         coordinator: `HOST:PORT`, the same for all: where process 0 listens and the others reach it.
         processes: how many there are.
         index: which of them this is, from 0.
-        heartbeat_seconds: a process that was not heard of for so long is lost.
-        start_seconds: how long to wait for the others. Where one does not come although the coordinator is there, the
-            runtime itself ends this process, some 5 seconds later and behind a C++ trace, with an error that says so
-            and exit status 1.
+        heartbeat_seconds: a process that is silent for this long counts as lost.
+        start_seconds: how long to wait for the others. If one is missing while the coordinator runs, the runtime aborts
+            this process about 5 seconds later: a C++ trace, an error that says so, and exit status 1.
 
     Raises:
         ValueError: some of the three are missing, none is possible, or no cluster was found.
