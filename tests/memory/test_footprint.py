@@ -7,9 +7,9 @@ import pytest
 
 from kd_local.contract import Program
 from kd_local.local import ContSup, EndToEnd, cut
-from kd_local.memory import CompilationRecords, floor_bytes, footprint, plan_for, target
+from kd_local.memory import CompilationRecords, compiled_peak, floor_bytes, footprint, plan_for, target
 from kd_local.models import create
-from kd_local.parallel import StepOptions
+from kd_local.parallel import StepOptions, compile_step
 
 NETWORK = create("resnet32", classes=10)
 SMALL = create("resnet8", classes=10)
@@ -39,6 +39,13 @@ def test_modules_that_are_alike_share_executables_with_context_too():
     for context in ("R1", "R1E"):
         calls = plan_for(contsup(16, context, NETWORK), CIFAR, 8, HERE.mesh).calls
         assert len({call.signature for call in calls}) == 10
+
+
+def test_a_compiled_step_has_the_peak_of_its_footprint():
+    method, batch = contsup(3, "R1"), 8
+    images, labels = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+    expected = footprint(method, (8, 8, 3), batch, HERE).peak_bytes
+    assert compiled_peak(compile_step(method, images, labels)) == expected > 0
 
 
 def test_every_part_of_the_peak_is_counted_once():

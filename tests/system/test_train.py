@@ -83,6 +83,7 @@ def test_what_a_run_leaves(reference):
     assert 0.5 < summary["test_accuracy"] <= 1 and 0 <= summary["validation_accuracy"] <= 1
     assert summary["train_seconds"] > 0 and summary["images_per_second"] > 0
     assert summary["parameters_trained"] > summary["parameters_deployed"] > 0
+    assert summary["peak_bytes"] > 0 and summary["peak_of_end_to_end"] > 0
     assert (reference / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((reference / "tensorboard").iterdir())
     assert [record["step"] for record in records(reference)] == [7 * epoch for epoch in range(1, 13)]
