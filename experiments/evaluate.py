@@ -17,10 +17,9 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, parse
-from experiments.folders.workdirs import CONFIG
+from experiments.folders.workdirs import CONFIG, SUMMARY
 from experiments.from_config.experiment import build, count_parameters
 from experiments.from_config.teachers import load_weights
-from experiments.sweep.results import SUMMARY
 from experiments.tables import summary_table
 from experiments.train.summary import named_scores
 from kd_local.costs import multiply_adds

@@ -79,7 +79,7 @@ def teacher_run(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def let_go_of_executables():
+def free_executables():
     """Each executable maps memory, and a process may have only so many mappings (65530 on Linux): then it crashes."""
     yield
     jax.clear_caches()

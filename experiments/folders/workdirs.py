@@ -31,6 +31,7 @@ from kd_local.training.optimizers import MOMENTUM
 from kd_local.training.schedules import DECAY, WARMUP_RATE
 
 CONFIG = "config.json"
+SUMMARY = "summary.json"
 _VERSION = "kd_local"
 """The key of `config.json` under which the version that wrote it is recorded."""
 _OPTIMIZER = "optimizer."

@@ -15,8 +15,6 @@ from experiments.sweep.rows import Rows, Run
 from experiments.tables import terminal_table
 from kd_local.files import replace_text
 
-SUMMARY = "summary.json"
-
 
 @dataclass(frozen=True)
 class Line:
@@ -61,7 +59,7 @@ def finished(folder: Path, config: ConfigDict) -> dict[str, Any] | None:
     if not workdirs.belongs(folder, config):
         return None
     try:
-        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+        summary: dict[str, Any] = json.loads((folder / workdirs.SUMMARY).read_text())
         far = summary["epochs"] >= config.epochs or (config.steps is not None and summary["steps"] >= config.steps)
     except (OSError, json.JSONDecodeError, KeyError):
         return None

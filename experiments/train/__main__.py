@@ -24,7 +24,6 @@ from experiments.from_config.experiment import Experiment, build
 from experiments.from_config.planning import PLAN, left_to_measurement, planned
 from experiments.from_config.step_timer import placement
 from experiments.from_config.teachers import save_network
-from experiments.sweep.results import SUMMARY
 from experiments.tables import say, summary_table, terminal_table
 from experiments.train.summary import peak_memory, summarise
 from experiments.train.teacher_caches import FillingStopped, cached_logits, caches
@@ -220,7 +219,7 @@ def _write_results(
     """Write the summary and the curves, and return the summary."""
     records = read_epochs(workdir)
     summary = summarise(experiment, config, state, records, compared, peaks)
-    replace_text(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    replace_text(workdir / workdirs.SUMMARY, json.dumps(summary, indent=2) + "\n")
     title = _title(experiment, config)
     plot_curves(records, read_steps(workdir), workdir / CURVES, method=experiment.method, title=title)
     return summary

@@ -92,7 +92,7 @@ def test_a_killed_worker_is_an_error(prepared: PreparedSplit) -> None:
             pass
     assert time.monotonic() - killed < 30
     assert multiprocessing.active_children() == []
-    # What it was about to hand on lies there until the main process ends: here, of all files, those of such a batch.
+    # The files of the batch that it was about to hand on remain there until the main process ends.
     for file in SHARED.glob("psm_*"):
         with contextlib.suppress(FileNotFoundError):
             if file.stat().st_size in (3 * SIZE * SIZE * 3, 3 * 4):
