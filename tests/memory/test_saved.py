@@ -110,28 +110,27 @@ def test_constants_do_not_count():
     assert saved_activations(decoding, CIFAR, BATCH)[module.name] == saved_bytes(objective, variables, images, labels)
 
 
-def taught():
+def methods():
     """A ResNet-8 by itself, by plain KD, by Block-KD and in modules, the teacher a ResNet-14."""
     student, network = create("resnet8", classes=10), create("resnet14", classes=10)
     variables = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(network.init, jax.random.key(0), shaped(1, *CIFAR))
     )
     teacher = Teacher(network, variables)
-    course = {"examples": 100, "steps_per_epoch": 10}
     return (
         EndToEnd(student, OPTIMIZER),
-        Distillation(student, (teacher,), KD(), OPTIMIZER, **course),
-        Distillation(student, (teacher,), BlockKD(), OPTIMIZER, **course),
+        Distillation(student, (teacher,), KD(), OPTIMIZER),
+        Distillation(student, (teacher,), BlockKD(), OPTIMIZER),
         LocalDistillation(student, teacher, StoneLoss(), OPTIMIZER, CIFAR),
     )
 
 
 @pytest.mark.exhaustive
 def test_distillation():
-    alone, kd, block_kd, local = (saved_activations(method, CIFAR, BATCH) for method in taught())
-    # Of the teacher nothing is saved but what its answer becomes in the loss: a few numbers an image.
+    alone, kd, block_kd, local = (saved_activations(method, CIFAR, BATCH) for method in methods())
+    # KD saves nothing of the teacher but what the loss computes from its logits: a few numbers for each image.
     assert alone["network"] < kd["student"] < alone["network"] + BATCH * 200
-    # Its remaining blocks, through which the stones go, are saved, but no parameter of it.
+    # Block-KD saves activations of the teacher's remaining blocks, but none of its parameters.
     assert block_kd["student"] > 1.5 * kd["student"]
     assert list(local) == ["teacher", "module00", "module01", "module02"]
     assert local["teacher"] == 0 < local["module02"] < local["module01"] < local["module00"] < block_kd["student"]
