@@ -55,7 +55,7 @@ def observe(row: Row, base: ConfigDict, *, devices: int, environment: Mapping[st
 
 def main() -> None:
     request = json.load(sys.stdin)
-    base = ConfigDict(_tuples(request["config"]))
+    base = ConfigDict(tuples(request["config"]))
     row = Row(**request["row"])
     built = build_row(row, base)
     measured = observed_peak(
@@ -68,11 +68,11 @@ def main() -> None:
     print(json.dumps({"measured_bytes": measured}))
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """Converts lists, which JSON has in place of tuples, to the tuples of a config."""
     if isinstance(value, dict):
-        return {key: _tuples(one) for key, one in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        return {key: tuples(one) for key, one in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -1,0 +1,229 @@
+"""Time training steps: python -m experiments.speed --config=FILE.py [--methods=end_to_end,contsup] [--contexts=R0,R1E]
+
+A row is a method, a context, a form of the step and a precision, and with --pytorch=nchw,channels_last the same step in
+PyTorch. Every row has a process of its own. Rounds of all rows are interleaved: one row runs at a time. The program
+prints a table and writes speed.jsonl, a line for each row, into the working directory.
+"""
+
+import json
+import os
+import selectors
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, numbers, parse
+from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow
+from experiments.tables import say, terminal_table
+from kd_local.files import replace_text
+from kd_local.local.contexts import Context
+from kd_local.sizes import MIB
+
+LINES = "speed.jsonl"
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+_METHODS = flags.DEFINE_list(
+    "methods", ["end_to_end", "contsup"], "Methods; distillation needs a teacher in the config."
+)
+_CONTEXTS = flags.DEFINE_list("contexts", ["R0", "E", "R1", "R1E"], "Contexts of contsup.")
+_MODULES = flags.DEFINE_string("modules", "16", "Numbers of modules of contsup.")
+_FORMS = flags.DEFINE_list("forms", ["separate", "joined", "scanned"], f"Forms of the step: {', '.join(FORMS)}.")
+_DTYPES = flags.DEFINE_list("dtypes", ["float32"], f"Precisions: {', '.join(DTYPES)}.")
+_PYTORCH = flags.DEFINE_list("pytorch", [], f"Rows in PyTorch: {', '.join(LAYOUTS)}; +compile may follow.")
+_STEPS = flags.DEFINE_integer("steps", 50, "Steps of a round, and of a call of the form scanned.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timed rounds of each row.", lower_bound=1)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "Number of rows that compile at once.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 3600.0, "Rows that are not compiled by then are left out.", lower_bound=0)
+_PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of each row's last round, for TensorBoard.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/speed", "Folder of the results.")
+
+
+class RowProcess:
+    """A row and its process."""
+
+    def __init__(self, row: SpeedRow, request: dict[str, Any], log: Path, memory: float) -> None:
+        self.row, self.log = row, log
+        self.known: dict[str, Any] = {}
+        self.rounds: list[dict[str, Any]] = []
+        self.started = time.perf_counter()
+        fraction = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{memory:.4f}"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.speed.row_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+            text=True,
+            env={**os.environ, **fraction},
+        )
+        self.ask(request)
+
+    def ask(self, request: dict[str, Any]) -> None:
+        """Send a request, without waiting for the answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any] | None:
+        """The next answer; None if the process has ended."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def error(self) -> str:
+        """The last line that the process wrote before it ended."""
+        lines = [line for line in self.log.read_text().splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit status {self.process.wait()}"
+
+
+def main(_: list[str]) -> None:
+    try:
+        config = _CONFIG.value
+        rows = rows_of(numbers("modules", _MODULES.value, example="4,16", lowest=2))
+    except ValueError as error:
+        fail(error, USAGE_STATUS)
+    console, workdir = Console(), Path(_WORKDIR.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    request = {"config": config.to_dict(), "steps": _STEPS.value}
+    ready = compiled_rows(rows, request, workdir, console)
+    for number in range(_ROUNDS.value):
+        for each in ready:
+            last = number == _ROUNDS.value - 1
+            each.ask({"profile": f"{_PROFILE.value}/{each.row}".replace(" ", "-") if _PROFILE.value and last else None})
+            if (answer := each.answer()) is None:
+                say(console, f"{each.row}: {each.error()}")
+                ready = [other for other in ready if other is not each]
+            else:
+                each.rounds.append(answer)
+    results = [figures(each) for each in ready]
+    for each in ready:
+        each.process.terminate()
+    common = {"network": config.network.name, "batch": config.batch_size, "steps": _STEPS.value, "jax": jax.__version__}
+    replace_text(workdir / LINES, "".join(json.dumps({**one, **common}) + "\n" for one in results))
+    console.print(table(results, f"{config.network.name}, batch {config.batch_size}", config.batch_size))
+
+
+def rows_of(modules: Sequence[int]) -> list[SpeedRow]:
+    """The rows of the flags, in order of their cost.
+
+    Raises:
+        ValueError: an unknown form, precision or context.
+    """
+    kinds: list[tuple[str, str | None, int]] = []
+    for method in _METHODS.value:
+        if method == "contsup":
+            for context in _CONTEXTS.value:
+                Context.parse(context)
+                kinds.extend((method, context, k) for k in modules)
+        else:
+            kinds.append((method, None, 1))
+    ways = [(form, "jax") for form in _FORMS.value] + [(layout, PYTORCH) for layout in _PYTORCH.value]
+    return [
+        SpeedRow(*kind, form, dtype, framework)
+        for kind in kinds
+        for form, framework in ways
+        for dtype in _DTYPES.value
+        if framework == "jax" or kind[0] in ("end_to_end", "contsup", "kd")
+    ]
+
+
+def compiled_rows(
+    rows: Sequence[SpeedRow], request: dict[str, Any], workdir: Path, console: Console
+) -> list[RowProcess]:
+    """The processes of the rows, compiled; those that fail or are late are named and left out."""
+    waiting, ready, running = list(rows), [], selectors.DefaultSelector()
+    deadline = time.perf_counter() + _SECONDS.value
+    count = 0
+    while waiting or count:
+        while waiting and count < _PROCESSES.value:
+            row = waiting.pop(0)
+            log = workdir / (str(row).replace(" ", "-") + ".log")
+            each = RowProcess(row, {**request, "row": asdict(row)}, log, 0.75 / len(rows))
+            running.register(each.process.stdout, selectors.EVENT_READ, each)  # type: ignore[arg-type]
+            count += 1
+        found = running.select(max(0.0, deadline - time.perf_counter()))
+        if not found:
+            late = [key.data for key in running.get_map().values()]
+            for each in late:
+                each.process.kill()
+            names = ", ".join(str(row) for row in [*(each.row for each in late), *waiting])
+            say(console, f"not compiled within {_SECONDS.value:.0f} s: {names}")
+            break
+        for key, _ in found:
+            each = key.data
+            running.unregister(key.fileobj)
+            count -= 1
+            known = each.answer()
+            if known is None:
+                say(console, f"{each.row}: {each.error()}")
+                continue
+            each.known = {**known, "start_seconds": time.perf_counter() - each.started}
+            ready.append(each)
+            say(console, f"{each.row}: compiled in {known['compile_seconds']:.1f} s")
+    return sorted(ready, key=lambda each: rows.index(each.row))
+
+
+def figures(each: RowProcess) -> dict[str, Any]:
+    """The figures of a row, in seconds of a step."""
+    seconds = [one["seconds"] / _STEPS.value for one in each.rounds]
+    return {
+        **asdict(each.row),
+        **each.known,
+        "seconds": statistics.median(seconds),
+        "least": min(seconds),
+        "most": max(seconds),
+        "rounds": len(seconds),
+        "host_seconds": statistics.median(one["host_seconds"] / _STEPS.value for one in each.rounds),
+        "measured_bytes": each.rounds[-1]["measured_bytes"],
+    }
+
+
+def table(results: Sequence[dict[str, Any]], title: str, batch: int) -> Table:
+    """The table of all rows. Ratios are those of the medians."""
+
+    def ratio(one: dict[str, Any], **other: Any) -> str:
+        wanted = [r["seconds"] for r in results if all(r[name] == value for name, value in other.items())]
+        return f"{one['seconds'] / min(wanted):.2f}" if wanted else ""
+
+    def mib(one: dict[str, Any], name: str) -> str:
+        return "" if one[name] is None else f"{one[name] / MIB:.1f}"
+
+    same = ("method", "context", "modules", "dtype")
+    columns = {
+        "row": [" ".join(filter(None, [one["method"], one["context"]])) for one in results],
+        "K": [str(one["modules"]) for one in results],
+        "form": [one["form"] if one["framework"] == "jax" else f"{PYTORCH} {one['form']}" for one in results],
+        "dtype": [one["dtype"] for one in results],
+        "ms": [f"{one['seconds'] * 1e3:.3f}" for one in results],
+        "least": [f"{one['least'] * 1e3:.3f}" for one in results],
+        "most": [f"{one['most'] * 1e3:.3f}" for one in results],
+        "host ms": [f"{one['host_seconds'] * 1e3:.3f}" for one in results],
+        "images a second": [f"{batch / one['seconds']:,.0f}" for one in results],
+        "of end to end": [
+            ratio(one, method="end_to_end", form=one["form"], dtype=one["dtype"], framework=one["framework"])
+            for one in results
+        ],
+        "of PyTorch": [ratio(one, framework=PYTORCH, **{name: one[name] for name in same}) for one in results],
+        "TFLOP/s": [
+            f"{2 * one['multiply_adds'] / one['seconds'] / 1e12:.2f}" if one["multiply_adds"] else "" for one in results
+        ],
+        "predicted MiB": [mib(one, "predicted_bytes") for one in results],
+        "measured MiB": [mib(one, "measured_bytes") for one in results],
+        "compile s": [f"{one['compile_seconds']:.1f}" for one in results],
+    }
+    caption = "of end to end: in the same form and precision; of PyTorch: of the faster layout in the same precision"
+    return terminal_table(columns, title=title, left=("row", "form", "dtype"), caption=caption)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

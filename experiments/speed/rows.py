@@ -1,0 +1,49 @@
+"""The rows of the table of speed, and the requests and answers that pass between the program and a row's process."""
+
+from dataclasses import dataclass
+
+from kd_local.errors import unknown
+
+SEPARATE, JOINED, SCANNED = FORMS = ("separate", "joined", "scanned")
+"""`scanned`: many joined steps in one executable, with the training images on the device."""
+PYTORCH = "pytorch"
+LAYOUTS = ("nchw", "channels_last")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """A row: whose step is timed.
+
+    Attributes:
+        method: `end_to_end`, `contsup`, or an objective of distillation.
+        context: of `contsup`; None for other methods.
+        modules: K of `contsup`; 1 for other methods.
+        form: one of `FORMS`; for PyTorch one of `LAYOUTS`, with `+compile` if `torch.compile` compiles it.
+        dtype: one of `DTYPES`. PyTorch computes in bfloat16 by autocast.
+        framework: `jax` or `pytorch`.
+    """
+
+    method: str
+    context: str | None
+    modules: int
+    form: str
+    dtype: str
+    framework: str = "jax"
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("form", self.form.removesuffix("+compile"), FORMS if self.framework == "jax" else LAYOUTS),
+            ("dtype", self.dtype, DTYPES),
+        ):
+            if value not in known:
+                raise unknown(what, value, known)
+
+    def __str__(self) -> str:
+        words = [self.method, self.context, f"K={self.modules}" if self.context else None, self.form, self.dtype]
+        return " ".join(filter(None, [*words, self.framework if self.framework != "jax" else None]))
+
+    @property
+    def work(self) -> tuple[str, str | None, int, str]:
+        """Equal for rows that compute the same step in the same precision, whatever the form and the framework."""
+        return self.method, self.context, self.modules, self.dtype

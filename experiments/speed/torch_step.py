@@ -1,0 +1,239 @@
+"""The training steps in PyTorch that rows are compared with: end to end, greedy local learning with contexts, and KD.
+
+The networks are those of the package: the modules are those of a `CutNetwork`, and the names of their parameters are
+those that `kd_local.interop.contsup` writes. Each module's loss is followed by its backward call, which frees its
+activations. One update of all parameters ends the step. Images are random, normalised and on the device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from ml_collections import ConfigDict
+from torch import nn
+
+from experiments.from_config.experiment import build
+from experiments.speed.jax_step import configured
+from experiments.speed.rows import SpeedRow
+from kd_local.local import ContSup, CutNetwork, cut
+from kd_local.local.contexts import FeatureEncoder, ImageEncoder
+from kd_local.local.heads import LocalHead
+from kd_local.models import create
+
+WIDTHS = (16, 32, 64)
+TEMPERATURE, KD_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
+
+
+class Block(nn.Module):
+    """The basic block of a CIFAR ResNet with a projection shortcut."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+            if stride > 1
+            else nn.Identity()
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+
+
+class Sequence(nn.Module):
+    """Layers under a name, as the authors' code has them."""
+
+    def __init__(self, name: str, *layers: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, nn.Sequential(*layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.get_submodule(self.name)(x)
+
+
+class CutResNet(nn.Module):
+    """A CIFAR ResNet in the modules of a `CutNetwork`; with one module, an ordinary ResNet."""
+
+    def __init__(self, cut_network: CutNetwork, classes: int, channels: int) -> None:
+        super().__init__()
+        names = cut_network.network.names
+        self.modules_of = cut_network.modules
+        self.conv1, self.bn1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        for stage, width in enumerate(WIDTHS, start=1):
+            count = sum(name.startswith(f"stage{stage}/") for name in names)
+            before = WIDTHS[max(stage - 2, 0)]
+            blocks = (Block(width if i else before, width, 2 if stage > 1 and i == 0 else 1) for i in range(count))
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(WIDTHS[-1], classes)
+        self.cont_sup_node = nn.Module()
+        widths, shapes = {"images": channels}, {name: self._width(name) for name in names}
+        for number, module in enumerate(self.modules_of):
+            width = widths[module.reads[0]]
+            slot = 0
+            for network, source in zip(module.contexts, module.reads[1:], strict=False):
+                if isinstance(network, ImageEncoder):
+                    layers = (*_conv_norm(channels, network.width, 3), *_conv_norm(network.width, width, 3))
+                    self.cont_sup_node.add_module(f"encoder_{number - 1}", Sequence("encoder", *layers))
+                elif isinstance(network, FeatureEncoder):
+                    layers = _conv_norm(widths[source], width, 1)
+                    self.cont_sup_node.add_module(f"resencoder_{number - 1}_{slot}", Sequence("encoder", *layers))
+                    slot += 1
+            after = shapes[module.names[-1]]
+            widths.update(zip(module.writes, (after, width), strict=False))
+            if module.head is not None:
+                self.add_module(_head_name(module), Sequence("head", *_head(module.head, after)))
+
+    @staticmethod
+    def _width(name: str) -> int:
+        return WIDTHS[int(name[5]) - 1] if name.startswith("stage") else WIDTHS[0]
+
+    def block(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The output of a block of the network by the block's name in the package."""
+        if name == "stem":
+            return F.relu(self.bn1(self.conv1(x)))
+        if name.startswith("stage"):
+            stage, _, number = name.removeprefix("stage").partition("/")
+            return self.get_submodule(f"layer{stage}.{number}")(x)
+        return self.fc(x.mean((2, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The logits, without heads and contexts."""
+        for module in self.modules_of:
+            for name in module.names:
+                x = self.block(name, x)
+        return x
+
+    def module_loss(self, number: int, labels: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A module's loss, its output and its input with contexts, for the tensors that it reads."""
+        module = self.modules_of[number]
+        x, slot = tensors[0], 0
+        for network, context in zip(module.contexts, tensors[1:], strict=False):
+            image = isinstance(network, ImageEncoder)
+            name = f"encoder_{number - 1}" if image else f"resencoder_{number - 1}_{slot}"
+            slot += not image
+            supplied = self.cont_sup_node.get_submodule(name)(context)
+            x = x + F.adaptive_avg_pool2d(supplied, tensors[0].shape[-2:])
+        output = x
+        for name in module.names:
+            output = self.block(name, output)
+        logits = output if module.head is None else self.get_submodule(_head_name(module))(output)
+        return F.cross_entropy(logits.float(), labels), output, x
+
+
+class TorchStep:
+    """A row's step in PyTorch.
+
+    Attributes:
+        predicted_bytes, multiply_adds: None; PyTorch tells neither.
+    """
+
+    predicted_bytes = multiply_adds = None
+
+    def __init__(self, row: SpeedRow, config: ConfigDict, steps: int) -> None:
+        config = configured(row, config)
+        experiment = build(config, fresh_teachers=True)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(0)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        layout = torch.channels_last if row.form.startswith("channels_last") else torch.contiguous_format
+        classes, channels = 10, experiment.shape[-1]
+        method = experiment.method
+        cut_network = method.cut_network if isinstance(method, ContSup) else cut(experiment.network, 1, classes=classes)
+        network: Any = CutResNet(cut_network, classes, channels).to(device, memory_format=layout)
+        self._teacher = None
+        if row.method == "kd":
+            whole = cut(create(config.teacher.network, classes=classes), 1, classes=classes)
+            self._teacher = CutResNet(whole, classes, channels).to(device, memory_format=layout).eval()
+        self._compiled: Callable[..., Any] = network
+        self._network, self._device, self._steps = network, device, steps
+        self._compile = torch.compile if row.form.endswith("+compile") else lambda function: function
+        self._dtype = torch.bfloat16 if row.dtype == "bfloat16" else None
+        self._optimizer = torch.optim.SGD(
+            network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=device.type == "cuda"
+        )
+        shape = (config.batch_size, channels, *experiment.shape[:2])
+        self._images = torch.randn(shape, device=device).to(memory_format=layout)
+        self._labels = torch.randint(classes, shape[:1], device=device)
+        self._step = self._greedy if row.method == "contsup" else self._whole
+        # A function of its own for each module, so that each is compiled for its shapes.
+        self._module_losses = [
+            self._compile(lambda *given, i=i: network.module_loss(i, *given)) for i in range(len(cut_network.modules))
+        ]
+        self._loss = self._compile(self._whole_loss)
+        self.dispatch()  # compiles, and chooses the algorithms of convolutions
+
+    def dispatch(self) -> "TorchStep":
+        """Start all steps of a round."""
+        for _ in range(self._steps):
+            self._optimizer.zero_grad(set_to_none=True)
+            self._step()
+            self._optimizer.step()
+        return self
+
+    def block_until_ready(self) -> None:
+        """Wait for the steps that were started."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+    @property
+    def measured_bytes(self) -> int | None:
+        """Peak of PyTorch's allocator on the device; None on the CPU."""
+        return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else None
+
+    def _whole_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = self._network(images).float()
+        loss = F.cross_entropy(logits, labels)
+        if self._teacher is None:
+            return loss
+        with torch.no_grad():
+            targets = F.softmax(self._teacher(images).float() / TEMPERATURE, dim=1)
+        student = F.log_softmax(logits / TEMPERATURE, dim=1)
+        return LABEL_WEIGHT * loss + KD_WEIGHT * TEMPERATURE**2 * F.kl_div(student, targets, reduction="batchmean")
+
+    def _whole(self) -> None:
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
+            loss = self._loss(self._images, self._labels)
+        loss.backward()
+
+    def _greedy(self) -> list[torch.Tensor]:
+        tensors, losses = {"images": self._images}, []
+        for module, module_loss in zip(self._network.modules_of, self._module_losses, strict=True):
+            with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
+                loss, output, x = module_loss(self._labels, *(tensors[name] for name in module.reads))
+            loss.backward()
+            losses.append(loss.detach())
+            written = (output.detach(), x.detach())
+            tensors.update(zip(module.writes, written, strict=False))
+        return losses
+
+
+def _conv_norm(before: int, after: int, size: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(before, after, size, 1, size // 2), nn.BatchNorm2d(after), nn.ReLU()
+
+
+def _head_name(module: Any) -> str:
+    name = module.names[-1]
+    return "aux_classifier_" + ("0_0" if name == "stem" else name.removeprefix("stage").replace("/", "_"))
+
+
+def _head(head: LocalHead, width: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    narrow = width < WIDTHS[-1]
+    features = int(width * (2 if narrow else 1) * head.width)
+    for i in range(int(head.kind[0])):
+        stride = 2 if narrow and i == 0 else 1
+        convolution = nn.Conv2d(width, features, 3, stride, 1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(features), nn.ReLU()]
+        width = features
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    for _ in range(int(head.kind[2]) - 1):
+        layers += [nn.Linear(width, int(head.feature_width * head.width)), nn.ReLU()]
+        width = int(head.feature_width * head.width)
+    return [*layers, nn.Linear(width, head.outputs)]
