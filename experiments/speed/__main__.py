@@ -24,6 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, numbers, parse
+from experiments.from_config.experiment import build
+from experiments.speed.jax_step import configured
 from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow
 from experiments.tables import say, terminal_table
 from kd_local.files import replace_text
@@ -90,7 +92,9 @@ def main(_: list[str]) -> None:
     try:
         config = _CONFIG.value
         rows = rows_of(numbers("modules", _MODULES.value, example="4,16", lowest=2))
-    except ValueError as error:
+        for row in {row.work: row for row in rows}.values():
+            build(configured(row, config), fresh_teachers=True)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
     console, workdir = Console(), Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
