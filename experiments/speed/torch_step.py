@@ -123,7 +123,8 @@ class CutResNet(nn.Module):
         for name in module.names:
             output = self.block(name, output)
         logits = output if module.head is None else self.get_submodule(_head_name(module))(output)
-        return F.cross_entropy(logits.float(), labels), output, x
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, labels), output, x
 
 
 class TorchStep:
