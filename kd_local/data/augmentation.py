@@ -106,6 +106,10 @@ def augment(
 ) -> Float[Array, "n h w c"]:
     """Random crops of the padded images at the original size, randomly flipped and normalised.
 
+    >>> crops = Augmentation(pad=1, mean=(127.5,), std=(64.0,))
+    >>> augment(crops, jnp.zeros((2, 8, 8, 1), jnp.uint8), jax.random.key(0)).shape
+    (2, 8, 8, 1)
+
     Each image has its own offset and flip. They depend on `rng` and the number of images, not on the sharding.
 
     Raises:

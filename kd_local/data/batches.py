@@ -14,6 +14,11 @@ NumberedBatch = tuple[int, UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, "
 def batches(split: Examples, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[NumberedBatch]:
     """Endless steps from `start_step`, each with its images and labels; a function of seed and step alone.
 
+    >>> from kd_local.data import load
+    >>> step, images, labels = next(batches(load("digits").train, seed=0, batch_size=64))
+    >>> step, images.shape, images.dtype.name
+    (0, (64, 8, 8, 1), 'uint8')
+
     Raises:
         ValueError: see `batch_indices`. Raised by the call, not by the first batch.
     """

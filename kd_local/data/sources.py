@@ -53,6 +53,10 @@ def load(
 ) -> Data:
     """A data set: `cifar10`, `cifar100`, `digits`, `imagenet2012`, `stl10`, `svhn_cropped`, or another prepared one.
 
+    >>> digits = load("digits")
+    >>> len(digits.train), digits.train.shape, digits.classes
+    (1437, (8, 8, 1), 10)
+
     - STL-10 has its labelled examples only, and SVHN has no `extra`. `test` of ImageNet is its validation split.
     - Any other name is a folder in `data_dir`, or `name/config`. It needs the features `image` and `label`, the split
       `train`, and one of the splits `test` and `validation`, which is used for testing.

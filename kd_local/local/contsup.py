@@ -23,6 +23,12 @@ from kd_local.state import Part, new_part, update_part, variables_of
 class ContSup:
     """Trains each module of a cut network with its own loss, as one program per module.
 
+    >>> from kd_local.local import cut
+    >>> from kd_local.models import create
+    >>> cut_network = cut(create("resnet8", classes=10), modules=2, classes=10, context="R1E")
+    >>> [program.name for program in ContSup(cut_network, optax.sgd(0.1)).programs()]
+    ['module00', 'module01']
+
     Attributes:
         cut_network: from `cut`.
         optimizer: updates each module's parameters; every module has its own optimizer state.

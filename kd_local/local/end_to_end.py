@@ -21,6 +21,10 @@ NAME = "network"
 class EndToEnd:
     """Trains a whole network with the cross entropy of its logits, as one program.
 
+    >>> from kd_local.models import create
+    >>> [program.name for program in EndToEnd(create("resnet8", classes=10), optax.sgd(0.1)).programs()]
+    ['network']
+
     Attributes:
         network: the network.
         optimizer: updates all parameters.

@@ -96,6 +96,8 @@ def footprint(
 ) -> Footprint:
     """The memory and the work of a method's training step.
 
+    >>> footprint(method, (32, 32, 3), 256, target()).peak_bytes  # doctest: +SKIP
+
     Args:
         method: the method.
         shape: height, width and channels of the images (float32).

@@ -46,6 +46,15 @@ def saved_bytes(objective: Objective, variables: Mapping[str, Any], *tensors: An
 def saved_activations(method: Method, shape: tuple[int, int, int], batch: int) -> dict[str, int]:
     """Bytes that the gradient in each program of a method saves, by the program's name.
 
+    >>> import optax
+    >>> from kd_local.local import ContSup, EndToEnd, cut
+    >>> from kd_local.models import create
+    >>> network = create("resnet8", classes=10)
+    >>> local = ContSup(cut(network, modules=2, classes=10), optax.sgd(0.1))
+    >>> whole = saved_activations(EndToEnd(network, optax.sgd(0.1)), (32, 32, 3), 8)
+    >>> max(saved_activations(local, (32, 32, 3), 8).values()) < max(whole.values())
+    True
+
     If programs run one after another, the largest value is what is saved at once. Arrays are counted as in
     `saved_bytes`; the state and constants that a program reads do not count. Without a gradient the value is 0.
 

@@ -15,6 +15,9 @@ def device_mesh(data: int = 1, module: int = 1, devices: Sequence[Any] | None = 
     """A mesh of `module` groups of `data` devices: a batch is divided among the devices of a group, and goes from group
     to group. One group only is a mesh with the axis `data`, several have the axes `module` and `data`.
 
+    >>> dict(device_mesh(data=2, module=2).shape)  # doctest: +SKIP
+    {'module': 2, 'data': 2}
+
     Of several processes each has the same number of devices in every group, so that what goes from group to group stays
     in the process.
 

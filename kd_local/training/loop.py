@@ -88,6 +88,9 @@ def train(
 ) -> Result:
     """Train a method on data, from the newest checkpoint if there is one.
 
+    >>> result = train(method, load("digits"), epochs=8, batch_size=64)  # doctest: +SKIP
+    >>> result.records[-1].test.accuracy  # doctest: +SKIP
+
     Args:
         method: what to train.
         data: what to train it on.
