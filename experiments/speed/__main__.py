@@ -39,7 +39,7 @@ _METHODS = flags.DEFINE_list(
     "methods", ["end_to_end", "contsup"], "Methods; distillation needs a teacher in the config."
 )
 _CONTEXTS = flags.DEFINE_list("contexts", ["R0", "E", "R1", "R1E"], "Contexts of contsup.")
-_MODULES = flags.DEFINE_string("modules", "16", "Numbers of modules of contsup.")
+_MODULES = flags.DEFINE_string("modules", None, "Numbers of modules of contsup. The default is the config's.")
 _FORMS = flags.DEFINE_list("forms", ["separate", "joined", "scanned"], f"Forms of the step: {', '.join(FORMS)}.")
 _DTYPES = flags.DEFINE_list("dtypes", ["float32"], f"Precisions: {', '.join(DTYPES)}.")
 _PYTORCH = flags.DEFINE_list("pytorch", [], f"Rows in PyTorch: {', '.join(LAYOUTS)}; +compile may follow.")
@@ -91,7 +91,8 @@ class RowProcess:
 def main(_: list[str]) -> None:
     try:
         config = _CONFIG.value
-        rows = rows_of(numbers("modules", _MODULES.value, example="4,16", lowest=2))
+        modules = _MODULES.value or str(config.local.modules)
+        rows = rows_of(numbers("modules", modules, example="4,16", lowest=1))
         for row in {row.work: row for row in rows}.values():
             build(configured(row, config), fresh_teachers=True)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:

@@ -21,7 +21,7 @@ def test_what_cannot_be_timed_is_refused(tmp_path):
     refused(
         "speed",
         [
-            ([folder, "--modules=x"], "--modules=x: use whole numbers from 2, separated by commas"),
+            ([folder, "--modules=x"], "--modules=x: use whole numbers from 1, separated by commas"),
             ([folder, "--forms=fast"], "form"),
             ([folder, "--methods=kd"], "teacher"),
             ([folder, "--contexts=R0E"], "unknown context 'R0E'"),
