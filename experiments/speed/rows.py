@@ -45,5 +45,5 @@ class SpeedRow:
 
     @property
     def work(self) -> tuple[str, str | None, int, str]:
-        """Equal for rows that compute the same step in the same precision, whatever the form and the framework."""
+        """Equal for rows that compute the same step in the same precision, in any form and framework."""
         return self.method, self.context, self.modules, self.dtype

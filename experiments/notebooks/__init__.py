@@ -1,0 +1,1 @@
+"""Notebooks, with the program that runs them and stores their outputs."""
