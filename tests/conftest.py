@@ -37,12 +37,24 @@ import pytest  # noqa: E402
 from experiments.from_config.teachers import save_network  # noqa: E402
 from kd_local.allocator import keep_freed_memory  # noqa: E402
 from kd_local.models import create  # noqa: E402
+from tests.support.time_limit import TimeLimit  # noqa: E402
 
 keep_freed_memory()
 gc.set_threshold(50_000)  # tracing makes many objects that live on; to look through them takes a twentieth of the time
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--limit", type=float, help="fail if a test that is not marked system or exhaustive takes longer, in s"
+    )
+
+
+def pytest_configure(config):
+    if (limit := config.getoption("limit")) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(TimeLimit(limit))
 
 
 class ProcessStarted(Exception):
