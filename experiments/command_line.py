@@ -90,7 +90,7 @@ def _is_config(path: Path) -> bool:
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Every key with its groups' names in front, and whether it is a group."""
+    """Every key, with the names of its groups before it, and whether it is a group itself."""
     for name in config:
         value: Any = config.get_ref(name).get()
         group = isinstance(value, ConfigDict)

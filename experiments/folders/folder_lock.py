@@ -87,8 +87,8 @@ class FolderLock:
     def _ask_to_stop(self, asked: set[int | None]) -> None:
         """Ask the recorded row to stop, unless it is in `asked`.
 
-        The record is of an earlier holder until the present one has written its own. So each look reads it again, and
-        a process is identified by its start time too.
+        Until the present holder has written its record, the file has that of an earlier holder. So every call reads the
+        file again, and the start time identifies a process too.
         """
         holder = self._holder()
         if holder["host"] != socket.gethostname() or _runs(holder, "sweep"):

@@ -45,7 +45,7 @@ class Point:
 
 
 def draw_errors(summaries: Mapping[Run, Mapping[str, Any] | None], *, title: str) -> Figure | None:
-    """A panel for each network and data set, with published errors dashed where there are any; None of no run."""
+    """A panel for each network and data set, published errors dashed; None if there are no runs."""
     panels: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for run, summary in summaries.items():
         if summary is not None:

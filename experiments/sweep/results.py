@@ -108,7 +108,7 @@ def tabulate(
 
 
 def error_percent(summary: Mapping[str, Any]) -> float:
-    """The test error, in percent."""
+    """The test error in percent."""
     # Accuracies are quotients of whole numbers in float32.
     return round(100 * (1 - float(summary["test_accuracy"])), 6)
 

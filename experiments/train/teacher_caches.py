@@ -33,7 +33,7 @@ class FillingStopped(Exception):
 
 
 def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, TeacherCache]:
-    """A cache for each teacher, by the name of the tensor that it supplies; none where the config asks for none.
+    """A cache for each teacher, by the name of the tensor that it supplies; empty if the config asks for no cache.
 
     Raises:
         ValueError: the folder cannot be used.

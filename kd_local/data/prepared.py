@@ -273,7 +273,7 @@ class PreparedSplit:
             raise self.damaged(index, f"it cannot be read: {error}") from error
 
     def damaged(self, index: int, reason: str) -> DataError:
-        """The error for the caller to raise: it names a record and what is wrong with it."""
+        """An error for the caller to raise. It names a record and its fault."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         record = index - (int(self._ends[shard - 1]) if shard else 0)
         return DataError(

@@ -1,4 +1,4 @@
-"""Splice: a student learns from frozen teachers, by Block-KD's stepping stones and the field's other objectives."""
+"""Distillation: a student learns from frozen teachers, by Block-KD's stepping stones or by another objective."""
 
 from kd_local.distill.connector import Connector
 from kd_local.distill.distillation import Distillation

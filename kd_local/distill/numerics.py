@@ -10,7 +10,7 @@ from kd_local.precision import at_least_float32
 
 
 def widened(student: Any, *others: Any) -> tuple[Array, ...]:
-    """All in the student's dtype, or in float32 where that is narrower."""
+    """All arrays in the student's dtype, or in float32 if that dtype is narrower."""
     wide = at_least_float32(student.dtype)
     return tuple(x.astype(wide) for x in (student, *others))
 
@@ -27,7 +27,7 @@ def norms(x: Float[Array, "*shape n"]) -> Float[Array, "*shape 1"]:
 
 
 def unit_vectors(x: Float[Array, "*shape n"]) -> Float[Array, "*shape n"]:
-    """Divided by its norm along the last axis; norms up to 1e-12 give 0, and gradient 0.
+    """The vectors along the last axis, divided by their norms. Norms up to 1e-12 give 0, and gradient 0.
 
     PyTorch's `normalize` divides these by 1e-12, which gives a gradient of 1e12 for two equal features.
     """

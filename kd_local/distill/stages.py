@@ -35,6 +35,6 @@ def rectified(network: Network, stage: int) -> bool:
 def at_smaller_resolution(
     student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"]
 ) -> tuple[Float[Array, "batch h w cs"], Float[Array, "batch h w ct"]]:
-    """Both, the larger average-pooled to the height and width of the smaller."""
+    """Both tensors, the larger one average-pooled to the height and width of the smaller one."""
     size = (min(student.shape[1], teacher.shape[1]), min(student.shape[2], teacher.shape[2]))
     return average_pool_to(student, size), average_pool_to(teacher, size)

@@ -48,7 +48,7 @@ class Stone:
 
     @property
     def name(self) -> str:
-        """Such as `stone1`."""
+        """The name, such as `stone1`."""
         return f"stone{self.number}"
 
 

@@ -1,4 +1,4 @@
-"""Cut: gradient-isolated local learning, and end-to-end training for comparison."""
+"""Gradient-isolated local learning, and end-to-end training for comparison."""
 
 from kd_local.local.contexts import Context
 from kd_local.local.contsup import ContSup

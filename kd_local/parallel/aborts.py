@@ -58,7 +58,7 @@ def watch_aborts() -> None:
 
 
 def ask_before_blaming(ask: Callable[[], object]) -> None:
-    """Sets the question whose answer, or error, shows that no process is lost."""
+    """Sets a request to the coordination service. If it is answered, even by an error, no process is lost."""
     _state.ask = ask
 
 

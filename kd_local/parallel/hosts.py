@@ -97,12 +97,12 @@ def start(
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which writes what there is one of; true where there is only one process."""
+    """Whether this is process 0, which writes the files that all processes share."""
     return jax.process_index() == 0
 
 
 def is_loss(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, came of the loss of another process.
+    """Whether the loss of another process caused an error, directly or not.
 
     On CPUs with one device a process a computation raises `ValueError` or `jax.errors.JaxRuntimeError` at once
     ("UNKNOWN: Gloo all-reduce failed: ... Connection closed by peer"), when it is dispatched or its result is read.
@@ -131,7 +131,7 @@ def lost() -> str:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process at once, without waiting for the others as a normal end does: after an error.
+    """End this process at once after an error, without waiting for the others as a normal end does.
 
     The others then see it as lost. Nothing is cleaned up but standard output and error, which are flushed.
     """
@@ -174,7 +174,7 @@ def _split(coordinator: str) -> tuple[str, int]:
 
 
 def _check_port(port: int) -> None:
-    """Ahead of the runtime, which may crash on a port that is taken."""
+    """Checks the port before the runtime does, which may crash if the port is in use."""
     try:
         with socket.create_server(("", port)):
             pass

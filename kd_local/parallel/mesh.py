@@ -60,7 +60,7 @@ def groups(mesh: Mesh) -> tuple[Mesh, ...]:
 
 
 def all_devices(mesh: Mesh) -> Mesh:
-    """All its devices on one axis, `data`: for what is not divided into modules, such as evaluation."""
+    """All devices of the mesh on one axis, `data`, for work that is not divided into modules, such as evaluation."""
     if MODULE not in mesh.axis_names:
         return mesh
     # Of each process its devices side by side.
@@ -73,8 +73,8 @@ def on_every_device(mesh: Mesh) -> NamedSharding:
 
 
 def over_the_batch(mesh: Mesh, batch: int) -> NamedSharding:
-    """The leading dimension divided among the devices; where it does not divide (an epoch's last, smaller batch),
-    each device computes the whole."""
+    """A sharding that divides the leading dimension among the devices. If it is not divisible (an epoch's last, smaller
+    batch), each device computes the whole batch."""
     return NamedSharding(mesh, PartitionSpec(DATA) if batch % mesh.shape[DATA] == 0 else PartitionSpec())
 
 

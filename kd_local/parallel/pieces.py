@@ -40,7 +40,7 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """Of its first program."""
+        """The name of its first program."""
         return self.programs[0].name
 
     @property

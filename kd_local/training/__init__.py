@@ -1,4 +1,4 @@
-"""The loop, and what surrounds it: checkpoints, schedules, logs."""
+"""The training loop with its checkpoints, schedules and logs."""
 
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import evaluate

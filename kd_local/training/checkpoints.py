@@ -109,7 +109,7 @@ class Checkpoints:
             self._pending = (step, self._executor.submit(self._seal, step))
 
     def wait(self) -> None:
-        """Wait until the last save is on the disk and counts.
+        """Wait until the last save is complete on the disk.
 
         Raises:
             CheckpointError: it failed.

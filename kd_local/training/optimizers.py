@@ -78,7 +78,7 @@ def _named(
 
 
 def _accumulated(optimizer: optax.GradientTransformation, batches: Any) -> optax.GradientTransformation:
-    """Optax's MultiSteps, which mixes integers and floats, and whose sums are float32 even of wider gradients."""
+    """Optax's MultiSteps with sums as wide as the gradients (by default float32), under standard dtype promotion."""
 
     def steps(tree: Any) -> optax.MultiSteps:
         wide = at_least_float32(jnp.result_type(*jax.tree.leaves(tree)))

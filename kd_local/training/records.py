@@ -105,7 +105,7 @@ class EpochRecord:
 
     @property
     def images(self) -> int:
-        """The images of these seconds."""
+        """The images trained in `seconds`."""
         return round(self.seconds * self.images_per_second)
 
     @property

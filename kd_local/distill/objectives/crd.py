@@ -156,7 +156,7 @@ class CRD(Objective):
         return {side: Embedding(self.dim) for side in SIDES}
 
     def _normaliser(self, z: Array, positive: Array, negative: Array, counted: Array, examples: int) -> Array:
-        """Z as it is, or where it is 0 still, examples * the mean of exp(score / temperature)."""
+        """Z; if it is still 0, examples * the mean of exp(score / temperature)."""
         count = counted.sum().astype(positive.dtype) + len(positive)
         mean = (positive.sum() + jnp.where(counted, negative, 0).sum()) / count
         return jax.lax.stop_gradient(jnp.where(z > 0, z, examples * mean.astype(z.dtype)))

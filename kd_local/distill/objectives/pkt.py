@@ -16,8 +16,8 @@ EPSILON = 1e-7
 
 
 def pkt_loss(student: Float[Array, "batch s"], teacher: Float[Array, "batch t"]) -> Float[Array, ""]:
-    """The mean over all pairs of p log(p / q), rows of p (teacher) and q (student) being (cosine + 1) / 2 made to sum
-    to 1.
+    """The mean over all pairs of p log(p / q). The rows of p (teacher) and q (student) are (cosine + 1) / 2, divided by
+    their sums.
 
     Reference: Passalis and Tefas, "Learning deep representations with probabilistic knowledge transfer" (ECCV 2018),
     eqs. 4 to 8 with the cosine kernel, the mean of terms as in their code.
