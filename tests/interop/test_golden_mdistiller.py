@@ -1,11 +1,9 @@
 """The zoo against mdistiller's networks: every golden file, in float64 and in float32.
 
-The folder KD_LOCAL_GOLDEN contains the files, named after mdistiller's networks; see the README there. Weights are a
-function of their names, see conftest.py.
+Each file is named after a network of mdistiller. It has no weights: they are a function of their names (conftest.py).
 """
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +16,8 @@ from kd_local.interop import load_network
 from kd_local.models import create
 from kd_local.networks import apply_block, of_block
 
-FOLDER = Path(os.environ.get("KD_LOCAL_GOLDEN", Path(__file__).parents[2] / "../shared/golden"))
-FILES = [path for path in sorted(FOLDER.glob("mdistiller_*.npz")) if path.stem != "mdistiller_losses"]
-NONE = pytest.mark.skip(reason="no mdistiller_NAME.npz in the folder KD_LOCAL_GOLDEN (../shared/golden)")
-PATHS = [pytest.param(path, id=path.stem) for path in FILES] or [pytest.param(None, id="none", marks=NONE)]
+FILES = sorted((Path(__file__).parents[1] / "golden").glob("mdistiller_*.npz"))
+named = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem.removeprefix("mdistiller_"))
 # Networks with another name in mdistiller.
 NAMES = {
     "MobileNetV2": "mobilenetv2_half",
@@ -90,7 +86,8 @@ def deviations(path: Path, weights, dtype: type) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.usually("resnet8", "wrn_16_1", "vgg8", "ShuffleV1")
+@named
 @jax.numpy_dtype_promotion("standard")
 def test_in_float64(path, weights):
     with jax.enable_x64(True):
@@ -100,7 +97,8 @@ def test_in_float64(path, weights):
     assert not {name: value for name, value in found.items() if not value <= limit[name]}
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.usually("resnet8", "vgg8")
+@named
 @jax.numpy_dtype_promotion("standard")
 def test_in_float32(path, weights):
     found = deviations(path, weights, np.float32)

@@ -1,4 +1,4 @@
-"""A small ContSup network against plain PyTorch: tests/data/contsup_reference.npz, made by make_reference.py there."""
+"""A small ContSup network against plain PyTorch: contsup_reference.npz, made by make_reference.py beside it."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from kd_local.local import LOSSES, PixelScale, cut
 from kd_local.models import resnet
 from kd_local.networks import apply_block, of_block
 
-PATH = Path(__file__).parents[1] / "data" / "contsup_reference.npz"
+PATH = Path(__file__).parents[1] / "golden" / "contsup_reference.npz"
 FILE = np.load(PATH)
 PIXELS = PixelScale(tuple(FILE["mean"].tolist()), tuple(FILE["std"].tolist()))
 CUT = cut(
