@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ def contsup(context: str, modules: int = 4, answer: str = "last", **arguments: A
 TEACHER_NETWORK = resnet(8, classes=10, widths=(4, 6, 8, 12))
 
 
+@cache
 def trained(seed: int) -> Teacher:
     """A teacher whose batch statistics differ from initial ones."""
     like = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)

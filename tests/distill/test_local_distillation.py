@@ -75,7 +75,7 @@ def test_each_module_learns_by_its_own_plain_loss_alone():
             total = loss(remaining_blocks(TEACHER_NETWORK, before["teacher"], module.stone.teacher, entered))
             return total + loss(features["head"]) if module.last else total, stage
 
-        (expected, x), gradients = jax.value_and_grad(objective, has_aux=True)(part["params"])
+        (expected, x), gradients = jax.jit(jax.value_and_grad(objective, has_aux=True))(part["params"])
         np.testing.assert_allclose(metrics[module.name]["loss"], expected, rtol=1e-5)
         moved = jax.tree.map(lambda a, b: (a - np.asarray(b)) / 0.1, part["params"], after[module.name]["params"])
         for (path, ours), theirs in zip(jax.tree.leaves_with_path(moved), jax.tree.leaves(gradients), strict=True):

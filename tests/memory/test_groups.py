@@ -9,11 +9,11 @@ import pytest
 
 from kd_local.local import ContSup, cut
 from kd_local.memory import CompilationRecords, group_footprints, plan_for, target
-from kd_local.models import resnet
 from kd_local.parallel import StepOptions, device_mesh
+from tests.support import tiny
 
 IMAGE, BATCH = (8, 8, 3), 8
-METHOD = ContSup(cut(resnet(8, classes=10, widths=(4, 4, 8, 8)), 3, classes=10, context="R0"), optax.sgd(0.1))
+METHOD = ContSup(cut(tiny.network(10), 3, classes=10, context="R0"), optax.sgd(0.1))
 
 
 def test_a_group_takes_as_long_as_its_pieces_one_after_another():

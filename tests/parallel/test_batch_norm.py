@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from kd_local.local import ContSup, EndToEnd, cut
-from kd_local.models import resnet
 from kd_local.models.normalization import normalised_per_device
 from kd_local.parallel import StepOptions, compile_step, device_mesh, groups, on_every_device, over_the_batch
+from tests.support import tiny
 
-NETWORK = resnet(8, classes=10, widths=(4, 4, 8, 8))
+NETWORK = tiny.network(10)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 METHODS = {
     "end_to_end": EndToEnd(NETWORK, OPTIMIZER),

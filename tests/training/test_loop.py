@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from kd_local.contract import Program
-from kd_local.data import from_arrays, normalise
+from kd_local.data import normalise
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.memory import footprint, target
 from kd_local.models import resnet
@@ -15,22 +15,17 @@ from kd_local.parallel import device_mesh
 from kd_local.training import Checkpoints, NotFiniteError, evaluate, train
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.records import Scores, TrainingPlan
+from tests.support import tiny
 
-NETWORK = resnet(8, classes=4, widths=(4, 4, 8, 8))
+NETWORK = tiny.network()
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 METHOD = ContSup(cut(NETWORK, 2, classes=4, context="E"), OPTIMIZER)
 
 
 @pytest.fixture(scope="module")
 def data():
-    """Patches whose brightest quarter is their class: 43 to train on, 13 to test and 9 to validate on."""
-    random = np.random.default_rng(0)
-    labels = np.arange(65) % 4
-    images = random.integers(0, 100, (65, 8, 8, 1))
-    for image, label in zip(images, labels, strict=True):
-        image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 100
-    images = images.astype(np.uint8)
-    return from_arrays((images[:52], labels[:52]), (images[52:], labels[52:]), classes=4, validation_examples=9)
+    """43 images to train on, 13 to test and 9 to validate on."""
+    return tiny.data(43, 13, validation=9)
 
 
 class Watch:
@@ -52,7 +47,8 @@ class Watch:
 def test_it_learns_and_tells_what_it_does(data):
     watch = Watch()
     schedule = optax.constant_schedule(0.05)
-    result = train(METHOD, data, epochs=8, batch_size=16, observers=(watch,), schedule=schedule)
+    method = ContSup(cut(resnet(8, classes=4, widths=(4, 4, 8, 8)), 2, classes=4, context="E"), OPTIMIZER)
+    result = train(method, data, epochs=8, batch_size=16, observers=(watch,), schedule=schedule)
     assert [record.step for record in watch.steps] == list(range(1, 25))  # 16, 16 and 11 images an epoch
     assert [record.step for record in result.records] == [3 * epoch for epoch in range(1, 9)]
     assert result.records == watch.epochs

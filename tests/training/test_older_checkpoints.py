@@ -10,15 +10,14 @@ import optax
 import pytest
 
 from kd_local.contract import Program, State
-from kd_local.data import from_arrays
 from kd_local.distill import OBJECTIVES, Distillation, Teacher
-from kd_local.models import resnet
 from kd_local.parallel import StepOptions
 from kd_local.training import train
 from kd_local.training.checkpoints import Checkpoints
+from tests.support import tiny
 
-NETWORK = resnet(8, classes=4, widths=(2, 2, 4, 4))
-TEACHER = Teacher(NETWORK, NETWORK.init(jax.random.key(1), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)))
+NETWORK = tiny.network()
+TEACHER = Teacher(NETWORK, tiny.variables(NETWORK, 1, (8, 8, 1)))
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,7 @@ class CountsSteps(Distillation):
 @pytest.mark.parametrize("shard", ["nothing", "state"])
 @pytest.mark.exhaustive
 def test_a_distillation_run_whose_state_counts_steps(tmp_path: Path, shard: str) -> None:
-    random = np.random.default_rng(0)
-    images, labels = random.integers(0, 255, (28, 8, 8, 3), np.uint8), np.arange(28, dtype=np.int32) % 4
-    data = from_arrays((images[:24], labels[:24]), (images[24:], labels[24:]), classes=4)
+    data = tiny.data(24, 4)
     arguments = (NETWORK, (TEACHER,), OBJECTIVES["dkd"](warmup_epochs=3), optax.sgd(0.1, momentum=0.9))
     method, older = Distillation(*arguments), CountsSteps(*arguments)
     options = {"batch_size": 8, "epochs": 2, "options": StepOptions(shard=shard)}

@@ -10,7 +10,6 @@ from jax.extend.core import jaxprs_in_params
 
 from experiments.configs.default import get_config
 from experiments.from_config.experiment import build
-from kd_local.data import from_arrays
 from kd_local.distill import OBJECTIVES, Distillation, Teacher
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.models.ends import Classifier
@@ -19,6 +18,7 @@ from kd_local.parallel import compile_step
 from kd_local.training import Checkpoints, make_optimizer, make_schedule, train
 from kd_local.training.optimizers import OPTIMIZERS
 from kd_local.training.schedules import by_batches, updates_per_epoch
+from tests.support import tiny
 
 KEY = jax.random.key(5)
 SHAPE = (8, 8, 1)
@@ -186,9 +186,7 @@ def test_epochs_keep_their_rates_in_an_experiment():
 @pytest.fixture(scope="module")
 def data():
     """43 images to train on: batches of 16, 16 and 11."""
-    random = np.random.default_rng(0)
-    images, labels = random.integers(0, 256, (51, *SHAPE)).astype(np.uint8), np.arange(51) % 4
-    return from_arrays((images[:43], labels[:43]), (images[43:], labels[43:]), classes=4)
+    return tiny.data(43, 8)
 
 
 def run(data, **options):

@@ -2,16 +2,15 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from kd_local.data import from_arrays
 from kd_local.distill import BlockKD, Distillation, Teacher
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.models import resnet
 from kd_local.training import train
+from tests.support import tiny
 
 WIDTHS = (4, 4, 8, 8)
 SHAPE = (8, 8, 1)
@@ -21,14 +20,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def data():
-    """Patches whose brightest quarter is their class."""
-    random = np.random.default_rng(0)
-    labels = np.arange(148) % 4
-    images = random.integers(0, 100, (148, *SHAPE))
-    for image, label in zip(images, labels, strict=True):
-        image[4 * (label // 2) :, 4 * (label % 2) :][:4, :4] += 100
-    images = images.astype(np.uint8)
-    return from_arrays((images[:48], labels[:48]), (images[48:], labels[48:]), classes=4)
+    return tiny.data(48, 100)
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,15 @@ import pytest
 
 from kd_local.data import Augmentation, from_arrays, normalise
 from kd_local.distill import OBJECTIVES, Distillation, Teacher
-from kd_local.models import resnet
 from kd_local.parallel import device_mesh, on_every_device
 from kd_local.sizes import shown_bytes
 from kd_local.training import CacheError, TeacherCache, checked_rows, train
 from kd_local.training import teacher_cache as module
 from kd_local.training.inputs import batch_inputs, keys
 from kd_local.training.teacher_cache import cache_bytes, cache_shape
+from tests.support import tiny
 
-STUDENT = resnet(8, classes=4, widths=(4, 4, 8, 8))
+STUDENT = tiny.network()
 EXAMPLES, BATCH, EPOCHS = 43, 16, 2  # batches of 16, 16 and 11
 STEPS = 6
 VARIED = Augmentation(pad=1, flip=True, mean=(77.0,), std=(60.0,))
@@ -29,24 +29,12 @@ PLAIN = replace(VARIED, pad=0, flip=False)
 
 
 def make_data(augmentation, seed=0):
-    random = np.random.default_rng(seed)
-    images = random.integers(0, 256, (EXAMPLES + 9, 8, 8, 1)).astype(np.uint8)
-    labels = np.arange(EXAMPLES + 9) % 4
-    first = slice(0, EXAMPLES), slice(EXAMPLES, None)
-    train_split, test_split = ((images[part], labels[part]) for part in first)
-    return from_arrays(train_split, test_split, classes=4, augmentation=augmentation)
+    return tiny.data(EXAMPLES, 9, augmentation=augmentation, seed=seed)
 
 
 def make_teacher(seed=0, dtype=None):
-    network = resnet(8, classes=4, widths=(4, 6, 6, 8), dtype=dtype)
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
-    random = np.random.default_rng(seed)
-
-    def fill(path, like):
-        positive = path[-1].key in ("scale", "var")
-        return np.asarray(random.uniform(0.5, 1.5, like.shape) if positive else random.normal(0, 0.3, like.shape), "f4")
-
-    return Teacher(network, jax.tree.map_with_path(fill, shapes))
+    network = tiny.network(width=6, dtype=dtype)
+    return Teacher(network, tiny.variables(network, seed, (8, 8, 1)))
 
 
 def make_cache(folder, augmentation=VARIED, teacher=None, data=None, **changes):
