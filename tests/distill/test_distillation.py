@@ -1,6 +1,7 @@
 """The method around an objective: teachers, what is deployed, what is refused."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +10,23 @@ import optax
 import pytest
 
 from kd_local.distill import OBJECTIVES, Distillation, Teacher, outputs
-from kd_local.models import resnet
+from kd_local.networks import Network, Variables
 from kd_local.parallel import compile_step
+from tests.support import tiny
 
-STUDENT = resnet(8, classes=5, widths=(4, 4, 6, 8))
-TEACHER_NETWORK = resnet(8, classes=5, widths=(4, 6, 8, 12))
+STUDENT = tiny.network(5)
+TEACHER_NETWORK = tiny.network(5, width=6)
 LIKE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 KEY = jax.random.key(1)
 
 
 def teacher(seed: int, **options) -> Teacher:
-    network = resnet(8, classes=5, widths=(4, 6, 8, 12), **options)
-    return Teacher(network, network.init(jax.random.key(seed), LIKE))
+    network = tiny.network(5, width=6, **options)
+    return Teacher(network, tiny.variables(network, seed))
+
+
+def logits_of(network: Network, variables: Variables, images: jax.Array, train: bool = False) -> jax.Array:
+    return jax.jit(partial(network.apply, train=train))(variables, images)[0]
 
 
 def method(*teachers: Teacher, name: str = "kd", **options) -> Distillation:
@@ -44,8 +50,8 @@ def test_kd_is_its_equation():
     state = distillation.init(jax.random.key(0), LIKE)
     images, labels = batch()
     student = distillation.network_variables(state)
-    s = np.asarray(STUDENT.apply(student, images, train=True)[0], np.float64)
-    t = np.asarray(TEACHER_NETWORK.apply(state["teacher0"], images, train=False)[0], np.float64)
+    s = np.asarray(logits_of(STUDENT, student, images, train=True), np.float64)
+    t = np.asarray(logits_of(TEACHER_NETWORK, state["teacher0"], images), np.float64)
 
     def log_softmax(x):
         return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
@@ -80,7 +86,8 @@ def test_several_teachers_are_the_mean_of_each_alone():
 
 
 def test_connectors_are_of_each_teacher():
-    state = method(teacher(3), teacher(4), name="fitnet").init(jax.random.key(0), LIKE)
+    together = replace(method(teacher(3), teacher(4)), objective=OBJECTIVES["fitnet"](stage=1))
+    state = together.init(jax.random.key(0), LIKE)
     params = state["student"]["params"]
     assert set(params) == {"student", "teacher0", "teacher1"}
     kernels = [jax.tree.leaves(params[name]) for name in ("teacher0", "teacher1")]
@@ -100,7 +107,7 @@ def test_a_teacher_may_compute_in_bfloat16():
 def test_cached_logits_take_the_teachers_place():
     known = teacher(3)
     images, _ = batch()
-    logits = known.network.apply(known.variables, images, train=False)[0]
+    logits = logits_of(known.network, known.variables, images)
     expected, metrics = step(method(known))
     cached = method(known, cached=True)
     after, cached_metrics = step(cached, teacher0_logits=logits)
@@ -160,14 +167,14 @@ def test_outputs_are_the_networks_own():
     variables = teacher(3).variables
     images, _ = batch()
     for train in (False, True):
-        features, statistics = network.features(variables, images, train=train)
-        found, found_statistics = outputs(network, variables, images, train=train)
+        features, statistics = jax.jit(partial(network.features, train=train))(variables, images)
+        found, found_statistics = jax.jit(partial(outputs, network, train=train))(variables, images)
         for name, ours, before in zip(network.stages, found.features, found.preactivations, strict=True):
             np.testing.assert_allclose(ours, features[name], rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(ours, np.maximum(before, 0))
             assert float(before.min()) < 0
         np.testing.assert_allclose(found.logits, features["head"], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(found.pooled, features["stage3/0"].mean(axis=(1, 2)), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.pooled, features["stage1/0"].mean(axis=(1, 2)), rtol=1e-5, atol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found_statistics, statistics)
 
 

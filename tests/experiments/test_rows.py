@@ -43,10 +43,13 @@ def _members(config: ConfigDict, name: str):
     return value if isinstance(value, ConfigDict) else ()
 
 
+DEFAULT_KEYS = keys(default.get_config())
+
+
 @pytest.mark.parametrize(("name", "row"), ALL_ROWS, ids=lambda text: text)
 def test_every_row_sets_what_its_options_name(name, row):
     config = load(name).get_config(row)
-    assert keys(config) == keys(default.get_config())
+    assert keys(config) == DEFAULT_KEYS
     wanted = parse_options(row, k=16, context="", loss="", decoder=False, network="", data="")
     assert config.method == ("end_to_end" if wanted["k"] == 1 else "contsup")
     assert config.local.modules == wanted["k"]

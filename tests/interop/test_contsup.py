@@ -1,4 +1,5 @@
 import re
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ BOUNDARIES = ("stem", "stage1/0", "stage2/0")
 BN = ("weight", "bias", "running_mean", "running_var")
 
 
+@cache
 def make(channels: int = 3, **arguments):
     """A cut network and its variables, all with different values."""
     cut_network = cut(NETWORK, classes=10, **{"boundaries": BOUNDARIES, "context": "R0"} | arguments)
@@ -29,6 +31,7 @@ def layers(arrays) -> set[str]:
     return {name.rpartition(".")[0] for name in arrays}
 
 
+@pytest.mark.usually("arguments3")
 @pytest.mark.parametrize(
     "arguments",
     [

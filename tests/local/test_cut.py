@@ -59,6 +59,7 @@ def test_a_loss_has_gradients_in_its_own_module_only(context):
                         assert jnp.abs(leaf).max() > 0, (module, path)
 
 
+@pytest.mark.usually("R0")
 @pytest.mark.parametrize("context", ["R0", "R1E"])
 def test_a_modules_gradient_depends_on_its_inputs_only(context):
     """The gradient of module 2, computed with its inputs as constants."""

@@ -56,6 +56,7 @@ def test_a_search_with_few_compilations_gives_a_measured_cut():
     assert found.peak_bytes == peak(make, found.boundaries) <= peak(make, equal)
 
 
+@pytest.mark.exhaustive
 def test_known_records_save_compilations_and_change_nothing_else(tmp_path):
     make, path = maker("R0"), tmp_path / "executables.jsonl"
     first = balance(make, SMALL, modules=3, **WHERE, records=CompilationRecords(path), compilations=3)
@@ -64,6 +65,7 @@ def test_known_records_save_compilations_and_change_nothing_else(tmp_path):
     assert again.compiled == 0
 
 
+@pytest.mark.usually("2-R0-options0", "4-R0-options0", "2-E-options1", "4-R1-options2")
 @pytest.mark.parametrize(
     ("context", "options"),
     [

@@ -35,6 +35,7 @@ def test_greedy_local_learning_in_sixteen_modules():
     assert whole.executables == len(whole.pieces) == 1
 
 
+@pytest.mark.exhaustive
 def test_modules_that_are_alike_share_executables_with_context_too():
     for context in ("R1", "R1E"):
         calls = plan_for(contsup(16, context, NETWORK), CIFAR, 8, HERE.mesh).calls
@@ -85,6 +86,7 @@ def test_a_state_that_is_divided_takes_less_of_each_device():
     assert need["nothing"].peak_bytes - need["optimizer"].peak_bytes >= 0.5 * spared
 
 
+@pytest.mark.exhaustive
 def test_devices_that_normalise_their_own_part_are_compiled_so():
     known, four = CompilationRecords(), target("local", devices=4)
     footprint(contsup(2, "R0"), (8, 8, 3), 8, four, records=known)
@@ -133,6 +135,7 @@ def test_tensors_kept_for_a_later_piece_count_while_others_run():
     assert second.peak == second.compilation.step_bytes + 2 * part + image
 
 
+@pytest.mark.exhaustive
 def test_the_floor_is_the_most_that_state_carried_tensors_and_a_block_make():
     method, batch = contsup(3, "R1"), 8
     found = footprint(method, CIFAR, batch, HERE)
@@ -145,6 +148,7 @@ def test_the_floor_is_the_most_that_state_carried_tensors_and_a_block_make():
         floor_bytes(method, CIFAR, 0, HERE, own)
 
 
+@pytest.mark.exhaustive
 def test_joined_has_one_executable_and_the_same_work():
     separate = footprint(contsup(3, "R0"), CIFAR, 8, HERE)
     joined = footprint(contsup(3, "R0"), CIFAR, 8, HERE, options=StepOptions(form="joined"))

@@ -9,6 +9,7 @@ import pytest
 
 from kd_local.local import ContSup, cut
 from kd_local.memory import CompilationRecords, group_footprints, plan_for, target
+from kd_local.models import resnet
 from kd_local.parallel import StepOptions, device_mesh
 from tests.support import tiny
 
@@ -42,9 +43,13 @@ def test_each_group_takes_its_own_pieces():
     assert [group.arriving_bytes for group in groups] == [BATCH * (8 * 8 * 3 + 1) * 4, wide + BATCH * 4]
 
 
+@pytest.mark.exhaustive
 def test_groups_are_divided_as_the_step_is():
+    # All three pieces differ, on two devices too.
+    network = resnet(8, classes=10, widths=(4, 4, 8, 8))
+    method = ContSup(cut(network, 3, classes=10, context="R0"), optax.sgd(0.1))
     known, on = CompilationRecords(), replace(target(), mesh=device_mesh(2, 2))
-    group_footprints(METHOD, IMAGE, BATCH, on, records=known)
+    group_footprints(method, IMAGE, BATCH, on, records=known)
     assert known.compiled == 3
-    group_footprints(METHOD, IMAGE, BATCH, on, options=StepOptions(batch_norm="device"), records=known)
+    group_footprints(method, IMAGE, BATCH, on, options=StepOptions(batch_norm="device"), records=known)
     assert known.compiled == 6

@@ -67,6 +67,7 @@ def contsup(modules, context="R0", **options):
     return ContSup(cut(network, modules, classes=10, context=context, **options), OPTIMIZER)
 
 
+@pytest.mark.exhaustive
 def test_each_module_saves_less_than_the_whole_and_all_together_more():
     network = create("resnet8", classes=10)
     whole = saved_activations(EndToEnd(network, OPTIMIZER), CIFAR, BATCH)["network"]

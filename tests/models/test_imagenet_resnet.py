@@ -16,6 +16,7 @@ def count(network) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
+@pytest.mark.usually("resnet18-1000-11689512", "resnet50-1000-25557032")
 @pytest.mark.parametrize(
     ("name", "classes", "parameters"),
     [
@@ -55,6 +56,7 @@ def test_pooling_comes_first(block):
     np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_gradient_through_bottlenecks_is_finite_and_reaches_every_weight():
     network = Network.of(
         {

@@ -13,6 +13,7 @@ def count(network) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
+@pytest.mark.usually("mobilenetv1-1000-4231976", "mobilenetv2_half-100-812836")
 @pytest.mark.parametrize(
     ("name", "classes", "parameters"),
     [("mobilenetv1", 1000, 4_231_976), ("mobilenetv2", 1000, 3_504_872), ("mobilenetv2_half", 100, 812_836)],
@@ -21,6 +22,7 @@ def test_published_numbers_of_parameters(name, classes, parameters):
     assert count(create(name, classes=classes)) == parameters
 
 
+@pytest.mark.usually("mobilenetv2_half-8-features3")
 @pytest.mark.parametrize(
     ("name", "size", "features"),
     [

@@ -14,6 +14,7 @@ def count(network) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
+@pytest.mark.usually("shufflenetv2-1355528")
 @pytest.mark.parametrize(("name", "parameters"), [("shufflenetv1", 949_258), ("shufflenetv2", 1_355_528)])
 def test_published_numbers_of_parameters(name, parameters):
     assert count(create(name, classes=100)) == parameters
@@ -51,6 +52,7 @@ def test_half_of_the_channels_is_unchanged():
     assert (y[..., 1::2] >= 0).all()
 
 
+@pytest.mark.exhaustive
 def test_units_halve_the_resolution():
     x = jnp.ones((2, 7, 8, 6))
     block = DownUnit(16)

@@ -163,6 +163,7 @@ def test_features_equal_those_of_a_plain_composition_in_float64():
     np.testing.assert_array_equal(answer, features["head"])
 
 
+@pytest.mark.usually("bfloat16")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_a_compute_dtype_leaves_parameters_in_float32(dtype):
     network = vision_transformer(classes=3, width=8, heads=2, depth=4, patch_size=4, dtype=jnp.dtype(dtype))

@@ -9,7 +9,6 @@ import pytest
 from kd_local.data import from_arrays
 from kd_local.distill import LocalDistillation, StoneLoss, Teacher
 from kd_local.local import ContSup, EndToEnd, cut
-from kd_local.models import resnet
 from kd_local.parallel import (
     StepOptions,
     check_step,
@@ -21,20 +20,20 @@ from kd_local.parallel import (
 )
 from kd_local.training import Checkpoints, train
 from kd_local.training.interruption import Interrupted, Interruption
+from tests.support import tiny
 
-NETWORK = resnet(8, classes=4, widths=(4, 4, 8, 8))
+NETWORK = tiny.network()
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 IMAGE = (8, 8, 1)
 
 
 def contsup(context, **arguments):
-    return ContSup(cut(NETWORK, 4, classes=4, context=context, **arguments), OPTIMIZER)
+    return ContSup(cut(NETWORK, 3, classes=4, context=context, **arguments), OPTIMIZER)
 
 
 def taught():
-    like = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
     return LocalDistillation(
-        NETWORK, Teacher(NETWORK, NETWORK.init(jax.random.key(3), like)), StoneLoss(), OPTIMIZER, IMAGE
+        NETWORK, Teacher(NETWORK, tiny.variables(NETWORK, 3, IMAGE)), StoneLoss(), OPTIMIZER, IMAGE
     )
 
 
@@ -60,7 +59,7 @@ METHODS = {
 }
 
 
-@pytest.mark.usually("R1E")
+@pytest.mark.usually("E")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_over_groups_is_the_run_on_one_device(name, data):
     method = METHODS[name]()
@@ -80,22 +79,22 @@ def test_a_run_over_groups_is_the_run_on_one_device(name, data):
 
 def test_each_part_lives_where_it_is_trained(data):
     method = contsup("R1E")
-    result = train(method, data, epochs=1, batch_size=16, mesh=device_mesh(1, 4))
+    result = train(method, data, epochs=1, batch_size=16, mesh=device_mesh(1, 3))
     devices = {
         name: {next(iter(leaf.devices())).id for leaf in jax.tree.leaves(part)} for name, part in result.state.items()
     }
-    assert devices == {f"module0{i}": {jax.devices()[i].id} for i in range(4)}
+    assert devices == {f"module0{i}": {jax.devices()[i].id} for i in range(3)}
 
 
 @pytest.mark.exhaustive
 def test_groups_of_several_devices(data):
-    """Four groups of two: in float64 what one device gives, to rounding."""
+    """Three groups of two: in float64 what one device gives, to rounding."""
     method = contsup("R1E")
     random = np.random.default_rng(1)
     images, labels = random.standard_normal((16, *IMAGE)), np.arange(16, dtype=np.int32) % 4
     after = []
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        for mesh in (device_mesh(1, 1), device_mesh(2, 4)):
+        for mesh in (device_mesh(1, 1), device_mesh(2, 3)):
             first = groups(mesh)[0]
             state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))
             state = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == jnp.float32 else x, state)
@@ -136,7 +135,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_groups(data, tmp_path):
             data,
             epochs=3,
             batch_size=8,
-            mesh=device_mesh(1, 4),
+            mesh=device_mesh(1, 3),
             checkpoints=checkpoints,
             observers=(StopAt(7, interruption),),
             interruption=interruption,

@@ -101,6 +101,7 @@ def test_leftovers_of_a_killed_process_go_away(copied: Path) -> None:
     assert sorted(path.name for path in copied.iterdir()) == ["12", "4", "8"]
 
 
+@pytest.mark.usually("flipped")
 @pytest.mark.parametrize("how", ["flipped", "deleted", "truncated"])
 def test_every_damaged_file_is_found_and_named(saved: Path, tmp_path: Path, how: str) -> None:
     names = files_of(saved / "8")

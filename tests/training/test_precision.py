@@ -44,6 +44,7 @@ def half(request, teacher):
     return request.param, method(request.param, jnp.bfloat16, teacher)
 
 
+@pytest.mark.exhaustive
 def test_it_learns_as_in_float32(half, data, teacher):
     name, low = half
     results = [train(each, data, epochs=6, batch_size=16) for each in (low, method(name, jnp.float32, teacher))]

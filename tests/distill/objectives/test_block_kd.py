@@ -88,7 +88,7 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
     return objective.alpha * task + objective.beta * distill + objective.gamma * cross
 
 
-@pytest.mark.usually("batched")
+@pytest.mark.usually("fewer stones")
 @pytest.mark.parametrize(
     "objective",
     [
@@ -153,7 +153,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.usually("wrn_16_1-wrn_16_2", "resnet8-vgg8")
+@pytest.mark.usually("resnet8-vgg8")
 @pytest.mark.parametrize("names", PAIRS, ids=lambda names: "-".join(names))
 def test_pairs_whatever_their_resolutions_and_widths(names):
     """Shapes only: nothing is computed."""
