@@ -12,19 +12,21 @@ from kd_local.distill import LocalDistillation, StoneLoss, Teacher
 from kd_local.distill.teacher import remaining_blocks
 from kd_local.memory import footprint, target
 from kd_local.models import create, resnet
-from kd_local.networks import apply_block, of_block
+from kd_local.networks import Network, apply_block, of_block
 from kd_local.parallel import compile_step
+from tests.support import tiny
 
 STUDENT = resnet(14, classes=5, widths=(4, 4, 6, 8))
+SMALL = resnet(8, classes=5, widths=(4, 4, 6, 8))
 TEACHER_NETWORK = resnet(8, classes=5, widths=(4, 6, 8, 12))
 SHAPE = (8, 8, 3)
 LIKE = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
-TEACHER = Teacher(TEACHER_NETWORK, TEACHER_NETWORK.init(jax.random.key(3), LIKE))
+TEACHER = Teacher(TEACHER_NETWORK, tiny.variables(TEACHER_NETWORK, 3))
 KEY = jax.random.key(1)
 
 
-def method(**options) -> LocalDistillation:
-    return LocalDistillation(STUDENT, TEACHER, StoneLoss(**options), optax.sgd(0.1), SHAPE)
+def method(student: Network = STUDENT, **options) -> LocalDistillation:
+    return LocalDistillation(student, TEACHER, StoneLoss(**options), optax.sgd(0.1), SHAPE)
 
 
 def batch() -> tuple[jax.Array, jax.Array]:
@@ -52,7 +54,7 @@ def test_where_it_is_cut(stones, cuts, stone_of):
 
 def test_each_module_learns_by_its_own_plain_loss_alone():
     """Whole networks, one module after the other: what each loss moves, and nothing else."""
-    local = method()
+    local = method(SMALL)
     state = local.init(jax.random.key(0), LIKE)
     images, labels = batch()
     before = jax.tree.map(np.array, state)
@@ -87,14 +89,15 @@ def test_each_module_learns_by_its_own_plain_loss_alone():
 
 
 def test_the_student_is_the_network_it_was_cut_from():
-    local = method()
+    local = method(SMALL)
     state = local.init(jax.random.key(0), LIKE)
     images, _ = batch()
     variables = local.network_variables(state)
-    expected = jax.eval_shape(STUDENT.init, jax.random.key(0), LIKE)
+    expected = jax.eval_shape(SMALL.init, jax.random.key(0), LIKE)
     assert jax.tree.structure(variables) == jax.tree.structure(expected)
-    np.testing.assert_allclose(local.logits(state, images), STUDENT.apply(variables, images, train=False)[0], rtol=1e-6)
-    assert list(local.exits(state, images)) == ["stone1", "stone2", "stone3"]
+    logits, _ = jax.jit(partial(SMALL.apply, train=False))(variables, images)
+    np.testing.assert_allclose(jax.jit(local.logits)(state, images), logits, rtol=1e-6)
+    assert list(jax.eval_shape(local.exits, state, images)) == ["stone1", "stone2", "stone3"]
 
 
 @pytest.mark.exhaustive

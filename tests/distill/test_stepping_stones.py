@@ -11,11 +11,12 @@ from kd_local.distill import Pair, Teacher, output_shapes
 from kd_local.distill.stepping_stones import connector_to, stepping_stones, through_teacher
 from kd_local.distill.teacher import remaining_blocks
 from kd_local.models import create, resnet
+from tests.support import tiny
 
 STUDENT = resnet(8, classes=5, widths=(4, 4, 6, 8))
 TEACHER_NETWORK = resnet(14, classes=5, widths=(4, 6, 8, 12))
 LIKE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-TEACHER = Teacher(TEACHER_NETWORK, TEACHER_NETWORK.init(jax.random.key(3), LIKE))
+TEACHER = Teacher(TEACHER_NETWORK, tiny.variables(TEACHER_NETWORK, 3))
 
 
 def entering(*stages: int) -> list[tuple[int, jax.Array]]:

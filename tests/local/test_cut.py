@@ -11,6 +11,7 @@ import pytest
 from kd_local.local import cut
 from kd_local.models import resnet
 from kd_local.networks import by_block, of_block
+from tests.support import tiny
 
 NETWORK = resnet(8, classes=10)
 IMAGES = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
@@ -20,11 +21,15 @@ CONTEXTS = ["R0", "E", "R1", "R1E", "R3", "R2E"]
 
 def make(context: str, modules: int = 4, **arguments):
     cut_network = cut(NETWORK, modules, classes=10, context=context, **arguments)
-    return cut_network, cut_network.init(jax.random.key(0), IMAGES)
+    return cut_network, tiny.variables(cut_network)
 
 
 def with_params(variables, params):
     return {name: {**part, "params": params[name]} for name, part in variables.items()}
+
+
+def norm(tree) -> float:
+    return float(np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(jax.device_get(tree)))))
 
 
 def losses(cut_network, variables, params):
@@ -47,7 +52,7 @@ def test_a_loss_has_gradients_in_its_own_module_only(context):
     total = gradient({name: jnp.float32(1) for name in params})
     for loss, rows in jacobian.items():
         for module, gradient in rows.items():
-            norm = float(optax.tree.norm(gradient))
+            norm = norm(gradient)
             if loss != module:
                 assert norm == 0.0, f"the loss of {loss} reaches the parameters of {module}"
             else:
@@ -56,7 +61,7 @@ def test_a_loss_has_gradients_in_its_own_module_only(context):
                 for path, leaf in jax.tree.leaves_with_path(gradient):
                     # A bias before batch normalisation has no effect: its gradient is rounding noise.
                     if "bias" not in jax.tree_util.keystr(path):
-                        assert jnp.abs(leaf).max() > 0, (module, path)
+                        assert np.abs(leaf).max() > 0, (module, path)
 
 
 @pytest.mark.usually("R0")
@@ -79,7 +84,7 @@ def test_a_modules_gradient_depends_on_its_inputs_only(context):
     params = {name: part["params"] for name, part in variables.items()}
     gradient = jax.jit(jax.grad(own_loss))(params[module.name])
     whole = jax.jit(jax.grad(lambda p: losses(cut_network, variables, p)[module.name]))(params)[module.name]
-    scale = float(optax.tree.norm(whole))
+    scale = norm(whole)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale), gradient, whole)
 
 
@@ -89,7 +94,7 @@ def test_without_cuts_every_block_has_gradients():
     gradient = jax.jit(jax.grad(lambda p: losses(cut_network, variables, {"module00": p})["module00"]))(
         variables["module00"]["params"]
     )
-    assert all(optax.tree.norm(block) > 0 for block in gradient["blocks"].values())
+    assert all(norm(block) > 0 for block in gradient["blocks"].values())
 
 
 def test_one_module_computes_the_network():

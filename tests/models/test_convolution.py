@@ -84,6 +84,7 @@ def test_float64_equals_the_gradients_of_xla(kernel_size, stride, batch, size, p
     assert max(errors) < 1e-12
 
 
+@pytest.mark.usually("3-1-size0-6-6-6", "3-2-size1-6-6-6", "3-1-size5-6-12-6", "1-1-size6-6-9-3")
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "size", "channels", "features", "groups"),
     [

@@ -9,7 +9,7 @@ from kd_local.models import create, resnet
 
 
 def count(network, channels: int = 3) -> int:
-    variables = network.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32))
+    variables = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32))
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 

@@ -59,7 +59,7 @@ METHODS = {
 }
 
 
-@pytest.mark.usually("E")
+@pytest.mark.usually("R0")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_over_groups_is_the_run_on_one_device(name, data):
     method = METHODS[name]()
@@ -78,7 +78,7 @@ def test_a_run_over_groups_is_the_run_on_one_device(name, data):
 
 
 def test_each_part_lives_where_it_is_trained(data):
-    method = contsup("R1E")
+    method = contsup("R0")
     result = train(method, data, epochs=1, batch_size=16, mesh=device_mesh(1, 3))
     devices = {
         name: {next(iter(leaf.devices())).id for leaf in jax.tree.leaves(part)} for name, part in result.state.items()

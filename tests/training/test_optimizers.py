@@ -44,7 +44,7 @@ def halving(update):
 
 
 def methods(optimizer):
-    teacher = Teacher(NETWORK, NETWORK.init(jax.random.key(9), LIKE))
+    teacher = Teacher(NETWORK, tiny.variables(NETWORK, 9, LIKE.shape[1:]))
     return {
         "end_to_end": EndToEnd(NETWORK, optimizer),
         "contsup": ContSup(cut(NETWORK, 3, classes=4, context="R0", head="0c1f"), optimizer),
