@@ -52,12 +52,12 @@ def test_a_loss_has_gradients_in_its_own_module_only(context):
     total = gradient({name: jnp.float32(1) for name in params})
     for loss, rows in jacobian.items():
         for module, gradient in rows.items():
-            norm = norm(gradient)
+            size = norm(gradient)
             if loss != module:
-                assert norm == 0.0, f"the loss of {loss} reaches the parameters of {module}"
+                assert size == 0.0, f"the loss of {loss} reaches the parameters of {module}"
             else:
                 for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(total[module]), strict=True):
-                    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * norm)
+                    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * size)
                 for path, leaf in jax.tree.leaves_with_path(gradient):
                     # A bias before batch normalisation has no effect: its gradient is rounding noise.
                     if "bias" not in jax.tree_util.keystr(path):
