@@ -112,6 +112,7 @@ def test_seeds_and_steps(data):
     assert not (params(one) == params(other)).any()
 
 
+@pytest.mark.exhaustive
 def test_a_mesh_gives_what_one_device_gives(data):
     one = train(METHOD, data, epochs=2, batch_size=16)
     eight = train(METHOD, data, epochs=2, batch_size=16, mesh=device_mesh(8))
