@@ -58,6 +58,7 @@ def test_contexts_at_sixteen_modules(network, context, percent):
     assert 100 * more == pytest.approx(percent, abs=0.06)
 
 
+@pytest.mark.exhaustive
 def test_the_pooled_image_encoder_costs_less_than_a_third():
     network = deployed("resnet32", 1, "R0")
     assert 100 * (deployed("resnet32", 16, "E", image_encoder="pooled") / network - 1) == pytest.approx(28, abs=0.5)

@@ -88,6 +88,7 @@ def test_picture():
     assert set(named["end_to_end"].get_ydata()) == {80}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usually("batch_norm-device")
 @pytest.mark.parametrize(("key", "value"), [("shard", "state"), ("batch_norm", "device")])
 def test_options_of_the_step_change_the_measurement(key, value, tmp_path):

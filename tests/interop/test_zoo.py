@@ -39,6 +39,11 @@ def test_conversion_to_torch_and_back(name, weights):
 
 
 # PyTorch's names of the parameters of the first blocks and of the last layer.
+@pytest.mark.usually(
+    "resnet18-conv1 bn1 layer1.0.conv1 layer1.0.bn1 layer1.0.conv2 layer1.0.bn2 layer1.1.conv1-fc",
+    "mobilenetv1-model.0.0 model.0.1 model.1.0 model.1.1 model.1.3 model.1.4 model.2.0 model.2.1-fc",
+    "vgg16-block0.0 block0.1 block0.3 block0.4 block1.0 block1.1 block1.3-classifier",
+)
 @pytest.mark.parametrize(
     ("name", "first", "last"),
     [

@@ -49,6 +49,7 @@ def test_a_compiled_step_has_the_peak_of_its_footprint():
     assert compiled_peak(compile_step(method, images, labels)) == expected > 0
 
 
+@pytest.mark.exhaustive
 def test_every_part_of_the_peak_is_counted_once():
     method, batch = contsup(3, "R1"), 8
     state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, *CIFAR), "float32"))

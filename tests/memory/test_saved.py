@@ -97,6 +97,7 @@ def test_contexts_and_the_batch_count():
     assert 1.99 * once < twice < 2 * once
 
 
+@pytest.mark.exhaustive
 def test_constants_do_not_count():
     decoding = contsup(3, decoder=PixelScale((0.5,) * 3, (0.2,) * 3))
     module = decoding.cut_network.modules[0]

@@ -79,6 +79,7 @@ def test_padding_shortcut_subsamples_and_pads_half_on_each_side():
 
 
 # Flax mixes dtypes if those of computation and statistics differ.
+@pytest.mark.exhaustive
 @jax.numpy_dtype_promotion("standard")
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_statistics():
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))

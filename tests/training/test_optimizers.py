@@ -72,7 +72,7 @@ def params_of(state):
     return {name: part["params"] for name, part in state.items()}
 
 
-@pytest.mark.usually("contsup", "kd")
+@pytest.mark.usually("kd")
 @pytest.mark.parametrize("name", ["end_to_end", "contsup", "kd"])
 @jax.numpy_dtype_promotion("standard")
 def test_batches_accumulated_are_one_batch(name):
@@ -212,6 +212,7 @@ def test_the_rate_recorded_is_that_of_the_update(whole):
         assert int(part["opt_state"].mini_step) == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usually("1")
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_run_stopped_between_the_batches_of_an_update_goes_on_as_if_it_were_not(data, whole, tmp_path, stop):
