@@ -54,6 +54,10 @@ def lines(workdir: Path) -> list[dict]:
     return read_json_lines(workdir / "memory.jsonl")
 
 
+def measured(workdir: Path) -> int:
+    return len((workdir / "measured.jsonl").read_text().splitlines())
+
+
 @pytest.mark.exhaustive
 def test_stopped_and_gone_on(tmp_path):
     workdir = tmp_path / "table"
@@ -114,45 +118,36 @@ def test_stopped_and_gone_on(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_measured(tmp_path):
-    arguments = [*SMALL, "--modules=1"]
-    status, out, err = run("memory", f"--workdir={tmp_path}", *arguments)
-    assert status == 0, err
-    assert "measured" in out
-    records = lines(tmp_path)
-    # A single module is end to end; its rows are all one step, measured once.
-    kinds = [one["method"] for one in records]
-    assert kinds == ["end_to_end", "end_to_end_remat", "naive", "contsup_joined", "contsup", "contsup_remat"]
-    assert len((tmp_path / "measured.jsonl").read_text().splitlines()) == 5
-    assert all(one["measured_bytes"] > one["state_bytes"] for one in records)
-    status, out, _ = run("memory", f"--workdir={tmp_path}", *arguments)
-    assert status == 0
-    assert "nothing compiled" in out
-    assert lines(tmp_path) == records
-    assert len((tmp_path / "measured.jsonl").read_text().splitlines()) == 5
-
-
-@pytest.mark.exhaustive
-def test_distillation(tmp_path):
-    status, out, err = run("memory", f"--workdir={tmp_path}", *SMALL, "--modules=1", TEACHER)
+def test_measured_with_and_without_distillation(tmp_path):
+    arguments = [f"--workdir={tmp_path}", *SMALL, "--modules=1", TEACHER]
+    status, out, err = run("memory", *arguments)
     assert status == 0, err
     assert "9 rows: resnet8 on digits, taught by resnet14, batch 8, local, workdir" in out
     assert out.index("row 3 of 9: kd, ") < out.index("row 4 of 9: block_kd, ")
-    whole, *_, kd, block_kd, local = lines(tmp_path)
-    assert [(one["method"], one["context"], one["modules"]) for one in (kd, block_kd, local)] == [
+    assert "measured" in out and "to kd" in out
+    whole, *local, kd, block_kd, local_kd = records = lines(tmp_path)
+    # A single module is end to end; its rows are all one step, measured once.
+    kinds = [one["method"] for one in (whole, *local)]
+    assert kinds == ["end_to_end", "end_to_end_remat", "naive", "contsup_joined", "contsup", "contsup_remat"]
+    assert measured(tmp_path) == 8
+    assert all(one["measured_bytes"] > one["state_bytes"] for one in records)
+    taught = (kd, block_kd, local_kd)
+    assert [(one["method"], one["context"], one["modules"]) for one in taught] == [
         ("kd", None, 1), ("block_kd", None, 1), ("local_distillation", None, 3),
     ]  # fmt: skip
-    assert (kd["boundaries"], local["boundaries"]) == ([], ["stage1/0", "stage2/0"])
-    assert local["executables"] == 4  # the teacher's answer is one
-    for one in (kd, block_kd, local):
+    assert (kd["boundaries"], local_kd["boundaries"]) == ([], ["stage1/0", "stage2/0"])
+    assert local_kd["executables"] == 4  # the teacher's answer is one
+    for one in taught:
         assert one["ratio"] == round(one["peak_bytes"] / whole["peak_bytes"], 4)
         assert one["kd_ratio"] == round(one["peak_bytes"] / kd["peak_bytes"], 4)
-        assert one["measured_bytes"] > one["state_bytes"] > whole["state_bytes"]
+        assert one["state_bytes"] > whole["state_bytes"]
         assert one["floor_bytes"] < one["peak_bytes"]
     assert kd["kd_ratio"] == 1 < block_kd["kd_ratio"]
-    assert "to kd" in out
-    status, out, _ = run("memory", f"--workdir={tmp_path}", *SMALL, "--modules=1", TEACHER, "--distillation=")
+
+    status, out, _ = run("memory", *arguments, "--distillation=")
     assert (status, "6 rows: " in out, "nothing compiled" in out) == (0, True, True)
+    assert lines(tmp_path) == [{**one, "kd_ratio": None} for one in records[:6]]
+    assert measured(tmp_path) == 8
 
 
 def test_two_at_once_in_a_folder(tmp_path):

@@ -125,7 +125,7 @@ def test_a_sweep_leaves_table_and_picture_names_what_failed_and_skips_what_is_do
     assert "holds a run of another config:\n  epochs: 1 there, 2 now\n" in err
 
 
-LONG = [*SMALL, "--config.epochs=120", "--config.data.train_examples=192", "--rows=1,2"]
+LONG = [*SMALL, "--config.epochs=40", "--config.data.train_examples=192", "--rows=1,2"]
 
 
 @pytest.mark.exhaustive
