@@ -28,6 +28,7 @@ def test_rows_in_order():
     assert rows_of((4,), ("R0",), decoders=False)[-1] == Row("contsup_remat", 4, "R0")
 
 
+@pytest.mark.exhaustive
 def test_rows_of_distillation():
     config = default.get_config()
     config.teacher.network = "resnet14"

@@ -22,6 +22,7 @@ from kd_local.training.training_step import prepare_step
 STEPS, BATCH = 3, 8
 
 
+@pytest.mark.exhaustive
 def test_scanned_steps_are_those_of_training():
     config = default.get_config()
     config.batch_size, config.local.modules = BATCH, 2

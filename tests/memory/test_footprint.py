@@ -158,6 +158,7 @@ def test_joined_has_one_executable_and_the_same_work():
     assert joined.state_bytes == separate.state_bytes
 
 
+@pytest.mark.exhaustive
 def test_executables_are_kept_in_a_file(tmp_path):
     path = tmp_path / "executables.jsonl"
     first = CompilationRecords(path)

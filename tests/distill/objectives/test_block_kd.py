@@ -88,7 +88,7 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
     return objective.alpha * task + objective.beta * distill + objective.gamma * cross
 
 
-@pytest.mark.usually("fewer stones")
+@pytest.mark.usually("first stone")
 @pytest.mark.parametrize(
     "objective",
     [
