@@ -7,6 +7,7 @@ prints a table and writes speed.jsonl, a line for each row, into the working dir
 
 import json
 import os
+import re
 import selectors
 import statistics
 import subprocess
@@ -14,12 +15,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +35,7 @@ from kd_local.local.contexts import Context
 from kd_local.sizes import MIB
 
 LINES = "speed.jsonl"
+IN_PYTORCH = ("end_to_end", "contsup", "kd")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
 _METHODS = flags.DEFINE_list(
@@ -41,7 +44,7 @@ _METHODS = flags.DEFINE_list(
 _CONTEXTS = flags.DEFINE_list("contexts", ["R0", "E", "R1", "R1E"], "Contexts of contsup.")
 _MODULES = flags.DEFINE_string("modules", None, "Numbers of modules of contsup. The default is the config's.")
 _FORMS = flags.DEFINE_list("forms", ["separate", "joined", "scanned"], f"Forms of the step: {', '.join(FORMS)}.")
-_DTYPES = flags.DEFINE_list("dtypes", ["float32"], f"Precisions: {', '.join(DTYPES)}.")
+_DTYPES = flags.DEFINE_list("dtypes", ["float32"], f"Precisions: {', '.join(DTYPES)}, in place of network.dtype.")
 _PYTORCH = flags.DEFINE_list("pytorch", [], f"Rows in PyTorch: {', '.join(LAYOUTS)}; +compile may follow.")
 _STEPS = flags.DEFINE_integer("steps", 50, "Steps of a round, and of a call of the form scanned.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timed rounds of each row.", lower_bound=1)
@@ -93,6 +96,7 @@ def main(_: list[str]) -> None:
         config = _CONFIG.value
         modules = _MODULES.value or str(config.local.modules)
         rows = rows_of(numbers("modules", modules, example="4,16", lowest=1))
+        check_ignored(config)
         for row in {row.work: row for row in rows}.values():
             build(configured(row, config), fresh_teachers=True)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
@@ -116,6 +120,40 @@ def main(_: list[str]) -> None:
     common = {"network": config.network.name, "batch": config.batch_size, "steps": _STEPS.value, "jax": jax.__version__}
     replace_text(workdir / LINES, "".join(json.dumps({**one, **common}) + "\n" for one in results))
     console.print(table(results, f"{config.network.name}, batch {config.batch_size}", config.batch_size))
+    if len(results) < len(rows):
+        fail(f"{len(rows) - len(results)} of {len(rows)} rows failed or were late, see above", 1)
+
+
+def check_ignored(config: ConfigDict) -> None:
+    """Check that neither the rows nor PyTorch's steps ignore what the config sets.
+
+    Raises:
+        ValueError: a key that another flag replaces, or that PyTorch's steps do not have.
+        ModuleNotFoundError: rows in PyTorch, which is not installed.
+    """
+    for key, fixed, way_out in (
+        ("step", "separate", "name the forms with --forms"),
+        ("network.dtype", "float32", "name the precisions with --dtypes"),
+        ("mesh.data", 1, "python -m experiments.pipeline times several devices"),
+        ("mesh.module", 1, "python -m experiments.pipeline times several devices"),
+    ):
+        if (value := config[key] if "." not in key else config[key.split(".")[0]][key.split(".")[1]]) != fixed:
+            raise ValueError(f"{key} is {value}, which the rows would ignore: leave it at {fixed}; {way_out}")
+    if not _PYTORCH.value:
+        return
+    if find_spec("torch") is None:
+        raise ModuleNotFoundError("rows in PyTorch need torch: pip install torch, or leave out --pytorch")
+    if unknown_there := [method for method in _METHODS.value if method not in IN_PYTORCH]:
+        raise ValueError(
+            f"{unknown_there[0]} has no step in PyTorch: use {', '.join(IN_PYTORCH)}, or leave out --pytorch"
+        )
+    if not re.fullmatch(r"resnet\d+", config.network.name):
+        raise ValueError(f"{config.network.name} has no step in PyTorch: use a CIFAR ResNet, or leave out --pytorch")
+    for name, there in (("loss", "softmax"), ("decoder", False), ("image_encoder", "full")):
+        if config.local[name] != there:
+            raise ValueError(
+                f"local.{name} is {config.local[name]}, but PyTorch's step has {there}: use it, or leave out --pytorch"
+            )
 
 
 def rows_of(modules: Sequence[int]) -> list[SpeedRow]:
@@ -134,11 +172,7 @@ def rows_of(modules: Sequence[int]) -> list[SpeedRow]:
             kinds.append((method, None, 1))
     ways = [(form, "jax") for form in _FORMS.value] + [(layout, PYTORCH) for layout in _PYTORCH.value]
     return [
-        SpeedRow(*kind, form, dtype, framework)
-        for kind in kinds
-        for form, framework in ways
-        for dtype in _DTYPES.value
-        if framework == "jax" or kind[0] in ("end_to_end", "contsup", "kd")
+        SpeedRow(*kind, form, dtype, framework) for kind in kinds for form, framework in ways for dtype in _DTYPES.value
     ]
 
 

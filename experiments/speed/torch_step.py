@@ -5,7 +5,6 @@ those that `kd_local.interop.contsup` writes. Each module's loss is followed by 
 activations. One update of all parameters ends the step. Images are random, normalised and on the device.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -152,7 +151,6 @@ class TorchStep:
         if row.method == "kd":
             whole = cut(create(config.teacher.network, classes=classes), 1, classes=classes)
             self._teacher = CutResNet(whole, classes, channels).to(device, memory_format=layout).eval()
-        self._compiled: Callable[..., Any] = network
         self._network, self._device, self._steps = network, device, steps
         self._compile = torch.compile if row.form.endswith("+compile") else lambda function: function
         self._dtype = torch.bfloat16 if row.dtype == "bfloat16" else None

@@ -24,6 +24,8 @@ def test_what_cannot_be_timed_is_refused(tmp_path):
             ([folder, "--modules=x"], "--modules=x: use whole numbers from 1, separated by commas"),
             ([folder, "--forms=fast"], "form"),
             ([folder, "--methods=kd"], "teacher"),
+            ([folder, "--config.step=joined"], "step is joined, which the rows would ignore"),
+            ([folder, "--config.mesh.data=2"], "mesh.data is 2"),
             ([folder, "--contexts=R0E"], "unknown context 'R0E'"),
         ],
     )
