@@ -132,7 +132,7 @@ def run(method: Method, devices: int, sizes: tuple[int, ...], dtype: type = np.f
 
 
 # One of each kind of method; heads, losses, decoders and objectives have tests of their own.
-USUAL = {"end_to_end", "contsup R1E", "kd", "block_kd", "local_distillation"}
+USUAL = {"contsup R1E", "block_kd", "local_distillation"}
 # The last, smaller batch is a compilation more: it is tried where the loss depends on the batch, and once else.
 SMALLER = {
     "end_to_end", "contsup R0", "contsup E contrast", "contsup decoder contrast", "rkd", "crd", "sp",
@@ -235,7 +235,7 @@ def test_deployed_parameters_are_those_that_the_logits_depend_on(one):
 
 
 # In float64: in float32 rounding can move an activation across the kink of ReLU.
-@pytest.mark.usually("end_to_end")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["end_to_end", "contsup R0", "contsup R1E", "block_kd"])
 @jax.numpy_dtype_promotion("standard")
 def test_eight_devices_give_the_results_of_one(name):

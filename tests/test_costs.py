@@ -39,7 +39,7 @@ def test_networks(network, millions):
     assert deployed(network, 1, "R0") / 1e6 == pytest.approx(millions, abs=0.06)
 
 
-@pytest.mark.usually("resnet32-R1E-95.2")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("network", "context", "percent"),
     [

@@ -125,7 +125,7 @@ def test_a_dependent_computation_is_repeated_in_the_compiled_program():
     assert sum(" dot(" in line and "f32[256,256]" in line for line in text.splitlines()) == 2
 
 
-@pytest.mark.usually("full")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("image_encoder", ["full", "pooled"])
 def test_context_networks_in_groups_of_channels(image_encoder):
     channels, at_once = 21, 8
@@ -150,7 +150,7 @@ def test_context_networks_in_groups_of_channels(image_encoder):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale), plain[1], again[1])
 
 
-@pytest.mark.usually("remat2")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("remat", [("blocks",), ("contexts",), ("head",), ("decoder",)])
 def test_rematerialised_modules_have_the_same_losses_and_gradients(remat):
     with jax.enable_x64():

@@ -68,7 +68,7 @@ def test_a_network_that_is_cut(file: str) -> None:
     assert float(experiment.schedule(config.epochs * steps)) == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.usually("blockkd.imagenet")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("file", ["blockkd.imagenet", "blockkd.vit"])
 def test_a_network_that_is_taught(file: str) -> None:
     config = config_of(file)

@@ -116,6 +116,7 @@ def test_the_form_of_the_step_is_the_rows():
     assert build_row(Row("contsup", 2, "R0"), base).options == StepOptions(shard="state")
 
 
+@pytest.mark.exhaustive
 def test_the_process_of_real_steps_takes_memory_as_training_does(monkeypatch, tmp_path):
     seen = []
 

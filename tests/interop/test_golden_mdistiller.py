@@ -86,7 +86,7 @@ def deviations(path: Path, weights, dtype: type) -> dict[str, float]:
     return found
 
 
-@pytest.mark.usually("resnet8", "wrn_16_1", "vgg8")
+@pytest.mark.usually("resnet8")
 @named
 @jax.numpy_dtype_promotion("standard")
 def test_in_float64(path, weights):
@@ -97,7 +97,7 @@ def test_in_float64(path, weights):
     assert not {name: value for name, value in found.items() if not value <= limit[name]}
 
 
-@pytest.mark.usually("resnet8", "vgg8")
+@pytest.mark.usually("resnet8")
 @named
 @jax.numpy_dtype_promotion("standard")
 def test_in_float32(path, weights):

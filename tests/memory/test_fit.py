@@ -61,6 +61,7 @@ def test_rematerialised_before_it_is_cut_further(whole):
     assert found.footprint.peak_bytes == remat
 
 
+@pytest.mark.exhaustive
 def test_end_to_end_if_it_fits(whole):
     found = fitted(2 * whole)
     assert (found.modules, found.boundaries, found.remat) == (1, (), False)

@@ -42,6 +42,7 @@ def test_modules_that_are_alike_share_executables_with_context_too():
         assert len({call.signature for call in calls}) == 10
 
 
+@pytest.mark.exhaustive
 def test_a_compiled_step_has_the_peak_of_its_footprint():
     method, batch = contsup(3, "R1"), 8
     images, labels = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)

@@ -45,6 +45,7 @@ def test_its_step_is_that_of_separate_modules():
     assert jax.tree.structure(naive.deployed(of_naive)) == jax.tree.structure(separate.deployed(of_separate))
 
 
+@pytest.mark.exhaustive
 def test_it_is_one_executable_that_carries_nothing():
     found = footprint(SummedLosses(CUT, OPTIMIZER), SHAPE, 8, target())
     assert found.executables == len(found.pieces) == 1

@@ -79,6 +79,7 @@ def test_each_module_saves_less_than_the_whole_and_all_together_more():
     assert 0.9 * sum(each.values()) < together <= sum(each.values())
 
 
+@pytest.mark.exhaustive
 def test_rematerialisation_saves_the_outputs_of_blocks_alone():
     network = create("resnet8", classes=10)
     plain = saved_activations(EndToEnd(network, OPTIMIZER), CIFAR, BATCH)["network"]

@@ -20,6 +20,7 @@ def test_published_numbers_of_parameters(name, parameters):
     assert count(create(name, classes=100)) == parameters
 
 
+@pytest.mark.exhaustive
 def test_features_are_before_batch_normalisation_and_relu():
     network = wide_resnet(10, 2, classes=3)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))

@@ -31,7 +31,7 @@ def test_the_longest_dimension_that_divides():
     assert specs("state")["batch_stats"] == {"mean": whole}
 
 
-@pytest.mark.usually("state")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("shard", ["optimizer", "state"])
 def test_it_takes_the_step_of_whole_copies_and_needs_less_of_each_device(shard):
     mesh = device_mesh(4)

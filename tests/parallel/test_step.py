@@ -88,6 +88,7 @@ def test_joined_starts_no_program_before_the_last_one_has_updated_its_part():
     assert all("sub" in updates[name] for name in ("tan", "exp")), "the update, not only the loss"
 
 
+@pytest.mark.exhaustive
 def test_another_batch_size_is_another_step():
     images, labels = batch()
     step = compile_step(METHOD, images, labels)

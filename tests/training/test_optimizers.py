@@ -72,7 +72,7 @@ def params_of(state):
     return {name: part["params"] for name, part in state.items()}
 
 
-@pytest.mark.usually("kd")
+@pytest.mark.usually("end_to_end")
 @pytest.mark.parametrize("name", ["end_to_end", "contsup", "kd"])
 @jax.numpy_dtype_promotion("standard")
 def test_batches_accumulated_are_one_batch(name):

@@ -77,6 +77,7 @@ def each_program(low):
         yield program, arguments, own, written, metrics
 
 
+@pytest.mark.exhaustive
 def test_what_is_handed_on_is_bfloat16_and_what_is_kept_float32(half):
     name, low = half
     handed = {}

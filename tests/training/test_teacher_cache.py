@@ -53,7 +53,7 @@ def distillation(teachers, cached, objective="kd"):
     return Distillation(STUDENT, teachers, OBJECTIVES[objective](), optimizer, cached=cached)
 
 
-@pytest.mark.usually("kd-augmentation0-2-None-1e-06")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("objective", "augmentation", "count", "dtype", "atol"),
     [

@@ -153,7 +153,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.usually("resnet8-vgg8")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("names", PAIRS, ids=lambda names: "-".join(names))
 def test_pairs_whatever_their_resolutions_and_widths(names):
     """Shapes only: nothing is computed."""
@@ -189,6 +189,7 @@ def test_any_distance():
         BlockKD(distance="kl")
 
 
+@pytest.mark.exhaustive
 def test_warm_up():
     """Terms of distances grow epoch by epoch; that of the labels is there from the start."""
     objective = BlockKD(warmup_epochs=4)

@@ -159,6 +159,7 @@ def test_ofd_by_hand():
     np.testing.assert_allclose(ofd_loss(*twice, jnp.array([-0.5])), expected)  # the mean over the batch
 
 
+@pytest.mark.exhaustive
 def test_ofd_halves_earlier_stages(training_batches, examples):
     batch, objective = training_batches(dtype="float64"), OBJECTIVES["ofd"]()
     variables = objective.init(jax.random.key(0), batch, examples=examples)
@@ -173,6 +174,7 @@ def test_ofd_halves_earlier_stages(training_batches, examples):
     np.testing.assert_allclose(metrics["distillation"], expected, rtol=1e-12)
 
 
+@pytest.mark.usually("at")
 @pytest.mark.parametrize("name", ["at", "nst"])
 def test_stages_are_added_up(name, training_batches):
     batch = training_batches(dtype="float64")

@@ -64,7 +64,7 @@ def test_abf_weighs_both():
     np.testing.assert_allclose(handed_on(-99.0, 99.0), deeper, atol=1e-5)
 
 
-@pytest.mark.usually("False")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("preactivations", [False, True])
 def test_reads(preactivations, training_batches, examples):
     """The student's features or pre-activations, the pooled ones of both, and the teacher's pre-activations."""
