@@ -10,12 +10,13 @@ from kd_local.errors import unknown
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What is known about a data set before it is read.
+    """What is known about a data set before its examples are read.
 
     Attributes:
         shape: height, width and channels of its images, as batches give them.
         classes: number of classes.
-        train, test: number of training and of test examples.
+        train, test: number of training and of test examples: of the prepared data set, or as published if it is not
+            prepared.
         augmentation: the usual augmentation of its images.
         streamed: whether images are read when they are needed; otherwise they are held in memory.
         test_split: name in the folder of the split that is used for testing.
@@ -29,6 +30,9 @@ class DatasetSpec:
     streamed: bool = False
     test_split: str = "test"
 
+
+INCLUDED = "digits"
+"""The data set that is part of the package."""
 
 IMAGE_SIZE = 224
 """Default size of streamed images, in pixels."""
@@ -105,7 +109,7 @@ DATASETS = {
 
 
 def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> DatasetSpec:
-    """The specification of a data set: by its name, or read from its folder in `data_dir`.
+    """The specification of a data set: read from its folder in `data_dir`; by its name if it is not prepared there.
 
     Args:
         name: of the data set.
@@ -113,12 +117,15 @@ def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> D
         image_size: size of streamed images in pixels; None for `IMAGE_SIZE`.
 
     Raises:
-        ValueError: no data set or folder has this name, the folder cannot be read or has no labelled images, or the
-            image size is out of range or given for images in memory.
+        ValueError: no data set or folder has this name; the folder cannot be read, has no labelled images, or has
+            images of another shape or other classes than its name; or the image size is out of range or given for
+            images in memory.
         ModuleNotFoundError: a package that reads the folder is missing.
     """
     if name in DATASETS:
         spec = DATASETS[name]
+        if name != INCLUDED and prepared.is_there(name, data_dir):
+            spec = _with_numbers(name, spec, prepared.find(name, data_dir))
     elif prepared.is_there(name, data_dir):
         spec = _read_spec(prepared.find(name, data_dir))
     else:
@@ -134,6 +141,21 @@ def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> D
     if image_size < 1:
         raise ValueError(f"image_size {image_size}: use 1 or more pixels, as {IMAGE_SIZE}")
     return replace(spec, shape=(image_size, image_size, 3))
+
+
+def _with_numbers(name: str, spec: DatasetSpec, folder: Path) -> DatasetSpec:
+    """The specification with the numbers of examples that the folder has."""
+    contents = prepared.contents(folder)
+    shape = "of any shape" if spec.streamed else f"of shape {spec.shape}"
+    if contents.classes != spec.classes or not (spec.streamed or contents.shape == spec.shape):
+        raise ValueError(
+            f"{folder} holds images of shape {contents.shape} and {contents.classes} classes, but {name} has images "
+            f"{shape} and {spec.classes} classes: use another data_dir"
+        )
+    for split in ("train", spec.test_split):
+        if split not in contents.examples:
+            raise ValueError(f"{folder} has no split {split!r}, only {', '.join(contents.examples)}")
+    return replace(spec, train=contents.examples["train"], test=contents.examples[spec.test_split])
 
 
 def _read_spec(folder: Path) -> DatasetSpec:
