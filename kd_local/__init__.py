@@ -1,6 +1,7 @@
 """Local learning (ContSup) and block-wise distillation (Block-KD) in JAX and Flax.
 
-The names that a notebook starts with are here; the rest is in the subpackages. Each is imported when it is first used.
+This module has the names that a notebook starts with; the subpackages have all others. A name's subpackage is imported
+when the name is first used.
 """
 
 from importlib import import_module

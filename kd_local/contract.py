@@ -12,13 +12,13 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 StatePart = Any
-"""A pytree that one program owns: parameters, batch statistics and optimizer state."""
+"""A part of the state, a pytree. A program's own part has its parameters, batch statistics and optimizer state."""
 
 State = dict[str, StatePart]
-"""The contents of a checkpoint: all parts by name, those that programs own and those that are only read."""
+"""All parts by name: the parts that programs own, and the parts that programs only read. A checkpoint stores them."""
 
 Metrics = dict[str, Float[Array, ""]]
-"""Means over the batch by name, each a scalar. Every program returns at least `loss`."""
+"""Scalars by name, each a mean over the batch. Every program returns at least `loss`."""
 
 Function = Callable[
     [StatePart, tuple[StatePart, ...], tuple[jax.Array, ...], PRNGKeyArray, Float[Array, " n"]],
@@ -26,29 +26,29 @@ Function = Callable[
 ]
 """A pure function: `(own part, frozen parts, tensors read, rng, constants) -> (own part, tensors written, metrics)`.
 
-Module 1 of a cut ResNet-32 reads `features0` (batch, 32, 32, 16), float32, and `labels` (batch,), int32. It writes
-`features1`.
+The result has the part after the update. Example: module 1 of a cut ResNet-32 reads `features0` (batch, 32, 32, 16),
+float32, and `labels` (batch,), int32. It writes `features1`.
 """
 
 
 @dataclass(frozen=True)
 class Program:
-    """One compiled piece of a training step. ContSup has one program per module, most methods have one in total.
+    """A part of a training step that is compiled by itself. ContSup has one program per module, most methods have one.
 
     Attributes:
         name: such as `module03`. It is also the name of the part of the state that the program owns and updates.
         key: programs with equal keys compute the same function and share one executable.
         function: see `Function`. Tensors are read and written in the order of `reads` and `writes`.
         reads: names of the tensors that the function reads. Earlier programs write them, or they are inputs of the
-            step: `images`, `labels` and extra tensors. The leading dimension of an extra tensor is the batch, or the
-            tensor is a scalar, which is copied to every device. The training loop provides `indices` (int32 (batch,),
-            positions in the training set) and `epoch` (a float32 scalar, counted from 1).
+            step: `images`, `labels` and extra tensors. An extra tensor has the batch as its leading dimension, or is a
+            scalar, which is copied to every device. The training loop provides the extra tensors `indices` (int32
+            (batch,), positions in the training set) and `epoch` (a float32 scalar, counted from 1).
         writes: names of the tensors that later programs read.
-        frozen: names of the parts of the state that are only read, such as a teacher. They need no program of that
-            name.
+        frozen: names of the parts of the state that the function only reads, such as a teacher. No program of this
+            name is needed.
         constants: numbers passed to the function, such as the weights of a loss. Programs that differ only in their
             constants share one executable.
-        trains: False if the function returns its own part unchanged, as a frozen teacher's does.
+        trains: False if the function returns its own part unchanged, as the program of a frozen teacher does.
     """
 
     name: str
@@ -87,16 +87,16 @@ class Method(Protocol):
 
     @property
     def deployed_program(self) -> str | None:
-        """The program whose training accuracy is that of `logits`, or None if no program computes these logits."""
+        """The name of the program whose `accuracy` is computed from `logits`; None if no program computes them."""
         ...
 
 
 @runtime_checkable
 class TrainsNetwork(Protocol):
-    """A method that trains a whole, unmodified network, which can then be used without the method, as a teacher."""
+    """A method that trains a whole, unmodified network. The network can be used without the method, as a teacher."""
 
     def network_variables(self, state: State) -> dict[str, Any] | None:
-        """The variables of the `kd_local.networks.Network`, or None if it needs layers of the method."""
+        """The variables of the `kd_local.networks.Network`; None if the trained network needs layers of the method."""
         ...
 
 

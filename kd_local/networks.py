@@ -85,7 +85,7 @@ class Network:
 
     Attributes:
         names: the blocks' names, all different.
-        modules: the blocks.
+        modules: the blocks in order (linen modules, not the modules of a cut network).
 
     Raises:
         ValueError: there are no blocks, or two blocks have the same name.
@@ -136,7 +136,7 @@ class Network:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The names of the last blocks of all stages but the last stage: the default boundaries."""
+        """The name of the last block of each stage except the last stage: the default boundaries."""
         stage = [name.split("/")[0] for name in self.names]
         return tuple(name for i, name in enumerate(self.names[:-1]) if stage[i] != stage[i + 1])
 
@@ -158,8 +158,8 @@ class Network:
         given = flatten_dict(dict(variables), sep="/")
         for name, like in expected.items():
             if name not in given or given[name].shape != like.shape:
-                found = given[name].shape if name in given else "missing"
-                raise ValueError(f"{name} is {found}, expected {like.shape}: give the variables of this network")
+                found = f"has shape {given[name].shape}" if name in given else "is missing"
+                raise ValueError(f"{name} {found}, expected {like.shape}: give the variables of this network")
         if more := sorted(given.keys() - expected.keys()):
             raise ValueError(f"{more[0]} is not a variable of this network: give the variables of this network")
 
@@ -192,9 +192,9 @@ class Network:
         Args:
             variables: from `init`.
             x: a batch, such as normalised images (batch, height, width, channels).
-            train: True: batch normalisation uses the batch's statistics, and the returned statistics are updated.
-                False: it uses the given statistics and returns them unchanged.
-            remat: True: the backward pass keeps only the blocks' outputs and recomputes each block.
+            train: if True, batch normalisation uses the batch's statistics, and the returned statistics are updated.
+                If False, it uses the given statistics, and they are returned unchanged.
+            remat: if True, only the blocks' outputs are stored, and the backward pass recomputes each block.
         """
         features: dict[str, Array] = {}
         statistics: Collection = {}

@@ -1,1 +1,1 @@
-"""Run folders: names, identity, locks, caches."""
+"""Folders of runs: their names, which run a folder belongs to, locks, and caches."""

@@ -1,1 +1,1 @@
-"""What a config describes, in the package's own terms."""
+"""Turns a config into objects of kd_local: data, network, method, optimizer and options of the step."""

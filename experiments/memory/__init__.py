@@ -1,1 +1,1 @@
-"""The memory table."""
+"""The memory program: a table of the memory of training steps."""

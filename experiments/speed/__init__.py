@@ -1,1 +1,1 @@
-"""Speed of training steps."""
+"""The speed program: a table of the times of training steps."""

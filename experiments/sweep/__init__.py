@@ -1,1 +1,1 @@
-"""The sweep: all rows of a config file."""
+"""The sweep program: trains all rows of a config file."""

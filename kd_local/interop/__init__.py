@@ -1,4 +1,4 @@
-"""Reads and writes weights of other frameworks."""
+"""Reads and writes the weights of other frameworks."""
 
 from kd_local.interop.contsup import from_torch, to_torch
 from kd_local.interop.torch_files import read_state_dict

@@ -1,4 +1,4 @@
-"""Meshes of devices, the one place where programs are compiled, and the step that runs them."""
+"""Meshes of devices, the compilation of programs, and the step that runs them. Nothing else compiles programs."""
 
 from kd_local.parallel.mesh import (
     DATA,

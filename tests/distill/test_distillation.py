@@ -189,7 +189,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="BlockKD reads the teacher's features, and a cache has its logits only"):
         method(known, name="block_kd", cached=True)
     wrong = Teacher(STUDENT, known.variables)
-    with pytest.raises(ValueError, match=r"batch_stats/stage1/0/.* is \(.*\), expected \(.*\)"):
+    with pytest.raises(ValueError, match=r"batch_stats/stage1/0/.* has shape \(.*\), expected \(.*\)"):
         method(wrong).init(jax.random.key(0), LIKE)
     missing = Teacher(TEACHER_NETWORK, {**known.variables, "batch_stats": {}})
     with pytest.raises(ValueError, match="batch_stats/.* is missing, expected"):

@@ -1,1 +1,1 @@
-"""Objectives of distillation, one file for each key of the config."""
+"""Objectives of distillation: one file per objective, the distances of logits, and the registry of names."""
