@@ -62,7 +62,7 @@ class StepTimer:
         return recorded(self._step.plan, lambda watch: self.run(steps, watch))
 
     def seconds_of_pieces(self, steps: int) -> list[float]:
-        """The shortest time of each piece in `steps` steps, in order."""
+        """The median time of each piece in `steps` steps, in order."""
         seconds = self.record(steps).seconds_of_pieces()
         return [seconds[call.piece.name] for call in self._step.plan.calls]
 

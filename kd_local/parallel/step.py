@@ -1,5 +1,6 @@
 """A compiled training step: the programs of a method in order, on one group of devices or on several."""
 
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,9 @@ from kd_local.parallel.pieces import compile_lowered, free
 from kd_local.parallel.plan import NOTHING, StepPlan, number_type, plan_step, select
 from kd_local.parallel.transfer import move
 
-Watch = Callable[[int, str, Sequence[Metrics]], None]
-"""Called as each piece is dispatched: its group, its name and its programs' metrics."""
+Watch = Callable[[int, str, float, Sequence[Metrics]], None]
+"""Called after each piece is dispatched: its group, its name, the time before the dispatch (`time.perf_counter`) and
+its programs' metrics."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class CompiledStep:
             labels: of these images.
             rng: the key of this step.
             extra: the tensors of `plan.batch` besides images and labels, by name.
-            watch: called as each piece is dispatched.
+            watch: called after each piece is dispatched.
 
         Returns:
             The state after the step; the metrics of each program by its name.
@@ -88,6 +90,7 @@ class CompiledStep:
                 rng = move(rng, on_every_device(call.mesh))
             frozen = {name: self._copy(state, name, group) for program in piece.programs for name in program.frozen}
             arguments = piece.arguments({**state, **frozen}, tensors, rng, constants)
+            dispatched = time.perf_counter()
             try:
                 parts, written, values = executable(*arguments)
             except (RuntimeError, ValueError) as error:
@@ -99,7 +102,7 @@ class CompiledStep:
                 raise
             del arguments, frozen
             if watch is not None:
-                watch(group, piece.name, values)
+                watch(group, piece.name, dispatched, values)
             for program, part, value in zip(piece.programs, parts, values, strict=True):
                 state[program.name], metrics[program.name] = part, value
             free(tensors, piece)

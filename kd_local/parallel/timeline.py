@@ -5,11 +5,11 @@ starts when its group is free and the tensors that it reads are ready. Only a pr
 between.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -57,12 +57,11 @@ class Timeline:
         return {group: seconds / self.seconds for group, seconds in sorted(busy.items())}
 
     def seconds_of_pieces(self) -> dict[str, float]:
-        """The shortest time that each piece took, by its name."""
-        shortest: dict[str, float] = {}
+        """The median time that each piece took, by its name."""
+        seconds: dict[str, list[float]] = {}
         for span in self.spans:
-            took = span.end - span.start
-            shortest[span.piece] = min(took, shortest.get(span.piece, took))
-        return shortest
+            seconds.setdefault(span.piece, []).append(span.end - span.start)
+        return {piece: statistics.median(of_piece) for piece, of_piece in seconds.items()}
 
 
 def recorded(plan: StepPlan, run: Callable[[Watch], object]) -> Timeline:
@@ -75,23 +74,44 @@ def recorded(plan: StepPlan, run: Callable[[Watch], object]) -> Timeline:
         jax.block_until_ready(metrics)
         return time.perf_counter() - began
 
-    def watch(group: int, piece: str, metrics: Sequence[Mapping[str, Any]]) -> None:
+    def watch(group: int, piece: str, dispatched: float, metrics: Sequence[Mapping[str, Any]]) -> None:
         future = executors[group].submit(ready, metrics)
-        seen.append((group, piece, len(seen) // len(plan.calls), time.perf_counter() - began, future))
+        seen.append((group, piece, len(seen) // len(plan.calls), dispatched - began, future))
 
     try:
         run(watch)
     finally:
         for executor in executors:
             executor.shutdown()
-    ends = [future.result() for *_, future in seen]
+    observed = [Span(*before, future.result()) for *before, future in seen]
     seconds = time.perf_counter() - began
-    free = dict.fromkeys(range(len(plan.groups)), 0.0)
+    return Timeline(tuple(sorted(working(observed), key=attrgetter("batch", "start"))), seconds)
+
+
+def working(observed: Sequence[Span]) -> list[Span]:
+    """When each piece worked, from when it was dispatched and when its end was noticed.
+
+    A thread may notice an end late. A piece ends before every later piece of its batch and of its group, so its end is
+    the earliest that was noticed of these. No piece takes a negative time.
+
+    Args:
+        observed: in the order of dispatch; `start` is the time before the dispatch, `end` when the end was noticed.
+    """
+    ends: dict[tuple[str, int], float] = {}
     spans = []
-    for _, of_batch in groupby(zip(seen, ends, strict=True), key=lambda pair: pair[0][2]):
-        arrived = 0.0
-        for (group, piece, batch, dispatched, _), end in of_batch:
-            span = Span(group, piece, batch, max(free[group], arrived, dispatched), end)
-            free[group] = arrived = end
-            spans.append(span)
-    return Timeline(tuple(sorted(spans, key=attrgetter("batch", "start"))), seconds)
+    for span in reversed(observed):
+        end = min(span.end, *(ends.get(key, span.end) for key in _order(span)))
+        ends |= dict.fromkeys(_order(span), end)
+        spans.append(replace(span, end=end))
+    free: dict[tuple[str, int], float] = {}
+    worked = []
+    for span in reversed(spans):
+        start = min(max(span.start, *(free.get(key, 0.0) for key in _order(span))), span.end)
+        free |= dict.fromkeys(_order(span), span.end)
+        worked.append(replace(span, start=start))
+    return worked
+
+
+def _order(span: Span) -> tuple[tuple[str, int], ...]:
+    """What works on one piece after another: the batch and the group."""
+    return ("batch", span.batch), ("group", span.group)
