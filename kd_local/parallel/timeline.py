@@ -83,7 +83,7 @@ def recorded(plan: StepPlan, run: Callable[[Watch], object]) -> Timeline:
     finally:
         for executor in executors:
             executor.shutdown()
-    observed = [Span(*before, future.result()) for *before, future in seen]
+    observed = [Span(group, piece, batch, start, end.result()) for group, piece, batch, start, end in seen]
     seconds = time.perf_counter() - began
     return Timeline(tuple(sorted(working(observed), key=attrgetter("batch", "start"))), seconds)
 
