@@ -62,6 +62,7 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
             steps=plan.last_step,
             seed=config.seed,
             mesh=device_mesh(len(own), devices=own),
+            renormalisation=teacher.renormalisation,
         )
         for (name, _), teacher in zip(method.pairs, method.teachers, strict=True)
     }

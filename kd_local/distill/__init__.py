@@ -10,7 +10,7 @@ from kd_local.distill.objectives.kd import KD
 from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.stone_loss import StoneLoss
-from kd_local.distill.teacher import Teacher
+from kd_local.distill.teacher import Renormalisation, Teacher
 
 __all__ = [
     "DISTANCES",
@@ -24,6 +24,7 @@ __all__ = [
     "Objective",
     "Outputs",
     "Pair",
+    "Renormalisation",
     "StoneLoss",
     "Teacher",
     "TrainingBatch",

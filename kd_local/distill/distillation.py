@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import Metrics, Program, State
 from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.outputs import output_shapes, outputs
-from kd_local.distill.teacher import Teacher, remaining_blocks
+from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
 from kd_local.local.losses import softmax
 from kd_local.networks import Network, Variables, by_block, of_block
 from kd_local.state import Part, new_part, update_part, variables_of
@@ -94,7 +94,8 @@ class Distillation:
     def programs(self) -> tuple[Program, ...]:
         """One program for the whole step."""
         names = tuple(name for name, _ in self.pairs)
-        settings = _Settings(self.pairs, self.objective, self.optimizer, self.cached)
+        maps = tuple(teacher.renormalisation for teacher in self.teachers)
+        settings = _Settings(self.pairs, maps, self.objective, self.optimizer, self.cached)
         return (
             Program(
                 name=NAME,
@@ -139,7 +140,11 @@ class Distillation:
     ) -> dict[str, Float[Array, "batch classes"]]:
         """The teachers' logits, in evaluation mode."""
         return {
-            name: teacher.network.apply(teacher.variables if self.cached else state[name], images, train=False)[0]
+            name: teacher.network.apply(
+                teacher.variables if self.cached else state[name],
+                renormalised(images, teacher.renormalisation),
+                train=False,
+            )[0]
             for (name, _), teacher in zip(self.pairs, self.teachers, strict=True)
         }
 
@@ -168,6 +173,7 @@ class _Settings:
     """The parts of a step that are fixed when it is compiled."""
 
     pairs: tuple[tuple[str, Pair], ...]
+    renormalisations: tuple[Renormalisation | None, ...]
     objective: Objective
     optimizer: optax.GradientTransformation
     cached: bool
@@ -190,8 +196,8 @@ def _teach(
         teacher_outputs = [Outputs.of_logits(logits) for logits in further]
     else:
         teacher_outputs = [
-            outputs(pair.teacher, variables, images, train=False)[0]
-            for (_, pair), variables in zip(settings.pairs, frozen, strict=True)
+            outputs(pair.teacher, variables, renormalised(images, by), train=False)[0]
+            for (_, pair), by, variables in zip(settings.pairs, settings.renormalisations, frozen, strict=True)
         ]
     teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
 

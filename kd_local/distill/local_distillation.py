@@ -24,7 +24,7 @@ from kd_local.distill.objective import Pair
 from kd_local.distill.outputs import output_shapes
 from kd_local.distill.stepping_stones import Stone, connector_to, stepping_stones
 from kd_local.distill.stone_loss import StoneLoss
-from kd_local.distill.teacher import Teacher, remaining_blocks
+from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
 from kd_local.local.losses import softmax
 from kd_local.networks import Network, Variables, apply_block, by_block, init_block, of_block
 from kd_local.precision import at_least_float32
@@ -141,8 +141,8 @@ class LocalDistillation:
         """The teacher's logits first, then a program for each module."""
         teacher = Program(
             name=TEACHER,
-            key=("teacher", self.teacher.network),
-            function=partial(_teacher_logits, self.teacher.network),
+            key=("teacher", self.teacher.network, self.teacher.renormalisation),
+            function=partial(_teacher_logits, self.teacher.network, self.teacher.renormalisation),
             reads=("images", "labels"),
             writes=("teacher_logits",),
             trains=False,
@@ -191,7 +191,8 @@ class LocalDistillation:
         self, state: State, images: Float[Array, "batch h w c"]
     ) -> dict[str, Float[Array, "batch classes"]]:
         """The teacher's logits, in evaluation mode."""
-        return {TEACHER: self.teacher.network.apply(state[TEACHER], images, train=False)[0]}
+        own = renormalised(images, self.teacher.renormalisation)
+        return {TEACHER: self.teacher.network.apply(state[TEACHER], own, train=False)[0]}
 
     def network_variables(self, state: State) -> Variables:
         """The student's variables, as its network takes them."""
@@ -210,6 +211,7 @@ def _at_stone(module: StudentModule, variables: Variables, x: Array) -> Array:
 
 def _teacher_logits(
     network: Network,
+    renormalisation: Renormalisation | None,
     part: Part,
     frozen: tuple[()],
     tensors: tuple[Array, ...],
@@ -217,7 +219,7 @@ def _teacher_logits(
     constants: Float[Array, "0"],
 ) -> tuple[Part, tuple[Array, ...], Metrics]:
     images, labels = tensors
-    logits, _ = network.apply(part, images, train=False)
+    logits, _ = network.apply(part, renormalised(images, renormalisation), train=False)
     logits = logits.astype(at_least_float32(logits.dtype))
     return part, (logits,), softmax(logits, labels)
 

@@ -1,10 +1,61 @@
 """A teacher: a network with fixed parameters and statistics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from kd_local.networks import Network, Variables
+
+
+@dataclass(frozen=True)
+class Renormalisation:
+    """An affine map of each channel, from images as the student takes them to images as the teacher takes them.
+
+    >>> float(Renormalisation.between(([100.0], [50.0]), ([150.0], [25.0]))(jnp.full((1, 1, 1, 1), 3.0)).item())
+    4.0
+
+    Attributes:
+        scale, shift: of each channel.
+    """
+
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+
+    @classmethod
+    def between(
+        cls,
+        student: tuple[Sequence[float], Sequence[float]],
+        teacher: tuple[Sequence[float], Sequence[float]],
+    ) -> "Renormalisation | None":
+        """The map between two normalisations, each given as mean and standard deviation of each channel.
+
+        Returns None for equal normalisations.
+
+        Raises:
+            ValueError: the teacher's images have another number of channels.
+        """
+        (mean, std), (own_mean, own_std) = student, teacher
+        if len(mean) != len(own_mean):
+            raise ValueError(
+                f"a teacher of images with {len(own_mean)} channels, for images with {len(mean)}: use another teacher"
+            )
+        if (tuple(mean), tuple(std)) == (tuple(own_mean), tuple(own_std)):
+            return None
+        scale = tuple(s / own for s, own in zip(std, own_std, strict=True))
+        shift = tuple((m - own) / s for m, own, s in zip(mean, own_mean, own_std, strict=True))
+        return cls(scale, shift)
+
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """The images as the teacher takes them, in the same dtype."""
+        scale, shift = (jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1) for values in (self.scale, self.shift))
+        return images * scale + shift
+
+
+def renormalised(images: Float[Array, "n h w c"], by: Renormalisation | None) -> Float[Array, "n h w c"]:
+    """The images of a teacher; unchanged if its normalisation is the student's."""
+    return images if by is None else by(images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,10 +68,12 @@ class Teacher:
     Attributes:
         network: its blocks; their dtype is that of the computation.
         variables: as `Network.init` gives them.
+        renormalisation: of the student's images for this teacher; None if both take the same.
     """
 
     network: Network
     variables: Variables
+    renormalisation: Renormalisation | None = None
 
 
 def remaining_blocks(network: Network, variables: Variables, stage: int, x: Array, until: int | None = None) -> Array:

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Float32, Int64, UInt8
 
 import kd_local
 from kd_local.data import Augmentation, Data, Split, batch_indices, indices_at, normalise
+from kd_local.distill.teacher import Renormalisation, renormalised
 from kd_local.networks import Network, Variables
 from kd_local.parallel import device_mesh, on_every_device, over_the_batch
 from kd_local.sizes import shown_bytes
@@ -68,6 +69,7 @@ class TeacherCache:
         folder: where the files lie.
         batch_size, seed, steps: of the run, as `train` takes them; `steps` are all of its steps.
         mesh: what computes the logits, devices of this process only.
+        renormalisation: of the teacher, see `Teacher`.
     """
 
     network: Network
@@ -78,6 +80,7 @@ class TeacherCache:
     steps: int
     seed: int = 0
     mesh: Mesh | None = None
+    renormalisation: Renormalisation | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,6 +118,8 @@ class TeacherCache:
             "precision": config.jax_default_matmul_precision,
             "kd_local": kd_local.__version__,
         }
+        if self.renormalisation is not None:
+            facts["renormalisation"] = asdict(self.renormalisation)
         if varies(augmentation):
             # What is seen in the first step tells of everything that crops depend on, such as JAX's random numbers.
             channels = len(augmentation.mean)
@@ -196,7 +201,7 @@ class TeacherCache:
         waiting: tuple[np.ndarray, Array] | None = None
         variables = jax.device_put(dict(self.variables), on_every_device(self._mesh))
         for indices, inputs in self._inputs(missing):
-            logits = _logits(self.network, variables, inputs)
+            logits = _logits(self.network, self.renormalisation, variables, inputs)
             if waiting is not None:
                 yield self._as_rows(*waiting)
             waiting = indices, logits
@@ -265,9 +270,11 @@ class TeacherCache:
         return jax.device_put(keys(self.seed)[0], on_every_device(self._mesh))
 
 
-@partial(jax.jit, static_argnums=0)
-def _logits(network: Network, variables: Variables, images: Float[Array, "batch h w c"]) -> Float[Array, "batch k"]:
-    return network.apply(variables, images, train=False)[0].astype(jnp.float32)
+@partial(jax.jit, static_argnums=(0, 1))
+def _logits(
+    network: Network, renormalisation: Renormalisation | None, variables: Variables, images: Float[Array, "n h w c"]
+) -> Float[Array, "n k"]:
+    return network.apply(variables, renormalised(images, renormalisation), train=False)[0].astype(jnp.float32)
 
 
 def _digest(array: np.ndarray) -> str:
