@@ -1,6 +1,7 @@
 """Teachers: networks and weights that a config names, and the folder of an earlier run as one of them."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,19 @@ def load_weights(network: Network, weights: Path) -> Variables:
             f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended, of a method that trains a "
             "network as it is (end_to_end, or any distillation but simkd)"
         )
-    arrays = read_state_dict(path)
+    if not path.exists():
+        raise ValueError(f"{weights}: there is no such file or folder")
+    arrays = read_state_dict(path, report=_report)
     if all(":" in name for name in arrays):
         return unflatten_dict({tuple(name.split(":")): x for name, x in arrays.items()})
     try:
         return load_network(network, arrays, dtype=jnp.float32)
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
+
+
+def _report(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr)
 
 
 def teachers(

@@ -1,66 +1,126 @@
-"""Reads weights from files of PyTorch and from .npz files, without executing their contents.
+"""Reads weights from files of PyTorch, .npz and .safetensors files, without executing their contents.
 
-Files of PyTorch are pickles. They are read only with PyTorch's restricted unpickler, which creates tensors and plain
-containers.
+The format is that of the contents, not that of the suffix. Files of PyTorch are pickles. They are read only with
+PyTorch's restricted unpickler, which creates tensors and plain containers, and is safe from PyTorch 2.6 on. Settings
+and results beside the tensors are skipped if their types are of a short list (in `pickles.py`), and refused otherwise.
 """
 
 import importlib
-from collections.abc import Mapping
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
-from kd_local.errors import unknown
+from kd_local.interop.pickles import is_foreign, is_harmless, is_older_format, pickled, placeholder
+from kd_local.interop.safetensors import is_safetensors, read_safetensors
+from kd_local.interop.wrappers import AVERAGES, WRAPPERS, find_state, plain_names
 
-TORCH_SUFFIXES: tuple[str, ...] = (".th", ".pth", ".pt", ".tar")
-_SUFFIXES = (".npz", *TORCH_SUFFIXES)
-_WRAPPERS = ("state_dict", "model", "net")
+OLDEST_TORCH = (2, 6)
 _TO_NPZ = (
     "import numpy, torch; d = torch.load({source!r}, map_location='cpu', weights_only=True); "
-    f"d = next((d[k] for k in {_WRAPPERS} if k in d), d); "
+    f"d = next((d[k] for k in {(*WRAPPERS, *AVERAGES)} if isinstance(d.get(k), dict)), d); "
     "numpy.savez({target!r}, **{{k: v.detach().float().numpy() for k, v in d.items() if torch.is_tensor(v)}})"
+)
+# Contents that people take for weights: how the file starts, and its name.
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a pointer of Git LFS: fetch the file with git lfs pull"),
+    (b"<", "a web page: download the file itself"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes them: save the arrays by their names in PyTorch with numpy.savez"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it"),
+    (b"\x93NUMPY", "one array without a name: save the tensors of a network by their names with numpy.savez"),
 )
 
 
-def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | Path, *, report: Callable[[str], None] | None = None) -> dict[str, np.ndarray]:
     """The tensors of a file as numpy arrays by their names in PyTorch, in its layouts and with their dtypes.
 
-    A checkpoint's `state_dict`, `model` or `net` is read. If all names start with `module.` (nn.DataParallel), this is
-    removed. If an .npz file has names that start with `state/`, only those are read, without `state/`.
+    The network in a checkpoint is found, and prefixes of its names are removed, as `kd_local.interop.wrappers` says. If
+    an .npz file has names that start with `state/`, only those are read, without `state/`.
 
     Args:
-        path: an .npz file, for which numpy suffices, or a .th, .pth, .pt or .tar file of PyTorch.
+        path: an .npz or .safetensors file, for which numpy suffices, or a file of `torch.save`; with any suffix.
+        report: gets a sentence if the file has several networks, of which one is read.
 
     Raises:
-        ValueError: the file does not exist, has another suffix, is damaged, has no tensors, or has dtypes unknown to
-            numpy.
+        ValueError: the file does not exist, has another format, is damaged, has no tensors or several networks, has
+            objects that cannot be read safely, or has dtypes unknown to numpy; or PyTorch is older than 2.6.
         ModuleNotFoundError: the file needs PyTorch, which is not installed; the error has a command that converts it.
     """
     path = Path(path)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise ValueError(f"{path}: {unknown('suffix', path.suffix, _SUFFIXES)}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: expected a file of weights")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    arrays = _read_npz(path) if path.suffix.lower() == ".npz" else _read_torch(path)
-    if arrays and all(name.startswith("module.") for name in arrays):
-        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
+    with path.open("rb") as stream:
+        start = stream.read(512)
+    arrays, chosen = _reader(path, start)(path)
+    arrays, removed = plain_names(arrays)
+    if report is not None:
+        for note in (*chosen, *removed):
+            report(f"{path}: {note}")
     return arrays
 
 
+Found = tuple[dict[str, np.ndarray], tuple[str, ...]]
+
+
+def _reader(path: Path, start: bytes) -> Callable[[Path], Found]:
+    """The function that reads a file whose contents start like this."""
+    if start.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = {name.rpartition("/")[2] for name in archive.namelist()}
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise _damaged(path, error) from error
+        return _read_torch if "data.pkl" in names else _read_npz
+    if start.startswith(b"PK\x05\x06"):
+        raise ValueError(f"{path} has no arrays: save the tensors of a network by their names")
+    if start.startswith(b"\x80"):
+        if not is_older_format(path):
+            raise ValueError(
+                f"{path} is a pickle that torch.save did not write, and reading it would run code: save the weights by "
+                "torch.save(network.state_dict(), PATH) or numpy.savez"
+            )
+        return _read_torch
+    if is_safetensors(start):
+        return _read_safetensors
+    if not start:
+        raise ValueError(f"{path} is empty: copy or download it again")
+    kinds = [kind for beginning, kind in _OTHERS if start.lstrip().startswith(beginning)]
+    if start[257:262] == b"ustar":
+        kinds = ["a tar archive: unpack it"]
+    if kinds:
+        raise ValueError(f"{path} is {kinds[0]}")
+    raise ValueError(
+        f"{path} is not a file of weights, or its start is damaged: expected one of torch.save, numpy.savez or "
+        "safetensors"
+    )
+
+
 def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read, it is damaged or its suffix is wrong: {error}")
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ValueError(f"{path} cannot be read, it is damaged or incomplete: {text}")
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path) -> Found:
+    try:
+        arrays = read_safetensors(path)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    if not arrays:
+        raise ValueError(f"{path} has no arrays: save the tensors of a network by their names")
+    return arrays, ()
+
+
+def _read_npz(path: Path) -> Found:
     # For damaged files numpy and zipfile raise many kinds of exceptions.
     try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, NpzFile):
-                raise ValueError("it has one array without a name")
+        with np.load(path, allow_pickle=False) as file:
             names = {name: name for name in file.files}
             if state := {name.removeprefix("state/"): name for name in names if name.startswith("state/")}:
                 names = state
@@ -74,10 +134,30 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{path}: {name} is {array.dtype}, probably bfloat16, which numpy does not know: save float32"
             )
-    return arrays
+    return arrays, ()
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _read_torch(path: Path) -> Found:
+    torch = _torch(path)
+    try:
+        names, protocol = pickled(path)
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        raise _damaged(path, error) from error
+    skipped = [placeholder(name) for name in names if is_harmless(name)]
+    try:
+        with torch.serialization.safe_globals(skipped), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _unread(path, names, protocol, error) from error
+    try:
+        tensors, notes = find_state(loaded, torch.is_tensor)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    return {name: _to_numpy(torch, path, name, tensor) for name, tensor in tensors.items()}, notes
+
+
+def _torch(path: Path) -> Any:
     try:
         torch: Any = importlib.import_module("torch")
     except ModuleNotFoundError as error:
@@ -86,23 +166,33 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} is a file of PyTorch, and torch is not installed: pip install torch, or convert the file on a "
             f'machine with torch, with python -c "{line}"'
         ) from error
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise _damaged(path, error) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    tensors = {}
-    if isinstance(loaded, Mapping):
-        tensors = {name: x for name, x in loaded.items() if isinstance(name, str) and torch.is_tensor(x)}
-    if not tensors:
-        inside = f"entries {', '.join(map(repr, loaded))}" if isinstance(loaded, Mapping) else type(loaded).__name__
+    version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
+    if version < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
         raise ValueError(
-            f"{path} has no tensors by name but {inside}: save a network's state_dict(), alone or as the entry "
-            f"{' or '.join(map(repr, _WRAPPERS))}"
+            f"{path} is a file of PyTorch, and torch {torch.__version__} is installed, which can run code of a file: "
+            f"pip install 'torch>={oldest}'"
         )
-    return {name: _to_numpy(torch, path, name, tensor) for name, tensor in tensors.items()}
+    return torch
+
+
+def _unread(path: Path, names: tuple[str, ...], protocol: int, error: Exception) -> ValueError:
+    """The error for a file that torch.load refuses."""
+    again = "save the weights alone, torch.save(network.state_dict(), PATH)"
+    if any(name.startswith("__torch__.") for name in names):
+        return ValueError(f"{path} is a TorchScript program, and reading it would run code: {again}")
+    if any(name.startswith("torch.nn.modules.") for name in names):
+        kind = next(name for name in names if is_foreign(name) or name.startswith("torch.nn.modules."))
+        return ValueError(f"{path} holds a whole network ({kind}), and reading it would run code: {again}")
+    if others := [name for name in names if is_foreign(name)]:
+        return ValueError(
+            f"{path} holds {', '.join(others[:4])} besides tensors, and reading these would run code: {again}"
+        )
+    if protocol > 2:
+        return ValueError(f"{path} has pickle protocol {protocol}, which torch reads only by running code: {again}")
+    if names and "nsupported" in str(error):
+        return ValueError(f"{path} holds objects besides tensors that torch does not read safely: {again}")
+    return _damaged(path, error)
 
 
 def _to_numpy(torch: Any, path: Path, name: str, tensor: Any) -> np.ndarray:
