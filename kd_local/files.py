@@ -7,9 +7,9 @@ from typing import Any
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one per line; empty if there is no file.
+    """The JSON objects of a file with one object per line; an empty list if there is no file.
 
-    Lines that hold no JSON object are skipped: a process that is killed while it appends leaves a line cut short.
+    Lines without a JSON object are skipped: a process that is killed while it appends leaves an incomplete line.
     """
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():

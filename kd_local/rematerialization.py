@@ -1,8 +1,8 @@
 """Rematerialisation that XLA's CPU compiler does not undo.
 
 `jax.checkpoint` protects a recomputation by optimization barriers. The CPU compiler drops the barriers and merges the
-recomputation with the same computation in the forward pass, so no memory is saved. This file replaces the barriers by
-data dependences.
+recomputation with the same computation in the forward pass, so no memory is saved. This file uses data dependences
+instead of barriers.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ def add_dependence(first: Any, then: Tree) -> Tree:
 
     XLA cannot start the consumers of the result before `first` is computed, nor merge them with an equal computation
     elsewhere. On the CPU each array of `then` is multiplied by 1 + 0 v. Here v is the sum of one number from each array
-    of `first`. Keep both short, and pass small arrays (parameters) as `then`. If v is not finite, the result is not
-    finite either. Other platforms use an optimization barrier.
+    of `first`; if v is not finite, the result is not finite either. Use few arrays in both, and small ones (parameters)
+    in `then`. Other platforms use an optimization barrier.
 
     Args:
         first: a pytree of floating-point arrays, not empty.
@@ -61,10 +61,10 @@ def rematerialize(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rematerialize_in_turn(*functions: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-    """As `rematerialize`, for several functions of the same inputs, of which one at a time runs.
+    """Like `rematerialize`, for several functions of the same inputs, which run one at a time.
 
-    In both passes each function finishes before the next one starts, so that only one needs memory. The backward pass
-    runs from the last function to the first. Put the function that needs most memory first: see the comment below.
+    In both passes each function finishes before the next one starts, so that only one of them needs memory at a time.
+    The backward pass runs from the last function to the first. Put the function that needs the most memory first.
 
     Args:
         *functions: functions of `(variables, *inputs)`, as for `rematerialize`.
@@ -86,8 +86,8 @@ def rematerialize_in_turn(*functions: Callable[..., Any]) -> Callable[..., tuple
         each, inputs = kept
         of_variables: list[Any] = []
         of_inputs: list[Any] = []
-        # If the caller adds the results, they share one gradient. It is freed when the last function to run backward,
-        # functions[0], has read it, before that function's own inner gradients are allocated: put the largest first.
+        # If the caller adds the results, they share one gradient. It is freed once functions[0], the last to run
+        # backward, has read it, before the inner gradients of functions[0] are allocated. So the largest comes first.
         for function, variables, gradient in reversed([*zip(functions, each, gradients, strict=True)]):
             variables = add_dependence((of_variables[-1:], gradient), variables)
             own, *others = jax.vjp(function, variables, *inputs)[1](gradient)

@@ -14,13 +14,14 @@ from kd_local.networks import Collection, Variables, apply_block, by_block, init
 class Connector(nn.Module):
     """Maps (n, h, w, c) to (n, *shape): a 1x1 convolution without bias, batch normalisation, and ReLU if `relu`.
 
-    A larger map is shrunk before the convolution: average-pooled where the sizes divide, else resized bilinearly with
-    antialiasing. A smaller one is resized bilinearly after it. Use the ReLU if the following block expects features
-    after a ReLU: the blocks of a ResNet do, those of a pre-activation network do not.
+    If the input is larger than `shape`, it is resized before the convolution: average-pooled if the sizes divide, else
+    bilinearly with antialiasing. If it is smaller, the convolution's output is resized bilinearly. Use the ReLU if the
+    next block expects features after a ReLU, as the blocks of a ResNet do. Those of a pre-activation network do not.
 
     Attributes:
-        shape: (h', w', c').
-        dtype: of the computation; None: the input's.
+        shape: (h', w', c') of the output.
+        relu: True for a ReLU at the end.
+        dtype: compute dtype; None: the dtype of the input.
     """
 
     shape: tuple[int, int, int]
@@ -45,7 +46,7 @@ def _resize(x: Array, size: tuple[int, int]) -> Array:
 def init_connectors(
     connectors: Mapping[str, nn.Module], rng: PRNGKeyArray, inputs: Mapping[str, Sequence[Any]]
 ) -> Variables:
-    """Fresh variables of several modules by name. Only the shapes and dtypes of their inputs count."""
+    """New variables of several connectors by name. Only the shapes and dtypes of `inputs` matter."""
     keys = jax.random.split(rng, len(connectors))
     return by_block(
         {
@@ -62,7 +63,7 @@ def apply_connectors(
     *,
     train: bool,
 ) -> tuple[dict[str, Array], Collection]:
-    """The output of each module by name, and the statistics, updated in training mode."""
+    """`(outputs by name, batch statistics)` of several connectors. In training mode the statistics are updated."""
     outputs: dict[str, Array] = {}
     statistics: Collection = {}
     for name, connector in connectors.items():

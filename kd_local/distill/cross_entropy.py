@@ -1,4 +1,4 @@
-"""The cross entropy of the labels, added to a distillation term."""
+"""Adds the cross entropy of the labels to a distillation term."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,9 +18,9 @@ def with_labels(
     logits: Float[Array, "batch classes"] | None = None,
     batch_stats: Collection | None = None,
 ) -> tuple[Float[Array, ""], Metrics, Collection]:
-    """The result of `Objective.loss`: ce_weight * cross entropy + weight * distillation, and the two terms by name.
+    """The result of `Objective.loss` for the loss ce_weight * cross entropy + weight * distillation.
 
-    The metrics are unweighted. The logits are the student's unless given.
+    The metrics contain the two terms, unweighted. The cross entropy is that of `logits`, by default the student's.
     """
     cross_entropy = softmax(batch.student.logits if logits is None else logits, batch.labels)["loss"]
     loss = ce_weight * cross_entropy + jnp.asarray(weight, distillation.dtype) * distillation

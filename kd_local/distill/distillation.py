@@ -1,7 +1,7 @@
 """Distillation: a student learns from labels and from frozen teachers, by an objective.
 
-One program runs the student's forward pass and each teacher's once. The objective computes the loss of their outputs,
-and one gradient updates the student and the connectors. Teachers are frozen parts of the state, passed as arguments.
+One program applies the student and each teacher once. The objective computes a loss from their outputs, and the
+gradient of this loss updates the student and the connectors. Teachers are frozen parts of the state.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ NAME = "student"
 
 @dataclass(frozen=True)
 class Distillation:
-    """Trains a student as a whole, by an objective of its own outputs and its teachers'.
+    """Trains a whole student with one program. An objective computes the loss from the student's and teachers' outputs.
 
     >>> from kd_local.distill import KD, Distillation, Teacher
     >>> from kd_local.models import create
@@ -37,14 +37,15 @@ class Distillation:
 
     Attributes:
         student: the network to train.
-        teachers: one or more. The loss is the mean over them; each has connectors of its own.
-        objective: the loss, cross entropy of the labels included.
-        optimizer: of the student and the connectors.
-        examples: the number of training images, for an objective that remembers each of them (`CRD`).
-        cached: True if the teachers' logits come with the batch, as tensors `teacher0_logits`, ...; no teacher runs.
+        teachers: one or more. The loss is the mean over the teachers; each has its own connectors.
+        objective: computes the loss, including the cross entropy of the labels.
+        optimizer: updates the student and the connectors.
+        examples: the number of training images, for an objective that stores a vector for each image (`CRD`).
+        cached: if True, no teacher runs: the extra tensors `teacher0_logits`, ... contain the teachers' logits.
 
     Raises:
-        ValueError: no teacher, a number out of range, or a cache for an objective that reads more than logits.
+        ValueError: there is no teacher, a number is out of range, or `cached` is set for an objective that reads more
+            than logits.
     """
 
     student: Network
@@ -67,11 +68,11 @@ class Distillation:
 
     @property
     def pairs(self) -> tuple[tuple[str, Pair], ...]:
-        """The student with each teacher, by the name of the teacher's part of the state."""
+        """`(name, pair)` for each teacher: the name of its part of the state, and the student with this teacher."""
         return tuple((f"teacher{i}", Pair(self.student, teacher.network)) for i, teacher in enumerate(self.teachers))
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A fresh student, connectors, and copies of the teachers. Only the shape and dtype of `images` count.
+        """A new student, new connectors, and copies of the teachers. Only the shape and dtype of `images` matter.
 
         Raises:
             ValueError: a teacher's variables do not fit its network, or the two networks do not fit each other.
@@ -86,7 +87,7 @@ class Distillation:
             remaining = partial(remaining_blocks, pair.teacher, teacher.variables)
             batch = EvaluationBatch(pair, shapes, output_shapes(pair.teacher, images), remaining)
             created[name] = self.objective.init(key, batch, examples=self.examples)
-            # Copies: a step may donate the state, and the teacher's arrays belong to the caller.
+            # Copied, because a step may donate the state, and the teacher's arrays belong to the caller.
             state[name] = jax.tree.map(jnp.array, variables_of(teacher.variables))
         part = new_part(by_block(created), self.optimizer)
         return {NAME: part} if self.cached else {NAME: part, **state}
@@ -113,12 +114,12 @@ class Distillation:
         )
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """The logits of the deployed network, in evaluation mode: for most objectives the student."""
+        """The logits of the deployed network, in evaluation mode. For most objectives it is the student."""
         logits = [self.objective.logits(own, batch) for _, own, batch in self._evaluation_batches(state, images)]
         return logits[0] if self.objective.deploys_student else jnp.stack(logits).mean(0)
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
-        """The logits of the stepping stones, in evaluation mode; with several teachers, named `teacher0-stone1`, ..."""
+        """The logits of the stepping stones by name, such as `stone1` or, with several teachers, `teacher0-stone1`."""
         found: dict[str, Array] = {}
         for name, own, batch in self._evaluation_batches(state, images):
             prefix = f"{name}-" if len(self.teachers) > 1 else ""
@@ -138,7 +139,7 @@ class Distillation:
     def teacher_logits(
         self, state: State, images: Float[Array, "batch h w c"]
     ) -> dict[str, Float[Array, "batch classes"]]:
-        """The teachers' logits, in evaluation mode."""
+        """The logits of each teacher by name, in evaluation mode."""
         return {
             name: teacher.network.apply(
                 teacher.variables if self.cached else state[name],
@@ -150,11 +151,11 @@ class Distillation:
 
     @property
     def deployed_program(self) -> str | None:
-        """The student's program; None if the objective deploys other blocks with it."""
+        """The name of the student's program; None if the objective deploys other blocks with the student."""
         return NAME if self.objective.deploys_student else None
 
     def network_variables(self, state: State) -> Variables | None:
-        """The student's variables; None if other blocks are deployed with it."""
+        """The student's variables; None if the objective deploys other blocks with the student."""
         return of_block(state[NAME], NAME) if self.objective.deploys_student else None
 
     def _evaluation_batches(self, state: State, images: Array) -> list[tuple[str, Any, EvaluationBatch]]:

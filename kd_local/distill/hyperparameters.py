@@ -7,10 +7,10 @@ from jaxtyping import Array, Float
 
 
 def check_weights(**weights: float | int) -> None:
-    """Refuse weights of a loss's terms that are negative or not finite.
+    """Checks that the weights of a loss's terms are finite and not negative.
 
     Raises:
-        ValueError: the first that is not.
+        ValueError: a weight is out of range; the error names the first one.
     """
     for name, value in weights.items():
         if not (math.isfinite(value) and value >= 0):
@@ -18,10 +18,10 @@ def check_weights(**weights: float | int) -> None:
 
 
 def check_positive(**numbers: float | int) -> None:
-    """Refuse temperatures, sizes and the like that are not finite and above 0.
+    """Checks that numbers such as temperatures and sizes are finite and above 0.
 
     Raises:
-        ValueError: the first that is not.
+        ValueError: a number is out of range; the error names the first one.
     """
     for name, value in numbers.items():
         if not (math.isfinite(value) and value > 0):

@@ -1,11 +1,11 @@
 """Local distillation: gradient-isolated student modules, each with the teacher's remaining blocks as its head.
 
-Module i is the student's stage i. Its loss is that of stepping stone N_i: the stage's output goes through a connector
-and the teacher's remaining blocks, which replace a local head. No gradient crosses a cut, so memory falls as in greedy
-local learning.
+Module i is the student's stage i. It is trained with the loss of stepping stone N_i: the stage's output goes through a
+connector and the teacher's remaining blocks, which take the place of a local head. No gradient crosses a cut, so memory
+falls as in greedy local learning.
 
-It combines the gradient-isolated modules of Yu et al. (arXiv 2312.07636) with the stepping stones of Yu et al. (arXiv
-2411.01547).
+The method combines the gradient-isolated modules of Yu et al. (arXiv 2312.07636) with the stepping stones of Yu et al.
+(arXiv 2411.01547).
 """
 
 from collections.abc import Mapping
@@ -38,13 +38,13 @@ class StudentModule:
     """A module of the student, and the place where its features enter the teacher.
 
     Attributes:
-        name: such as `module02`; also its part of the state.
-        blocks: its blocks of the student; the last module has the student's head too.
-        stone: None if the last module has no stone, but the student's logits only.
+        name: such as `module02`. It is also the name of the module's part of the state.
+        blocks: the module's blocks of the student. The last module also has the student's head.
+        stone: the stepping stone; None if the last module has only the student's logits.
         end: the number of blocks before the stone.
-        connector: to the teacher; None without a stone.
-        reads: the name of its input.
-        writes: the name of its output, read by the next module; empty for the last.
+        connector: the connector to the teacher; None without a stone.
+        reads: the name of the module's input.
+        writes: the name of the module's output, which the next module reads; empty for the last module.
     """
 
     name: str
@@ -57,23 +57,23 @@ class StudentModule:
 
     @property
     def last(self) -> bool:
-        """True if its output is the student's logits."""
+        """True if the module's output is the student's logits."""
         return not self.writes
 
 
 @dataclass(frozen=True)
 class LocalDistillation:
-    """Trains each stage of a student by the loss of the stepping stone after it, with one program for each stage.
+    """Trains each stage of a student with the loss of the stepping stone after it, with one program per stage.
 
     Attributes:
         student: the network to train.
         teacher: a frozen network.
         objective: the loss of every stone.
-        optimizer: of each module and its connector.
+        optimizer: updates each module and its connector.
         shape: height, width and channels of the images.
 
     Raises:
-        ValueError: stones that the two networks do not have.
+        ValueError: `objective.stones` names a stone that the two networks do not have.
     """
 
     student: Network
@@ -97,7 +97,7 @@ class LocalDistillation:
         shapes = output_shapes(self.teacher.network, images)
         stones = stepping_stones(output_shapes(self.student, images), shapes, self.objective.stones)
         ends = [self.student.position(self.student.stages[stone.student]) + 1 for stone in stones]
-        # The last stage's module has the student's head too; without a stone there, the rest of the student has none.
+        # The module of the last stage also has the student's head. Blocks after the last stone are a module without.
         cuts = [0, *(end for end, stone in zip(ends, stones, strict=True) if end < len(self.student) - 1)]
         modules = []
         for i, (start, stop) in enumerate(zip(cuts, [*cuts[1:], len(self.student)], strict=True)):
@@ -116,13 +116,16 @@ class LocalDistillation:
         return tuple(modules)
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A fresh student, connectors, and a copy of the teacher. Only the shape and dtype of `images` count.
+        """A new student, new connectors, and a copy of the teacher. Only the shape and dtype of `images` matter.
 
         Raises:
-            ValueError: the teacher's variables do not fit its network, or images of another shape.
+            ValueError: the teacher's variables do not fit its network, or the images do not have the shape `shape`.
         """
         if tuple(images.shape[1:]) != self.shape:
-            raise ValueError(f"images of shape {tuple(images.shape[1:])}: this method was made for {self.shape}")
+            raise ValueError(
+                f"images of shape {tuple(images.shape[1:])}: this method was made for {self.shape}; make it with "
+                f"shape={tuple(images.shape[1:])}"
+            )
         self.teacher.network.check(self.teacher.variables, images)
         state: State = {TEACHER: jax.tree.map(jnp.array, variables_of(self.teacher.variables))}
         x: Any = jax.ShapeDtypeStruct((1, *self.shape), images.dtype)
@@ -138,7 +141,7 @@ class LocalDistillation:
         return state
 
     def programs(self) -> tuple[Program, ...]:
-        """The teacher's logits first, then a program for each module."""
+        """A program for the teacher's logits, then one program per module."""
         teacher = Program(
             name=TEACHER,
             key=("teacher", self.teacher.network, self.teacher.renormalisation),
@@ -161,11 +164,11 @@ class LocalDistillation:
         return (teacher, *students)
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """The student's, in evaluation mode."""
+        """The student's logits in evaluation mode."""
         return self.student.apply(self.network_variables(state), images, train=False)[0]
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
-        """The logits of the stepping stones, in evaluation mode."""
+        """The logits of the stepping stones by name, in evaluation mode."""
         found = {}
         x: Array = images
         for module in self.modules:
@@ -184,18 +187,18 @@ class LocalDistillation:
 
     @property
     def deployed_program(self) -> str:
-        """The last module, whose output is the student's logits."""
+        """The name of the last module, whose output is the student's logits."""
         return self.modules[-1].name
 
     def teacher_logits(
         self, state: State, images: Float[Array, "batch h w c"]
     ) -> dict[str, Float[Array, "batch classes"]]:
-        """The teacher's logits, in evaluation mode."""
+        """The teacher\'s logits by its name, in evaluation mode."""
         own = renormalised(images, self.teacher.renormalisation)
         return {TEACHER: self.teacher.network.apply(state[TEACHER], own, train=False)[0]}
 
     def network_variables(self, state: State) -> Variables:
-        """The student's variables, as its network takes them."""
+        """The student's variables."""
         return by_block(
             {
                 name: of_block(of_block(state[module.name], "blocks"), name)

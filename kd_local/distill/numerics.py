@@ -1,4 +1,4 @@
-"""Casts, roots and norms for losses, in float32 at least. They and their gradients are finite at zero."""
+"""Casts, roots and norms for losses, in float32 at least. Values and gradients are finite at zero."""
 
 from typing import Any
 
@@ -27,9 +27,9 @@ def norms(x: Float[Array, "*shape n"]) -> Float[Array, "*shape 1"]:
 
 
 def unit_vectors(x: Float[Array, "*shape n"]) -> Float[Array, "*shape n"]:
-    """The vectors along the last axis, divided by their norms. Norms up to 1e-12 give 0, and gradient 0.
+    """The vectors along the last axis, divided by their norms. Norms up to 1e-12 give a zero vector, with gradient 0.
 
-    PyTorch's `normalize` divides these by 1e-12, which gives a gradient of 1e12 for two equal features.
+    PyTorch's `normalize` divides such a vector by 1e-12, which gives a gradient of 1e12 for two equal features.
     """
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     large = squares > 1e-24
@@ -37,5 +37,5 @@ def unit_vectors(x: Float[Array, "*shape n"]) -> Float[Array, "*shape n"]:
 
 
 def product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m k"]:
-    """The matrix product in full precision on GPU and TPU: losses subtract nearly equal numbers."""
+    """The matrix product, in full precision also on GPU and TPU, because losses subtract nearly equal numbers."""
     return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""Objectives of distillation: losses of a student's and its teacher's outputs for the same batch.
+"""Objectives of distillation: losses that compare the outputs of a student and of its teacher for the same batch.
 
 The method `Distillation` runs both networks and computes the gradient. A new objective is a file in `objectives/` and a
 line in its `registry.py`.
@@ -21,8 +21,8 @@ class Outputs:
     """The outputs of a network for a batch: arrays, or in `Objective.init` their `jax.ShapeDtypeStruct`s.
 
     Attributes:
-        features: (batch, h, w, c) at the end of each stage, the stem first.
-        preactivations: the same before the ReLU that ends the block; equal to the features if there is none.
+        features: (batch, h, w, c), the output of each stage, the stem first.
+        preactivations: the features before the last ReLU of each stage; equal to the features if there is none.
         pooled: (batch, c), the input of the last linear layer.
         logits: (batch, classes).
     """
@@ -34,7 +34,7 @@ class Outputs:
 
     @classmethod
     def of_logits(cls, logits: Any) -> "Outputs":
-        """Outputs of which only the logits are known, as from a cache; `pooled` is None."""
+        """Outputs of which only the logits are known, such as cached ones. `pooled` is None."""
         return cls((), (), None, logits)
 
 
@@ -51,7 +51,7 @@ class RemainingBlocks(Protocol):
     """The frozen teacher's blocks after a stage."""
 
     def __call__(self, stage: int, x: Float[Array, "n _ _ _"], until: int | None = None) -> Array:
-        """Applies the teacher's blocks after the stage of that index, in evaluation mode.
+        """Applies the teacher's blocks after the stage with index `stage`, in evaluation mode.
 
         Returns the logits, or the features at the end of the stage `until`. Gradients flow to `x`.
         """
@@ -63,10 +63,10 @@ class EvaluationBatch:
     """The inputs of an objective in evaluation.
 
     Attributes:
-        pair: the networks.
+        pair: student and teacher.
         student: the student's outputs, in evaluation mode; in `Objective.init` their shapes.
         teacher: the shapes of the teacher's outputs.
-        remaining_blocks: the teacher's blocks after a stage.
+        remaining_blocks: applies the teacher's blocks after a stage.
     """
 
     pair: Pair
@@ -83,9 +83,9 @@ class TrainingBatch(EvaluationBatch):
         student: the student's outputs, in training mode.
         teacher: the teacher's outputs, in evaluation mode; no gradient flows into them.
         labels: in [0, classes).
-        indices: the images' places in the training set, from 0; zeros if the objective does not need them.
+        indices: the images' positions in the training set, from 0; zeros unless `needs_indices`.
         epoch: the current epoch, counted from 1.
-        rng: for random choices of this step.
+        rng: a key for random choices in this step.
     """
 
     labels: Int[Array, " batch"]
@@ -97,12 +97,12 @@ class TrainingBatch(EvaluationBatch):
 class Objective:
     """A loss for distillation: a frozen dataclass of hyper-parameters, whose defaults are the published values.
 
-    Subclasses override `loss`, and `init` if they have variables of their own.
+    Subclasses override `loss`, and `init` if they have their own variables.
 
     Attributes:
-        reads: `logits` if it uses nothing else of the teacher; these may come from a cache.
-        needs_indices: True if `TrainingBatch.indices` are read.
-        deploys_student: True if the student alone is deployed; False if `logits` and `deployed` are overridden.
+        reads: `logits` if the objective uses only the teacher's logits, which may then come from a cache.
+        needs_indices: True if the objective reads `TrainingBatch.indices`.
+        deploys_student: True if the student alone is deployed; False if the subclass overrides `logits` and `deployed`.
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "features"
@@ -111,13 +111,16 @@ class Objective:
 
     @property
     def needs_epoch(self) -> bool:
-        """True if `TrainingBatch.epoch` is read."""
+        """True if the objective reads `TrainingBatch.epoch`."""
         return False
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
-        """Fresh variables of the objective: parameters (connectors), and memory from step to step (`batch_stats`).
+        """New variables of the objective: `params` (connectors) and `batch_stats` (what it keeps from step to step).
 
-        The outputs in `batch` are shapes. `examples` is the number of training images.
+        Args:
+            rng: a key.
+            batch: shapes in place of outputs.
+            examples: the number of training images.
 
         Raises:
             ValueError: the two networks do not fit each other, or `examples` is needed and missing.
@@ -125,18 +128,24 @@ class Objective:
         return {"params": {}, "batch_stats": {}}
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
-        """The loss (cross entropy of the labels included), its terms by name, and the updated `batch_stats`."""
+        """`(loss, its terms by name, updated batch_stats)`. The loss includes the cross entropy of the labels."""
         raise NotImplementedError
 
     def logits(self, variables: Variables, batch: EvaluationBatch) -> Float[Array, "batch _"]:
-        """The logits of the deployed network: the student's, unless overridden."""
+        """The logits of the deployed network: the student's, unless a subclass overrides this."""
         return batch.student.logits
 
     def deployed(
         self, pair: Pair, student: Mapping[str, Any], own: Mapping[str, Any], teacher: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """The parameters that `logits` uses, given those of the student's blocks, of the objective itself and of the
-        teacher's blocks. Called only if `deploys_student` is False."""
+        """The parameters that `logits` uses. Called only if `deploys_student` is False.
+
+        Args:
+            pair: student and teacher.
+            student: the parameters of the student's blocks.
+            own: the parameters of the objective.
+            teacher: the parameters of the teacher's blocks.
+        """
         raise NotImplementedError
 
     def exits(self, variables: Variables, batch: EvaluationBatch) -> dict[str, Float[Array, "batch _"]]:

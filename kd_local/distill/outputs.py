@@ -1,4 +1,4 @@
-"""Outputs of a network: features at the end of each stage, the input of the last layer, logits."""
+"""Outputs of a network: the features of each stage, the input of the last layer, and the logits."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,9 +15,10 @@ from kd_local.networks import Collection, Network, Variables, apply_block, of_bl
 def outputs(
     network: Network, variables: Variables, images: Float[Array, "batch h w c"], *, train: bool
 ) -> tuple[Outputs, Collection]:
-    """The outputs of a network for a batch, in one pass, and its statistics, see `Network.features`.
+    """`(outputs, batch statistics)` of a network for a batch, in one pass; see `Network.features`.
 
-    The last block needs the methods `pool`, for the input of its linear layer, and `classify`, for the logits.
+    The last block needs the methods `pool`, which returns the input of its linear layer, and `classify`, which returns
+    the logits.
     """
     features, preactivations, statistics = [], [], {}
     ends, x = set(network.stages), images
@@ -44,7 +45,7 @@ def outputs(
 
 
 def output_shapes(network: Network, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> Outputs:
-    """The shapes that `outputs` returns. Only the shape and dtype of `images` count."""
+    """The shapes of the results of `outputs`. Only the shape and dtype of `images` matter."""
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     return jax.eval_shape(partial(outputs, network, train=False), variables, images)[0]
 

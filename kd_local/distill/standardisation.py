@@ -1,4 +1,4 @@
-"""Logit standardisation: the student matches the relations of its teacher's logits, not their size."""
+"""Logit standardisation: the student matches the relations between the teacher's logits, not their magnitude."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,7 +9,7 @@ EPSILON = 1e-7
 
 
 def standardise(logits: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
-    """(logits - mean) / (std + 1e-7) of each sample, std the unbiased one over its classes, in float32 at least.
+    """(logits - mean) / (std + 1e-7) for each sample, in float32 at least. Mean and unbiased std are over the classes.
 
     Reference: Sun et al., "Logit standardization in knowledge distillation" (CVPR 2024), algorithm 1.
     """
@@ -22,6 +22,6 @@ def standardise(logits: Float[Array, "batch classes"]) -> Float[Array, "batch cl
 def logits_to_compare(
     student: Float[Array, "batch classes"], target: Float[Array, "batch classes"], *, standardised: bool
 ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch classes"]]:
-    """Both in one dtype, float32 at least, and standardised or as they are."""
+    """The logits of both in one dtype, float32 at least; standardised if `standardised`."""
     student, target = widened(student, target)
     return (standardise(student), standardise(target)) if standardised else (student, target)

@@ -20,10 +20,10 @@ Stones = tuple[int, ...] | str
 
 
 def check_stones(stones: object) -> None:
-    """Refuses what is neither `all` nor numbers; `stepping_stones` checks their range.
+    """Checks that `stones` is `all` or a tuple of integers. `stepping_stones` checks their range.
 
     Raises:
-        ValueError: anything else.
+        ValueError: `stones` is anything else.
     """
     numbers = isinstance(stones, tuple) and stones and all(isinstance(number, int) for number in stones)
     if not numbers and stones != "all":
@@ -32,12 +32,12 @@ def check_stones(stones: object) -> None:
 
 @dataclass(frozen=True)
 class Stone:
-    """Where a stepping stone leaves the student and enters the teacher.
+    """A stepping stone: the student's stages up to one stage, then the teacher's after one stage.
 
     Attributes:
-        number: i of N_i, from 1 to n.
-        student: index of the student's stage.
-        teacher: index of the teacher's.
+        number: the i of N_i, from 1 to n.
+        student: index of the student's last stage.
+        teacher: index of the teacher's stage that is replaced; its later blocks follow.
         weight: w_i = 1 / 2^(n - i).
     """
 
@@ -56,7 +56,7 @@ def stepping_stones(student: Outputs, teacher: Outputs, chosen: Stones) -> tuple
     """The chosen stones of a student and a teacher, in order.
 
     Raises:
-        ValueError: a number that no stone has.
+        ValueError: no stone has a chosen number.
     """
     pairs = pair_stages(student, teacher)
     stones = {
@@ -71,19 +71,24 @@ def stepping_stones(student: Outputs, teacher: Outputs, chosen: Stones) -> tuple
 
 
 def connector_to(pair: Pair, teacher: Outputs, stage: int) -> Connector:
-    """Maps a student's features to the input of the teacher's block after that stage: its shape, and a ReLU if the
-    stage ends in one (those of pre-activation networks do not)."""
+    """The connector that maps a student's features to the teacher's features after a stage.
+
+    Its output has their shape, and it ends in a ReLU if the teacher's stage does.
+    """
     return Connector(teacher.features[stage].shape[1:], relu=rectified(pair.teacher, stage))
 
 
 def through_teacher(
     remaining_blocks: RemainingBlocks, entering: Sequence[tuple[int, Array]], *, batched: bool
 ) -> list[Float[Array, "batch classes"]]:
-    """The teacher's logits of features that enter it after these stages, in order of the stages.
+    """The teacher's logits for features that enter it after several stages, in the order of these stages.
 
-    If batched, all features that have entered go through the following blocks together, as one larger batch. The
-    teacher's statistics are fixed, so images do not affect each other. The features of an image stay adjacent, so that
-    nothing moves between the devices among which the batch is divided.
+    Args:
+        remaining_blocks: applies the teacher's blocks after a stage.
+        entering: `(stage, features)`: the features that enter the teacher after this stage.
+        batched: if True, all features that have entered go through the next blocks together, as one larger batch. The
+            teacher's statistics are fixed, so images do not affect each other. The features of one image stay adjacent,
+            so that nothing moves between the devices over which the batch is divided.
     """
     if not batched or len(entering) == 1:
         return [remaining_blocks(stage, x) for stage, x in entering]

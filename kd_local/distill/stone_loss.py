@@ -13,7 +13,9 @@ from kd_local.local.losses import softmax
 
 @dataclass(frozen=True)
 class StoneLoss:
-    """alpha * CE(N_i, y) + beta * d(N_i, T); for the last module plus alpha * CE(S, y) + beta * d(S, T).
+    """alpha * CE(N_i, y) + beta * d(N_i, T); the last module adds alpha * CE(S, y) + beta * d(S, T).
+
+    N_i, S and T are the logits of the stepping stone, the student and the teacher; y are the labels.
 
     Attributes:
         alpha: weight of the cross entropy of the labels, 0 or larger; KD's value in the mdistiller protocol.
@@ -21,8 +23,8 @@ class StoneLoss:
         distance: d, one of kd, dkd, mlkd and dist.
         temperature: T of the distance, above 0.
         standardise: True to standardise the logits in d (Sun et al., CVPR 2024).
-        stones: `all`, or the numbers of some stones from 1, such as `(2, 3)` ; `2,3`
-            in a config. The student is cut after each.
+        stones: `all`, or numbers of stones, counted from 1: `(2, 3)` in Python, `2,3` in a config. The student is cut
+            after each of these stages.
 
     Raises:
         ValueError: a negative weight, a temperature that is not above 0, or an unknown distance.
@@ -42,7 +44,7 @@ class StoneLoss:
         logit_distance(self.distance, temperature=self.temperature)
 
     def __call__(self, logits: Array, target: Array, labels: Array) -> tuple[Array, Metrics]:
-        """The loss of some logits, its terms and their accuracy."""
+        """`(loss, metrics)` of the logits of a stone or of the student: the loss, its terms and the accuracy."""
         of_labels = softmax(logits, labels)
         distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
         distillation = distance(logits, target, labels)

@@ -62,13 +62,13 @@ def renormalised(images: Float[Array, "n h w c"], by: Renormalisation | None) ->
 class Teacher:
     """A frozen network with its trained variables.
 
-    Parameters and statistics are arguments of each step, so a step compiled for one teacher serves any of the same
-    network.
+    Parameters and statistics are arguments of each step, so a step compiled for one teacher works for every teacher
+    with the same network.
 
     Attributes:
-        network: its blocks; their dtype is that of the computation.
-        variables: as `Network.init` gives them.
-        renormalisation: of the student's images for this teacher; None if both take the same.
+        network: the teacher's network; the dtype of its blocks is the compute dtype.
+        variables: variables of this network, with the structure of `Network.init`'s result.
+        renormalisation: converts the student's images to those that the teacher takes; None if both take the same.
     """
 
     network: Network

@@ -3,7 +3,9 @@
     h^c_{l-1} = h_{l-1} + sum over the contexts c of module l of M(c)
 
 Reference: Yu et al., "Go beyond End-to-End Training: Boosting Greedy Local Learning with Context Supply" (arXiv
-2312.07636). Not optimal yet: the paper's image encoder convolves at full resolution at every boundary.
+2312.07636). Here h_{l-1} is the output of the module before module l, and h^c_{l-1} is the input of module l's blocks.
+
+Not optimal yet: the paper's image encoder convolves at full resolution at every boundary.
 """
 
 import re
@@ -40,8 +42,8 @@ class Context:
     """The rule that selects a module's contexts.
 
     Attributes:
-        recent: n of Rn: the contexts include the inputs h^c of the n preceding modules.
-        image: E: the contexts include the image.
+        recent: the n of Rn: the inputs h^c of the n modules before are contexts.
+        image: True for E: the image is a context.
     """
 
     recent: int
@@ -65,10 +67,9 @@ class Context:
         return cls(recent=int(match[1] or 0), image=name.endswith("E"))
 
     def sources(self, module: int) -> tuple[str, ...]:
-        """Names of the tensors that are a module's contexts: first the image, then the most recent input.
+        """Names of the tensors that are a module's contexts: the image, then inputs of earlier modules, latest first.
 
-        Module 0 has no context. If the image is a context, module 0's input, which is the image too, is not added a
-        second time.
+        Module 0 has no context. The image is listed once, although it is also the input of module 0.
 
         Args:
             module: the module's number, from 0.
@@ -91,7 +92,7 @@ class Context:
         Args:
             module: the module's number, from 0.
             image_encoder: one of `IMAGE_ENCODERS`.
-            width: `aux_width` of `cut`.
+            width: multiplies the image encoder's channels; `aux_width` of `cut`.
             dtype: compute dtype of the networks.
         """
         channels = int(ImageEncoder.width * width)
@@ -155,17 +156,17 @@ def supply(
 ) -> list[tuple[Float[Array, "batch h w c"], Collection]]:
     """Applies context networks to their contexts. Returns `(output, batch statistics)` of each network.
 
-    With `remat=n`, each network is recomputed in the backward pass, `n` output channels at a time, the image's last.
-    The results are the same: the last convolution, batch normalisation, ReLU and pooling treat each output channel
-    alone.
+    With `remat=n`, the backward pass recomputes one network after another, the image encoder last, and of each network
+    `n` output channels at a time. The results are the same, because the last convolution, batch normalisation, ReLU and
+    pooling treat each output channel independently.
 
     Args:
         networks: from `Context.networks`.
-        variables: of each network.
+        variables: the variables of each network.
         contexts: the input of each network.
         like: the module's input; every output has its shape.
-        train: whether batch normalisation uses and updates the batch's statistics.
-        remat: None, or the number of output channels that are recomputed at a time.
+        train: if True, batch normalisation uses the batch's statistics and updates the running ones.
+        remat: the number of output channels that are recomputed at a time; None: nothing is recomputed.
     """
     if remat is None:
         return [

@@ -32,8 +32,8 @@ class ContSup:
     Attributes:
         cut_network: from `cut`.
         optimizer: updates each module's parameters; every module has its own optimizer state.
-        answer: the deployed head: `last`, the network's own; a module's name, for an early exit after this module; or
-            `ensemble`, the mean of the probabilities of all heads.
+        answer: selects the deployed head: `last` for the network's own; a module's name for an early exit after this
+            module; `ensemble` for the mean of the probabilities of all heads.
 
     Raises:
         ValueError: `answer` is unknown, or names a module whose head does not classify.
@@ -93,7 +93,7 @@ class ContSup:
 
     @property
     def deployed_program(self) -> str | None:
-        """The module of the deployed head; None for an ensemble, whose logits no module computes."""
+        """The name of the module with the deployed head; None for an ensemble, whose logits no module computes."""
         names = self.cut_network.heads_for(self.answer)
         return names[0] if len(names) == 1 else None
 

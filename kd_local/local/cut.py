@@ -83,7 +83,7 @@ class CutNetwork:
         Args:
             variables: from `init`.
             images: normalised.
-            last: the name of the last module to compute; None computes all.
+            last: the name of the last module to compute; None: all modules are computed.
         """
         tensors: dict[str, Array] = {IMAGES: images}
         outputs: dict[str, Array] = {}
@@ -102,12 +102,12 @@ class CutNetwork:
         images: Float[Array, "batch h w c"],
         names: Sequence[str] | None = None,
     ) -> dict[str, Float[Array, "batch classes"]]:
-        """The logits of heads by their modules' names, in evaluation mode. The last module's are the network's logits.
+        """The logits of heads by their modules' names, in evaluation mode. The last module has the network's logits.
 
         Args:
             variables: from `init`.
             images: normalised.
-            names: modules, in order; later modules are not computed. None: all modules whose heads classify.
+            names: names of modules, in order; later modules are not computed. None: all modules whose heads classify.
         """
         names = self.heads_for("ensemble") if names is None else names
         outputs = self.outputs(variables, images, last=names[-1])
@@ -125,8 +125,8 @@ class CutNetwork:
         Args:
             variables: from `init`.
             images: normalised.
-            answer: the deployed head: `last`, the network's own; a module's name, whose later modules are not computed;
-                or `ensemble`, which gives the logarithm of the mean of all heads' probabilities.
+            answer: selects the deployed head: `last` for the network's own; a module's name, and then later modules are
+                not computed; `ensemble` for the logarithm of the mean of all heads' probabilities.
 
         Raises:
             ValueError: see `heads_for`.
@@ -138,7 +138,7 @@ class CutNetwork:
         return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(len(each))
 
     def heads_for(self, answer: str) -> tuple[str, ...]:
-        """The names of the modules whose heads an `answer` uses, see `logits`.
+        """The names of the modules whose heads `answer` selects, see `logits`.
 
         Raises:
             ValueError: `answer` is not `last`, `ensemble` or the name of a module whose head classifies.
@@ -163,7 +163,7 @@ class CutNetwork:
             variables: from `init`.
             images: normalised.
             labels: in [0, classes).
-            train: whether batch normalisation uses and updates the batch's statistics.
+            train: if True, batch normalisation uses the batch's statistics and updates the running ones.
         """
         tensors: dict[str, Array] = {IMAGES: images}
         losses, statistics, output = {}, {}, images
@@ -206,25 +206,25 @@ def cut(
 
     Args:
         network: a network whose last block returns the logits.
-        modules: number of modules; None with named boundaries.
+        modules: number of modules; it may be None if `boundaries` names blocks.
         classes: number of classes, the outputs of the local heads.
         boundaries: `equal` numbers of layers, or the names of the blocks after which to cut.
         context: R0, E, R1, R1E, or Rn / RnE with n >= 1, see `Context`.
-        image_encoder: of the context E: `full`, as in the paper, convolves at the image's resolution; `pooled` at the
-            boundary's.
+        image_encoder: the context network of E: `full`, as in the paper, convolves at the image's resolution; `pooled`
+            convolves at the boundary's resolution.
         head: the local heads: 0c1f, 0c2f, 1c1f, 1c2f, 1c3f or 2c2f, see `LocalHead`.
         loss: the local loss: softmax or contrast.
-        decoder: the normalisation of the images: each module but the last also reconstructs the images. None: no
-            decoders.
-        loss_scale: with decoders, the weights of reconstruction and head at the first boundary and at the last, see
-            `published_loss_scale`.
+        decoder: None, or the normalisation of the images: each module but the last then has a decoder, which
+            reconstructs the images before normalisation.
+        loss_scale: with decoders, the weights of reconstruction and head at the first boundary, then those at the last
+            boundary, see `published_loss_scale`.
         aux_width: multiplies the channels of heads, decoders and image encoders; at least 1/12.
         feature_width: hidden units of a head, and length of the features that the contrastive loss compares.
-        remat: networks of a module that the backward pass recomputes, for less memory and more time. Any of blocks,
+        remat: the networks of a module that the backward pass recomputes, for less memory and more time: any of blocks,
             contexts, head and decoder.
-        channels_at_once: output channels of a context network that are recomputed at a time. 8, a TPU's tile, needs
-            least memory; on a CPU 16 takes a third less time.
-        dtype: compute dtype of heads, decoders and context networks; use the network's.
+        channels_at_once: output channels of a context network that are recomputed at a time. 8, the tile of a TPU,
+            needs the least memory; on a CPU 16 takes a third less time.
+        dtype: compute dtype of heads, decoders and context networks; use the dtype of the network.
 
     Raises:
         ValueError: an argument is unknown or out of range.

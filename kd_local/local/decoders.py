@@ -49,8 +49,8 @@ class PixelScale:
 class Decoder(nn.Module):
     """Reconstructs the image from features. Returns the logits of pixel values in [0, 1].
 
-    Bilinear resizing of the features to the image's size, a 3x3 convolution to `width` channels (bias, batch
-    normalisation, ReLU) and a 3x3 convolution to the image's channels (bias).
+    The features are resized bilinearly to the image's size. A 3x3 convolution to `width` channels follows, with bias,
+    batch normalisation and ReLU, then a 3x3 convolution with bias to the image's channels.
     """
 
     width: int = 12

@@ -28,8 +28,8 @@ class EndToEnd:
     Attributes:
         network: the network.
         optimizer: updates all parameters.
-        remat: True: the backward pass keeps only the blocks' outputs and recomputes each block. This needs less memory
-            and more time (gradient checkpointing; Chen et al., arXiv 1604.06174).
+        remat: if True, only the blocks' outputs are stored, and the backward pass recomputes each block. This needs
+            less memory and more time (gradient checkpointing; Chen et al., arXiv 1604.06174).
     """
 
     network: Network

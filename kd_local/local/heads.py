@@ -1,4 +1,4 @@
-"""Local heads: small classifiers on the outputs of all modules but the last. A local loss trains each of them.
+"""Local heads: small classifiers on the outputs of all modules but the last. A local loss trains each head.
 
 Reference: Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021) and DGL (Belilovsky et al., ICML 2020).
 """
@@ -17,14 +17,14 @@ _WIDEST = 64
 class LocalHead(nn.Module):
     """A head of kind `NcMf`: N 3x3 convolutions, global average pooling and M linear layers.
 
-    Each convolution has batch normalisation and ReLU. An input with fewer than 64 channels gets twice the channels and
-    half the resolution in the first convolution. All other convolutions keep channels and resolution.
+    Each convolution has batch normalisation and ReLU. If the input has fewer than 64 channels, the first convolution
+    doubles the channels and halves the resolution. All other convolutions keep channels and resolution.
 
     Attributes:
         kind: one of `HEADS`.
         outputs: units of the last linear layer.
         width: multiplies the channels of the convolutions and the hidden units.
-        feature_width: hidden units of the linear layers but the last, each with ReLU.
+        feature_width: units of each linear layer before the last, which is followed by ReLU.
         dtype: compute dtype.
     """
 

@@ -1,8 +1,8 @@
 """The weights of reconstruction and head in the local losses of modules with a decoder.
 
 A scale is four numbers (ixx_1, ixy_1, ixx_2, ixy_2): the weights of reconstruction and head at the first boundary, then
-at the last one. Both weights are interpolated linearly between these boundaries. A module without a decoder has the
-head's loss with weight 1.
+at the last boundary. Both weights are interpolated linearly between these boundaries. The loss of a module without a
+decoder is the head's loss, with weight 1.
 
 Reference: the values of Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021).
 """
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 LossScale = tuple[float, float, float, float]
 
-# SVHN, K=4: the last number is 0 in the authors' code, so that no head would be trained. This is InfoPro's 1, from
-# which the row was copied.
+# SVHN, K=4: the last number is 0 in the authors' code, which would train no head at the last boundary. Their row is a
+# copy of InfoPro's, whose last number, 1, is used here.
 _EQUAL: dict[tuple[str, str], dict[int, LossScale]] = {
     ("resnet32", "cifar10"): {
         2: (5.0, 1.0, 0.0, 0.0),
@@ -52,15 +52,15 @@ def published_loss_scale(network: str, data: str, modules: int, *, balanced: boo
     >>> published_loss_scale("resnet32", "cifar10", 16)
     (5.0, 0.05, 0.2, 0.5)
 
-    A number of modules without a scale takes the nearest number's; of two equally near numbers, the larger one's.
-    Another data set takes CIFAR-10's scale, another network ResNet-32's. Balanced boundaries without a scale take the
-    scale of equal layers.
+    If no scale was published for a number of modules, the scale of the nearest number is used, or of the larger one if
+    two are equally near. Another data set gets the scale of CIFAR-10, another network that of ResNet-32. Balanced
+    boundaries without a scale get the scale of equal layers.
 
     Args:
         network: such as `resnet32`.
         data: such as `cifar10`.
         modules: number of modules.
-        balanced: whether the boundaries balance memory.
+        balanced: True if the boundaries balance memory.
     """
     tables = [_BALANCED, _EQUAL] if balanced else [_EQUAL]
     for key in ((network, data), (network, "cifar10"), ("resnet32", data), ("resnet32", "cifar10")):
@@ -93,7 +93,7 @@ def loss_weights(scale: LossScale, boundary: int, boundaries: int) -> tuple[floa
     """The weights `(reconstruction, head)` at one boundary.
 
     Args:
-        scale: four numbers, see above.
+        scale: four numbers, see the docstring of this file.
         boundary: the boundary's number, from 0.
         boundaries: the number of boundaries. A single boundary takes the first two numbers.
     """

@@ -32,7 +32,7 @@ def contrast(features: Float[Array, "batch k"], labels: Int[Array, " batch"]) ->
 
         l_i = -1/|P(i)| sum over p in P(i) of log(exp(z_i z_p / t) / sum over a != i of exp(z_i z_a / t)), t = 0.07
 
-    The loss is the mean of l_i over the batch. An image without other images of its class has l_i = 0.
+    The loss is the mean of l_i over the batch. If no other image is of the class of image i, l_i is 0.
 
     Reference: Khosla et al., "Supervised contrastive learning" (NeurIPS 2020), eq. 2, as InfoPro (Wang et al., ICLR
     2021) uses it.

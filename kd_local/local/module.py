@@ -41,9 +41,8 @@ class Reconstruction:
 class LocalModule:
     """One module of a cut network: context networks, blocks, local head and loss.
 
-    The fields are of two groups. The fields up to `channels_at_once` determine the computation. The fields from `name`
-    on describe the module's position. Equality ignores them, so that modules with the same computation share an
-    executable.
+    The fields up to `channels_at_once` determine the computation. The fields from `name` on describe the module's
+    position, and equality ignores them, so that modules with the same computation share an executable.
 
     Attributes:
         blocks: the module's blocks, named "0", "1", ...
@@ -103,7 +102,7 @@ class LocalModule:
         Args:
             variables: from `init`.
             tensors: the tensors of `reads`.
-            train: whether batch normalisation uses and updates the batch's statistics.
+            train: if True, batch normalisation uses the batch's statistics and updates the running ones.
 
         Returns:
             `(input with contexts added, output, batch statistics)`.
@@ -125,7 +124,7 @@ class LocalModule:
         return inputs, output, statistics
 
     def head_output(self, variables: Variables, output: Array) -> Array:
-        """The head's output for the module's output, in evaluation mode; for the last module, the output itself."""
+        """The head's output for the module's output, in evaluation mode; the latter itself for the last module."""
         return output if self.head is None else self._call(self.head, variables, "head", {}, (output,), train=False)
 
     def evaluate(
@@ -143,8 +142,8 @@ class LocalModule:
             variables: from `init`.
             tensors: the tensors of `reads`.
             labels: in [0, classes).
-            train: whether batch normalisation uses and updates the batch's statistics.
-            weights: replaces the module's own, so that modules that differ only in their weights share an executable.
+            train: if True, batch normalisation uses the batch's statistics and updates the running ones.
+            weights: replaces the module's `weights`, so that modules that differ only in them share an executable.
 
         Returns:
             `(metrics, written, output, batch statistics)`. The metrics contain `loss`; `written` are the tensors of
@@ -179,7 +178,7 @@ class LocalModule:
         inputs: tuple[Array, ...],
         train: bool,
     ) -> Array:
-        """The output of the head or decoder called `name`; adds its new batch statistics to `statistics`."""
+        """The output of the head or decoder called `name`. Its new batch statistics are added to `statistics`."""
         call = partial(apply_block, module, train=train)
         output, updated = (rematerialize(call) if name in self.remat else call)(of_block(variables, name), *inputs)
         if updated:

@@ -12,8 +12,8 @@ from kd_local.networks import Network
 
 
 def _blocks(text: str) -> tuple[str, ...]:
-    """Block names from a text such as "1.4 2.4", stage and block, in the authors' notation [1,4][2,4]. Stage 0 is the
-    stem.
+    """Block names from a text such as "1.4 2.4": each item is STAGE.BLOCK, and the authors write [1,4][2,4]. Stage 0 is
+    the stem.
 
     >>> _blocks("0.0 1.4")
     ('stem', 'stage1/4')
@@ -100,7 +100,7 @@ def balanced_memory(network: Network, modules: int, *, data: str = "cifar10") ->
     Args:
         network: ResNet-32 or ResNet-110.
         modules: number of modules.
-        data: such as `cifar10`. A data set without published boundaries takes those of CIFAR-10.
+        data: such as `cifar10`. For a data set without published boundaries, CIFAR-10's are used.
 
     Raises:
         ValueError: no boundaries are published for this network or number of modules.
@@ -114,7 +114,7 @@ def balanced_memory(network: Network, modules: int, *, data: str = "cifar10") ->
                 known = ", ".join(map(str, table))
                 raise ValueError(
                     f"no memory-balanced boundaries are known for {modules} modules of this network: use {known} "
-                    "modules, boundaries of equal layers, or name them"
+                    "modules, boundaries of equal layers, or name the boundaries"
                 )
             return table[modules]
     raise ValueError(
@@ -126,7 +126,7 @@ def check_boundaries(network: Network, boundaries: Sequence[str]) -> tuple[str, 
     """The boundaries as a tuple, after a check of their names and order.
 
     Raises:
-        ValueError: a name is no block or the last block, or the order is not the network's.
+        ValueError: a name is not that of a block, or is that of the last block, or the order is not the network's.
     """
     for name in boundaries:
         if name not in network.names[:-1]:
@@ -134,7 +134,7 @@ def check_boundaries(network: Network, boundaries: Sequence[str]) -> tuple[str, 
     positions = [network.position(name) for name in boundaries]
     if positions != sorted(set(positions)):
         raise ValueError(
-            f"boundaries {', '.join(boundaries)} are not in the order of the network without repetition: use "
+            f"boundaries {', '.join(boundaries)} are repeated or not in the network's order: use "
             f"{', '.join(network.names[i] for i in sorted(set(positions)))}"
         )
     return tuple(boundaries)

@@ -24,10 +24,10 @@ def probe_accuracy(
     Features (n, h, w, c) are averaged over height and width. Each feature is centred and scaled to variance 1.
 
     Args:
-        features: of the training images.
-        labels: of the training images, in [0, classes).
-        test_features: of the test images.
-        test_labels: of the test images.
+        features: features of the training images.
+        labels: labels of the training images, in [0, classes).
+        test_features: features of the test images.
+        test_labels: labels of the test images.
         classes: number of classes.
         ridge: this factor times the number of training images is added to the diagonal of the normal equations.
     """

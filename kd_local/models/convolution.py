@@ -4,11 +4,11 @@ Three kinds of convolution have their own forms on the CPU. All are exact up to 
 forms.
 
 - Filter gradients. XLA computes one convolution with the whole image as window and the batch as channels: a matrix
-  product with a very long inner dimension, which is slow on the CPU. Here it is a sum over slices of the batch.
+  product with a very long inner dimension, which is slow on the CPU. This file computes a sum over slices of the batch.
 - Images smaller than the filter, also in the backward pass. XLA exchanges image and filter, and the CPU runs the result
-  as a plain loop. Here it is a matrix product of patches.
-- Grouped convolutions, whose three directions are slow on the CPU. Here a depthwise convolution is a sum of shifted
-  products, and any other grouped convolution is one convolution per group.
+  as a plain loop. This file computes a matrix product of patches.
+- Grouped convolutions. The forward pass and both gradients are slow on the CPU. This file computes a depthwise
+  convolution as a sum of shifted products, and any other grouped convolution as one convolution per group.
 
 Times on two cores in float32, this file / XLA's form, with the version of JAX:
     3x3, 16 channels, 32x32, batch 128                      0.10: 7 to 8 / 21 ms         0.12: 7 to 8 / 12 ms
@@ -59,8 +59,8 @@ def conv2d(
         kernel: filters of the same floating dtype, which is also the dtype of the result.
         stride: of rows and columns. The output's height is (h + 2 * padding - kh) // stride + 1, its width likewise.
         padding: rows and columns of zeros; None: half of the filter's size, rounded down.
-        groups: channels and features are divided into `groups` runs of equal length. Each run of features depends only
-            on its run of channels, so that c_group = c / groups.
+        groups: channels and features are divided into `groups` groups of consecutive ones, all of equal size. A group
+            of features depends only on the same group of channels, so that c_group = c / groups.
 
     Raises:
         ValueError: ranks, dtypes or channels do not fit, or stride, padding or groups is out of range.
@@ -74,7 +74,7 @@ def conv2d(
     if x.shape[3] != kernel.shape[2] * groups:
         raise ValueError(
             f"images have {x.shape[3]} channels, filters expect {kernel.shape[2] * groups}: the last axis of x "
-            f"{x.shape} must equal the third of kernel {kernel.shape}"
+            f"{x.shape} must equal the third axis of kernel {kernel.shape}"
             f"{f' times {groups} groups' if groups > 1 else ''}; are the images channels-first?"
         )
     if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -116,7 +116,7 @@ def _plain(stride: int, pads: tuple[int, int], x: Any, kernel: Any, groups: int 
 def shifted(
     x: Float[Array, "n h w c"], size: tuple[int, int], stride: int, pads: tuple[int, int], fill: float = 0.0
 ) -> list[Float[Array, "n h_out w_out c"]]:
-    """The images shifted by each position of a window, row by row, with stride and padding: one array per position."""
+    """The images shifted to each position of a window, with stride and padding: an array per position, in row order."""
     height, width = ((x.shape[i + 1] + 2 * pads[i] - size[i]) // stride + 1 for i in range(2))
     x = jnp.pad(x, [(0, 0), (pads[0], pads[0]), (pads[1], pads[1]), (0, 0)], constant_values=fill)
     rows = [x[:, i : i + stride * (height - 1) + 1 : stride] for i in range(size[0])]
@@ -213,14 +213,14 @@ def _kernel_gradient_in_slices(stride: int, pads: tuple[int, int], shape: tuple[
     accumulator = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
     def one_of(images: Any, i: Any) -> Any:
-        # Slice i has the images i, i + slices, i + 2 slices, ...: in a sharded batch, each device keeps its images. The
-        # reshape is in the loop: outside of it, the compiler recomputes the images in the new shape.
+        # Slice i has the images i, i + slices, i + 2 slices, ..., so that each device keeps its images if the batch is
+        # sharded. The reshape is inside the loop, because outside the compiler recomputes the images in the new shape.
         images = images.reshape(-1, slices, *images.shape[1:])
         return lax.dynamic_index_in_dim(images, i, 1, keepdims=False).astype(accumulator)
 
     def add_slice(total: Any, i: Any) -> tuple[Any, None]:
-        # Inside a scan XLA does not change a convolution's layout to that of its fast CPU routine, without which it is
-        # 50 times slower. So the convolution is written in this layout: batch as channels.
+        # XLA's fast CPU routine needs a certain layout; without it a convolution is 50 times slower. Inside a scan XLA
+        # does not change the layout, so the convolution is written in it: batch as channels.
         product = lax.conv_general_dilated(
             one_of(x, i).transpose(3, 1, 2, 0),
             one_of(g, i).transpose(1, 2, 0, 3),
@@ -232,7 +232,7 @@ def _kernel_gradient_in_slices(stride: int, pads: tuple[int, int], shape: tuple[
         return total + product, None
 
     total = jnp.zeros((c, kh, kw, features), accumulator)
-    # unroll=2: two cores that share one slice take 1.5 times as long as two cores with a slice each.
+    # unroll=2, so that each of two cores has a slice: two cores that share one slice take 1.5 times as long.
     total, _ = lax.scan(add_slice, total, jnp.arange(slices), unroll=2)
     return total.transpose(1, 2, 0, 3).astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""First and last blocks that families share: stems, and heads with two steps, `pool` and `classify`.
+"""First and last blocks that families share: stems and heads. A head has two steps, `pool` and `classify`.
 
 Distillation reads the pooled features between the two steps. A block that ends in ReLU (not ReLU6) has a field `relu`:
 `block.clone(relu=False)` has the same parameters and returns the input of this ReLU.

@@ -21,7 +21,7 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23,
 
 
 class Bottleneck(nn.Module):
-    """Residual block with 1x1, 3x3 and 1x1 convolutions; the first two have a quarter of the channels.
+    """Residual block with 1x1, 3x3 and 1x1 convolutions. The first two have a quarter of the output's channels.
 
     If the shape changes, the shortcut is a projection (1x1 convolution and batch normalisation). With `pool_first`, 3x3
     maximum pooling comes first.
@@ -57,8 +57,8 @@ def imagenet_resnet(depth: int, *, classes: int, small_images: bool = False, dty
     Args:
         depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).
         classes: number of logits, at least 1.
-        small_images: True, for images of 8x8 to 96x96: the stem is a 3x3 convolution with stride 1. False, for 224x224:
-            it is a 7x7 convolution with stride 2, and maximum pooling follows.
+        small_images: if True (images of 8x8 to 96x96), the stem is a 3x3 convolution with stride 1. If False (224x224),
+            the stem is a 7x7 convolution with stride 2, and maximum pooling follows.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:

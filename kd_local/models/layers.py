@@ -70,8 +70,8 @@ def max_pool(
 ) -> Float[Array, "batch h2 w2 c"]:
     """The maximum of each window, without the padding. Equal maxima share the gradient.
 
-    It is computed as a maximum of shifted images, whose gradient is 4 to 40 times as fast on the CPU as that of a
-    windowed reduction.
+    The function computes a maximum of shifted images. On the CPU its gradient is 4 to 40 times as fast as the gradient
+    of a windowed reduction.
     """
     return reduce(jnp.maximum, shifted(x, (size, size), stride, (padding, padding), fill=-jnp.inf))
 

@@ -105,10 +105,11 @@ def mobilenetv2(
 
     Args:
         classes: number of logits, at least 1.
-        width: factor of the blocks' channels, at least 1/16; above 1 also of the head's 1280 channels.
-        relu6: True: ReLU6, as in the paper. False: ReLU.
-        small_images: True, for images of 8x8 to 96x96: the block with 24 channels has stride 1, the first block has a
-            1x1 convolution more (expansion 1), and channels are rounded down. False: channels are multiples of 8.
+        width: multiplies the blocks' channels, at least 1/16; above 1 it also multiplies the head's 1280 channels.
+        relu6: True for ReLU6, as in the paper; False for ReLU.
+        small_images: if True (images of 8x8 to 96x96), the block with 24 channels has stride 1, the first block has an
+            additional 1x1 convolution (expansion 1), and channels are rounded down. If False, channels are multiples
+            of 8.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:

@@ -24,14 +24,13 @@ _DEVICES: ContextVar[int] = ContextVar("devices", default=1)
 
 @contextmanager
 def normalised_per_device(devices: int) -> Iterator[None]:
-    """A context for tracing: `BatchNorm` in training mode normalises each of `devices` equal slices of a batch by
-    itself.
+    """A context for tracing: `BatchNorm` in training mode normalises each of `devices` equal slices of a batch alone.
 
-    Devices that hold one slice each then need no communication.
+    If each device has one slice, no communication is needed.
 
-    The number is ambient because it cannot be passed down. The step knows the number and a `BatchNorm` needs it.
-    Between the two are a method's function and linen modules, whose `__call__` has no argument for it. As a field of
-    `BatchNorm` it would make a network depend on the mesh. The `ContextVar` is set for the trace of one piece, in one
+    The number of devices is ambient because it cannot be passed down. The step knows the number and a `BatchNorm` needs
+    it. Between the two are a method's function and linen modules, whose `__call__` has no argument for it. As a field
+    of `BatchNorm` it would make a network depend on the mesh. The `ContextVar` is set while one piece is traced, in one
     thread.
     """
     token = _DEVICES.set(devices)
@@ -44,13 +43,13 @@ def normalised_per_device(devices: int) -> Iterator[None]:
 class BatchNorm(nn.Module):
     """y = (x - mean) / sqrt(var + epsilon) * scale + bias for each channel, the last axis of (n, h, w, c).
 
-    In training mode, mean and variance are those of the batch, over all devices. In evaluation mode they are the
-    running ones. In training mode the running statistics are updated: running = momentum * running + (1 - momentum) *
-    new. As in PyTorch, the new variance is the unbiased one, n / (n - 1) times the variance that normalises.
+    In training mode, mean and variance are those of the batch, over all devices, and the running statistics are
+    updated: running = momentum * running + (1 - momentum) * new. As in PyTorch, the new variance is the unbiased one,
+    n / (n - 1) times the variance that normalises. In evaluation mode, mean and variance are the running statistics.
 
-    Within `normalised_per_device`, mean and variance are those of each device's slice, and their means are the new
-    ones. Statistics are computed in float32, or in the input's dtype if it is wider. Parameters `scale` and `bias` and
-    the running statistics `mean` and `var` are float32 after `init`, and keep their dtype.
+    Within `normalised_per_device`, mean and variance are those of each device's slice; the new statistics are the means
+    over the slices. Statistics are computed in float32, or in the input's dtype if it is wider. Parameters `scale` and
+    `bias` and the running statistics `mean` and `var` are float32 after `init`, and keep their dtype.
 
     Reference: Ioffe and Szegedy, "Batch normalization" (arXiv 1502.03167), algorithm 1 and section 3.
     """
@@ -117,8 +116,8 @@ def _backward(epsilon: float, kept: Any, gradients: Any) -> tuple[Any, Any, Any]
     gradient, count = gradients[0].astype(scale.dtype), x.size // x.shape[-1]
     values = x.astype(scale.dtype)
     mean_gradient = _mean(gradient)
-    # dx = scale / sigma (g - mean(g) - xhat mean(g xhat)), xhat = (x - mean) / sigma. In the form g a + x b + c, and
-    # with mean(g xhat) from mean(g x), it needs no centred copy of x.
+    # dx = scale / sigma (g - mean(g) - xhat mean(g xhat)), xhat = (x - mean) / sigma. Computed as g a + x b + c, with
+    # mean(g xhat) from mean(g x), dx needs no centred copy of x.
     along = (_mean(gradient * values) - mean * mean_gradient) * inverse
     a = scale * inverse
     b = -a * inverse * along

@@ -50,7 +50,7 @@ class ShuffleUnit(nn.Module):
 
 
 class SplitUnit(nn.Module):
-    """Unit of version 2: 1x1, depthwise 3x3 and 1x1 convolutions of one half of the channels; the other half passes."""
+    """Unit of version 2: 1x1, depthwise 3x3 and 1x1 convolutions of half of the channels; the rest is unchanged."""
 
     features: int
     dtype: DType = None
@@ -68,7 +68,7 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Unit of version 2 with stride 2: branches (depthwise 3x3, 1x1) and (1x1, depthwise 3x3, 1x1), concatenated."""
+    """Unit of version 2 with stride 2: concatenates the branches (depthwise 3x3, 1x1) and (1x1, depthwise 3x3, 1x1)."""
 
     features: int
     dtype: DType = None

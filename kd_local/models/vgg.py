@@ -26,7 +26,7 @@ _POOL_FROM = (None, 2, 2, 2, 8)
 class ConvBlock(nn.Module):
     """3x3 convolution with bias, batch normalisation, ReLU.
 
-    2x2 maximum pooling comes first if the images have size `pool_from` or larger (None: never).
+    2x2 maximum pooling comes first if the input has a size of `pool_from` or larger (None: never).
     """
 
     features: int
@@ -46,7 +46,7 @@ def vgg(depth: int, *, classes: int, dtype: DType = None) -> Network:
     """The VGG of a given depth, for images of 2x2 to 96x96 and larger. Stages 0 to 4 have 64 to 512 channels.
 
     Args:
-        depth: 8, 11, 13, 16 or 19, the number of layers of the original with its three linear layers.
+        depth: 8, 11, 13, 16 or 19: the number of layers of the published network, with its three linear layers.
         classes: number of logits, at least 1.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 

@@ -4,9 +4,9 @@ The features between blocks are maps (batch, h / patch, w / patch, channels) wit
 contexts and connectors work on them as on a ResNet's features. Positions are fixed sines and cosines, as in the
 reference: no parameters depend on the image size.
 
-A transformer has no stages by itself. Here each of four stages has a quarter of the blocks, because an ImageNet ResNet
+A transformer has no stages. Here the blocks are divided into four stages of equal length, because an ImageNet ResNet
 has four stages too. Block-KD then pairs equal fractions of the depth. Two or four modules with equal numbers of layers
-end at ends of stages.
+end where stages end.
 
 The image as a context is expensive: at 224x224 the full encoder of one boundary of S/16 needs 2.1 billion
 multiply-adds, and the network 4.6 billion. With `image_encoder="pooled"` the encoder needs 0.01 billion.
@@ -186,7 +186,7 @@ def vision_transformer(
         classes: number of logits, at least 1.
         width: channels, such as 192 (Ti), 384 (S) or 768 (B): a multiple of 4 and of `heads`, at least 8.
         heads: attention heads, such as 3 (Ti), 6 (S) or 12 (B).
-        depth: encoder blocks: a multiple of 4, so that the four stages have equal numbers.
+        depth: number of encoder blocks: a multiple of 4, so that the four stages have equal numbers.
         patch_size: height and width of a patch, in pixels.
         dtype: compute dtype; parameters stay float32, statistics and softmax have at least float32. None computes in
             the common type of images and parameters.
@@ -214,8 +214,7 @@ def vision_transformer(
 
 
 def _check_width(width: int) -> None:
-    """Raises ValueError unless the channels divide into sine and cosine of x and y, each with two or more
-    frequencies."""
+    """Raises ValueError unless the channels divide into sines and cosines of x and y with at least two frequencies."""
     if width < 8 or width % 4:
         lower = max(8, width // 4 * 4)
         raise ValueError(

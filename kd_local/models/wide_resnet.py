@@ -1,4 +1,4 @@
-"""Wide ResNets for small images. Blocks are pre-activation: boundaries are before batch normalisation and ReLU.
+"""Wide ResNets for small images. Blocks are pre-activation: each begins with batch normalisation and ReLU.
 
 Reference: Zagoruyko and Komodakis, "Wide residual networks" (arXiv 1605.07146), table 1, without dropout.
 """
@@ -28,7 +28,7 @@ class ConvStem(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """Residual block: twice batch normalisation, ReLU and 3x3 convolution.
+    """Residual block: batch normalisation, ReLU and 3x3 convolution, twice.
 
     If the shape changes, the shortcut is a 1x1 convolution of the first ReLU's output.
     """
@@ -77,7 +77,7 @@ def wide_resnet(depth: int, width: int, *, classes: int, dtype: DType = None) ->
 
     Args:
         depth: 6n+4 with n >= 1 blocks per stage: 10, 16, 22, 28, 40, ...
-        width: factor of the 16, 32 and 64 channels of the three stages. The stem has 16 channels.
+        width: multiplies the 16, 32 and 64 channels of the three stages. The stem has 16 channels.
         classes: number of logits, at least 1.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 

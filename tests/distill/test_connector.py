@@ -71,7 +71,7 @@ def test_pairs(student, teacher, stem, pairs, outputs):
 def test_no_pairs(outputs):
     one, four = outputs(0, ((2, 3),)), outputs(0, ((2, 3),) * 4)
     with pytest.raises(
-        ValueError, match="a student of 4 and a teacher of 1 stages have none to pair: expected 2 or more"
+        ValueError, match="a student of 4 and a teacher of 1 stages, stem included, have no stages to pair: expected 2"
     ):
         pair_stages(four, one)
 

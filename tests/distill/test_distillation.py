@@ -182,7 +182,7 @@ def test_what_is_refused():
     known = teacher(3)
     with pytest.raises(ValueError, match="no teacher: give at least one"):
         method()
-    with pytest.raises(ValueError, match="CRD remembers an embedding of every training image: give"):
+    with pytest.raises(ValueError, match="CRD stores an embedding of every training image: give"):
         method(known, name="crd").init(jax.random.key(0), LIKE)
     with pytest.raises(ValueError, match="examples is 0: use 1 or more"):
         replace(method(known), examples=0)

@@ -84,7 +84,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.local.boundaries=stem,stage1/0"], "4 modules, but 2 boundaries .*, which make 3"),
     (
         ["--config.local.boundaries=stage1/0,stem,stage2/0"],
-        "not in the order of the network.*: use stem, stage1/0",
+        "repeated or not in the network.s order: use stem, stage1/0",
     ),
     (["--config.batch_size=0"], "batch_size 0 for 1437 examples: use 1 to 1437"),
     (["--config.batch_size=-64"], "batch_size -64 for 1437 examples"),
@@ -184,7 +184,7 @@ TEACHERS: list[tuple[list[str], str]] = [
     ),
     (
         ["--config.method=fitnet", "--config.fitnet.stage=9", "--config.teacher.weights={teacher}"],
-        "stage 9: the student's stages with one of the teacher beside them are 0, 1, 2, 3",
+        "stage is 9: use a stage of the student that is paired with a stage of the teacher: 0, 1, 2, 3",
     ),
     (["--config.teacher.weights={teacher}", "--config.teacher.dtype=half"], "unknown dtype 'half'"),
     (["--config.kd.temperature=0"], "temperature is 0"),

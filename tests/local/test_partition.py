@@ -95,5 +95,5 @@ def test_bad_boundaries_are_refused():
         check_boundaries(RESNET32, ["stem", "stage1/5"])
     with pytest.raises(ValueError, match="unknown boundary 'head'"):
         check_boundaries(RESNET32, ["head"])
-    with pytest.raises(ValueError, match="not in the order of the network without repetition: use stem, stage2/0"):
+    with pytest.raises(ValueError, match="are repeated or not in the network.s order: use stem, stage2/0"):
         check_boundaries(RESNET32, ["stage2/0", "stem", "stem"])

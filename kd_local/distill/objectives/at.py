@@ -1,4 +1,4 @@
-"""Attention transfer: the student's features should be large at the places where the teacher's are large."""
+"""Attention transfer: the student's features should be large at the positions where the teacher's are large."""
 
 from dataclasses import dataclass
 
@@ -17,12 +17,12 @@ from kd_local.networks import Collection, Variables
 def attention_loss(
     student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"], *, power: int = 2
 ) -> Float[Array, ""]:
-    """The mean squared difference of both attention maps: |features|^power, mean over channels, made a unit vector.
+    """The mean squared difference of two attention maps: |features|^power, averaged over channels, as a unit vector.
 
-    The larger one's features are first average-pooled to the smaller's resolution.
+    Features of the larger resolution are first average-pooled to the smaller one.
 
-    Reference: Zagoruyko and Komodakis, "Paying more attention to attention" (ICLR 2017), eq. 2, the mean of squares as
-    in the mdistiller code.
+    Reference: Zagoruyko and Komodakis, "Paying more attention to attention" (ICLR 2017), eq. 2, with the mean of the
+    squares as in the mdistiller code.
     """
 
     def attention(features: Array) -> Array:

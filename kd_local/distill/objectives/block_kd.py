@@ -1,12 +1,12 @@
-"""Block-KD: stepping stones between student and teacher, whose logits align the student's features.
+"""Block-KD: losses on the logits of stepping stones, hybrids of student and teacher, align the student's features.
 
-The student's feature at the end of stage i goes through a connector C_i and the frozen teacher's remaining blocks:
+The student's features after stage i go through a connector C_i and the frozen teacher's remaining blocks:
 
     N_i = T_head . T_n . ... . T_{i+1} . C_i . S_i . ... . S_1          1 <= i <= n
 
 Reference: Yu et al., "Decoupling dark knowledge via block-wise logit distillation for feature-level alignment" (arXiv
-2411.01547). The paper leaves some values open. Here alpha, beta and T are those of KD in the mdistiller protocol, and
-gamma equals beta. No gradient flows into the ensemble as a target. There is no warm-up.
+2411.01547). The paper does not give some values. By default alpha, beta and T are those of KD in the mdistiller
+protocol, gamma equals beta, no gradient flows into the ensemble as a target, and there is no warm-up.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from kd_local.networks import Collection, Variables
 
 @dataclass(frozen=True)
 class BlockKD(Objective):
-    """alpha * L_task + beta * L_distill + gamma * L_cross, with d a distance of logits and w_i = 1 / 2^(n - i):
+    """alpha * L_task + beta * L_distill + gamma * L_cross, with a distance d of logits and w_i = 1 / 2^(n - i):
 
         L_task    = CE(S, y)      + sum_i w_i * CE(N_i, y)
         L_distill = d(S, T)       + sum_i w_i * d(N_i, T)
@@ -41,11 +41,11 @@ class BlockKD(Objective):
         distance: d, one of kd, dkd, mlkd and dist.
         temperature: T of the distance, above 0.
         standardise: True to standardise the logits in d (Sun et al., CVPR 2024).
-        stones: `all`, or the numbers of some stones from 1, such as `(2, 3)` ; `2,3`
-            in a config. Some stones are the lightweight variant.
+        stones: `all`, or numbers of stones, counted from 1: `(2, 3)` in Python, `2,3` in a config. Fewer than all are
+            the paper's lightweight variant.
         ensemble_gradient: True to let gradients flow into the ensemble as a target.
         warmup_epochs: epochs over which the weight of the distances grows linearly, 0 or more; 0 for no warm-up.
-        batched: True to send the hybrids through shared teacher blocks as one larger batch, with the same results.
+        batched: True to apply the teacher's blocks to all stones at once, as one larger batch, with the same results.
 
     Reference: Yu et al. (arXiv 2411.01547).
 

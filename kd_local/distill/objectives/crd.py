@@ -1,7 +1,7 @@
-"""Contrastive representation distillation: the teacher's embedding should identify an image among others.
+"""Contrastive representation distillation: student and teacher embeddings of an image should match, others should not.
 
-Scores are computed with the whole memory before the drawn ones are selected. For a training set much larger than the
-number of draws, selecting first would be less work.
+The scores are computed for the whole memory, and then those of the drawn images are selected. For a training set much
+larger than the number of draws, selecting first would be less work.
 """
 
 from dataclasses import dataclass
@@ -33,10 +33,13 @@ def crd_loss(
     *,
     examples: int,
 ) -> Float[Array, ""]:
-    """-log(p / (p + m/N)) - the sum of log((m/N) / (q + m/N)) over the negatives, the mean over the batch.
+    """-log(p / (p + m/N)) - the sum of log((m/N) / (q + m/N)) over the counted negatives, the mean over the batch.
 
-    p and q are exp(score / temperature) / Z of the positive and of the negatives; m of an image is how many of its
-    negatives are counted, N the number of examples.
+    Args:
+        positive: p = exp(score / temperature) / Z of each image's own embedding.
+        negative: q, the same for the embeddings of k drawn images.
+        counted: True for the negatives that count; m is their number for an image.
+        examples: N, the number of training images.
 
     Reference: Tian et al., "Contrastive representation distillation" (ICLR 2020), eqs. 10 and 19, and its code, whose
     1e-7 is added to both denominators.
@@ -54,14 +57,14 @@ def remember(
     *,
     momentum: float,
 ) -> Float[Array, "examples dim"]:
-    """The memory with momentum * old + (1 - momentum) * new, made unit vectors, at those indices."""
+    """The memory after an update at `indices`: momentum * old + (1 - momentum) * embeddings, as unit vectors."""
     old = memory[indices]
     new = unit_vectors(momentum * old + (1 - momentum) * embeddings.astype(memory.dtype))
     return memory.at[indices].set(new)
 
 
 class Embedding(nn.Module):
-    """A linear layer and division by the norm, in float32 at least."""
+    """A linear layer, whose output is divided by its norm, in float32 at least."""
 
     dim: int
 
@@ -75,16 +78,16 @@ class CRD(Objective):
     """ce_weight * cross entropy + weight * (`crd_loss` of the student's embeddings with the teacher's memory + the
     reverse).
 
-    An embedding is a unit vector, linear in the pooled features; both networks' embeddings are learnt. The memory, in
-    `batch_stats`, holds an embedding of each network for every training image and the labels of the images seen so
-    far. It also holds Z of each network, which the first batch sets. Negatives are drawn uniformly from all images;
-    those known to be of the image's class are not counted. (The published code draws only from other classes.)
+    Each network has a learnt linear map, which turns pooled features into an embedding, a unit vector. The memory, in
+    `batch_stats`, contains both networks' embeddings of every training image, the labels of the images seen so far, and
+    each network's Z, which the first batch sets. Negatives are drawn uniformly from all images; those known to be of
+    the image's class are not counted. (The published code draws only from other classes.)
 
     Attributes:
         ce_weight: weight of the cross entropy of the labels, 0 or larger.
         weight: weight of the contrastive terms, 0 or larger.
         dim: length of an embedding, above 0.
-        negatives: draws for each image, above 0; at most the number of training images less one are made.
+        negatives: number of negatives drawn for each image, above 0; at most the number of training images minus one.
         temperature: divides the scores, above 0.
         momentum: share of the old embedding kept in the memory at an update, in [0, 1).
 
@@ -106,15 +109,17 @@ class CRD(Objective):
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
         check_positive(dim=self.dim, negatives=self.negatives, temperature=self.temperature)
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum}: use 0 or more, below 1; 0 remembers the newest alone")
+            raise ValueError(f"momentum is {self.momentum}: use 0 or more, below 1; 0 keeps only the newest embedding")
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         if examples is None:
             raise ValueError(
-                "CRD remembers an embedding of every training image: give Distillation examples=, their number"
+                "CRD stores an embedding of every training image: give Distillation their number, as examples="
             )
         if examples < 2:
-            raise ValueError(f"a training set of {examples}: expected 2 or more, to contrast an image with others")
+            raise ValueError(
+                f"a training set of {examples} image: CRD contrasts an image with others; use 2 or more images"
+            )
         embed_key, *keys = jax.random.split(rng, 3)
         inputs = {"student": (batch.student.pooled,), "teacher": (batch.teacher.pooled,)}
         variables = init_connectors(self._embeddings(), embed_key, inputs)
@@ -139,7 +144,7 @@ class CRD(Objective):
         embeddings, _ = apply_connectors(self._embeddings(), variables, pooled, train=True)
         total = jnp.zeros((), embeddings["student"].dtype)
         for side, other in zip(SIDES, reversed(SIDES), strict=True):
-            # Also where the other side is narrower, in this side's dtype.
+            # In this side's dtype, also if the other side's is narrower.
             embedding, others = widened(embeddings[side], memory[other])
             scores = jnp.exp(product(embedding, others.T) / self.temperature)
             positive = jnp.take_along_axis(scores, indices[:, None], axis=1)
@@ -156,7 +161,7 @@ class CRD(Objective):
         return {side: Embedding(self.dim) for side in SIDES}
 
     def _normaliser(self, z: Array, positive: Array, negative: Array, counted: Array, examples: int) -> Array:
-        """Z; if it is still 0, examples * the mean of exp(score / temperature)."""
+        """Z. While Z is 0, it is computed as examples * the mean of exp(score / temperature)."""
         count = counted.sum().astype(positive.dtype) + len(positive)
         mean = (positive.sum() + jnp.where(counted, negative, 0).sum()) / count
         return jax.lax.stop_gradient(jnp.where(z > 0, z, examples * mean.astype(z.dtype)))

@@ -19,7 +19,7 @@ EPSILON = 1e-8
 
 
 def pearson_distance(a: Float[Array, "rows n"], b: Float[Array, "rows n"]) -> Float[Array, ""]:
-    """1 - the mean over rows of Pearson's correlation; a constant row has correlation 0."""
+    """1 - Pearson's correlation of the rows of `a` and `b`, averaged over rows. A constant row has correlation 0."""
     a, b = (x - x.mean(axis=-1, keepdims=True) for x in (a, b))
     return 1 - (jnp.sum(a * b, axis=-1, keepdims=True) / (norms(a) * norms(b) + EPSILON)).mean()
 
@@ -33,7 +33,7 @@ def dist_loss(
     temperature: float = 1.0,
     standardised: bool = False,
 ) -> Float[Array, ""]:
-    """tau^2 (beta d(rows) + gamma d(columns)) of the softmax of logits / tau, d the `pearson_distance`.
+    """tau^2 (beta d(rows) + gamma d(columns)) of softmax(logits / tau), where d is `pearson_distance`.
 
     Reference: Huang et al., "Knowledge distillation from a stronger teacher" (NeurIPS 2022), eqs. 8 to 10.
     """
@@ -51,7 +51,7 @@ class DIST(Objective):
         ce_weight: weight of the cross entropy of the labels, 0 or larger.
         beta: weight of the correlation of each sample's probabilities, 0 or larger.
         gamma: weight of the correlation of each class's probabilities over the batch, 0 or larger.
-        temperature: tau, above 0; softens both logits.
+        temperature: tau, above 0; divides the logits of both networks.
         standardise: True to standardise the logits of both networks first (Sun et al., CVPR 2024).
 
     Reference: Huang et al. (NeurIPS 2022), eq. 10. The defaults are the paper's.

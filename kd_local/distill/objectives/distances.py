@@ -22,7 +22,7 @@ DISTANCES: tuple[str, ...] = ("kd", "dkd", "mlkd", "dist")
 
 
 def logit_distance(name: str, *, temperature: float, standardise: bool = False) -> Distance:
-    """The distance of that name at that temperature, with its objective's defaults for all else.
+    """The distance with this name and temperature. All other hyper-parameters are the defaults of its objective.
 
     MLKD uses this one temperature. Gradients flow into both logits; apply `stop_gradient` to a fixed target.
 

@@ -25,9 +25,10 @@ def dkd_loss(
     temperature: float = 4.0,
     standardised: bool = False,
 ) -> Float[Array, ""]:
-    """T^2 (alpha TCKD + beta NCKD) of logits softened by T, the mean over the batch, in nats.
+    """T^2 (alpha TCKD + beta NCKD) of softmax(logits / T), the mean over the batch, in nats.
 
-    TCKD is the divergence of (p of the label, 1 - p of the label), NCKD that of the other classes among themselves.
+    TCKD is the divergence of the distributions (p, 1 - p), where p is the probability of the label. NCKD is the
+    divergence of the distributions over the other classes.
 
     Reference: Zhao et al., "Decoupled knowledge distillation" (CVPR 2022), eq. 7.
     """
@@ -38,7 +39,7 @@ def dkd_loss(
         log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
         log_others = jax.nn.logsumexp(log_p, axis=-1, keepdims=True, where=others)
         log_label = jnp.where(others, 0, log_p).sum(axis=-1, keepdims=True)
-        # Of the label itself nothing: a logarithm of 0 in both, which adds 0.
+        # The label itself has the logarithm 0 in both, which adds 0 to the divergence.
         return jnp.concatenate([log_label, log_others], axis=-1), jnp.where(others, log_p - log_others, 0)
 
     def divergence(log_p: Array, log_q: Array, counted: Array | bool = True) -> Array:
@@ -56,8 +57,8 @@ class DKD(Objective):
     Attributes:
         ce_weight: weight of the cross entropy of the labels, 0 or larger.
         alpha: weight of TCKD, the divergence of the label's probability, 0 or larger.
-        beta: weight of NCKD, the divergence among the other classes, 0 or larger; published values are 1 to 8 by pair.
-        temperature: T, above 0; softens both logits.
+        beta: weight of NCKD, the divergence over the other classes, 0 or larger; published: 1 to 8, by pair.
+        temperature: T, above 0; divides the logits of both networks.
         warmup_epochs: epochs over which the weight of `dkd_loss` grows linearly, 0 or more; 0 for no warm-up.
         standardise: True to standardise the logits of both networks first (Sun et al., CVPR 2024).
 

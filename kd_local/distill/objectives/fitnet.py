@@ -1,4 +1,4 @@
-"""FitNets: a regression of the student's features onto the teacher's at one stage, the hint."""
+"""FitNets: the student's features at one stage are regressed onto the teacher's, the hint."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from kd_local.networks import Collection, Variables
 def hint_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch h w c"]) -> Float[Array, ""]:
     """The mean squared difference.
 
-    Reference: Romero et al., "FitNets: hints for thin deep nets" (ICLR 2015), eq. 3, the mean for its sum.
+    Reference: Romero et al., "FitNets: hints for thin deep nets" (ICLR 2015), eq. 3, with the mean instead of the sum.
     """
     student, teacher = widened(student, teacher)
     return jnp.square(student - teacher).mean()
@@ -27,7 +27,7 @@ def hint_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch
 
 @dataclass(frozen=True)
 class FitNet(Objective):
-    """ce_weight * cross entropy + weight * `hint_loss` of the output of a regressor, which is a `Connector`.
+    """ce_weight * cross entropy + weight * `hint_loss` of the student's features after a regressor, a `Connector`.
 
     Attributes:
         ce_weight: weight of the cross entropy of the labels, 0 or larger.
@@ -47,7 +47,7 @@ class FitNet(Objective):
     def __post_init__(self) -> None:
         check_weights(ce_weight=self.ce_weight, weight=self.weight)
         if self.stage < 0:
-            raise ValueError(f"stage is {self.stage}: use 0 for the stem, or a later one's index")
+            raise ValueError(f"stage is {self.stage}: use 0 for the stem, or the index of a later stage")
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         hint, _, regressor = self._hint(batch)
@@ -68,7 +68,7 @@ class FitNet(Objective):
         pairs = dict(pair_stages(batch.student, batch.teacher, stem=True))
         if self.stage not in pairs:
             raise ValueError(
-                f"stage {self.stage}: the student's stages with one of the teacher beside them are "
+                f"stage is {self.stage}: use a stage of the student that is paired with a stage of the teacher: "
                 f"{', '.join(map(str, pairs))}"
             )
         place = pairs[self.stage]

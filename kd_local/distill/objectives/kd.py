@@ -38,7 +38,7 @@ class KD(Objective):
     Attributes:
         ce_weight: weight of the cross entropy of the labels, 0 or larger.
         weight: weight of `kd_loss`, 0 or larger.
-        temperature: T, above 0; softens both logits.
+        temperature: T, above 0; divides the logits of both networks.
         standardise: True to standardise the logits of both networks first (Sun et al., CVPR 2024).
 
     Reference: Hinton et al. (arXiv 1503.02531). The defaults are those of the mdistiller protocol for CIFAR-100.

@@ -21,7 +21,7 @@ TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 def batch_correlation_loss(
     student: Float[Array, "batch classes"], target: Float[Array, "batch classes"], *, temperature: float = 4.0
 ) -> Float[Array, ""]:
-    """||P_t P_t^T - P_s P_s^T||^2 / batch, P the softmax of logits / T: the correlation of samples.
+    """||P_t P_t^T - P_s P_s^T||^2 / batch, where P is softmax(logits / T): it compares correlations of samples.
 
     Reference: Jin et al., "Multi-level logit distillation" (CVPR 2023), section 3.2, batch-level alignment.
     """
@@ -32,7 +32,7 @@ def batch_correlation_loss(
 def class_correlation_loss(
     student: Float[Array, "batch classes"], target: Float[Array, "batch classes"], *, temperature: float = 4.0
 ) -> Float[Array, ""]:
-    """||P_t^T P_t - P_s^T P_s||^2 / classes, P the softmax of logits / T: the correlation of classes.
+    """||P_t^T P_t - P_s^T P_s||^2 / classes, where P is softmax(logits / T): it compares correlations of classes.
 
     Reference: Jin et al. (CVPR 2023), section 3.2, class-level alignment.
     """
@@ -65,8 +65,8 @@ def mlkd_loss(
 class MLKD(Objective):
     """ce_weight * cross entropy + weight * `mlkd_loss`.
 
-    It uses one view of the images, and all of them. The published code uses a weakly and a strongly augmented view, and
-    leaves out the images of the weak one for which the teacher is most confident.
+    This implementation uses one view of every image. The published code uses a weakly and a strongly augmented view,
+    and leaves out the weakly augmented images for which the teacher is most confident.
 
     Attributes:
         ce_weight: weight of the cross entropy of the labels, 0 or larger.

@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: channels should respond at the same places as the teacher's."""
+"""Neuron selectivity transfer: the student's channels should respond at the same positions as the teacher's."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,9 @@ from kd_local.networks import Collection, Variables
 
 
 def nst_loss(student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"]) -> Float[Array, ""]:
-    """The squared maximum mean discrepancy of the channels' maps, made unit vectors, with the kernel (x^T y)^2; the
-    mean over the batch.
+    """The squared maximum mean discrepancy of the channels' maps with the kernel (x^T y)^2; the mean over the batch.
 
-    The larger one's features are first average-pooled to the smaller's resolution.
+    Each map is scaled to a unit vector. Features of the larger resolution are first average-pooled to the smaller one.
 
     Reference: Huang and Wang, "Like what you like: knowledge distill via neuron selectivity transfer" (arXiv
     1707.01219), eqs. 3 and 7.

@@ -17,10 +17,10 @@ from kd_local.networks import Collection, Variables
 
 
 def margins(preactivations: Float[Array, "batch h w c"]) -> Float[Array, " c"]:
-    """The mean of the values below 0 of each channel, and 0 where there are none.
+    """The mean of each channel's negative values; 0 for a channel without negative values.
 
-    Reference: Heo et al., "A comprehensive overhaul of feature distillation" (ICCV 2019), eq. 3, of this batch; their
-    code takes the expectation from the parameters of the batch normalisation before.
+    Reference: Heo et al., "A comprehensive overhaul of feature distillation" (ICCV 2019), eq. 3, for this batch. Their
+    code computes the expectation from the parameters of the preceding batch normalisation.
     """
     (x,) = widened(preactivations)
     x = x.reshape(-1, x.shape[-1])
@@ -31,9 +31,9 @@ def margins(preactivations: Float[Array, "batch h w c"]) -> Float[Array, " c"]:
 def ofd_loss(
     student: Float[Array, "batch h w c"], teacher: Float[Array, "batch h w c"], margin: Float[Array, " c"]
 ) -> Float[Array, ""]:
-    """The sum of (s - max(t, m))^2 over all places where t > 0 or s is above max(t, m); the mean over the batch.
+    """The sum of (s - max(t, m))^2 over all positions where t > 0 or s > max(t, m); the mean over the batch.
 
-    `margin` m, of each channel, is not above 0.
+    The margin m of each channel is 0 or less.
 
     Reference: Heo et al. (ICCV 2019), eqs. 2 and 4.
     """
@@ -47,8 +47,8 @@ def ofd_loss(
 class OFD(Objective):
     """ce_weight * cross entropy + weight * the sum of `ofd_loss` / 2^(n - i) over the stages i = 1..n after the stem.
 
-    The student's pre-activations go through a `Connector` without ReLU; the larger ones are average-pooled to the
-    smaller's resolution. The margins are the batch's.
+    The student's pre-activations go through a `Connector` without ReLU. Those of the larger resolution are
+    average-pooled to the smaller one. The margins are those of the batch.
 
     Attributes:
         ce_weight: weight of the cross entropy of the labels, 0 or larger.

@@ -16,11 +16,12 @@ EPSILON = 1e-7
 
 
 def pkt_loss(student: Float[Array, "batch s"], teacher: Float[Array, "batch t"]) -> Float[Array, ""]:
-    """The mean over all pairs of p log(p / q). The rows of p (teacher) and q (student) are (cosine + 1) / 2, divided by
-    their sums.
+    """The mean of p log(p / q) over all pairs of images.
+
+    p (teacher) and q (student) are matrices of (cosine + 1) / 2 between images, each row divided by its sum.
 
     Reference: Passalis and Tefas, "Learning deep representations with probabilistic knowledge transfer" (ECCV 2018),
-    eqs. 4 to 8 with the cosine kernel, the mean of terms as in their code.
+    eqs. 4 to 8 with the cosine kernel, and with the mean of the terms as in their code.
     """
 
     def probabilities(features: Array) -> Array:

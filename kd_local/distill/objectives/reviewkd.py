@@ -25,8 +25,8 @@ POOLED_SIZES = (4, 2, 1)
 def hcl_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch h w c"]) -> Float[Array, ""]:
     """The hierarchical context loss: a weighted mean of mean squared differences at several resolutions.
 
-    These are the full resolution, with weight 1, and the maps pooled to 4x4, 2x2 and 1x1 if these are smaller, each
-    with half the weight of the one before.
+    The resolutions are the full one, with weight 1, and 4x4, 2x2 and 1x1 if they are smaller, by average pooling. Each
+    has half the weight of the resolution before it.
 
     Reference: Chen et al., "Distilling knowledge via knowledge review" (CVPR 2021), section 3.4.
     """
@@ -52,8 +52,8 @@ def resize_nearest(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> F
 class ABF(nn.Module):
     """Attention-based fusion of a stage's features, after a 1x1 convolution, with those of deeper stages.
 
-    The deeper features are resized. The two are added with weights in (0, 1), which a 1x1 convolution of both gives for
-    each place.
+    The deeper features are resized to the stage's resolution. The two are added with weights in (0, 1), which a 1x1
+    convolution of both computes for each position.
 
     Attributes:
         middle: channels of the features passed to the stage before.
@@ -92,10 +92,10 @@ class ReviewKD(Objective):
 
     Attributes:
         ce_weight: weight of the cross entropy of the labels, 0 or larger.
-        weight: weight of the sum, 0 or larger; published values are 0.6 to 8 by pair.
+        weight: weight of the sum, 0 or larger; published: 0.6 to 8, by pair.
         warmup_epochs: epochs over which the weight of the sum grows linearly, 0 or more; 0 for no warm-up.
-        max_middle: largest number of channels passed between stages, above 0; else as many as the student's last map.
-        preactivations: True to use the student's features before ReLU. The teacher's are always those before ReLU.
+        max_middle: limit, above 0, on the channels passed between stages; they are those of the student's last map.
+        preactivations: True to use the student's features before ReLU; the teacher's are always taken before ReLU.
 
     Reference: Chen et al. (CVPR 2021). The defaults are those of the mdistiller protocol for CIFAR-100.
 

@@ -24,9 +24,10 @@ def rkd_loss(
     distance_weight: float = 25.0,
     angle_weight: float = 50.0,
 ) -> Float[Array, ""]:
-    """The mean Huber loss (delta 1) of all pairs' distances, relative to their mean, and of all triples' cosines.
+    """The weighted sum of two mean Huber losses (delta 1): of all pairs' distances, and of all triples' cosines.
 
-    Squared distances under 1e-12 count as 1e-12. Memory grows with batch^2 (batch + features).
+    Distances are relative to their mean. Squared distances under 1e-12 count as 1e-12. Memory grows with batch^2 (batch
+    + features).
 
     Reference: Park et al., "Relational knowledge distillation" (CVPR 2019), eqs. 5 to 10.
     """

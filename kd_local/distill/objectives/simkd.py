@@ -1,4 +1,4 @@
-"""SimKD: the student's last features, projected onto the teacher's, are the input of the teacher's classifier."""
+"""SimKD: the student's last features, projected to the shape of the teacher's, enter the teacher's classifier."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from kd_local.networks import Collection, Variables
 
 
 class Projector(nn.Module):
-    """1x1 convolution to `features // factor` channels, 3x3, 1x1 to `features`, each with batch normalisation and ReLU.
+    """Three convolutions: 1x1 to `features // factor` channels, 3x3, and 1x1 to `features` channels.
 
-    The last ReLU is left out without `relu`.
+    Batch normalisation and ReLU follow each of them; without `relu` there is no ReLU after the last.
     """
 
     features: int
@@ -40,10 +40,9 @@ class Projector(nn.Module):
 class SimKD(Objective):
     """ce_weight * cross entropy + weight * the mean squared difference of projected and teacher features, last stage.
 
-    The logits are those that the teacher's remaining blocks compute from the projected features.
-
-    Deployed are the student without its classifier, the projector and the teacher's remaining blocks. The larger
-    features are average-pooled to the smaller's resolution, the student's before the projection.
+    The logits are those that the teacher's remaining blocks compute from the projected features. The deployed network
+    consists of the student without its classifier, the projector and the teacher's remaining blocks. Features of the
+    larger resolution are average-pooled to the smaller one; for the student this is done before the projection.
 
     Attributes:
         ce_weight: weight of the cross entropy of the labels, 0 or larger; 0 in the paper.

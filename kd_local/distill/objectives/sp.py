@@ -14,7 +14,7 @@ from kd_local.networks import Collection, Variables
 
 
 def similarity_loss(student: Float[Array, "batch *s"], teacher: Float[Array, "batch *t"]) -> Float[Array, ""]:
-    """||G_t - G_s||^2 / batch^2, G = F F^T with rows made unit vectors, F the features, each image's in a row.
+    """||G_t - G_s||^2 / batch^2. G is F F^T with rows scaled to unit vectors; row i of F has the features of image i.
 
     Reference: Tung and Mori, "Similarity-preserving knowledge distillation" (ICCV 2019), eqs. 1 to 4.
     """

@@ -25,7 +25,7 @@ EPSILON = 1e-5
 def vid_loss(
     mean: Float[Array, "batch h w c"], teacher: Float[Array, "batch h w c"], log_scale: Float[Array, " c"]
 ) -> Float[Array, ""]:
-    """The mean of ((t - mean)^2 / var + log var) / 2, var = log(1 + exp(log_scale)) + 1e-5 of each channel.
+    """The mean of ((t - mean)^2 / var + log var) / 2, where var = log(1 + exp(log_scale)) + 1e-5 for each channel.
 
     Reference: Ahn et al., "Variational information distillation for knowledge transfer" (CVPR 2019), eqs. 5 and 6.
     """
@@ -35,8 +35,11 @@ def vid_loss(
 
 
 class Regressor(nn.Module):
-    """The mean as three 1x1 convolutions (ReLU between) of the student's features, a learnt variance for each channel,
-    and `vid_loss` of both; the larger features are first average-pooled to the smaller's resolution."""
+    """Computes `vid_loss` with a predicted mean and a learnt variance for each channel.
+
+    The mean is the student's features after three 1x1 convolutions with ReLU between them. Features of the larger
+    resolution are first average-pooled to the smaller one.
+    """
 
     init_variance: float = 5.0
 
@@ -66,7 +69,7 @@ class VID(Objective):
     Reference: Ahn et al. (CVPR 2019). The defaults are those of the mdistiller protocol for CIFAR-100.
 
     Raises:
-        ValueError: a negative weight, or a variance to start with that is not above 1e-5.
+        ValueError: a negative weight, or an initial variance that is not above 1e-5.
     """
 
     ce_weight: float = 1.0

@@ -221,12 +221,14 @@ def test_numbers_out_of_range_are_refused(name, numbers, text):
 
 @pytest.mark.parametrize("name", ["at", "nst", "vid", "ofd", "reviewkd"])
 def test_a_stem_alone_has_no_stages_to_pair(name, training_batches, examples):
-    with pytest.raises(ValueError, match="a student of 1 and a teacher of 4 stages have none to pair"):
+    with pytest.raises(
+        ValueError, match="student of 1 and a teacher of 4 stages, stem included, have no stages to pair"
+    ):
         initialise(OBJECTIVES[name](), training_batches(((8, 4),)), examples)
 
 
 def test_a_hint_that_is_not_there(training_batches, examples):
-    with pytest.raises(ValueError, match="stage 4: the student's stages with one of the teacher beside .* 0, 1, 2, 3"):
+    with pytest.raises(ValueError, match="stage is 4: use a stage of the student that is paired .*: 0, 1, 2, 3"):
         initialise(OBJECTIVES["fitnet"](stage=4), training_batches(), examples)
     with pytest.raises(ValueError, match="stage 0: .* are 1, 2, 3, 4"):
         initialise(OBJECTIVES["fitnet"](stage=0), training_batches(VGG), examples)
