@@ -193,7 +193,7 @@ class LocalDistillation:
     def teacher_logits(
         self, state: State, images: Float[Array, "batch h w c"]
     ) -> dict[str, Float[Array, "batch classes"]]:
-        """The teacher\'s logits by its name, in evaluation mode."""
+        """The teacher's logits by its name, in evaluation mode."""
         own = renormalised(images, self.teacher.renormalisation)
         return {TEACHER: self.teacher.network.apply(state[TEACHER], own, train=False)[0]}
 

@@ -1,15 +1,15 @@
-"""The end of a process by SIGABRT: because the runtime lost another process, or for a reason of its own.
+"""Handles SIGABRT, by which the runtime ends this process: because another process is lost, or because a check failed.
 
-The JAX runtime aborts a process when another one is lost, from a thread of its own, and so do failed checks of XLA and
-of C libraries. The coordination service distinguishes the two: after a loss this process gets no answer from it, since
-the thread that receives its answers is the one that aborts.
+If another process is lost, a thread of the JAX runtime aborts this process. Failed checks of XLA and of C libraries
+abort it too. The coordination service tells the two cases apart: after a loss it does not answer this process, because
+the thread that would receive the answer is the one that aborts.
 
 After a loss the main thread has `GRACE_SECONDS` to end the program in its own way. Then the message of `on_abort` is
 printed, and the process exits with status 1. In any other case the Python stacks are printed, and the abort proceeds:
-the process is ended by the signal and leaves a core file if the system keeps them.
+the signal ends the process, with a core file if the system keeps them.
 
-The state is global because the action of a signal is: one for the whole process. The action itself only wakes a thread
-and waits for it. The aborting thread may hold locks of the runtime, so all other work is done by that thread.
+The state is global because a signal has one action for the whole process. The action only wakes a watching thread and
+waits for it. The watching thread does all other work, because the aborting thread may hold locks of the runtime.
 """
 
 import ctypes
@@ -41,10 +41,10 @@ _libc = ctypes.CDLL(None)
 
 
 def on_abort(message: Callable[[], str]) -> None:
-    """Sets the message printed when this process ends because another one is lost.
+    """Sets the message that is printed when this process ends because another one is lost.
 
     Args:
-        message: called at that time, in a thread of its own.
+        message: returns the message; called at that time, in a separate thread.
     """
     _state.message = message
 
@@ -58,7 +58,7 @@ def watch_aborts() -> None:
 
 
 def ask_before_blaming(ask: Callable[[], object]) -> None:
-    """Sets a request to the coordination service. If it is answered, even by an error, no process is lost."""
+    """Sets a request to the coordination service, made at an abort. Any answer, even an error, means: no loss."""
     _state.ask = ask
 
 
@@ -90,7 +90,7 @@ def _explain() -> None:
 
 
 def _answered() -> bool:
-    """Whether the question is answered in time. It is asked in another thread, since it may block for ever."""
+    """True if the service answers in time. The request runs in another thread, because it may block forever."""
     answered = threading.Event()
 
     def ask(question: Callable[[], object]) -> None:

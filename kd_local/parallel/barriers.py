@@ -1,8 +1,8 @@
 """Messages between processes through JAX's coordination service, which process 0 runs.
 
-They do not use the devices, so any thread may send them while the devices compute. Each `Barrier` and `Broadcast` has
-keys of its own in the service, numbered by name. The numbers are global because the service is: its keys are written
-once in the life of a run.
+Messages do not use the devices, so any thread may send them while the devices compute. The keys of a `Barrier` or
+`Broadcast` contain its name and a number. The counters of these numbers are global because the service is: a key is
+written once in a run.
 """
 
 import json
@@ -21,10 +21,10 @@ _numbers: Counter[str] = Counter()
 
 
 class Barrier:
-    """A point where all processes wait for each other, any number of times, until one gives up.
+    """A point where all processes wait for each other. It can be used repeatedly, until one process gives up.
 
-    All processes create the barriers of one name in the same order, and use each from one thread at a time. A single
-    process never waits.
+    All processes create the barriers of one name in the same order, and use each barrier from one thread at a time. A
+    single process never waits.
     """
 
     def __init__(self, name: str) -> None:
@@ -33,11 +33,11 @@ class Barrier:
         self._round = 0
 
     def wait(self, text: str = "", *, seconds: int) -> list[str]:
-        """Sends a text and waits for those of all processes; returns them in the order of the processes.
+        """Sends a text, waits for the texts of all processes, and returns them in the order of the processes.
 
         Raises:
-            HostsError: one of them gave up (its reason is in the text), or did not come within `seconds`.
-            LossError: the runtime reports one as lost.
+            HostsError: a process gave up (the error has its reason), or did not arrive within `seconds`.
+            LossError: the runtime reports a process as lost.
         """
         count, index = jax.process_count(), jax.process_index()
         if count == 1:
@@ -47,7 +47,7 @@ class Barrier:
         try:
             client.key_value_set(f"{key}/{index}", text)
             texts = [self._said(f"{key}/{other}", other, deadline, seconds) for other in range(count)]
-            if self._round:  # which all have left, since they are here
+            if self._round:  # all processes have left the round before, since they are in this one
                 client.key_value_delete(f"{self._key}/{self._round - 1}/{index}")
         except jax.errors.JaxRuntimeError as error:
             raise LossError(lost()) from error
@@ -55,7 +55,7 @@ class Barrier:
         return texts
 
     def give_up(self, reason: object) -> None:
-        """Tells the others why this process does not come; nobody can wait here any more."""
+        """Tells the other processes why this one will not arrive. After this the barrier cannot be used."""
         if jax.process_count() == 1:
             return
         try:
@@ -63,11 +63,11 @@ class Barrier:
                 f"{self._key}/gave_up/{jax.process_index()}", str(reason), allow_overwrite=True
             )
         except jax.errors.JaxRuntimeError:
-            return  # process 0 is lost, and with it the service
+            return  # process 0 is lost, which runs the service
 
     @contextmanager
     def together(self, *, seconds: int) -> Iterator[None]:
-        """Runs the block in each process. If it fails in one, the others raise what `wait` raises."""
+        """Runs the block in each process, then waits. If the block fails in one, `wait` raises in the others."""
         try:
             yield
         except Exception as error:
@@ -76,7 +76,7 @@ class Barrier:
         self.wait(seconds=seconds)
 
     def decide(self, decision: Callable[[], Any], *, seconds: int) -> Any:
-        """Returns in every process what process 0 decides (a value of JSON), or raises because it failed there."""
+        """Returns the result of `decision` in process 0 (a JSON value) in every process. If it fails, all raise."""
         if not is_first():
             return json.loads(self.wait(seconds=seconds)[0])
         try:
@@ -97,11 +97,14 @@ class Barrier:
             for place, reason in client.key_value_dir_get(f"{self._key}/gave_up/"):
                 raise HostsError(f"process {place.rsplit('/', 1)[1]}: {reason}")
             if time.monotonic() > deadline:
-                raise HostsError(f"process {other} did not come within {seconds} s: see what it does")
+                raise HostsError(f"process {other} did not arrive within {seconds} s: look at its output")
 
 
 class Broadcast:
-    """Short texts under keys, written once and read by all processes; all create theirs in the same order."""
+    """Short texts under keys. A key is written once, and all processes can read it.
+
+    All processes create the broadcasts of one name in the same order.
+    """
 
     def __init__(self, name: str) -> None:
         self._key = f"kd_local/{name}/{_numbers[name]}"

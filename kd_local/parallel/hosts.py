@@ -1,13 +1,13 @@
-"""Several processes, on one host or on many, that train as one; the one file that knows `jax.distributed`.
+"""Connects several processes, on one host or on many, for one training run. No other file uses `jax.distributed`.
 
-Each process starts the same program, `start` joins them, and `jax.devices()` then lists the devices of all. They
-communicate by a `Barrier` or a `Broadcast`, see `barriers`.
+Each process starts the same program and calls `start`. Then `jax.devices()` lists the devices of all processes. The
+processes communicate by a `Barrier` or a `Broadcast`, see `barriers`.
 
-When a process is lost (killed or cut off), the others cannot continue. They learn of it in one of two ways:
+If a process is lost (killed or cut off), the others cannot continue. They notice it in one of two ways:
 
-- a computation or a `Barrier` raises an exception, which `is_loss` recognises;
-- the runtime aborts the process: at once if process 0 is lost, else after about `heartbeat_seconds`. See `aborts` for
-  how the process ends then, with the message of `on_abort` and exit status 1.
+- A computation or a `Barrier` raises an exception, which `is_loss` recognises.
+- The runtime aborts the process: at once if process 0 is lost, else after about `heartbeat_seconds`. The process then
+  ends with the message of `on_abort` and exit status 1, see `aborts`.
 """
 
 import os
@@ -27,7 +27,7 @@ _LOSS = re.compile(r"Gloo .*(failed|timed out)|NCCL operation|coordination.?serv
 
 
 class HostsError(Exception):
-    """The processes could not start or agree; the text says why, and a way out."""
+    """The processes could not start or agree. The message has the reason and a way out."""
 
 
 class LossError(HostsError):
@@ -42,22 +42,23 @@ def start(
     heartbeat_seconds: int,
     start_seconds: int,
 ) -> None:
-    """Join the processes of a run; before anything else asks JAX for its devices.
+    """Connects the processes of a run. Call it before anything else asks JAX for its devices.
 
-    Without coordinator, processes and index JAX finds them itself: under Slurm, Open MPI, Kubernetes (as an indexed
-    job) and on TPU pods. On the CPU the processes then compute together by Gloo.
+    Without coordinator, processes and index, JAX finds these values: under Slurm, Open MPI, Kubernetes (as an indexed
+    job) and on TPU pods. CPU processes communicate through Gloo.
 
     Args:
-        coordinator: `HOST:PORT`, the same for all: where process 0 listens and the others reach it.
-        processes: how many there are.
-        index: which of them this is, from 0.
+        coordinator: `HOST:PORT`, where process 0 listens; the same in all processes.
+        processes: number of processes.
+        index: index of this process, from 0.
         heartbeat_seconds: a process that is silent for this long counts as lost.
         start_seconds: how long to wait for the others. If one is missing while the coordinator runs, the runtime aborts
-            this process about 5 seconds later: a C++ trace, an error that says so, and exit status 1.
+            this process about 5 seconds later, with a C++ trace, an error message and exit status 1.
 
     Raises:
-        ValueError: some of the three are missing, none is possible, or no cluster was found.
-        HostsError: the coordinator cannot be reached, or its port is taken.
+        ValueError: only some of coordinator, processes and index are given, one is out of range, or none is given and
+            no cluster was found.
+        HostsError: the coordinator cannot be reached, or its port is in use.
     """
     for name, seconds in (("heartbeat_seconds", heartbeat_seconds), ("start_seconds", start_seconds)):
         if seconds < 1:
@@ -73,7 +74,7 @@ def start(
         else:
             _wait_for(address, deadline)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    on_abort(lambda: f"not all processes came together {where} within {start_seconds} s: start all of them")
+    on_abort(lambda: f"not all processes connected {where} within {start_seconds} s: start all of them")
     watch_aborts()
     try:
         jax.distributed.initialize(
@@ -91,22 +92,22 @@ def start(
             "and index"
         ) from error
     except jax.errors.JaxRuntimeError as error:
-        raise HostsError(f"the processes {where} could not be joined: {error}") from error
+        raise HostsError(f"the processes {where} could not be connected: {error}") from error
     on_abort(lost)
     ask_before_blaming(_ask_coordination)
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which writes the files that all processes share."""
+    """True in process 0, which writes the files that all processes share."""
     return jax.process_index() == 0
 
 
 def is_loss(error: BaseException | None) -> bool:
-    """Whether the loss of another process caused an error, directly or not.
+    """True if the loss of another process caused the error, directly or not.
 
-    On CPUs with one device a process a computation raises `ValueError` or `jax.errors.JaxRuntimeError` at once
+    On CPUs with one device per process, a computation raises `ValueError` or `jax.errors.JaxRuntimeError` at once
     ("UNKNOWN: Gloo all-reduce failed: ... Connection closed by peer"), when it is dispatched or its result is read.
-    With several devices it may wait on: the runtime then ends the process.
+    With several devices per process the computation may keep waiting; the runtime then ends the process.
     """
     while error is not None:
         if isinstance(error, LossError):
@@ -118,10 +119,10 @@ def is_loss(error: BaseException | None) -> bool:
 
 
 def lost() -> str:
-    """Which process is lost, as well as this one can tell: `process 0 (HOST:PORT) was lost`."""
+    """A text that names the lost process if it is known: `process 0 (HOST:PORT) was lost`."""
     coordinator, index = global_state.coordinator_address, global_state.process_id
     if index and coordinator is not None:
-        for pause in (0.0, 0.2):  # A process that was killed a moment ago may listen yet.
+        for pause in (0.0, 0.2):  # The port of a process that has just been killed may still be open.
             time.sleep(pause)
             if not _reached(_split(coordinator), seconds=2.0):
                 return f"process 0 ({coordinator}) was lost"
@@ -131,9 +132,9 @@ def lost() -> str:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process at once after an error, without waiting for the others as a normal end does.
+    """Ends this process at once after an error. A normal end would wait for the other processes.
 
-    The others then see it as lost. Nothing is cleaned up but standard output and error, which are flushed.
+    The others then see this process as lost. Standard output and error are flushed; nothing else is cleaned up.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -155,8 +156,8 @@ def _checked(coordinator: str | None, processes: int | None, index: int | None) 
     if coordinator is None or processes is None or index is None:
         given = {"coordinator": coordinator, "processes": processes, "index": index}
         raise ValueError(
-            f"{', '.join(f'{name} is {value!r}' for name, value in given.items())}: give all three, or none where the "
-            "cluster tells them"
+            f"{', '.join(f'{name} is {value!r}' for name, value in given.items())}: give all three, or none under a "
+            "cluster manager"
         )
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})", coordinator)
     if match is None or not 1 <= int(match[2]) <= 65535:
@@ -180,18 +181,18 @@ def _check_port(port: int) -> None:
             pass
     except OSError as error:
         raise HostsError(
-            f"process 0 cannot listen on port {port} ({os.strerror(error.errno or 0)}): use another one"
+            f"process 0 cannot listen on port {port} ({os.strerror(error.errno or 0)}): use another port"
         ) from error
 
 
 def _wait_for(address: tuple[str, int], deadline: float) -> None:
-    """Ahead of the runtime, which ends the process where nobody answers."""
+    """Waits until process 0 listens. The runtime would end this process if it did not."""
     started = time.monotonic()
     while not _reached(address, seconds=max(deadline - time.monotonic(), 0.1)):
         if time.monotonic() > deadline:
             raise HostsError(
-                f"nobody listened at {address[0]}:{address[1]} for {deadline - started:.0f} s: start process 0 there, "
-                "and see that this host may reach it"
+                f"nothing listened at {address[0]}:{address[1]} for {deadline - started:.0f} s: start process 0 there, "
+                "and check that this host can reach it"
             )
         time.sleep(0.2)
 

@@ -12,18 +12,18 @@ MODULE = "module"
 
 
 def device_mesh(data: int = 1, module: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of `module` groups of `data` devices: a batch is divided among the devices of a group, and goes from group
-    to group. One group only is a mesh with the axis `data`, several have the axes `module` and `data`.
+    """A mesh of `module` groups of `data` devices. A batch is divided over the devices of a group, and goes from group
+    to group. A single group is a mesh with the axis `data`; several groups have the axes `module` and `data`.
 
     >>> dict(device_mesh(data=2, module=2).shape)  # doctest: +SKIP
     {'module': 2, 'data': 2}
 
-    Of several processes each has the same number of devices in every group, so that what goes from group to group stays
-    in the process.
+    If there are several processes, each has the same number of devices in every group, so that data moves from group to
+    group within a process.
 
     Raises:
-        ValueError: fewer than one device is asked for, or more than there are, or a number of devices that the
-            processes do not divide.
+        ValueError: fewer than one device is requested, or more than exist, or a number that the processes do not
+            divide.
     """
     devices = jax.devices() if devices is None else devices
     asked = f"a mesh of {data} devices on the data axis" + (f" and {module} on the module axis" if module != 1 else "")
@@ -53,7 +53,7 @@ def device_mesh(data: int = 1, module: int = 1, devices: Sequence[Any] | None = 
 
 
 def groups(mesh: Mesh) -> tuple[Mesh, ...]:
-    """The groups of devices that a batch goes through, each a mesh with the axis `data`."""
+    """The groups of devices through which a batch goes, each as a mesh with the axis `data`."""
     if MODULE not in mesh.axis_names:
         return (mesh,)
     return tuple(Mesh(row, (DATA,), axis_types=(AxisType.Auto,)) for row in mesh.devices)
@@ -63,26 +63,28 @@ def all_devices(mesh: Mesh) -> Mesh:
     """All devices of the mesh on one axis, `data`, for work that is not divided into modules, such as evaluation."""
     if MODULE not in mesh.axis_names:
         return mesh
-    # Of each process its devices side by side.
+    # The devices of one process are adjacent.
     return Mesh(mesh.devices.T.reshape(-1), (DATA,), axis_types=(AxisType.Auto,))
 
 
 def on_every_device(mesh: Mesh) -> NamedSharding:
-    """A copy on each device: parameters, statistics, optimizer state, metrics."""
+    """The sharding with a copy on each device, for parameters, statistics, optimizer state and metrics."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_the_batch(mesh: Mesh, batch: int) -> NamedSharding:
-    """A sharding that divides the leading dimension among the devices. If it is not divisible (an epoch's last, smaller
-    batch), each device computes the whole batch."""
+    """The sharding that divides the leading dimension over the devices.
+
+    If `batch` is not divisible, as an epoch's last, smaller batch, each device has the whole batch.
+    """
     return NamedSharding(mesh, PartitionSpec(DATA) if batch % mesh.shape[DATA] == 0 else PartitionSpec())
 
 
 def batch_shardings(tensors: Any, mesh: Mesh, batch: int) -> Any:
-    """A sharding for each tensor handed in with a batch: `over_the_batch`, and for a scalar a copy on each device.
+    """A sharding for each tensor of a batch: `over_the_batch`, or for a scalar a copy on each device.
 
     Args:
         tensors: a pytree of arrays or their shapes.
-        batch: the leading dimension of all that are not scalars.
+        batch: the leading dimension of all tensors that are not scalars.
     """
     return jax.tree.map(lambda leaf: over_the_batch(mesh, batch) if leaf.shape else on_every_device(mesh), tensors)

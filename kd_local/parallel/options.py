@@ -7,24 +7,24 @@ from kd_local.parallel.pieces import FORMS
 from kd_local.parallel.sharding import SHARDED
 
 BATCH_NORMS: tuple[str, ...] = ("global", "device")
-"""`global`: statistics over the batch on all devices of a group. `device`: each device normalises its own part of the
-batch without communication, and the running statistics move to the mean of the devices' statistics. A batch that is not
-divided (the last one of an epoch) is always normalised as a whole."""
+"""`global`: the statistics are those of the whole batch, on all devices of a group. `device`: each device normalises
+its part of the batch without communication, and the running statistics move towards the mean of the devices'
+statistics. A batch that is not divided (the last one of an epoch) is always normalised as a whole."""
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Options of a training step. They change its speed and memory; only `batch_norm` changes its results, beyond
-    rounding.
+    """Options of a training step. They change speed and memory. Only `batch_norm` changes the results beyond rounding.
 
     Attributes:
-        form: one of `FORMS`.
-        shard: which of the state is divided among the devices of a group, one of `SHARDED`.
-        batch_norm: over which images batch normalisation takes its statistics, one of `BATCH_NORMS`.
-        placement: the group of devices of each piece, rising from 0; None to balance their multiply-adds.
+        form: whether programs are compiled separately or jointly, one of `FORMS`.
+        shard: the part of the state that is divided over the devices of a group, one of `SHARDED`.
+        batch_norm: the images from which batch normalisation computes its statistics, one of `BATCH_NORMS`.
+        placement: the group of devices of each piece, in rising order from 0; None: the groups' multiply-adds are
+            balanced.
 
     Raises:
-        ValueError: an unknown value.
+        ValueError: a value is unknown.
     """
 
     form: str = "separate"

@@ -1,8 +1,8 @@
-"""Pieces of a step, which are compiled together: each program by itself, or all of them.
+"""The pieces of a step: programs that are compiled together. A piece has one program, or all programs of the step.
 
-This is the one place where programs of any method are compiled. Every program owns a part of the state, which is
-donated. A tensor is freed after its last reader; on accelerators it is donated to that reader. (The CPU backend copies
-donated buffers, so there it would save nothing.)
+No other file compiles programs. Every program owns a part of the state, which is donated. A tensor is freed after its
+last reader; on accelerators it is donated to that reader. (The CPU backend copies donated buffers, so there donation
+would save nothing.)
 """
 
 import warnings
@@ -24,13 +24,13 @@ Tensors = dict[str, Any]
 
 @dataclass(frozen=True)
 class Piece:
-    """Programs that are compiled together: one of them, or all.
+    """Programs that are compiled together: one program, or all programs of the step.
 
     Attributes:
-        programs: in order.
-        reads: names of the tensors handed to it.
-        last: for each of these, whether nothing reads it afterwards.
-        writes: names of the tensors that it hands on.
+        programs: the programs in order.
+        reads: names of the tensors that the piece reads.
+        last: for each of these tensors, True if no later piece reads it.
+        writes: names of the tensors that later pieces read.
     """
 
     programs: tuple[Program, ...]
@@ -40,17 +40,17 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """The name of its first program."""
+        """The name of the first program."""
         return self.programs[0].name
 
     @property
     def key(self) -> Hashable:
-        """What its function depends on besides the shapes of its arguments."""
+        """Pieces with equal keys compute the same function, apart from the shapes of their arguments."""
         inner = tuple((program.reads, program.writes) for program in self.programs) if len(self.programs) > 1 else ()
         return tuple(program.key for program in self.programs), inner, self.last
 
     def arguments(self, state: State, tensors: Tensors, rng: Any, constants: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Own parts, frozen parts, tensors donated, tensors kept, rng, constants."""
+        """The arguments of `run`: own parts, frozen parts, tensors donated, tensors kept, rng, constants."""
         donated = tuple(tensors[name] for name, last in zip(self.reads, self.last, strict=True) if last)
         kept = tuple(tensors[name] for name, last in zip(self.reads, self.last, strict=True) if not last)
         own = tuple(state[program.name] for program in self.programs)
@@ -60,14 +60,14 @@ class Piece:
     def run(
         self, own: Any, frozen: Any, donated: Any, kept: Any, rng: Any, constants: Any
     ) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Metrics, ...]]:
-        """Its programs in order: their parts afterwards, the tensors of `writes`, their metrics."""
+        """Runs the programs in order. Returns `(own parts after the step, tensors of `writes`, metrics)`."""
         sources = {True: iter(donated), False: iter(kept)}
         tensors: Tensors = {name: next(sources[last]) for name, last in zip(self.reads, self.last, strict=True)}
         parts: list[Any] = []
         metrics: list[Metrics] = []
         for program, part, read_only, numbers in zip(self.programs, own, frozen, constants, strict=True):
             read = tuple(tensors[name] for name in program.reads)
-            if parts:  # what the program before needed is freed before this one starts
+            if parts:  # the memory of the program before is freed before this one starts
                 read, parts[-1] = jax.lax.optimization_barrier((read, parts[-1]))
             updated, written, values = program.function(part, read_only, read, rng, numbers)
             parts.append(updated)
@@ -78,17 +78,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class Call:
-    """A piece with what it is compiled for.
+    """A call of a piece with certain arguments on certain devices.
 
     Attributes:
+        piece: the piece.
         arguments: arrays or their shapes, see `Piece.arguments`.
         live: every tensor that exists when the piece starts, by name.
-        mesh: the devices that it runs on.
-        devices: among which the batch is divided; 1 if it is not.
-        signature: calls of one signature share an executable.
-        own: a sharding for each array of the parts of the state that it owns.
-        jitted: the piece on its mesh.
-        shapes: of what it gives: own parts, tensors written, metrics.
+        mesh: the devices on which the piece runs.
+        devices: the number of devices over which the batch is divided; 1 if it is not divided.
+        signature: calls with equal signatures share an executable.
+        own: a sharding for each array of the piece's parts of the state.
+        jitted: the jitted function of the piece on its mesh.
+        shapes: shapes of the results: own parts, tensors written, metrics.
     """
 
     piece: Piece
@@ -104,18 +105,18 @@ class Call:
     def lower(self) -> Any:
         """A `jax.stages.Lowered`."""
         with warnings.catch_warnings():
-            # A tensor at its last reader is of no use where nothing of its shape is written.
+            # A donated tensor is not used if the piece writes no tensor of the same shape.
             warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
             return self.jitted.lower(*self.arguments)
 
 
 def compile_lowered(lowered: Any, mesh: Mesh) -> Any:
-    """A `jax.stages.Compiled`, compiled as everything here is."""
+    """A `jax.stages.Compiled`, with the options of this file."""
     return lowered.compile(compiler_options=_cpu_options() if on_cpu(mesh) else {})
 
 
 def extra_names(programs: Sequence[Program]) -> tuple[str, ...]:
-    """Names of the tensors that programs read besides images and labels, and that no program writes."""
+    """Names of the extra tensors: programs read them, no program writes them, and they are not images or labels."""
     written = {"images", "labels", *(name for program in programs for name in program.writes)}
     return tuple(dict.fromkeys(name for program in programs for name in program.reads if name not in written))
 
@@ -135,20 +136,20 @@ def pieces_of(programs: Sequence[Program], form: str) -> tuple[Piece, ...]:
 
 
 def free(tensors: Tensors, piece: Piece) -> None:
-    """Remove the tensors that no piece after this one reads."""
+    """Removes the tensors that no piece after this one reads."""
     for name, last in zip(piece.reads, piece.last, strict=True):
         if last:
             del tensors[name]
 
 
 def on_cpu(mesh: Mesh) -> bool:
-    """Whether its devices are CPUs."""
+    """True if the devices of the mesh are CPUs."""
     return bool(mesh.devices.flat[0].platform == "cpu")
 
 
 def _cpu_options() -> dict[str, str]:
-    # Before 0.11 the CPU's compiler runs convolutions of 32 channels and more through a library that uses one core
-    # only, unless that library is limited to reductions; a step of ResNet-32 takes an eighth longer then.
+    # Before JAX 0.11 the CPU compiler runs convolutions of 32 channels and more through a library that uses only one
+    # core, and a step of ResNet-32 takes an eighth longer. These options limit the library to reductions.
     if tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11):
         return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     return {}

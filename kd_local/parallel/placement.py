@@ -1,7 +1,7 @@
-"""Which group of devices each piece of a step runs on.
+"""The placement of a step: the group of devices on which each piece runs.
 
-Pieces stay in order, so that a batch travels from group to group once. While a group works on one batch, the one before
-works on the next: the step's pace is that of its slowest group.
+Pieces stay in order, so that a batch goes from group to group once. While a group works on one batch, the group before
+it works on the next. The slowest group determines the speed.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from kd_local.sizes import tree_bytes
 
 
 def check_groups(pieces: int, groups: int) -> None:
-    """Check that each group can have a piece.
+    """Checks that each group can have a piece.
 
     Raises:
-        ValueError: more groups than pieces, or no group.
+        ValueError: there are more groups than pieces, or no group.
     """
     if not 1 <= groups <= pieces:
         raise ValueError(
@@ -25,37 +25,38 @@ def check_groups(pieces: int, groups: int) -> None:
 
 
 def check_placement(placement: Sequence[int] | None, pieces: int, groups: int) -> None:
-    """Check a placement, and without one that each group can have a piece.
+    """Checks a placement; without one, checks that each group can have a piece.
 
     Raises:
-        ValueError: see `check_groups`; or not a group for each piece, rising from 0, none left out.
+        ValueError: see `check_groups`; or the placement does not have one group per piece, in rising order from 0 and
+            with every group.
     """
     check_groups(pieces, groups)
     if placement is None:
         return
     if len(placement) != pieces or sorted(placement) != list(placement) or set(placement) != set(range(groups)):
         raise ValueError(
-            f"placement {tuple(placement)} of {pieces} pieces in {groups} groups: use a group for each piece, rising "
-            f"from 0 to {groups - 1}, none left out"
+            f"placement {tuple(placement)} of {pieces} pieces in {groups} groups: use one group per piece, rising from "
+            f"0 to {groups - 1}, with every group"
         )
 
 
 def balanced_placement(costs: Sequence[int] | Sequence[float], groups: int) -> tuple[int, ...]:
-    """The group of each piece, rising from 0, such that the most expensive group costs as little as possible.
+    """The group of each piece, in rising order from 0, such that the cost of the most expensive group is minimal.
 
     Args:
-        costs: of each piece, 0 or more, in any unit: operations, or seconds as measured.
-        groups: at least 1, at most as many as there are pieces; each has at least one.
+        costs: the cost of each piece, 0 or more, in any unit, such as operations or seconds.
+        groups: number of groups, from 1 to the number of pieces. Each group gets at least one piece.
 
     Raises:
-        ValueError: numbers out of range, see `check_groups` too.
+        ValueError: a cost is out of range; see also `check_groups`.
     """
     pieces = len(costs)
     check_groups(pieces, groups)
     if min(costs) < 0:
         raise ValueError(f"costs are {tuple(costs)}: use numbers of 0 or more")
-    # best[n]: cost of the most expensive group, sum of squares, and ends of the groups for the first n pieces. Between
-    # divisions with equal maximum, the sum of squares chooses the one whose groups are most even.
+    # best[n]: for the first n pieces, the cost of the most expensive group, the sum of squares, and the ends of the
+    # groups. Among divisions with the same maximum, the lowest sum of squares has the most even groups.
     ends = [0.0]
     for cost in costs:
         ends.append(ends[-1] + cost)

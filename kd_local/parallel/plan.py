@@ -1,4 +1,4 @@
-"""A training step before it is compiled: which piece runs on which group of devices, for which shapes."""
+"""The plan of a training step before it is compiled: the pieces, their devices and the shapes of their arguments."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,14 +25,14 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """A method's step on a mesh for one batch size. Nothing is lowered, compiled or run: the devices may be absent.
+    """A method's step on a mesh for one batch size. Nothing is lowered, compiled or run, so the devices may be absent.
 
     Attributes:
         mesh: the devices.
-        options: with the placement that was chosen, if none was given.
+        options: the options; `placement` is not None here.
         state, rng: shapes of the method's state and of the step's key.
-        batch: shapes of the tensors handed in with a batch: `images`, `labels` and the extra ones, by name.
-        calls: a call for each piece, in order.
+        batch: shapes of the tensors of a batch by name: `images`, `labels` and the extra tensors.
+        calls: one call per piece, in order.
     """
 
     mesh: Mesh
@@ -44,7 +44,7 @@ class StepPlan:
 
     @cached_property
     def groups(self) -> tuple[Mesh, ...]:
-        """The groups of devices, each a mesh."""
+        """The groups of devices, each as a mesh."""
         return groups(self.mesh)
 
     @property
@@ -55,7 +55,7 @@ class StepPlan:
 
     @property
     def metrics(self) -> tuple[tuple[str, str], ...]:
-        """The names of all metrics by program, sorted, such as `("module03", "loss")`."""
+        """The sorted pairs of a program's name and a metric's name, such as `("module03", "loss")`."""
         return tuple(
             sorted(
                 (program.name, metric)
@@ -74,7 +74,7 @@ class StepPlan:
         return tuple(map(tuple, names))
 
     def place(self, state: State) -> State:
-        """The state on the devices where the step needs it; arrays that are there already are not copied."""
+        """The state on the devices where the step needs it. Arrays that are already there are not copied."""
         shardings: dict[str, Any] = {}
         for call in self.calls:
             shardings.update(zip((program.name for program in call.piece.programs), call.own, strict=True))
@@ -104,20 +104,20 @@ def plan_step(
     mesh: Mesh | None = None,
     options: StepOptions = StepOptions(),
 ) -> StepPlan:
-    """Plan a method's step. Of all arrays only shapes and dtypes count: `jax.ShapeDtypeStruct` does as well.
+    """Plans a method's step. Arrays may be `jax.ShapeDtypeStruct`s: only shapes and dtypes matter.
 
     Args:
-        method: what to train.
+        method: the method to train.
         images: (batch, height, width, channels), float32.
         labels: (batch,), int32.
-        extra: tensors that the method's programs read besides, by name, see `kd_local.contract.Program`. The shapes of
-            `indices` and `epoch` are known without.
-        state: the method's state; if None, as `method.init` gives it for such images.
-        mesh: the devices, see `device_mesh`; one device if None.
+        extra: the extra tensors that the method's programs read, by name; see `kd_local.contract.Program`. `indices`
+            and `epoch` may be left out, because their shapes are known.
+        state: the method's state; None: the state that `method.init` returns for these images.
+        mesh: the devices, see `device_mesh`; None: one device.
         options: how the step is compiled and divided.
 
     Raises:
-        ValueError: see `check_step`; or a tensor that the method reads is missing.
+        ValueError: see `check_step`; or an extra tensor is missing.
     """
     mesh = device_mesh() if mesh is None else mesh
     check_step(method, mesh, options)
@@ -142,27 +142,27 @@ def plan_step(
 
 
 def check_step(method: Method, mesh: Mesh, options: StepOptions) -> None:
-    """Check that a method's step fits a mesh, without tracing anything.
+    """Checks that a method's step fits a mesh, without tracing anything.
 
     Raises:
-        ValueError: more groups than pieces, or a placement that does not fit them.
+        ValueError: there are more groups than pieces, or the placement does not fit them.
     """
     check_placement(options.placement, len(pieces_of(method.programs(), options.form)), len(groups(mesh)))
 
 
 def offered_tensors(batch: int) -> Tensors:
-    """Shapes of the tensors that the training loop offers besides images and labels: `indices` and `epoch`."""
+    """Shapes of the extra tensors that the training loop provides: `indices` and `epoch`."""
     return {"indices": jax.ShapeDtypeStruct((batch,), np.int32), "epoch": jax.ShapeDtypeStruct((), np.float32)}
 
 
 def select(tensors: Mapping[str, Any], extra: Sequence[str]) -> Tensors:
-    """Images, labels and the extra tensors of these names.
+    """Images, labels and the extra tensors with the names `extra`.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: a tensor is missing.
     """
     if missing := [name for name in extra if name not in tensors]:
-        raise ValueError(f"the step reads {', '.join(missing)} too: hand it in as extra={{{missing[0]!r}: ...}}")
+        raise ValueError(f"the step also reads {', '.join(missing)}: pass it as extra={{{missing[0]!r}: ...}}")
     return {name: tensors[name] for name in dict.fromkeys(("images", "labels", *extra))}
 
 
@@ -193,7 +193,7 @@ def _calls(
                 partial(_run, piece, normalising),
                 in_shardings=(own, replicated, *batch_shardings(arguments[2:4], mesh, size), replicated, replicated),
                 out_shardings=(own, batched, replicated),
-                keep_unused=True,  # memory_analysis reads the arguments' sizes; pruned ones would be missing
+                keep_unused=True,  # memory_analysis counts the arguments; pruned ones would be missing
                 donate_argnums=(0,) if on_cpu(mesh) else (0, 2),
             )
             shapes = jitted.eval_shape(*arguments)

@@ -1,7 +1,8 @@
-"""Parameters and optimizer state divided among the devices of the data axis, where each else holds a copy.
+"""Divides parameters and optimizer state over the devices of the data axis, instead of a copy on each device.
 
-Reference: Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models" (SC 2020): of the
-optimizer state its stage 1, of parameters too its stage 3. What gathers and scatters is the compiler's.
+Reference: Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter models" (SC 2020). To
+divide the optimizer state is its stage 1, to divide the parameters too its stage 3. The compiler inserts the
+communication.
 """
 
 from collections.abc import Mapping
@@ -16,15 +17,16 @@ from kd_local.parallel.mesh import DATA, on_every_device
 SHARDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"nothing": (), "optimizer": ("opt_state",), "state": ("opt_state", "params")}
 )
-"""The collections of each part of the state that are divided, by the name of the choice."""
+"""The choices of `shard` by name, each with the collections of a part of the state that are divided."""
 
 SMALLEST = 4096
-"""Arrays of fewer elements stay whole: to gather them costs more than a copy."""
+"""Arrays with fewer elements are not divided: gathering them would cost more than a copy."""
 
 
 def part_shardings(part: Any, mesh: Mesh, shard: str) -> Any:
-    """A sharding for each array of a part of the state. An array is divided along the longest of its dimensions that
-    the number of devices divides.
+    """A sharding for each array of a part of the state.
+
+    An array is divided along its longest dimension that is a multiple of the number of devices.
 
     Args:
         part: `{"params": ..., "batch_stats": ..., "opt_state": ...}` of arrays or their shapes.

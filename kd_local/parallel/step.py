@@ -29,19 +29,20 @@ class CompiledStep:
     and on accelerators the batch, are donated: they may not be used afterwards. To keep a state, copy it first:
     `jax.tree.map(jnp.copy, state)`.
 
-    On a mesh of several groups of devices (`device_mesh`) each piece runs on the devices of its group, where its part
-    of the state is. Calls return at once, and nothing flows back from a later module: while a group works on one
-    batch, the group before it works on the next. The results are those of one device.
+    On a mesh of several groups of devices (`device_mesh`), each piece runs on the devices of its group, where its part
+    of the state is. Calls return before the devices have finished, and no gradient flows back from a later module.
+    Therefore, while a group works on one batch, the group before it works on the next. The results are the same as on
+    one device.
 
     Attributes:
         plan: shapes, placement, and the names of programs and metrics.
-        executables: a `jax.stages.Compiled` for each piece; equal pieces of one group share one.
+        executables: a `jax.stages.Compiled` for each piece. Equal pieces of one group share an executable.
     """
 
     plan: StepPlan
     executables: tuple[Any, ...]
     _constants: tuple[tuple[Array, ...], ...]
-    # Copies of the parts that no program owns (teachers), by name and group, each with the part that was copied.
+    # Parts that no program owns (teachers), by name and group: the part that was copied, and the copy.
     _copies: dict[tuple[str, int], tuple[Any, Any]]
 
     def __call__(
@@ -54,12 +55,12 @@ class CompiledStep:
         *,
         watch: Watch | None = None,
     ) -> tuple[State, dict[str, Metrics]]:
-        """Take a step.
+        """Takes one step.
 
         Args:
-            state: as `method.init` or an earlier step returned it; on a mesh of several devices see `place`.
+            state: the result of `method.init` or of an earlier step; on a mesh of several devices see `place`.
             images: a batch of the size that the step was compiled for, on the devices of the first group.
-            labels: of these images.
+            labels: the labels of these images.
             rng: the key of this step.
             extra: the tensors of `plan.batch` besides images and labels, by name.
             watch: called after each piece is dispatched.
@@ -96,8 +97,8 @@ class CompiledStep:
             except (RuntimeError, ValueError) as error:
                 if "deleted" in str(error) or "donated" in str(error):
                     raise ValueError(
-                        f"{piece.name} is given arrays that an earlier step has used up: use the state that the step "
-                        "returned, or keep a copy before the step, jax.tree.map(jnp.copy, state)"
+                        f"{piece.name} got arrays that were donated to an earlier step: use the state that this step "
+                        "returned, or copy the state before the step, jax.tree.map(jnp.copy, state)"
                     ) from error
                 raise
             del arguments, frozen
@@ -110,16 +111,18 @@ class CompiledStep:
         return state, metrics
 
     def place(self, state: State) -> State:
-        """The state on the devices where the step needs it; arrays that are there already are not copied."""
+        """The state on the devices where the step needs it. Arrays that are already there are not copied."""
         return self.plan.place(state)
 
     def for_batch(self, size: int) -> "CompiledStep":
-        """The same step, with the same placement, compiled for another number of images, such as those of an epoch's
-        last batch. Teachers are copied to each group once for both."""
+        """The same step with the same placement, compiled for another batch size, such as that of the last batch.
+
+        Both steps share the copies of teachers on each group.
+        """
         return _compile(self.plan.for_batch(size), self._copies)
 
     def _copy(self, state: State, name: str, group: int) -> Any:
-        """A part that is only read, on the devices of a group; copied once if no program owns it."""
+        """A part that programs only read, on the devices of a group. It is copied once if no program owns it."""
         part = state[name]
         if len(self.plan.groups) == 1:
             return part
@@ -141,7 +144,7 @@ def compile_step(
     mesh: Mesh | None = None,
     options: StepOptions = StepOptions(),
 ) -> CompiledStep:
-    """Compile a method's training step for the shapes of a batch. Arguments and errors are those of `plan_step`.
+    """Compiles a method's training step for the shapes of a batch. Arguments and errors are those of `plan_step`.
 
     >>> step = compile_step(method, images, labels)  # doctest: +SKIP
     >>> state, metrics = step(state, images, labels, rng)  # doctest: +SKIP
@@ -150,15 +153,15 @@ def compile_step(
 
 
 def compile_plan(plan: StepPlan) -> CompiledStep:
-    """Compile a step that was planned."""
+    """Compiles a planned step."""
     return _compile(plan, {})
 
 
 def _compile(plan: StepPlan, copies: dict[tuple[str, int], tuple[Any, Any]]) -> CompiledStep:
     executables: dict[Hashable, Any] = {}
     for call in plan.calls:
-        # One after another: the CPU's compiler uses all cores by itself, and executables that were compiled at once
-        # from several threads ran a seventh slower (ResNet-32, K=16, R0; with R1E two fifths).
+        # One after another: the CPU compiler uses all cores by itself. Executables that several threads compiled at the
+        # same time ran a seventh slower (ResNet-32, K=16, R0), or two fifths slower with R1E.
         if call.signature not in executables:
             executables[call.signature] = compile_lowered(call.lower(), call.mesh)
     constants = tuple(

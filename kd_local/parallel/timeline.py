@@ -1,8 +1,8 @@
-"""Which group of devices worked on which batch, and when, as seen from the host.
+"""Records which group of devices worked on which batch, and when, as seen from the host.
 
-A thread for each group waits for the results of the pieces that were dispatched to it, one after another. A piece
-starts when its group is free and the tensors that it reads are ready. Only a profiler shows the work of its devices in
-between.
+For each group a thread waits for the results of the pieces that were dispatched to it, one after another. A piece
+starts when its group is free and the tensors that it reads are ready. The work of the devices within a piece is visible
+only in a profiler.
 """
 
 import statistics
@@ -24,9 +24,9 @@ class Span:
     """A piece's work on one batch.
 
     Attributes:
-        group: of devices, from 0.
-        piece: its name.
-        batch: from 0.
+        group: index of the group of devices, from 0.
+        piece: the piece's name.
+        batch: index of the batch, from 0.
         start, end: seconds since the recording began.
     """
 
@@ -39,11 +39,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What several steps did, and when.
+    """The work of several steps.
 
     Attributes:
-        spans: by batch, then by start.
-        seconds: until all results were ready.
+        spans: the pieces' spans, sorted by batch, then by start.
+        seconds: time until all results were ready.
     """
 
     spans: tuple[Span, ...]
@@ -65,7 +65,7 @@ class Timeline:
 
 
 def recorded(plan: StepPlan, run: Callable[[Watch], object]) -> Timeline:
-    """The timeline of the steps of a plan that `run` takes, each called with the `watch` that `run` is given."""
+    """The timeline of some steps of a plan. `run(watch)` takes the steps and passes `watch` to each of them."""
     seen: list[tuple[int, str, int, float, Future[float]]] = []
     executors = [ThreadPoolExecutor(1) for _ in plan.groups]
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Arrays moved to devices and between groups of them, whether one process sees all devices or several share them."""
+"""Moves arrays to devices and between groups of devices, in one process or in several that share the devices."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from kd_local.parallel.mesh import batch_shardings
 
 
 def move(tree: Any, shardings: Any) -> Any:
-    """A pytree of arrays on other devices; at once, as the arrays become ready.
+    """A pytree of arrays on other devices. The call returns before the arrays are moved.
 
     Args:
-        tree: arrays, of numpy or of JAX, PRNG keys among them. Of several processes each holds the same ones where a
-            single process could read them, and else its share: from one group of devices to another it stays in the
-            process.
-        shardings: one for all arrays, or one for each.
+        tree: numpy arrays, JAX arrays or PRNG keys. With several processes, an array whose devices all belong to this
+            process must have equal values in all processes. Of an array that spans the processes, each process moves
+            its own part.
+        shardings: one sharding for all arrays, or one for each.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
@@ -25,18 +25,19 @@ def move(tree: Any, shardings: Any) -> Any:
 
 
 def put_rows(tree: Any, mesh: Mesh, batch: int) -> Any:
-    """A pytree of a batch's arrays on the devices of all processes, from the rows that this one has.
+    """A pytree of a batch's arrays on the devices of all processes, from the rows of this process.
 
     Args:
-        tree: numpy arrays of these rows: a part, or the whole batch where each device computes the whole; and scalars,
-            which all processes have.
+        tree: numpy arrays of this process's rows, or of the whole batch if each device computes the whole batch; and
+            scalars, equal in all processes.
         mesh: the devices, see `batch_shardings`.
-        batch: the rows of all processes.
+        batch: number of rows of all processes together.
     """
     shardings = batch_shardings(tree, mesh, batch)
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
-    # JAX counts this as implicit, `device_put` as explicit; the latter would compare the processes' values each time.
+    # JAX's transfer guard counts this call as an implicit transfer. `device_put` would be an explicit one, but it would
+    # compare the values of the processes each time.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(
             lambda rows, sharding: jax.make_array_from_process_local_data(
@@ -63,7 +64,7 @@ def _move(leaf: Any, sharding: NamedSharding) -> Any:
 
 
 def _between_groups(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """A copy to each device, or each device's part to the one at the same place in the other group."""
+    """Copies a whole array to each device, or each device's part to the device at the same position in the group."""
     shards = {shard.device: shard.data for shard in leaf.addressable_shards}
     if leaf.is_fully_replicated and sharding.is_fully_replicated:
         here = next(iter(shards.values()))

@@ -116,7 +116,7 @@ def test_cached_logits_take_the_teachers_place():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after["student"], expected["student"]
     )
-    with pytest.raises(ValueError, match="the step reads teacher0_logits too: hand it in as extra="):
+    with pytest.raises(ValueError, match="the step also reads teacher0_logits: pass it as extra="):
         step(cached)
 
 

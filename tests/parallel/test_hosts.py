@@ -42,13 +42,13 @@ def test_what_cannot_be_started_is_refused_at_once(arguments, text):
 
 def test_a_coordinator_that_is_not_there(port):
     started = time.monotonic()
-    with pytest.raises(hosts.HostsError, match=f"^nobody listened at localhost:{port} for 1 s: start process 0 there"):
+    with pytest.raises(hosts.HostsError, match=f"^nothing listened at localhost:{port} for 1 s: start process 0 there"):
         hosts.start(f"localhost:{port}", 2, 1, heartbeat_seconds=10, start_seconds=1)
     assert 1 <= time.monotonic() - started < 5
 
 
 def test_a_port_that_is_taken(port):
-    text = rf"^process 0 cannot listen on port {port} \(Address already in use\): use another one"
+    text = rf"^process 0 cannot listen on port {port} \(Address already in use\): use another port"
     with socket.create_server(("", port)), pytest.raises(hosts.HostsError, match=text):
         hosts.start(f"localhost:{port}", 2, 0, heartbeat_seconds=10, start_seconds=1)
 
@@ -70,7 +70,7 @@ def chained(cause: Exception) -> Exception:
         (jax.errors.JaxRuntimeError("UNAVAILABLE: Failed to send RPC to coordination service."), True),
         (chained(hosts.LossError("process 1 was lost")), True),
         (chained(ValueError("shapes differ")), False),
-        (hosts.HostsError("process 1 did not come within 3 s"), False),
+        (hosts.HostsError("process 1 did not arrive within 3 s"), False),
         (KeyError("Gloo all-reduce failed"), False),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
         (None, False),

@@ -75,5 +75,5 @@ def test_the_placement_is_by_multiply_adds_unless_given():
     # Another batch size keeps the placement: the state stays where it is.
     assert plan.for_batch(3).placement == plan.placement
     for wrong in ((0, 1), (0, 0, 0, 0), (1, 0, 0, 1), (0, 0, 1, 2)):
-        with pytest.raises(ValueError, match="of 4 pieces in 2 groups: use a group for each piece, rising from 0 to 1"):
+        with pytest.raises(ValueError, match="of 4 pieces in 2 groups: use one group per piece, rising from 0 to 1"):
             plan_step(method, images, labels, mesh=device_mesh(1, 2), options=StepOptions(placement=wrong))

@@ -118,7 +118,9 @@ def test_two_processes_compute_and_decide_as_one(port):
         assert said[7] == [{"step": 7, "of": 0}]
         own, others = ["KeyError", "'mine'", True], ["HostsError", f"process {1 - index}: 'mine'", True]
         assert said[8:10] == ([others, own] if index == 0 else [own, others])
-        assert said[10:-1] == ([["process 1 did not come within 1 s: see what it does", False]] if index == 0 else [])
+        assert said[10:-1] == (
+            [["process 1 did not arrive within 1 s: look at its output", False]] if index == 0 else []
+        )
         assert said[-1] == ["end"]
 
 
@@ -202,7 +204,7 @@ def test_a_process_that_waits_for_others_in_vain(port):
     (status, said, err) = finish([start_program("nothing", 0, port, 1)])[0]
     assert (status, said) == (1, [])
     assert err.splitlines()[-1] == (
-        f"error: not all processes came together at localhost:{port} within 1 s: start all of them"
+        f"error: not all processes connected at localhost:{port} within 1 s: start all of them"
     )
     assert time.monotonic() - started < 20
 
