@@ -69,7 +69,7 @@ class CompiledStep:
             The state after the step; the metrics of each program by its name.
 
         Raises:
-            ValueError: a batch of another size, a missing tensor, or a state that an earlier step has used up.
+            ValueError: a batch of another size, a missing tensor, or a state that was donated to an earlier step.
         """
         state, batch = dict(state), len(images)
         tensors = select({"images": images, "labels": labels, **extra}, tuple(self.plan.batch))

@@ -20,7 +20,7 @@ def port() -> int:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"processes": 2}, "coordinator is None, processes is 2, index is None: give all three, or none where"),
+        ({"processes": 2}, "coordinator is None, processes is 2, index is None: give all three, or none under"),
         ({"coordinator": "node0:1234"}, "coordinator is 'node0:1234', processes is None, index is None: give all"),
         ({"coordinator": "node0", "processes": 2, "index": 0}, "coordinator is 'node0': use HOST:PORT, such as"),
         ({"coordinator": ":1234", "processes": 2, "index": 0}, "coordinator is ':1234': use HOST:PORT"),

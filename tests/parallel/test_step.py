@@ -101,12 +101,12 @@ def test_another_batch_size_is_another_step():
     jax.tree.map(np.testing.assert_array_equal, small(state, images[:2], labels[:2], KEY), expected)
 
 
-def test_a_state_that_was_used_up_is_named():
+def test_a_donated_state_is_refused():
     images, labels = batch()
     step, state = compile_step(METHOD, images, labels), METHOD.init(KEY, images)
     kept = jax.tree.map(jnp.copy, state)
     step(state, images, labels, KEY)
-    with pytest.raises(ValueError, match=r"^module00 is given arrays .* use the state that the step returned, or"):
+    with pytest.raises(ValueError, match=r"^module00 got arrays that were donated .* use the state that this step"):
         step(state, images, labels, KEY)
     step(kept, images, labels, KEY)
 
