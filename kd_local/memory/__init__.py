@@ -1,4 +1,4 @@
-"""Predicts, measures and plans the memory of a training step: on a device, for a number of modules."""
+"""Predicts and measures the memory of a training step, and chooses cuts of a network by it."""
 
 from kd_local.memory.balance import MeasuredCut, balance
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords

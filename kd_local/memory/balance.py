@@ -1,9 +1,10 @@
 """Chooses the boundaries that minimise a step's peak memory as the compiler reports it.
 
-There are far too many cuts to compile. The search starts from the cut of equal layers, whose modules it measures. Then
-it repeats: find the cut with the lowest estimated peak (`search.py`), compile its modules, and scale the estimates
-(`estimates.py`) by the lowest ratio of measured to estimated memory. It ends when no estimate is below the best
-measured cut. The result is measured, but need not be optimal: an estimate that is still too high hides its cut.
+There are far too many cuts to compile all. The search starts from the cut of equal layers and measures its modules: it
+compiles them and reads the compiler's report. Then it repeats: find the cut with the lowest estimated peak
+(`search.py`), measure its modules, and scale the estimates (`estimates.py`) by the lowest ratio of measured to
+estimated memory. The search ends when no estimate is below the best measured cut. The result is measured, but it may
+not be optimal, because an estimate that is too high hides its cut.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +21,10 @@ from kd_local.networks import Network
 
 COMPILATIONS = 40
 NEAR = 1.25
-"""With `enough`, a cut is worth measuring if its estimate is below this multiple of it."""
+"""With `enough`, a cut is measured only if its estimate is below `NEAR * enough`."""
 
 Make = Callable[[Sequence[str]], ContSup]
-"""Gives the method whose network is cut after the blocks of these names."""
+"""Returns the method whose network is cut after the blocks with these names."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +64,24 @@ def balance(
 ) -> MeasuredCut:
     """The cut of a network with the lowest peak that the search found (see `footprint`).
 
-    It is never worse than the cut of equal layers, which is measured first. The same arguments give the same
-    boundaries, whichever records are known.
+    Its peak is never higher than with equal layers, which are measured first. The same arguments give the same
+    boundaries, whatever `records` contains.
 
     Args:
-        make: gives the method for boundaries; all else must be the same.
+        make: returns the method for given boundaries; nothing else may differ.
         network: the network that the method cuts.
         modules: the number of modules.
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices of the target.
         target: the devices to compile for.
-        records: compilations that are known already; new ones are added.
-        compilations: the most different modules to measure, besides those of the cut of equal layers.
+        records: known compilations; new ones are added.
+        compilations: limit on the number of different modules to measure, besides those of the cut of equal layers.
         enough: stop at the first cut that needs at most this many bytes of one device, or when no estimate is below
             `NEAR` times this number.
 
     Raises:
-        ValueError: fewer than one module or more than the network has blocks, fewer than one image, or a negative
-            number of compilations.
+        ValueError: the number of modules is below 1 or above the number of blocks, there is no image, or the number of
+            compilations is negative.
     """
     if compilations < 0:
         raise ValueError(f"compilations is {compilations}: use 0, which keeps the cut of equal layers, or more")
@@ -104,7 +105,7 @@ def balance(
         seen.add(promising)
         calls, kinds = plan_for(make(promising), shape, batch, target.mesh).calls, estimates.kinds(promising)
         state = estimates.state + sum(estimates.of(kind).state for kind in kinds)
-        # The largest first: if it is too large, the others need not be compiled.
+        # Largest module first: if it is too large, the others need not be compiled.
         for call, kind in sorted(zip(calls, kinds, strict=True), key=lambda pair: need(pair[1]), reverse=True):
             if call.signature not in found:
                 if len(found) == limit:
@@ -120,8 +121,9 @@ def balance(
 
 
 def _needs(estimates: Estimates, measured: dict[ModuleKind, int]) -> Callable[[ModuleKind], int]:
-    """Bytes that each kind of module needs besides the state of all modules: measured, or estimated and scaled."""
+    """The function from a kind of module to its bytes besides the state of all modules: measured, or estimated."""
     known = dict(measured)
-    # The lowest ratio: an estimate that is too low costs compilations, one that is too high may hide the best cut.
+    # The lowest ratio, because an estimate that is too low costs compilations, and one that is too high may hide the
+    # best cut.
     scale = min(need / estimates.of(kind).need for kind, need in known.items())
     return cache(lambda kind: known[kind] if kind in known else int(scale * estimates.of(kind).need))

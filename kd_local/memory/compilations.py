@@ -1,4 +1,4 @@
-"""Records of compilations, keyed by the code that was compiled: the same code for the same target is compiled once."""
+"""Records of compilations by the compiled code, so that the same code is compiled once for a target."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from kd_local.parallel import Call, compile_lowered
 
 @dataclass(frozen=True)
 class CompilationRecord:
-    """What the compiler reports about an executable; sizes are bytes of one device.
+    """The compiler's report on an executable. Sizes are bytes of one device.
 
     Attributes:
         temp_bytes: temporary memory.
@@ -67,7 +67,7 @@ class CompilationRecords:
         path: the file, to which new records are appended; None keeps them in memory only.
 
     Attributes:
-        compiled: how many pieces were compiled, rather than found.
+        compiled: number of pieces that were compiled because they had no record.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -77,7 +77,7 @@ class CompilationRecords:
         self._by_digest: dict[str, CompilationRecord] = {} if path is None else _read(path)
 
     def of(self, call: Call, target: Target) -> CompilationRecord:
-        """The record of a piece, which is compiled if it is not known."""
+        """The record of a piece. The piece is compiled if it has no record."""
         found = self._by_signature.get(call.signature)
         if found is None:
             found = self._by_signature[call.signature] = self._find(call, target)
@@ -105,7 +105,7 @@ def _compiler(target: Target) -> str:
         return f"{target.mesh.devices.flat[0].device_kind} jaxlib {jaxlib.__version__}"
     try:
         return f"libtpu {version('libtpu')}"
-    except PackageNotFoundError:  # TPU machines may bring their own, without metadata
+    except PackageNotFoundError:  # the libtpu of a TPU machine may have no metadata
         return f"libtpu jaxlib {jaxlib.__version__}"
 
 

@@ -1,7 +1,7 @@
-"""Estimates of the memory that a module of a cut network needs, from shapes alone; nothing is compiled.
+"""Estimates the memory that a module of a cut network needs, from shapes only; nothing is compiled.
 
-A module needs its tensors, and its temporary memory besides the state of all modules. The temporary memory is estimated
-as the activations that gradients save up to a layer, plus two tensors of the size of the largest activation.
+Besides the state of all modules, a module needs its tensors and temporary memory. The temporary memory is estimated as
+the activations that gradients save up to a layer, plus two tensors of the size of the largest activation.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,12 @@ from kd_local.state import new_part
 
 @dataclass(frozen=True)
 class ModuleKind:
-    """The properties of a module that decide its memory: modules of equal kind need equally much.
+    """The properties of a module that determine its memory. Modules of the same kind need the same memory.
 
     Attributes:
-        position: its number, up to the first one that has all contexts; -1 for the last module.
-        blocks: a number for each of its blocks; equal blocks with equal inputs have equal numbers.
+        position: the module's number; modules with all contexts share the number of the first of them; -1 for the last
+            module.
+        blocks: a number for each block of the module; equal blocks with equal inputs have equal numbers.
         sources: inputs of earlier modules that can be its contexts, the most recent first.
     """
 
@@ -43,8 +44,8 @@ class Estimate:
     """Estimated bytes of one device for a module.
 
     Attributes:
-        need: its tensors and temporary memory, without the state of any module.
-        state: parameters, statistics and optimizer state of its head, decoder and context networks.
+        need: the module's tensors and temporary memory, without the state of any module.
+        state: parameters, statistics and optimizer state of the module's head, decoder and context networks.
     """
 
     need: int
@@ -88,12 +89,12 @@ class Estimates:
         return max(len(_recent(module)) for module in self._modules)
 
     def kind(self, number: int, start: int, end: int, sources: tuple[Shape, ...]) -> ModuleKind:
-        """The kind of module `number`, which has the blocks from `start` to before `end`."""
+        """The kind of module `number` with the blocks `start` to `end - 1`."""
         last = end == len(self.network)
         return ModuleKind(-1 if last else min(number, self._recent + 1), self._blocks[start:end], sources)
 
     def next_sources(self, sources: tuple[Shape, ...], start: int) -> tuple[Shape, ...]:
-        """The sources of the module after one that starts at this block and has these sources."""
+        """The sources of a module, if the module before it has the sources `sources` and starts at block `start`."""
         return (self._inputs[start], *sources)[: self._recent]
 
     def kinds(self, boundaries: Sequence[str]) -> list[ModuleKind]:
@@ -139,10 +140,10 @@ class _Layer:
     """Bytes of a block, a head, a decoder or a context network.
 
     Attributes:
-        saved: activations that its gradient saves.
-        largest: the largest of them.
+        saved: activations that the layer's gradient saves.
+        largest: the largest of these activations.
         state: parameters, statistics and optimizer state.
-        output: the shape of its output.
+        output: the shape of the output.
     """
 
     saved: int
@@ -162,7 +163,7 @@ def _layer(optimizer: optax.GradientTransformation, module: nn.Module, *inputs: 
     variables = jax.eval_shape(partial(init_block, module), jax.eval_shape(lambda: jax.random.key(0)), *inputs)
     state = jax.eval_shape(lambda variables: new_part(by_block({"": variables}), optimizer), variables)
     output, saved = jax.eval_shape(gradient, variables, *inputs)
-    # Parameters are saved too, but have no batch.
+    # Saved parameters are left out: they have no batch.
     sizes = [tree_bytes(leaf) for leaf in saved if leaf.shape[:1] == inputs[0].shape[:1]]
     return _Layer(sum(sizes), max(sizes, default=0), tree_bytes(state), output)
 

@@ -12,7 +12,7 @@ from kd_local.networks import Network
 from kd_local.sizes import shown_bytes
 
 MakeRemat = Callable[[Sequence[str], bool], ContSup]
-"""Gives the method whose network is cut after the blocks of these names, rematerialised or not."""
+"""Returns the method whose network is cut after the blocks with these names, rematerialised or not."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Fit:
     Attributes:
         modules: the number of modules.
         boundaries: names of the blocks after which the network is cut.
-        remat: whether the method is rematerialised.
-        footprint: what its step needs.
+        remat: True if the method is rematerialised.
+        footprint: the memory of its step.
     """
 
     modules: int
@@ -44,25 +44,25 @@ def fit(
     records: CompilationRecords | None = None,
     compilations: int = COMPILATIONS,
 ) -> Fit:
-    """The smallest number of modules whose step fits, balanced, and rematerialised only if necessary.
+    """The smallest number of modules whose step fits, with balanced boundaries, rematerialised only if necessary.
 
-    The number of modules is doubled until a step fits, then bisected: as a rule, more modules have a lower peak.
+    The number of modules is doubled until a step fits, then bisected, because more modules usually have a lower peak.
 
     Args:
-        make: gives the method for boundaries, rematerialised or not; all else must be the same. Without boundaries it
-            has one module: end to end.
+        make: returns the method for given boundaries, rematerialised or not; nothing else may differ. Without
+            boundaries the method has one module: end to end.
         network: the network that the method cuts.
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices of the target.
         target: the devices to compile for.
-        budget: bytes of one device; None for the memory of the target.
-        remats: values of `remat` to try in this order for each number of modules.
-        records: compilations that are known already; new ones are added.
+        budget: bytes of one device; None: the memory of a device of the target.
+        remats: values of `remat` to try, in this order, for each number of modules.
+        records: known compilations; new ones are added.
         compilations: limit for each number of modules, see `balance`.
 
     Raises:
-        ValueError: nothing fits; the message has the lowest peak that was found and its largest contributions. Or the
-            budget is below one byte, or None for a target of unknown memory, or `remats` is empty.
+        ValueError: nothing fits (the message has the lowest peak found and its largest contributions), the budget is
+            below one byte, there is no budget and the target's memory is unknown, or `remats` is empty.
     """
     if budget is None:
         budget = target.capacity
@@ -89,14 +89,14 @@ def fit(
         )
 
     def fitting(modules: int) -> tuple[int, bool] | None:
-        """This number of modules with the first of `remats` that makes them fit."""
+        """The number of modules and the first of `remats` with which they fit; None if none fits."""
         for remat in remats:
             tried[modules, remat] = search(modules, remat, budget)
             if tried[modules, remat].peak_bytes <= budget:
                 return modules, remat
         return None
 
-    # From below: few modules have few cuts, many take long to balance.
+    # Starts with few modules, which have few cuts. Many modules take long to balance.
     too_few, modules = 0, 1
     while (best := fitting(modules)) is None and modules < len(network):
         too_few, modules = modules, min(2 * modules, len(network))

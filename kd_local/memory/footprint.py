@@ -104,7 +104,7 @@ def footprint(
         batch: images of a step, over all devices of the target.
         target: the devices to compile for.
         options: how the step is compiled and divided.
-        records: compilations that are known already; new ones are added.
+        records: known compilations; new ones are added.
 
     Raises:
         ValueError: see `plan_for`.
@@ -123,7 +123,7 @@ def footprint(
 
 
 def compiled_peak(step: CompiledStep) -> int:
-    """The peak memory of a compiled step in bytes of one device, the largest over the groups of devices."""
+    """The peak memory of a compiled step in bytes of one device: the largest peak of the groups of devices."""
     plan = step.plan
     found = {
         call.signature: CompilationRecord.of_executable(executable)
@@ -146,18 +146,18 @@ def floor_bytes(
 ) -> int:
     """A lower bound, in bytes of one device, for any form of a method's step that does not recompute convolutions.
 
-    Each program needs the state of all programs and the activations of the smallest block that it trains. It also needs
-    the tensors that it reads or writes, and those kept for later programs. The bound is the largest of these sums.
-    Nothing is compiled.
+    Each program needs the state of all programs, the activations of the smallest block that it trains, the tensors that
+    it reads or writes, and the tensors kept for later programs. The bound is the largest of these sums. Nothing is
+    compiled.
 
     Args:
         method: the method.
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices of the target.
         target: the devices to compile for.
-        own: bytes of these activations on one device by the program's name, see `own_activations`; programs that train
-            no block are left out.
-        options: how the state is divided among devices; the form is ignored.
+        own: bytes on one device of the activations of each program's smallest block, by the program's name, see
+            `own_activations`; without programs that train no block.
+        options: how the state is divided over the devices; the form is ignored.
 
     Raises:
         ValueError: see `plan_for`.
@@ -173,12 +173,12 @@ def plan_for(
     """The plan of a method's step for `batch` images of `shape` (height, width, channels; float32).
 
     Raises:
-        ValueError: fewer than one image, or a method that reads a cache; see `kd_local.parallel.plan_step` too.
+        ValueError: there is no image, or the method reads a cache; see also `kd_local.parallel.plan_step`.
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}: use 1 or more images")
     if missing := [name for name in extra_names(method.programs()) if name not in offered_tensors(batch)]:
-        raise ValueError(f"the step reads {', '.join(missing)}, which only training has: measure it without a cache")
+        raise ValueError(f"the step reads {', '.join(missing)} from a cache: measure its memory without a cache")
     images, labels = jax.ShapeDtypeStruct((batch, *shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
     return plan_step(method, images, labels, mesh=mesh, options=options)
 
@@ -187,7 +187,7 @@ def piece_footprints(calls: Sequence[Call], found: dict[Hashable, CompilationRec
     """The memory of one device, in bytes, while each of these calls runs.
 
     Args:
-        calls: calls of pieces that run on the same devices. Only their programs count in the state.
+        calls: calls of pieces that run on the same devices. The state is that of their programs.
         found: compilation records by the calls' signatures.
     """
     state = _state(calls)
@@ -224,5 +224,5 @@ def _carried(call: Call) -> int:
 
 
 def _tensor_bytes(tensors: Any, devices: int) -> int:
-    """Bytes of one device, where the batch is divided among `devices` and scalars are not."""
+    """Bytes of tensors on one device. The batch is divided over `devices`; scalars are copied."""
     return sum(tree_bytes(leaf) // (devices if leaf.shape else 1) for leaf in jax.tree.leaves(tensors))

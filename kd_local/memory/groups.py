@@ -1,6 +1,6 @@
-"""Memory and time of each group of devices, if the modules of a network are divided among groups.
+"""Memory and time of each group of devices, if the modules of a network are divided over groups.
 
-The compiler reports both; nothing is executed, so the devices need not be present.
+Both are computed from the compiler's reports. Nothing is executed, so the devices may be absent.
 """
 
 from dataclasses import dataclass, replace
@@ -14,14 +14,14 @@ from kd_local.parallel import StepOptions, transfers_between_groups
 
 @dataclass(frozen=True)
 class GroupFootprint:
-    """Memory and time of a group of devices; bytes are of one of its devices.
+    """Memory and time of a group of devices. Bytes are those of one device of the group.
 
     Attributes:
         pieces: names of the pieces that run on the group.
-        peak_bytes: peak while its largest piece runs, without batches that wait for the group.
-        arriving_bytes: bytes of one waiting batch. At most as many batches wait as are in flight.
-        seconds: lower bound for the time of its pieces, one after another. Each takes at least the time of its
-            floating-point operations, and at least the time of its memory traffic; see `CompilationRecord` and
+        peak_bytes: peak while the group's largest piece runs, without batches that wait for the group.
+        arriving_bytes: bytes of one waiting batch. The number of waiting batches is at most that of batches in flight.
+        seconds: lower bound for the time of the group's pieces, one after another. A piece takes at least the time of
+            its floating-point operations, and at least the time of its memory traffic; see `CompilationRecord` and
             `Target`. None if the speed of the target is not known.
 
     Reference:
@@ -51,7 +51,7 @@ def group_footprints(
         batch: images of a step, over all devices of a group.
         target: the devices, with a mesh from `kd_local.parallel.device_mesh`.
         options: how the step is compiled, divided and placed.
-        records: compilations that are known already; new ones are added.
+        records: known compilations; new ones are added.
 
     Raises:
         ValueError: see `kd_local.memory.footprint.plan_for`.

@@ -1,8 +1,8 @@
-"""Local learning in one function: the right numbers without the memory saving.
+"""Local learning as one function: it gives the same numbers without saving memory.
 
 The step is the gradient of the sum of all losses, with `jax.lax.stop_gradient` at the cuts. No gradient crosses a cut,
-so each module could finish and free its activations before the next one starts. But nothing in the function demands
-this order. XLA schedules many forward passes first, and keeps the activations of many modules at once.
+so each module could finish and free its activations before the next one starts. But nothing in the function requires
+this order. XLA schedules many forward passes first, and stores the activations of many modules at once.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ NAME = "network"
 
 @dataclass(frozen=True)
 class SummedLosses:
-    """Trains all modules of a cut network in one program, by the gradient of the sum of their losses.
+    """Trains all modules of a cut network in one program, with the gradient of the sum of their losses.
 
     It is a reference for measurements. Train with `kd_local.local.ContSup`, whose steps give the same numbers.
     """
@@ -34,7 +34,7 @@ class SummedLosses:
     optimizer: optax.GradientTransformation
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A fresh state with one part, which has an entry for each module; only shape and dtype of `images` count."""
+        """A new state with one part, which has an entry per module. Only the shape and dtype of `images` matter."""
         return {NAME: new_part(by_block(self.cut_network.init(rng, images)), self.optimizer)}
 
     def programs(self) -> tuple[Program, ...]:
@@ -53,11 +53,11 @@ class SummedLosses:
         return self.cut_network.logits(by_module(state[NAME]), images)
 
     def exits(self, state: State, images: Float[Array, "batch h w c"]) -> dict[str, Float[Array, "batch classes"]]:
-        """No other logits: the reference needs only those of the network."""
+        """Empty: the reference needs only the network's logits."""
         return {}
 
     def deployed(self, state: State) -> Mapping[str, Any]:
-        """The parameters of blocks and context networks."""
+        """The parameters of the blocks and of the context networks."""
         return {
             name: {key: value for key, value in params.items() if key not in ("head", "decoder")}
             for name, params in state[NAME]["params"].items()
@@ -70,7 +70,7 @@ class SummedLosses:
 
 
 def by_module(part: Mapping[str, Any]) -> dict[str, Variables]:
-    """The variables of all modules, as a cut network takes them, from a part or from its variables."""
+    """The variables of each module by its name, from the part of the state or from the part's variables."""
     return {name: of_block(part, name) for name in part["params"]}
 
 

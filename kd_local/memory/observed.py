@@ -1,8 +1,8 @@
-"""Measured peak memory of a training step, to compare with the predicted one.
+"""Measures the peak memory of a training step, to compare it with the prediction.
 
 On the CPU, convolutions use scratch memory that XLA's memory analysis does not count. The input gradient of a 3x3
-convolution with stride 2 uses most: up to 4.5 times the size of its result (ResNet-32, batch 256: 36 MiB). There the
-measured peak end to end is 7 % above the predicted one, and 38 % in 16 modules with context R0.
+convolution with stride 2 uses the most: up to 4.5 times the size of its result (ResNet-32, batch 256: 36 MiB). For this
+network the measured peak is 7 % above the prediction end to end, and 38 % above it with 16 modules and context R0.
 """
 
 import ctypes
@@ -37,21 +37,21 @@ def observed_peak(
 ) -> int | None:
     """Peak bytes of one device while real training steps run on it, with state and batch.
 
-    Call it once, in a process that has done nothing else. An accelerator reports the peak of the process. The peak on
-    the CPU is the resident memory of this process, less that before state and batch are placed, divided by the number
-    of devices, which share the memory. Executables, compilation and the set-up of the first step do not count. Freed
-    memory does not count either, although training keeps it: see `kd_local.allocator`.
+    Call this function once, in a process that has done nothing else. An accelerator reports the peak of the process. On
+    the CPU, the peak is the increase of this process's resident memory since before state and batch were placed,
+    divided by the number of devices, which share the memory. Executables, compilation and the set-up of the first step
+    do not count. Freed memory does not count either, although training keeps it: see `kd_local.allocator`.
 
     Args:
         method: the method.
         shape: height, width and channels of the images (float32).
         batch: images of a step, over all devices.
-        devices: number of devices among which the batch is divided.
+        devices: number of devices over which the batch is divided.
         options: how the step is compiled and divided.
         steps: number of steps to run.
 
     Returns:
-        Bytes; None on a CPU without Linux's /proc and on an accelerator that reports no statistics.
+        Bytes; None on a CPU without Linux's /proc, and on an accelerator that reports no statistics.
     """
     mesh = device_mesh(devices)
     plan = plan_for(method, shape, batch, mesh, options)
@@ -81,7 +81,7 @@ def observed_peak(
 
 
 def _ones(shapes: Any) -> Any:
-    # Ones, because pages of zeros that are never written use no memory.
+    # Not zeros: their pages would use no memory until they are written.
     return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
 
 
@@ -100,7 +100,7 @@ def _give_back_freed_memory() -> bool:
 
 
 def _reset_resident_peak() -> int:
-    """Resets the peak of resident memory when no more memory is being freed; returns the resident bytes."""
+    """Waits until no more memory is freed, resets the peak of resident memory, and returns the resident bytes."""
     before = None
     while before != (before := _trimmed()):
         time.sleep(0.2)  # a step's temporary memory is freed shortly after its results are ready

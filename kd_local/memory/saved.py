@@ -1,11 +1,11 @@
-"""Activations that reverse-mode differentiation saves between forward and backward pass, in bytes.
+"""Counts the activations that reverse-mode differentiation saves between forward and backward pass, in bytes.
 
-Memory is usually counted like this for frameworks that run operations one by one, as in the code of the ContSup
+For frameworks that run operations one by one, memory is usually counted in this way, as in the code of the ContSup
 authors: without parameters, gradients, optimizer state and temporary memory. A compiler may save less, or need more;
 `footprint` has the memory of executables.
 
 The saved activations are found in the traced code of a gradient. Operations of the backward pass have `transpose` in
-their name stacks; their inputs from other operations are saved.
+their name stacks. Their inputs that come from other operations are saved.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ _LINEAR = ("conv_general_dilated", "dot_general")
 def saved_bytes(objective: Objective, variables: Mapping[str, Any], *tensors: Any) -> int:
     """Bytes that the gradient of an objective with respect to parameters saves, each array counted once.
 
-    Parameters, statistics and arrays computed from them alone do not count. Tensors count if they are saved, such as
+    Parameters, statistics and arrays computed only from them do not count. `tensors` count if they are saved, such as
     the input of a module. Nothing is computed.
 
     Args:
@@ -55,8 +55,9 @@ def saved_activations(method: Method, shape: tuple[int, int, int], batch: int) -
     >>> max(saved_activations(local, (32, 32, 3), 8).values()) < max(whole.values())
     True
 
-    If programs run one after another, the largest value is what is saved at once. Arrays are counted as in
-    `saved_bytes`; the state and constants that a program reads do not count. Without a gradient the value is 0.
+    If programs run one after another, the largest value is the number of bytes saved at the same time. Arrays are
+    counted as in `saved_bytes`; the state and constants that a program reads do not count. A program without a gradient
+    has the value 0.
 
     Args:
         method: the method.
@@ -81,8 +82,8 @@ def saved_activations(method: Method, shape: tuple[int, int, int], batch: int) -
 def own_activations(network: Network, shape: tuple[int, int, int], batch: int) -> dict[str, int]:
     """The least bytes that each block's gradient needs besides the block's input, by the block's name.
 
-    These are the saved results of convolutions and matrix products in the block. The other saved activations can be
-    recomputed from them, or from the input, with less work.
+    These bytes are the saved results of the block's convolutions and matrix products. The other saved activations can
+    be recomputed from these results or from the input with less work.
 
     Args:
         network: the network with the blocks.

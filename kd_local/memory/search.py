@@ -1,4 +1,4 @@
-"""Dynamic programming over the blocks of a network: the boundaries with the lowest peak.
+"""Finds the boundaries with the lowest estimated peak by dynamic programming over the blocks of a network.
 
 The peak is the state of all modules plus the largest need of a module. Both depend on the boundaries.
 """
@@ -9,7 +9,8 @@ from jax import ShapeDtypeStruct as Shape
 
 from kd_local.memory.estimates import Estimates, ModuleKind
 
-# A cut of the first blocks: the largest need, the state of heads, decoders and context networks, the modules' ends.
+# A cut of the first blocks: the largest need of a module, the bytes of the state of heads, decoders and context
+# networks, and the modules' ends.
 _Cut = tuple[int, int, tuple[int, ...]]
 
 
@@ -19,13 +20,13 @@ def lowest_peak(
     """The boundaries of `modules` modules with the lowest peak; None if no peak is below `bound` bytes.
 
     Args:
-        estimates: for the network, its blocks and its contexts.
+        estimates: the estimates for the network.
         need: bytes that a kind of module needs besides the state of all modules.
         modules: the number of modules.
-        bound: bytes.
+        bound: upper limit of the peak in bytes.
     """
-    # The rest of a cut depends on the end of the first modules and on their last inputs. For each of these states,
-    # keep the cuts that no other one equals or undercuts in both numbers.
+    # The rest of a cut depends on the end of the first modules and on their last inputs. For each such pair, keep the
+    # cuts that no other cut equals or undercuts in both largest need and state.
     fronts: dict[tuple[tuple[Shape, ...], int], list[_Cut]] = {((), 0): [(0, 0, ())]}
     blocks = len(estimates.network)
     for number in range(modules):
@@ -55,5 +56,5 @@ def _insert(cuts: list[_Cut], cut: _Cut) -> None:
 
 
 def _dominates(one: _Cut, other: _Cut) -> bool:
-    # Of equal numbers the first boundaries: the result must not depend on the order of the search, and so on `bound`.
+    # If the numbers are equal, the first boundaries win, so that the result does not depend on the order of the search.
     return one[0] <= other[0] and one[1] <= other[1] and (one[2] <= other[2] or one[:2] != other[:2])

@@ -17,7 +17,7 @@ from kd_local.parallel import device_mesh
 
 # The smallest topology of each kind that the compiler accepts, under libtpu's name.
 _TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "v4": "v4:2x2x1"}
-# Of one chip, from the vendor's documentation. A device is a chip, or a core of a chip with two.
+# Values of one chip, from the vendor's documentation. A device is a chip, or one core of a chip with two cores.
 _GIB = 2**30
 _CAPACITY = {"v5e": 16 * _GIB, "v6e": 32 * _GIB, "v5p": 95 * _GIB, "v4": 32 * _GIB}
 # Peak values for bfloat16, in which TPUs compute float32 convolutions by default.
@@ -33,9 +33,9 @@ class Target:
 
     Attributes:
         name: one of `TARGETS`.
-        mesh: a mesh of its devices with the axis `data`.
-        devices: all its devices, from which to make other meshes.
-        present: whether steps can run on the devices.
+        mesh: a mesh of the target's devices with the axis `data`.
+        devices: all devices of the target, for other meshes.
+        present: True if steps can run on the devices.
         capacity: memory of one device in bytes; None if it is not known.
         flops_per_second, bytes_per_second: peak speed of one device, and of its memory; None if not known.
     """
@@ -50,11 +50,11 @@ class Target:
 
 
 def target(name: str = "local", *, devices: int = 1) -> Target:
-    """The target of this name, with a mesh of `devices` of its devices.
+    """The target with this name, with a mesh of `devices` of its devices.
 
     Raises:
-        ValueError: an unknown target, a GPU on a machine without one, or more devices than the target has.
-        ModuleNotFoundError: a TPU target, but the package `libtpu` is missing.
+        ValueError: the target is unknown, is `gpu` on a machine without a GPU, or has fewer devices.
+        ModuleNotFoundError: the target is a TPU, and the package `libtpu` is missing.
     """
     if name == "local":
         mesh = device_mesh(devices)
@@ -83,7 +83,7 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
 
 
 def _topology(kind: str) -> list[jax.Device]:
-    # Otherwise libtpu asks the cloud's metadata server for the TPU, and waits.
+    # Without this, libtpu asks the cloud's metadata server for the TPU, and waits.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # Several processes may compile at once.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
