@@ -20,14 +20,14 @@ from kd_local.precision import at_least_float32
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How images are varied in training, and how they are normalised.
+    """The random changes of images in training, and their normalisation.
 
     Attributes:
         padding: border of the image before the crop: `zero` is black, `reflect` mirrors the image without repeating its
             edge.
         pad: width of the border in pixels; 0 for no crop.
-        flip: whether each image is mirrored left to right with probability 1/2.
-        mean, std: of each channel, on the scale 0 to 255.
+        flip: if True, each image is mirrored left to right with probability 1/2.
+        mean, std: mean and standard deviation of each channel, on the scale 0 to 255.
 
     Raises:
         ValueError: an unknown padding, a negative pad, or `mean` and `std` without one finite number (`std` above 0)
@@ -67,8 +67,8 @@ def check_shape(augmentation: Augmentation, shape: tuple[int, ...]) -> None:
         )
     if augmentation.padding == "reflect" and augmentation.pad >= min(height, width):
         raise ValueError(
-            f"reflect padding of {augmentation.pad} pixels needs larger images, got "
-            f"{height}x{width}: use a smaller pad or zero padding"
+            f"images of {height}x{width} are too small for reflect padding of {augmentation.pad} pixels: "
+            "use a smaller pad, or zero padding"
         )
 
 
@@ -89,7 +89,7 @@ def normalise(
 
 
 def _look_up(padding: str, index: Int[Array, "n size"]) -> tuple[Int[Array, "n size"], Bool[Array, "n size"]]:
-    # Maps positions, from -pad to size - 1 + pad, to pixels of the image, and tells which positions are inside.
+    # For positions from -pad to size - 1 + pad: the pixels of the image, and whether the position is inside the image.
     last = index.shape[1] - 1
     if padding == "reflect":
         index = last - jnp.abs(last - jnp.abs(index))
@@ -131,8 +131,8 @@ def augment(
     rows, row_inside = _look_up(augmentation.padding, rows)
     columns, column_inside = _look_up(augmentation.padding, columns)
 
-    # On a CPU, one gather of whole pixels is fastest: two to three times as fast as a slice of each image, four to
-    # fifteen times as fast as products with one-hot matrices. With vmap, it stays on the device that holds the image.
+    # On a CPU, one gather of whole pixels is two to three times as fast as a slice of each image, and four to fifteen
+    # times as fast as products with one-hot matrices. With vmap, the gather stays on the device that has the image.
     def pick(image: UInt8[Array, "h w c"], row: Int[Array, " h"], column: Int[Array, " w"]) -> UInt8[Array, "h w c"]:
         return image.at[row.reshape(-1, 1), column.reshape(1, -1)].get(mode="clip")
 

@@ -12,7 +12,7 @@ NumberedBatch = tuple[int, UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, "
 
 
 def batches(split: Examples, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[NumberedBatch]:
-    """Endless steps from `start_step`, each with its images and labels; a function of seed and step alone.
+    """Yields `(step, images, labels)` for each step from `start_step` on, without end. Depends only on seed and step.
 
     >>> from kd_local.data import load
     >>> step, images, labels = next(batches(load("digits").train, seed=0, batch_size=64))

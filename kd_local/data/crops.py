@@ -28,12 +28,12 @@ def random_box(width: int, height: int, uniform: Float64[np.ndarray, "attempts 4
     attempt fits into the image, the result is the largest central part with a ratio within `RATIO`.
 
     Args:
-        width, height: of the image.
+        width, height: width and height of the image.
         uniform: random numbers in [0, 1), for each attempt: area, ratio, top, left.
 
     Reference:
-        Szegedy et al., "Going deeper with convolutions" (arXiv 1409.4842), section 6; as torchvision's
-        RandomResizedCrop does it.
+        Szegedy et al., "Going deeper with convolutions" (arXiv 1409.4842), section 6, as in torchvision's
+        RandomResizedCrop.
     """
     low, high = map(math.log, RATIO)
     for of_area, of_ratio, of_top, of_left in uniform.tolist():
@@ -48,10 +48,10 @@ def random_box(width: int, height: int, uniform: Float64[np.ndarray, "attempts 4
 
 
 def crop_numbers(seed: int, epoch: int, place: int) -> Float64[np.ndarray, "attempts 4"]:
-    """The random numbers of `random_crop` for the example at a place of the split, in an epoch.
+    """The random numbers of `random_crop` for one example in one epoch.
 
-    They are outputs of Philox 4x64 with the key (seed, epoch) from the counter (0, 0, place, 1). `epoch_order` uses
-    other counters of that key.
+    They are outputs of Philox 4x64 with the key (seed, epoch) from the counter (0, 0, place, 1), where `place` is the
+    example's index in the split. `epoch_order` uses other counters of this key.
     """
     philox = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, place, 1], np.uint64))
     # Keeps 53 bits, the precision of a float64.
@@ -64,8 +64,8 @@ def random_crop(
     """A random part of an image (see `random_box`), resized to a square by bilinear interpolation.
 
     If the crop of a JPEG is at least twice as large as the square in both directions, the image is decoded at 1/2, 1/4
-    or 1/8 of its size, so that the crop is not smaller than the square. This is several times as fast. The decoder then
-    averages pixels that the resizing would average otherwise.
+    or 1/8 of its size, such that the crop is not smaller than the square. This is several times as fast. The decoder
+    then averages pixels that would otherwise be averaged by the resizing.
 
     Raises:
         Exception: an error of Pillow for bytes that are not an image.
@@ -85,9 +85,10 @@ def random_crop(
 
 
 def central_crop(encoded: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The central square of an image whose shorter side is resized to 8/7 of the square's side, bilinearly.
+    """The central square of an image, after its shorter side is resized to 8/7 of the square's side, bilinearly.
 
-    That is 256 for a square of 224. JPEGs are decoded at their full size, as in other implementations.
+    For a square of 224 pixels the shorter side is 256. JPEGs are decoded at their full size, as in other
+    implementations.
 
     Raises:
         Exception: an error of Pillow for bytes that are not an image.

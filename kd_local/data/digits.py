@@ -4,8 +4,8 @@ They are the 1,797 scans of the test part of "Optical Recognition of Handwritten
 E. Alpaydin and C. Kaynak (UCI Machine Learning Repository, 1998,
 https://doi.org/10.24432/C50P49), licensed CC BY 4.0
 (https://creativecommons.org/licenses/by/4.0/), as returned by scikit-learn's `load_digits`.
-`digits.npz` holds them in that order, unchanged, with values from 0 to 16 (`images` and `labels`),
-and the two splits as indices (`train` and `test`): the result of scikit-learn 1.9.1 for
+`digits.npz` has the scans in this order, unchanged, with values from 0 to 16 (`images` and `labels`),
+and the indices of the two splits (`train` and `test`), which scikit-learn 1.9.1 chose by
 `train_test_split(numpy.arange(1797), test_size=360, stratify=labels, random_state=0)`.
 """
 

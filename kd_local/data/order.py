@@ -1,6 +1,6 @@
-"""The order of training examples as a function of seed and step.
+"""The order of training examples, which depends only on seed and step.
 
-Training can therefore resume at any step, with the step as its only state.
+Therefore training can resume at any step, and needs only the step to find the next batch.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def _check_seed(seed: int) -> None:
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Number of batches that hold all examples once; the last one may be smaller.
+    """Number of batches in one pass over all examples. The last batch may be smaller.
 
     Raises:
         ValueError: a batch size below 1 or above the number of examples.
@@ -58,7 +58,7 @@ _order = lru_cache(maxsize=1)(epoch_order)
 
 
 def indices_at(examples: int, *, seed: int, batch_size: int, step: int) -> Int64[np.ndarray, " batch"]:
-    """Indices of the examples in the batch of one step, counted from 0 over all epochs: the batch of `batch_indices`.
+    """Indices of the examples in the batch of a step, as in `batch_indices`. Steps count from 0 over all epochs.
 
     The order of the last epoch is cached.
     """
@@ -67,7 +67,7 @@ def indices_at(examples: int, *, seed: int, batch_size: int, step: int) -> Int64
 
 
 def batch_indices(examples: int, *, seed: int, batch_size: int, start_step: int = 0) -> Iterator[NumberedIndices]:
-    """Endless steps from `start_step`, each with the indices of its examples in the training split.
+    """Yields each step from `start_step` on, without end, with the indices of its examples in the training split.
 
     Raises:
         ValueError: see `steps_per_epoch` and `epoch_order`; or a negative step. Raised by the call, not by the first
@@ -92,7 +92,7 @@ def _batch_indices(
 
 
 def evaluation_steps(examples: int, batch_size: int) -> int:
-    """Number of batches of equal size that hold all examples once; the last one is padded.
+    """Number of batches of equal size in one pass over all examples. The last batch is padded.
 
     Raises:
         ValueError: a batch size below 1.

@@ -23,7 +23,7 @@ _PACKAGES = {"tensorflow_datasets": "tensorflow-datasets", "array_record": "arra
 
 
 class DataError(ValueError):
-    """Examples cannot be read or decoded, or their reader ended."""
+    """Examples cannot be read or decoded, or a process that reads them ended."""
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def _installed(module: str) -> bool:
 
 
 def _how_to_prepare(name: str, data_dir: Path) -> str:
-    # Preparing, unlike reading, needs tensorflow, and packages that tensorflow-datasets does not declare.
+    # To prepare data needs tensorflow and packages that tensorflow-datasets does not declare. To read them does not.
     return (
         "prepare it once, on any machine with a network and pip install tensorflow "
         "tensorflow-datasets array_record importlib_resources scipy: "
@@ -73,7 +73,7 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def is_there(name: str, data_dir: str | Path | None = None) -> bool:
-    """Whether a data set is prepared, in any format."""
+    """True if the data set is prepared, in any format."""
     if data_dir is None and not _installed("tensorflow_datasets"):
         return False
     return bool(_versions(_root(data_dir) / name))
@@ -82,7 +82,7 @@ def is_there(name: str, data_dir: str | Path | None = None) -> bool:
 def find(name: str, data_dir: str | Path | None = None) -> Path:
     """The folder of the newest prepared version of a data set, such as `data_dir/cifar10/3.0.2`.
 
-    `data_dir` is by default that of tensorflow-datasets: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+    The default of `data_dir` is the folder of tensorflow-datasets: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
     Raises:
         FileNotFoundError: the data set is not prepared there.
@@ -94,7 +94,7 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
     versions = _versions(root / name)
     if not versions:
         raise FileNotFoundError(
-            f"no prepared {name} in {root / name}: give the data_dir that holds {name}/, or "
+            f"no prepared {name} in {root / name}: give the data_dir that contains {name}/, or "
             + _how_to_prepare(name, root)
         )
     folder = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
@@ -119,8 +119,8 @@ class Contents:
     """The metadata of a prepared data set.
 
     Attributes:
-        shape: height, width and channels of its images; None for a side that differs between images.
-        classes: labels are from 0 to `classes - 1`.
+        shape: height, width and channels of the images; None for a side that differs between images.
+        classes: number of classes; labels are from 0 to `classes - 1`.
         examples: number of examples of each split.
     """
 
@@ -163,8 +163,8 @@ class PreparedSplit:
         split: name of the split, such as `train`.
 
     Attributes:
-        shape: height, width and channels of its images; None for a side that differs between images.
-        classes: labels are from 0 to `classes - 1`.
+        shape: height, width and channels of the images; None for a side that differs between images.
+        classes: number of classes; labels are from 0 to `classes - 1`.
 
     Raises:
         FileNotFoundError: a file of the split is missing.
@@ -193,14 +193,14 @@ class PreparedSplit:
         self._labels: Int32[np.ndarray, " n"] | None = None
 
     def __reduce__(self) -> tuple[type["PreparedSplit"], tuple[Path, str]]:
-        # A process that unpickles it opens the files again.
+        # A process that unpickles this object opens the files again.
         return PreparedSplit, self._origin
 
     def __len__(self) -> int:
         return len(self._records)
 
     def labels(self) -> Int32[np.ndarray, " n"]:
-        """All labels; no image is decoded. They are read at the first call only.
+        """All labels. They are read at the first call; no image is decoded.
 
         Raises:
             ValueError: a record cannot be read; the message names it.
@@ -213,7 +213,7 @@ class PreparedSplit:
         return self._labels
 
     def encoded(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes, int]]:
-        """Yields the index, the encoded image and the label of these examples, in this order.
+        """Yields `(index, encoded image, label)` for each of `indices`, in this order.
 
         Raises:
             ValueError: a record cannot be read; the message names it.
@@ -224,14 +224,16 @@ class PreparedSplit:
     def examples(
         self, indices: Integer[np.ndarray, " n"] | None = None
     ) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
-        """Images and labels of these examples (by default all) in this order; all images must have one shape.
+        """Images and labels of the examples `indices`, by default all, in this order. All images must have one shape.
 
         Raises:
             ValueError: a record cannot be read or decoded, which the message names, or the shapes differ.
         """
         shape = tuple(side for side in self.shape if side is not None)
         if len(shape) < len(self.shape):
-            raise ValueError(f"{self._origin[0]} holds images of shape {self.shape}: read them with a StreamedSplit")
+            raise ValueError(
+                f"the images in {self._origin[0]} differ in shape ({self.shape}): read them with a StreamedSplit"
+            )
         wanted = list(range(len(self))) if indices is None else indices.tolist()
         images = np.empty((len(wanted), *shape), np.uint8)
         labels = np.empty(len(wanted), np.int32)
@@ -273,10 +275,10 @@ class PreparedSplit:
             raise self.damaged(index, f"it cannot be read: {error}") from error
 
     def damaged(self, index: int, reason: str) -> DataError:
-        """An error for the caller to raise. It names a record and its fault."""
+        """The error for a damaged record, with its file and the reason. The caller raises it."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         record = index - (int(self._ends[shard - 1]) if shard else 0)
         return DataError(
-            f"record {record} of {self._files[shard]}: {reason}. Copy that file again, or remove "
-            "its folder and prepare it again"
+            f"record {record} of {self._files[shard]}: {reason}. Copy this file again, or remove "
+            "its folder and prepare the data set again"
         )

@@ -1,4 +1,4 @@
-"""Specifications of data sets: of those known by name, and of others from their prepared folders."""
+"""Specifications of data sets: a table of known names, and the metadata of prepared folders."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +10,16 @@ from kd_local.errors import unknown
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What is known about a data set before its examples are read.
+    """The properties of a data set that are known before its examples are read.
 
     Attributes:
-        shape: height, width and channels of its images, as batches give them.
+        shape: height, width and channels of the images in a batch.
         classes: number of classes.
-        train, test: number of training and of test examples: of the prepared data set, or as published if it is not
-            prepared.
-        augmentation: the usual augmentation of its images.
-        streamed: whether images are read when they are needed; otherwise they are held in memory.
-        test_split: name in the folder of the split that is used for testing.
+        train, test: numbers of training and of test examples in the prepared data set, or the published numbers if it
+            is not prepared.
+        augmentation: the usual augmentation for the data set.
+        streamed: True if images are read when they are needed, False if they are held in memory.
+        test_split: name of the folder's split that is used for testing.
     """
 
     shape: tuple[int, int, int]
@@ -38,11 +38,11 @@ IMAGE_SIZE = 224
 """Default size of streamed images, in pixels."""
 
 LARGEST_HELD = 128
-"""Largest side, in pixels, of images held in memory, for data sets that have no name here."""
+"""Largest side, in pixels, of images that are held in memory, for data sets that are not in this table."""
 
 _HALF = (127.5, 127.5, 127.5)
 _IMAGENET = Augmentation(
-    pad=0,  # random crops are taken earlier, from images of the original size
+    pad=0,  # random crops are made before this, from images of the original size
     flip=True,
     mean=(0.485 * 255, 0.456 * 255, 0.406 * 255),
     std=(0.229 * 255, 0.224 * 255, 0.225 * 255),
@@ -79,7 +79,7 @@ DATASETS = {
         classes=10,
         train=1_437,
         test=360,
-        # Mean and std of the training split. No flips: a mirrored digit is another sign.
+        # Mean and std of the training split. No flips: a mirrored digit is not a digit.
         augmentation=Augmentation(padding="zero", pad=1, flip=False, mean=(77.89,), std=(95.87,)),
     ),
     "imagenet2012": DatasetSpec(
@@ -109,11 +109,11 @@ DATASETS = {
 
 
 def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> DatasetSpec:
-    """The specification of a data set: read from its folder in `data_dir`; by its name if it is not prepared there.
+    """The specification of a data set, from its folder in `data_dir` or, if it is not prepared there, from its name.
 
     Args:
-        name: of the data set.
-        data_dir: the folder that holds prepared data sets.
+        name: name of the data set.
+        data_dir: the folder of prepared data sets.
         image_size: size of streamed images in pixels; None for `IMAGE_SIZE`.
 
     Raises:
@@ -139,7 +139,7 @@ def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> D
         height, width, _ = spec.shape
         raise ValueError(f"image_size {image_size} for {name}: its images stay {height}x{width}, leave image_size out")
     if image_size < 1:
-        raise ValueError(f"image_size {image_size}: use 1 or more pixels, as {IMAGE_SIZE}")
+        raise ValueError(f"image_size {image_size}: use 1 or more pixels, such as {IMAGE_SIZE}")
     return replace(spec, shape=(image_size, image_size, 3))
 
 
@@ -159,7 +159,7 @@ def _with_numbers(name: str, spec: DatasetSpec, folder: Path) -> DatasetSpec:
 
 
 def _read_spec(folder: Path) -> DatasetSpec:
-    """The specification of a prepared data set that has no name here."""
+    """The specification of a prepared data set that is not in the table."""
     contents = prepared.contents(folder)
     test_split = next((split for split in ("test", "validation") if split in contents.examples), None)
     if "train" not in contents.examples or test_split is None:

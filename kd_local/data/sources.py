@@ -1,7 +1,7 @@
-"""Loads data sets of labelled images: known ones by name, other prepared ones, or arrays.
+"""Loads data sets of labelled images: known data sets by name, other prepared data sets, or arrays.
 
-Small images of one shape are held in memory, others are read when they are needed, all as uint8. They are augmented and
-normalised on the device.
+Images are uint8. Small images of one shape are held in memory; others are read when they are needed. They are augmented
+and normalised on the device.
 """
 
 import math
@@ -30,10 +30,10 @@ def describe(
     train_examples: int | None = None,
     validation_examples: int = 0,
 ) -> DatasetSpec:
-    """The specification of the data that `load` returns for these arguments; `train` is the size of its training split.
+    """The specification of the data that `load` returns for these arguments. `train` is the size of its training split.
 
-    No example is read. The numbers are those of the folder; a data set that is known by name and is not prepared has
-    its published ones.
+    No example is read. The numbers of examples are those of the folder, or the published ones for a known data set that
+    is not prepared.
 
     Raises:
         ValueError, FileNotFoundError, ModuleNotFoundError: see `load`.
@@ -58,20 +58,20 @@ def load(
     >>> len(digits.train), digits.train.shape, digits.classes
     (1437, (8, 8, 1), 10)
 
-    - STL-10 has its labelled examples only, and SVHN has no `extra`. `test` of ImageNet is its validation split.
+    - STL-10 has only its labelled examples, and SVHN has no `extra`. ImageNet is tested on its validation split.
     - Any other name is a folder in `data_dir`, or `name/config`. It needs the features `image` and `label`, the split
       `train`, and one of the splits `test` and `validation`, which is used for testing.
     - Images of one shape of at most 128 pixels are held in memory. Their augmentation crops from a border of 1/8 of the
       image and does not flip. All other images are a `StreamedSplit` with the augmentation of ImageNet.
-    - Training and validation examples are chosen in the class proportions of the training split, always in the same
-      way. To choose examples of a streamed split, all its labels are read, and therefore all its files.
+    - Training and validation examples have the class proportions of the training split, and the choice is always the
+      same. To choose examples of a streamed split, all its labels are read, and therefore all its files.
 
     Args:
         name: name in tensorflow-datasets; `digits` is part of the package.
         data_dir: folder in which tensorflow-datasets prepared the data set; see `prepared.find`.
         image_size: size of the images of a `StreamedSplit` in pixels; by default 224.
-        workers: processes of each iterator over a `StreamedSplit`; by default one for each core, at most 16. Images in
-            memory need none.
+        workers: number of processes of each iterator over a `StreamedSplit`; by default one per core, at most 16.
+            Images in memory need none.
         train_examples: number of training examples; by default all that are not held out.
         validation_examples: number of examples of the training split to hold out; by default none.
 
@@ -79,7 +79,7 @@ def load(
         ValueError: an unknown name, a `data_dir` for `digits`, an `image_size` for images in memory, a number out of
             range, or prepared data that is damaged or does not match its name.
         FileNotFoundError: the data set, or one of its files, is missing.
-        ModuleNotFoundError: a package that reads it is missing.
+        ModuleNotFoundError: a package that is needed to read the data set is missing.
 
     Reference:
         Augmentation of CIFAR-10, STL-10 and SVHN: code of the authors of ContSup (arXiv 2312.07636). CIFAR-100:
@@ -87,7 +87,7 @@ def load(
         means of torchvision's models.
     """
     if workers is not None and workers < 0:
-        raise ValueError(f"workers {workers}: use 1 or more processes, 0 to decode in this one, or None by default")
+        raise ValueError(f"workers {workers}: use 1 or more, 0 to decode in this process, or None for the default")
     spec = look_up(name, data_dir, image_size)
     check_limits(spec.train, train_examples, validation_examples)
     if name == INCLUDED:
@@ -144,8 +144,8 @@ def from_arrays(
 
     Args:
         train: images and labels.
-        test: likewise, with the same `h`, `w` and `c`.
-        classes: number of classes; by default one more than the largest label.
+        test: images and labels, with the same `h`, `w` and `c`.
+        classes: number of classes; by default the largest label plus 1.
         augmentation: by default no crops or flips, with the mean and standard deviation of the training images.
         train_examples: see `load`.
         validation_examples: see `load`.
@@ -157,7 +157,7 @@ def from_arrays(
     train_split, test_split = _checked("train", *train), _checked("test", *test)
     shape, test_shape = train_split.images.shape[1:], test_split.images.shape[1:]
     if shape != test_shape:
-        raise ValueError(f"train images are {shape}, but test images {test_shape}: resize or crop one of them")
+        raise ValueError(f"train images are {shape}, but test images are {test_shape}: resize or crop one of them")
     largest = int(max(train_split.labels.max(), test_split.labels.max()))
     if classes is None:
         classes = largest + 1

@@ -15,7 +15,7 @@ from kd_local.data.augmentation import Augmentation
 from kd_local.data.order import NumberedIndices, batch_indices, evaluation_steps
 
 TrainingBatch = tuple[int, Int64[np.ndarray, " batch"], UInt8[np.ndarray, "rows h w c"], Int32[np.ndarray, " rows"]]
-"""The step, the indices of the whole batch in the training split, and images and labels of this process's rows."""
+"""The step, the indices of the whole batch in the training split, and the images and labels of this process's rows."""
 
 PaddedBatch = tuple[UInt8[np.ndarray, "rows h w c"], Int32[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]
 """Images, labels and mask of this process's rows; the mask is False for padding."""
@@ -26,8 +26,8 @@ class HostShare:
     """The share of each batch that one of several processes loads.
 
     Attributes:
-        process, processes: number of the process, from 0, and number of processes.
-        devices: number of devices of all processes, among which a batch is divided.
+        process, processes: index of the process, from 0, and number of processes.
+        devices: number of devices, of all processes together, over which a batch is divided.
 
     Raises:
         ValueError: `process` is not below `processes`, or there are no devices.
@@ -40,21 +40,23 @@ class HostShare:
     def __post_init__(self) -> None:
         if self.processes < 1 or not 0 <= self.process < self.processes:
             raise ValueError(
-                f"process {self.process} of {self.processes}: use 1 or more processes, and a number from 0 to "
+                f"process {self.process} of {self.processes}: use 1 or more processes, and an index from 0 to "
                 "processes - 1"
             )
         if self.devices < 1:
-            raise ValueError(f"a batch divided among {self.devices} devices: use 1 or more")
+            raise ValueError(f"a batch is divided over {self.devices} devices: use 1 or more")
 
     def rows(self, batch: int) -> slice:
-        """This process's rows of a batch. They are all rows if `devices` does not divide the batch: every device then
-        computes the whole batch."""
+        """This process's rows of a batch: all rows if `devices` does not divide the batch.
+
+        In this case every device computes the whole batch.
+        """
         if batch % self.devices:
             return slice(0, batch)
         return slice(batch * self.process // self.processes, batch * (self.process + 1) // self.processes)
 
     def evaluation_rows(self, step: int, batch_size: int) -> range:
-        """The indices in the split of this process's rows of an evaluation batch; the last extends past the end."""
+        """This process's rows of an evaluation batch, as indices in the split. The last batch extends past its end."""
         rows = self.rows(batch_size)
         return range(step * batch_size + rows.start, step * batch_size + rows.stop)
 
@@ -66,13 +68,13 @@ WHOLE = HostShare()
 class Examples(Protocol):
     """A split of labelled images, in memory or streamed.
 
-    The batches of a streamed split come from worker processes, which start with the call. A caller that does not read
-    a generator to its end must close it.
+    The batches of a streamed split come from worker processes, which the call starts. A caller that does not read a
+    generator to its end must close it.
     """
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the images, as batches give them."""
+        """Height, width and channels of the images in a batch."""
         ...
 
     def __len__(self) -> int: ...
@@ -80,7 +82,7 @@ class Examples(Protocol):
     def training_batches(
         self, *, seed: int, batch_size: int, start_step: int = 0, share: HostShare = WHOLE
     ) -> Generator[TrainingBatch, None, None]:
-        """Endless steps from `start_step`, a function of seed and step alone; see `batch_indices`.
+        """Yields a batch for each step from `start_step` on, without end; see `batch_indices`.
 
         Raises:
             ValueError: see `batch_indices`. Raised by the call, not by the first batch.
@@ -88,8 +90,9 @@ class Examples(Protocol):
         ...
 
     def evaluation_batches(self, batch_size: int, share: HostShare = WHOLE) -> Generator[PaddedBatch, None, None]:
-        """All examples once, in order, in batches of equal size. The last batch is padded with black images of label
-        0, whose mask is False.
+        """Yields all examples once, in order, in batches of equal size.
+
+        The last batch is padded with black images of label 0, whose mask is False.
 
         Raises:
             ValueError: a batch size below 1. Raised by the call, not by the first batch.
@@ -99,7 +102,7 @@ class Examples(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images (0 to 255) in memory, as `Examples`."""
+    """Labelled images in memory, with pixels from 0 to 255. It implements `Examples`."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
@@ -146,7 +149,7 @@ class Split:
 class Data:
     """A data set: its training, test and optional validation split.
 
-    Labels are from 0 to `classes - 1`. `augmentation` is the usual one for training.
+    Labels are from 0 to `classes - 1`. `augmentation` is the usual augmentation for training.
     """
 
     name: str
@@ -161,7 +164,7 @@ def check_limits(available: int, train_examples: int | None, validation_examples
     """Checks the numbers of training and validation examples.
 
     Raises:
-        ValueError: a number is negative, or both together exceed `available`, or no training example is left.
+        ValueError: a number is negative, the two together exceed `available`, or no training example is left.
     """
     held_out = operator.index(validation_examples)
     if not 0 <= held_out < available:
@@ -174,7 +177,7 @@ def check_limits(available: int, train_examples: int | None, validation_examples
     limit, left = operator.index(train_examples), available - held_out
     if not 1 <= limit <= left:
         raise ValueError(
-            f"train_examples {limit} of {left} training examples ({available} less {held_out} for "
+            f"train_examples {limit} of {left} training examples ({available} minus {held_out} for "
             f"validation): use 1 to {left}, or None for all of them"
         )
 
@@ -184,11 +187,11 @@ def choose_examples(
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " validation"]]:
     """Indices of training and of validation examples, both in rising order.
 
-    Both have the class proportions of `labels`, up to one or two examples of each class. A smaller choice is contained
-    in a larger one. The numbers must pass `check_limits`.
+    Both have the class proportions of `labels`, up to one or two examples of each class. A larger choice contains every
+    smaller one. The numbers must pass `check_limits`.
     """
-    # Spread each class, in a fixed random order, evenly over 0 to 1. Any run of examples in the order of these places
-    # has the class proportions of the whole.
+    # Each class is spread evenly over 0 to 1, in a fixed random order. In the order of these places, any sequence of
+    # consecutive examples has the class proportions of the whole.
     random = np.argsort(np.random.Philox(key=0).random_raw(len(labels)), kind="stable")
     places = np.empty(len(labels))
     for label in np.unique(labels):

@@ -1,9 +1,9 @@
 """Streams labelled images of any size: worker processes read, decode and crop them.
 
-The workers are those of grain. An element of its pipeline is the batch of one step. As with images in memory, a batch
-is a function of seed and step: the order of an epoch depends on (seed, epoch), and the crop of an example on (seed,
-epoch, its index in the split). Therefore the step in a checkpoint is the whole state of the pipeline. A run that
-resumes in the middle of an epoch, with any number of workers, gets the next batch without reading earlier ones.
+The library grain runs the workers. An element of its pipeline is the batch of one step. As with images in memory, a
+batch depends only on seed and step: the order of an epoch depends on (seed, epoch), and the crop of an example on
+(seed, epoch, index in the split). Therefore the step in a checkpoint is the whole state of the pipeline. A run that
+resumes in the middle of an epoch, with any number of workers, gets the next batch without reading earlier batches.
 
 Flips and normalisation are done on the device (`Augmentation`).
 """
@@ -34,14 +34,14 @@ from kd_local.data.prepared import DataError, PreparedSplit
 from kd_local.data.splits import WHOLE, HostShare, PaddedBatch, TrainingBatch
 
 Decoded = tuple[UInt8[np.ndarray, "rows size size 3"], Int32[np.ndarray, " rows"]]
-"""Images and labels of a process's rows of a batch."""
+"""The images and labels of a process's rows of a batch."""
 
 
 class StreamedSplit:
-    """A split of a prepared data set, or some of its examples, as `Examples` that are read when they are needed.
+    """A split of a prepared data set, or some examples of it, read when they are needed. It implements `Examples`.
 
-    An image is a random part of the stored one in training, see `random_crop`, and its central part in evaluation, see
-    `central_crop`. Grey and CMYK images become RGB.
+    In training an image is a random part of the stored image, see `random_crop`; in evaluation it is the central part,
+    see `central_crop`. Grey and CMYK images become RGB.
 
     Args:
         prepared: the split. Each worker opens its files again.
@@ -64,7 +64,7 @@ class StreamedSplit:
         chosen: Int64[np.ndarray, " n"] | None = None,
     ) -> None:
         if image_size < 1:
-            raise ValueError(f"image_size {image_size}: use 1 or more pixels, as 224")
+            raise ValueError(f"image_size {image_size}: use 1 or more pixels, such as 224")
         if workers < 0:
             raise ValueError(f"workers {workers}: use 1 or more processes, or 0 to decode in this one")
         _grain()
@@ -76,18 +76,18 @@ class StreamedSplit:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the images, as batches give them."""
+        """Height, width and channels of the images in a batch."""
         return self._records.size, self._records.size, 3
 
     def training_batches(
         self, *, seed: int, batch_size: int, start_step: int = 0, share: HostShare = WHOLE
     ) -> Generator[TrainingBatch, None, None]:
-        """See `Examples`. The workers start with the call. They end with `close()`, an error, or the generator.
+        """See `Examples`. The call starts the workers. They end at `close()`, at an error, or with the generator.
 
         Raises:
             ValueError: see `batch_indices`; raised by the call.
-            DataError: a record cannot be read or decoded, which the message names, or a worker was killed; raised with
-                a batch.
+            DataError: a record cannot be read or decoded (the message names it), or a worker was killed; raised when a
+                batch is requested.
         """
         steps = batch_indices(len(self), seed=seed, batch_size=batch_size, start_step=start_step)
         source = _TrainingBatches(self._records, share, seed, batch_size)
@@ -127,7 +127,7 @@ def _padded(
 
 @dataclass(frozen=True, eq=False)
 class _Records:
-    """The chosen records of a split, and the size of their images."""
+    """The chosen records of a split, with the size of the images to make."""
 
     prepared: PreparedSplit
     chosen: Int64[np.ndarray, " n"] | None
@@ -137,8 +137,10 @@ class _Records:
         return len(self.prepared if self.chosen is None else self.chosen)
 
     def batch(self, places: Int64[np.ndarray, " n"], rows: int, crop: Callable[[bytes, int], np.ndarray]) -> Decoded:
-        """The examples at these places of the split, with images from `crop(encoded, place)`; other rows are black
-        with label 0."""
+        """The examples at these places of the split, with images from `crop(encoded, place)`.
+
+        Rows without an example are black and have label 0.
+        """
         images = np.zeros((rows, self.size, self.size, 3), np.uint8)
         labels = np.zeros(rows, np.int32)
         records = places if self.chosen is None else self.chosen[places]
@@ -192,13 +194,13 @@ class _EvaluationBatches:
 
 
 class _Stream:
-    """The batches of a source in order, from a step; workers prepare the next ones in the background."""
+    """The batches of a source in order, from step `start` on. Workers prepare the next batches in the background."""
 
     def __init__(self, source: _TrainingBatches | _EvaluationBatches, start: int, workers: int) -> None:
         grain = _grain()
         if workers and source.records.chosen is not None:
-            # One copy for all workers. It also keeps the data that start a worker small: if a worker is killed before
-            # it has read them, the process that writes them to it would wait forever.
+            # One copy for all workers. It also keeps the data that start a worker small: if a worker were killed before
+            # it had read large data, the process that writes them would wait forever.
             records = replace(source.records, chosen=_shared(source.records.chosen))
             source = replace(source, records=records)
         at_once = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -212,11 +214,11 @@ class _Stream:
             self._start_workers()
 
     def _start_workers(self) -> None:
-        # Workers inherit the mask. Ctrl-C reaches all processes of a terminal, but only the main one may handle it.
+        # Workers inherit the mask. Ctrl-C reaches all processes of a terminal, but only the main process may handle it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            # Starts the workers now. If the iterator starts them with the first batch and is closed too early, it
-            # loses track of some.
+            # Starts the workers now. If the iterator started them with the first batch and were closed too early, some
+            # workers would not be stopped.
             self._iterator.get_state()
             self._iterator.start_prefetch()
         finally:
@@ -229,13 +231,13 @@ class _Stream:
             if (code := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))) is None:
                 raise
             raise DataError(f"a worker process that decodes images ended: {_cause(int(code[1]))}") from error
-        # Copied: a caller that keeps the batch must not hold shared memory.
+        # Copied, so that a caller that keeps the batch does not keep shared memory.
         return np.array(images), np.array(labels)
 
     def close(self) -> None:
         if self._iterator is not None:
             self._iterator.close()
-        # Freed now: its destructor would close it again, too late at the end of a program.
+        # Freed now, because its destructor would close it again, which is too late at the end of a program.
         self._iterator = None
 
 
@@ -250,7 +252,7 @@ def _close_all() -> None:
 
 
 def _shared(array: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """A copy in shared memory, which is freed with the copy."""
+    """A copy in shared memory. The shared memory is freed with the copy."""
     copy = _grain().multiprocessing.SharedMemoryArray(array.shape, array.dtype)
     copy[:] = array
     copy.unlink_on_del()
@@ -259,9 +261,9 @@ def _shared(array: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
 
 def _cause(code: int) -> str:
     if code == -signal.SIGKILL:
-        return "it was killed, as when memory runs out: use fewer workers or a smaller batch"
+        return "it was killed, probably because memory ran out: use fewer workers or a smaller batch"
     if code == -signal.SIGBUS:
-        return "/dev/shm, which holds the batches, is full: enlarge it, or use fewer workers or a smaller batch"
+        return "/dev/shm, where the batches are, is full: enlarge it, or use fewer workers or a smaller batch"
     if code < 0:
         return f"by {signal.Signals(-code).name}"
     return (
@@ -275,7 +277,7 @@ def _set_up_worker(index: int, count: int) -> None:
     # grain has imported JAX. A worker must not use the accelerator or its memory.
     jax.config.update("jax_platforms", "cpu")
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # If the main process is killed it cannot stop its workers.
+    # If the main process is killed, it cannot stop its workers.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

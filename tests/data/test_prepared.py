@@ -178,7 +178,7 @@ def test_damaged_file_is_named(prepare: Any, examples: Any) -> None:
     with pytest.raises(ValueError, match=r"record [1-9]\d? of .*-train.*: it cannot be read: Corr"):
         PreparedSplit(folder, "train").labels()
     _rewrite(file, cut)
-    with pytest.raises(ValueError, match="record 0 of .*train.*: it cannot be read: .*Copy that"):
+    with pytest.raises(ValueError, match="record 0 of .*train.*: it cannot be read: .*Copy this"):
         PreparedSplit(folder, "train").examples()
 
 

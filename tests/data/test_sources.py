@@ -127,9 +127,9 @@ def test_limits_are_checked_against_what_is_there(prepare: Any, examples: Any, t
         ("svhn_cropped", {"validation_examples": 73_257}, "validation_examples 73257 of 73257"),
         ("stl10", {"validation_examples": -1}, "validation_examples -1 of 5000 training"),
         ("cifar10", {"image_size": 64}, "image_size 64 for cifar10: its images stay 32x32, leave image_size out"),
-        ("imagenet2012", {"image_size": 0}, "image_size 0: use 1 or more pixels, as 224"),
+        ("imagenet2012", {"image_size": 0}, "image_size 0: use 1 or more pixels, such as 224"),
         ("imagenet2012", {"train_examples": 1_281_168}, "train_examples 1281168 of 1281167 training"),
-        ("imagenet2012", {"workers": -1}, "workers -1: use 1 or more processes, 0 to decode in this one, or None"),
+        ("imagenet2012", {"workers": -1}, "workers -1: use 1 or more, 0 to decode in this process, or None"),
     ],
 )
 def test_bad_arguments_are_found_before_any_data_is(name: str, arguments: dict[str, Any], text: str) -> None:
@@ -285,7 +285,7 @@ IMAGES, LABELS = _arrays()
         ((IMAGES[:0], LABELS[:0]), {}, r"shape \(0, 4, 5, 2\): give at least one example"),
         ((IMAGES, LABELS - 1), {}, "train labels are from -1 to 1: use 0 to classes - 1"),
         ((IMAGES, LABELS), {"classes": 2}, "label 2 with 2 classes: .* give classes=3 or more"),
-        ((IMAGES[:, :3], LABELS), {}, r"train images are \(3, 5, 2\), but test images \(4, 5, 2\)"),
+        ((IMAGES[:, :3], LABELS), {}, r"train images are \(3, 5, 2\), but test images are \(4, 5, 2\)"),
         ((IMAGES, LABELS), {"train_examples": 7}, "train_examples 7 of 6 training examples"),
         ((IMAGES, LABELS), {"validation_examples": 6}, "validation_examples 6 of 6 training"),
         (

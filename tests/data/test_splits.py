@@ -55,7 +55,7 @@ def test_the_choice_stays_what_it_is() -> None:
         (None, -1, r"validation_examples -1 of 50 training examples: use 0 .* to 49"),
         (None, 50, r"validation_examples 50 of 50 training examples: use 0 .* to 49"),
         (0, 0, r"train_examples 0 of 50 training examples .*: use 1 to 50, or None"),
-        (-3, 10, r"train_examples -3 of 40 training examples \(50 less 10 for validation\)"),
+        (-3, 10, r"train_examples -3 of 40 training examples \(50 minus 10 for validation\)"),
         (41, 10, r"train_examples 41 of 40 .*: use 1 to 40, or None for all"),
     ],
 )
@@ -89,10 +89,10 @@ def test_rows_of_a_share(share: HostShare, batch: int, rows: tuple[int, int]) ->
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((2, 2, 2), "process 2 of 2: use 1 or more processes, and a number from 0 to processes - 1"),
+        ((2, 2, 2), "process 2 of 2: use 1 or more processes, and an index from 0 to processes - 1"),
         ((0, 0, 1), "process 0 of 0: use 1 or more processes"),
         ((-1, 2, 2), "process -1 of 2"),
-        ((0, 1, 0), "a batch divided among 0 devices: use 1 or more"),
+        ((0, 1, 0), "a batch is divided over 0 devices: use 1 or more"),
     ],
 )
 def test_impossible_shares(arguments: Any, text: str) -> None:

@@ -144,7 +144,7 @@ def test_a_damaged_image_is_named(prepare: Any, photograph: Any) -> None:
     prepared, place = damaged(prepare, photograph, whole[: len(whole) // 2])
     split = split_of(prepared)
     for batches in (split.training_batches(seed=0, batch_size=2), split.evaluation_batches(5)):
-        with pytest.raises(ValueError, match=place + "its image does not decode: .*Copy that file again"):
+        with pytest.raises(ValueError, match=place + "its image does not decode: .*Copy this file again"):
             list(batches)
 
 
@@ -158,7 +158,7 @@ def test_missing_shard(prepare: Any, photograph: Any) -> None:
 @pytest.mark.parametrize(
     ("code", "text"),
     [
-        (-signal.SIGBUS, "/dev/shm, which holds the batches, is full: enlarge it, or use fewer workers"),
+        (-signal.SIGBUS, "/dev/shm, where the batches are, is full: enlarge it, or use fewer workers"),
         (-signal.SIGTERM, "by SIGTERM"),
         (1, "its exit status is 1, and its message is above; your own program needs if __name__"),
     ],
