@@ -1,7 +1,8 @@
 """Evaluate trained weights: python -m experiments.evaluate --weights=PATH [--config=FILE.py] [--config.KEY=VALUE ...]
 
-The weights are a file of PyTorch's (.npz needs no torch) or the folder of a run; the config names network and data. The
-program writes summary.json.
+The weights are a file of PyTorch's (.npz needs no torch), and the config names network and data. Or they are the folder
+of a run, which records its network, its images and their normalisation; another data set may be given. The program
+writes summary.json.
 """
 
 import json
@@ -20,6 +21,7 @@ from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, parse
 from experiments.folders.workdirs import CONFIG, SUMMARY
 from experiments.from_config.experiment import build, count_parameters
 from experiments.from_config.teachers import load_weights
+from experiments.from_config.trained_run import as_trained, evaluation_config, given_keys, read_run
 from experiments.tables import summary_table
 from experiments.train.summary import named_scores
 from kd_local.costs import multiply_adds
@@ -40,11 +42,17 @@ def main(_: list[str]) -> None:
     try:
         if _WEIGHTS.value is None:
             raise ValueError("--weights is not set: give a file of weights, or the folder of a run")
+        run = read_run(Path(_WEIGHTS.value)) if Path(_WEIGHTS.value).is_dir() else None
+        if run is not None:
+            flag: Any = flags.FLAGS["config"]
+            config = evaluation_config(run, config, given_keys(config, config_flags.get_override_values(flag)))
         experiment = build(config)
         variables = load_weights(experiment.network, Path(_WEIGHTS.value))
         images = jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32)
         experiment.network.check(variables, images)
         data = experiment.read()
+        if run is not None:
+            data = as_trained(run, data)
         workdir = Path(_WORKDIR.value or f"runs/evaluate-{config.network.name}-{config.data.name}")
         if (workdir / CONFIG).exists():
             raise ValueError(f"workdir {str(workdir)!r} holds a training run: use another --workdir")

@@ -1,19 +1,4 @@
-"""The folder of a run: its name, and the run that it belongs to.
-
-A run is identified by its differences from the default config. A key that is missing in one of two configs has its
-default there, so a folder survives an update that adds keys. Some keys are free: a step computes the same with any
-value, so a run may resume with another one.
-
-- `data.data_dir`, `data.workers`: where the images are, and how many processes decode them.
-- `mesh`: how the same step is divided among devices. The exception is `mesh.batch_norm=device` on several devices:
-  each normalises its own part of the batch, so this and the number of devices bind.
-- `checkpoint`: how often checkpoints are saved, and how many are kept.
-- `distributed`: how long processes wait for each other.
-- `steps`: where the run ends; the learning rate depends on `epochs` only.
-- `teacher.cache`: its folder. Whether there is a cache binds: with one the state has no teacher.
-
-A recorded key that this version does not know has an unknown effect: it binds, unless its value is null (not set).
-"""
+"""The folder of a run: its name, and the run that it belongs to, see `identity`."""
 
 import glob
 import hashlib
@@ -24,131 +9,162 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs import default
+from experiments.folders.identity import VERSION, Differences, Identity, compare, options
 from kd_local import __version__
 from kd_local.files import replace_text
-from kd_local.training.optimizers import MOMENTUM
-from kd_local.training.schedules import DECAY, WARMUP_RATE
+from kd_local.training.checkpoints import MANIFEST
 
 CONFIG = "config.json"
+FACTS = "identity.json"
 SUMMARY = "summary.json"
-_VERSION = "kd_local"
-"""The key of `config.json` under which the version that wrote it is recorded."""
-_OPTIMIZER = "optimizer."
-_FREE = ("data.data_dir", "data.workers", "mesh.", "checkpoint.", "distributed.", "steps", _VERSION)
+CHECKPOINTS = "checkpoints"
+NOTHING: Mapping[str, Any] = {}
 
 
 def default_workdir(config: ConfigDict, root: Path = Path("runs")) -> Path:
-    """The folder of this run in `root`, or the one to make: named by what the run is and a digest of its identity.
+    """The folder of this run in `root`, or the one to make: named by what the run is and a digest of its options.
 
     An older version may have computed another digest, so folders of any digest are looked at.
     """
-    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(options(config), sort_keys=True).encode()).hexdigest()[:8]
     words = [config.method, config.network.name, config.data.name]
     if config.method == "contsup":
         words += [f"k{config.local.modules}", config.local.context]
     stem = "-".join([*words, f"seed{config.seed}"])
     named = root / f"{stem}-{digest}"
     older = () if named.exists() else sorted(root.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * 8}"))
-    return next((folder for folder in older if belongs(folder, config)), named)
+    return next((folder for folder in older if _has_options(folder, config)), named)
 
 
-def belongs(folder: Path, config: ConfigDict) -> bool:
-    """Whether the folder holds a run of this config."""
+def differences(folder: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING) -> Differences:
+    """How the run of a folder differs from this config and from these facts.
+
+    Raises:
+        ValueError: the folder's records are damaged.
+        OSError: they cannot be read.
+    """
+    return compare(recorded_identity(folder), Identity(options(config), facts))
+
+
+def belongs(folder: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING) -> bool:
+    """Whether the folder holds a run of this config, and of these facts as far as it records them."""
     try:
-        return identity(_recorded(folder)) == identity(config)
+        found = differences(folder, config, facts)
+    except (OSError, ValueError):
+        return False
+    return not found.refused and not found.undecided
+
+
+def claim(workdir: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING) -> tuple[str, ...]:
+    """Make the folder and write config and facts into it, or find there the same run.
+
+    Returns the differences that change no number, and whether the folder lacked facts.
+
+    Raises:
+        ValueError: the folder belongs to another run, or cannot be used.
+    """
+    notes: tuple[str, ...] = ()
+    known: dict[str, Any] = {}
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / CONFIG).exists():
+            notes, known = check(workdir, config, facts), dict(recorded_identity(workdir).facts)
+            if facts and not known:
+                notes += (f"it has no {FACTS}, its images and teachers are taken to be those of now",)
+        # The config comes last: without it the folder belongs to no run.
+        if facts:
+            replace_text(workdir / FACTS, json.dumps({**known, **facts}, indent=2) + "\n")
+        replace_text(workdir / CONFIG, json.dumps({**config.to_dict(), VERSION: __version__}, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir") from None
+    return notes
+
+
+def check(workdir: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING) -> tuple[str, ...]:
+    """Check that the folder holds a run of this config and these facts. Returns the differences that change no number.
+
+    Raises:
+        ValueError: it is another run; the message names the differences key by key. Or its records are damaged.
+    """
+    found = differences(workdir, config, facts)
+    if not found.refused:
+        return found.noted
+    keys = [line.partition(":")[0].partition(".")[0] for line in found.refused]
+    others = [
+        name
+        for name, is_meant in (
+            ("config", any(key not in ("images", "teachers") for key in keys)),
+            ("images", "images" in keys),
+            ("teachers", "teachers" in keys),
+        )
+        if is_meant
+    ]
+    what = " and ".join(f"another {name}" if name == "config" else f"other {name}" for name in others)
+    version = recorded_config(workdir).get(VERSION, "of an earlier version")
+    use = "" if version == __version__ else f"kd_local {version} wrote it, this is {__version__}: use that version, or "
+    raise ValueError(
+        f"workdir {str(workdir)!r} holds a run of {what}:\n"
+        + "".join(f"  {line}\n" for line in found.refused)
+        + f"{use}use another --workdir, or remove that folder"
+    )
+
+
+def check_steps(workdir: Path, last_step: int) -> None:
+    """Check that the run in the folder has not done more steps than it is to have.
+
+    Raises:
+        ValueError: it has; its results are those of more steps.
+    """
+    saved = (path.parent.name for path in (workdir / CHECKPOINTS).glob(f"*/{MANIFEST}"))
+    done = max((int(name) for name in saved if name.isdecimal()), default=0)
+    if done > last_step:
+        raise ValueError(
+            f"workdir {str(workdir)!r} holds a run that already has {done} steps, and this one ends after {last_step}: "
+            "nothing is left to do there; use another --workdir, or more epochs or steps"
+        )
+
+
+def recorded_config(folder: Path) -> dict[str, Any]:
+    """The config of the run in a folder, as its version wrote it.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+    """
+    return _json_object(folder / CONFIG)
+
+
+def recorded_identity(folder: Path) -> Identity:
+    """The identity of the run in a folder; without facts if an earlier version made it.
+
+    Raises:
+        ValueError: its config or its facts are damaged.
+        OSError: they cannot be read.
+    """
+    recorded = recorded_config(folder)
+    try:
+        values = options(recorded)
+    except (TypeError, KeyError, AttributeError):
+        raise _damaged(folder / CONFIG) from None
+    return Identity(values, _json_object(folder / FACTS) if (folder / FACTS).exists() else NOTHING)
+
+
+def _has_options(folder: Path, config: ConfigDict) -> bool:
+    try:
+        return recorded_identity(folder).options == options(config)
     except (OSError, ValueError):
         return False
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Make the folder and write the config into it, or find there the same config.
-
-    Raises:
-        ValueError: the folder belongs to a run of another config, or cannot be used.
-    """
+def _json_object(path: Path) -> dict[str, Any]:
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if (workdir / CONFIG).exists():
-            _check(workdir, config)
-        replace_text(workdir / CONFIG, json.dumps({**config.to_dict(), _VERSION: __version__}, indent=2) + "\n")
-    except OSError as error:
-        raise ValueError(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir") from None
-
-
-def identity(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """The values by which a run differs from the default one, by key: equal for equal runs."""
-    values = _effective(config)
-    return {key: value for key, value in values.items() if value != _DEFAULTS.get(key)}
-
-
-def _check(workdir: Path, config: ConfigDict) -> None:
-    recorded = _recorded(workdir)
-    old, new = identity(recorded), identity(config)
-    if old == new:
-        return
-    differences = []
-    for key in sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
-        there, now = (json.dumps(values.get(key, _DEFAULTS.get(key))) for values in (old, new))
-        differences.append(f"  {key}: {there} there, {now if key in _DEFAULTS or key in new else 'no such key'} now")
-    version = recorded.get(_VERSION, "of an earlier version")
-    use = "" if version == __version__ else f"kd_local {version} wrote it, this is {__version__}: use that version, or "
-    raise ValueError(
-        f"workdir {str(workdir)!r} holds a run of another config:\n"
-        + "\n".join(differences)
-        + f"\n{use}use another --workdir, or remove that folder"
-    )
-
-
-def _recorded(folder: Path) -> dict[str, Any]:
-    try:
-        recorded = json.loads((folder / CONFIG).read_text())
-    except json.JSONDecodeError:
+        recorded = json.loads(path.read_text())
+    except ValueError:
         recorded = None
     if not isinstance(recorded, dict):
-        raise ValueError(f"{str(folder / CONFIG)!r} is damaged: restore it, or use another --workdir")
+        raise _damaged(path)
     return recorded
 
 
-def _effective(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """All values that bind, as JSON has them; a key that is not given has its default."""
-    values = {**_flat(default.get_config()), **_flat(config)}
-    normalised = values["mesh.batch_norm"]
-    if normalised == "device":  # the same as "global" on one device
-        normalised = f"device, of {values['mesh.data']}" if values["mesh.data"] > 1 else "global"
-    if values["teacher.cache"] is not None:
-        values["teacher.cache"] = "a folder"
-    values |= _effective_optimizer(
-        {key.rpartition(".")[2]: values[key] for key in values if key.startswith(_OPTIMIZER)}
-    )
-    binding = {key: value for key, value in values.items() if not key.startswith(_FREE)}
-    return {**binding, "mesh.batch_norm": normalised}
-
-
-def _effective_optimizer(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the optimizer and the schedule use. Earlier versions recorded values for those that take none."""
-    momentum = MOMENTUM if values["momentum"] is None else values["momentum"]
-    warmup_rate = WARMUP_RATE if values["warmup_rate"] is None else values["warmup_rate"]
-    decay = DECAY if values["decay"] is None else values["decay"]
-    sgd, piecewise = values["name"] == "sgd", values["schedule"] == "piecewise"
-    return {
-        "optimizer.momentum": momentum if sgd else None,
-        "optimizer.nesterov": momentum > 0 and values["nesterov"] is not False if sgd else None,
-        "optimizer.warmup_rate": warmup_rate if values["warmup_epochs"] else None,
-        "optimizer.milestones": values["milestones"] if piecewise else None,
-        "optimizer.decay": decay if piecewise else None,
-    }
-
-
-def _flat(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    values = config.to_dict() if isinstance(config, ConfigDict) else config
-    flat: dict[str, Any] = {}
-    for key, value in json.loads(json.dumps(values)).items():
-        if isinstance(value, dict):
-            flat.update({f"{key}.{name}": inner for name, inner in _flat(value).items()})
-        else:
-            flat[key] = value
-    return flat
-
-
-_DEFAULTS = _effective(default.get_config())
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{str(path)!r} is damaged: restore it, or use another --workdir")

@@ -42,6 +42,7 @@ class Experiment:
         loss: the local loss of ContSup; None end to end.
         boundaries: the blocks behind which the network is cut.
         shape: height, width and channels of the images.
+        plan: the steps of the run from its beginning.
         schedule: the learning rate of each batch.
         optimizer: of every program that trains.
         mesh: the devices of the step.
@@ -56,6 +57,7 @@ class Experiment:
     loss: str | None
     boundaries: tuple[str, ...]
     shape: tuple[int, int, int]
+    plan: TrainingPlan
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     mesh: Mesh
@@ -95,6 +97,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         loss=config.local.loss if local else None,
         boundaries=cut_network.boundaries if local else (),
         shape=data.shape,
+        plan=plan,
         schedule=schedule,
         optimizer=optimizer,
         mesh=mesh,

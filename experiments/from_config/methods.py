@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments.from_config.teachers import teachers
 from kd_local.contract import Method
 from kd_local.data import DatasetSpec
-from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss
+from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss, Teacher
 from kd_local.errors import unknown
 from kd_local.local import ContSup, CutNetwork, EndToEnd
 from kd_local.networks import Network
@@ -86,7 +86,7 @@ def _end_to_end(config: ConfigDict, of: Ingredients) -> Method:
 def _distillation(config: ConfigDict, of: Ingredients) -> Method:
     method = Distillation(
         of.network,
-        teachers(config, classes=of.data.classes, shape=of.data.shape, fresh=of.fresh_teachers),
+        _teachers(config, of),
         of.objectives[config.method],
         of.optimizer,
         examples=of.data.train,
@@ -96,13 +96,24 @@ def _distillation(config: ConfigDict, of: Ingredients) -> Method:
     return method
 
 
+def _teachers(config: ConfigDict, of: Ingredients) -> tuple[Teacher, ...]:
+    normalisation = of.data.augmentation.mean, of.data.augmentation.std
+    return teachers(
+        config,
+        classes=of.data.classes,
+        shape=of.data.shape,
+        normalisation=normalisation,
+        fresh=of.fresh_teachers,
+    )
+
+
 def _check_connectors(method: Distillation, shape: tuple[int, int, int]) -> None:
     """Checks, from shapes only, that the objective's connectors fit the networks: a stage may be missing."""
     jax.eval_shape(method.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
 
 
 def _local_distillation(config: ConfigDict, of: Ingredients) -> Method:
-    found = teachers(config, classes=of.data.classes, shape=of.data.shape, fresh=of.fresh_teachers)
+    found = _teachers(config, of)
     if len(found) > 1:
         raise ValueError(f"{len(found)} teachers for local_distillation: give one, or use another method")
     return LocalDistillation(of.network, found[0], of.stone_loss, of.optimizer, of.data.shape)

@@ -1,10 +1,8 @@
 """Teachers: networks and weights that a config names, and the folder of an earlier run as one of them."""
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +10,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from experiments.folders.workdirs import CONFIG
-from kd_local.distill import Teacher
+from experiments.from_config.trained_run import Normalisation, read_run
+from kd_local.distill import Renormalisation, Teacher
 from kd_local.errors import unknown
 from kd_local.interop import load_network, read_state_dict
 from kd_local.models import create
@@ -59,10 +57,29 @@ def _report(note: str) -> None:
     print(f"note: {note}", file=sys.stderr)
 
 
+def teacher_places(config: ConfigDict) -> list[Path]:
+    """The files and folders of the weights of a config's teachers."""
+    weights = config.teacher.weights
+    return [] if weights is None else [Path(place.strip()) for place in weights.split(",")]
+
+
+def weights_file(place: Path) -> Path:
+    """The file of the weights: itself, or that in the folder of a run."""
+    return place / WEIGHTS if place.is_dir() else place
+
+
 def teachers(
-    config: ConfigDict, *, classes: int, shape: tuple[int, int, int], fresh: bool = False
+    config: ConfigDict,
+    *,
+    classes: int,
+    shape: tuple[int, int, int],
+    normalisation: Normalisation,
+    fresh: bool = False,
 ) -> tuple[Teacher, ...]:
     """The teachers that a config names; if `fresh`, with zeros for weights, for what only depends on shapes.
+
+    A teacher from the folder of a run gets the images normalised as in that run. `normalisation` is the student's, and
+    that of teachers from files.
 
     Raises:
         ValueError: a network or weights that are missing, or do not fit each other or the images.
@@ -71,7 +88,7 @@ def teachers(
     settings = config.teacher
     if settings.dtype not in DTYPES:
         raise unknown("dtype", settings.dtype, DTYPES)
-    places = [] if settings.weights is None else [Path(place.strip()) for place in settings.weights.split(",")]
+    places = teacher_places(config)
     if not places and not fresh:
         raise ValueError(
             f"teacher.weights is not set: method {config.method!r} needs a trained teacher; give a file of weights or "
@@ -79,7 +96,7 @@ def teachers(
         )
     names = [] if settings.network is None else [name.strip() for name in settings.network.split(",")]
     if not names:
-        names = [_network_of(place)["name"] for place in places]
+        names = [read_run(place).config.network.name for place in places]
     if places and len(names) != len(places):
         raise ValueError(
             f"teacher.network names {len(names)} networks, teacher.weights {len(places)} places: give one for each"
@@ -88,13 +105,13 @@ def teachers(
     found = []
     for i, name in enumerate(names):
         place = places[i] if places else None
-        shortcut = settings.shortcut
+        shortcut, own = settings.shortcut, normalisation
         if place is not None and place.is_dir():
-            saved = _network_of(place)
-            shortcut = saved["shortcut"]
-            if saved["name"] != name:
+            run = read_run(place)
+            shortcut, own = run.config.network.shortcut, run.normalisation
+            if run.config.network.name != name:
                 raise ValueError(
-                    f"{place} is a run of {saved['name']}, but teacher.network is {name!r}: leave that out"
+                    f"{place} is a run of {run.config.network.name}, but teacher.network is {name!r}: leave that out"
                 )
         network = create(name, classes=classes, shortcut=shortcut, dtype=DTYPES[settings.dtype])
         if place is None:
@@ -104,18 +121,8 @@ def teachers(
             variables = load_weights(network, place)
         try:
             network.check(variables, images)
+            renormalisation = Renormalisation.between(normalisation, own)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        found.append(Teacher(network, variables))
+        found.append(Teacher(network, variables, renormalisation))
     return tuple(found)
-
-
-def _network_of(place: Path) -> dict[str, Any]:
-    """The network's section of the config of a run."""
-    path = place / CONFIG
-    if not path.is_file():
-        raise ValueError(
-            f"{place} is not the folder of a run, which would tell its network: give such a folder, or a file of "
-            "weights and --config.teacher.network=NAME"
-        )
-    return json.loads(path.read_text())["network"]

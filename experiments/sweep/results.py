@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from experiments.folders import workdirs
+from experiments.from_config.facts import facts_of_files
 from experiments.sweep.rows import Rows, Run
 from experiments.tables import terminal_table
 from kd_local.files import replace_text
@@ -45,22 +46,25 @@ class Line:
 
 
 def check(folder: Path, config: ConfigDict) -> None:
-    """Check that a run's folder is new, or of the same config.
+    """Check that a run's folder is new, or holds a run of the same config, images and teachers.
 
     Raises:
-        ValueError: it has another config; the message names the differences.
+        ValueError: it holds another run; the message names the differences.
     """
-    if (folder / workdirs.CONFIG).exists() and not workdirs.belongs(folder, config):
-        workdirs.claim(folder, config)
+    if (folder / workdirs.CONFIG).exists():
+        workdirs.check(folder, config, facts_of_files(config))
 
 
 def finished(folder: Path, config: ConfigDict) -> dict[str, Any] | None:
-    """The summary of a run that has reached the epochs or steps of its config; otherwise None."""
-    if not workdirs.belongs(folder, config):
+    """The summary of a run that has just the epochs or steps of its config; otherwise None.
+
+    It is None too if the files of images or teachers have changed: the training program compares their content.
+    """
+    if not workdirs.belongs(folder, config, facts_of_files(config)):
         return None
     try:
         summary: dict[str, Any] = json.loads((folder / workdirs.SUMMARY).read_text())
-        far = summary["epochs"] >= config.epochs or (config.steps is not None and summary["steps"] >= config.steps)
+        far = summary["epochs"] == config.epochs or (config.steps is not None and summary["steps"] == config.steps)
     except (OSError, json.JSONDecodeError, KeyError):
         return None
     return summary if far else None

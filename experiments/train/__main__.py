@@ -7,6 +7,7 @@ tensorboard/, summary.json, curves.png, checkpoints/ and config.json.
 import errno
 import json
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,11 +21,14 @@ from rich.console import Console
 
 from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, parse
 from experiments.folders import workdirs
+from experiments.folders.identity import NOTED
 from experiments.from_config.experiment import Experiment, build
+from experiments.from_config.facts import facts_of_run
 from experiments.from_config.planning import PLAN, left_to_measurement, planned
 from experiments.from_config.step_timer import placement
 from experiments.from_config.teachers import save_network
 from experiments.tables import say, summary_table, terminal_table
+from experiments.train.processes import agree, shared_options
 from experiments.train.summary import peak_memory, summarise
 from experiments.train.teacher_caches import FillingStopped, cached_logits, caches
 from kd_local.contract import HasTeachers, State, TrainsNetwork
@@ -41,9 +45,11 @@ from kd_local.training.loop import Result, train
 from kd_local.training.metrics import NotFiniteError
 from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
+from kd_local.training.records import TrainingPlan
 from kd_local.training.teacher_cache import CacheError, TeacherCache
 
 _BARRIER_SECONDS = 600  # how long the others wait for process 0
+_READ_SECONDS = 1.5
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. By default its name is made from the config.")
@@ -58,6 +64,8 @@ def main(_: list[str]) -> None:
     try:
         config, experiment, data, cached, workdir = _prepare(_CONFIG.value)
     except (ValueError, FileNotFoundError, ModuleNotFoundError, hosts.HostsError) as error:
+        if jax.process_count() > 1 and hosts.is_first():
+            time.sleep(_READ_SECONDS)  # this process serves the messages: the others read why it ends
         _end(error, USAGE_STATUS)
 
     first = hosts.is_first()
@@ -74,7 +82,7 @@ def main(_: list[str]) -> None:
     try:
         with (
             Interruption() as interruption,
-            Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, report=_report) as checkpoints,
+            Checkpoints(workdir / workdirs.CHECKPOINTS, keep=config.checkpoint.keep, report=_report) as checkpoints,
         ):
             result = _train(config, experiment, data, cached, console, log, checkpoints, interruption)
         state = gather(result.state, experiment.mesh)
@@ -97,11 +105,17 @@ def main(_: list[str]) -> None:
 def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str, TeacherCache], Path]:
     """The config with its plan, the experiment, its data and caches, and the claimed folder of the run."""
     _join(config)
-    experiment = build(config)
-    data = experiment.read()
-    cached = caches(experiment, config, data)
+    agree(shared_options(config), seconds=_BARRIER_SECONDS)
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
-    Barrier("workdir").decide(lambda: workdirs.claim(workdir, config), seconds=_BARRIER_SECONDS)
+    with Barrier("preparation").together(seconds=_BARRIER_SECONDS):
+        experiment = build(config)
+        data = experiment.read()
+        facts = facts_of_run(config, experiment.method, data)
+        cached = caches(experiment, config, data)
+    agree(facts, seconds=_BARRIER_SECONDS, free=NOTED)
+    notes = Barrier("workdir").decide(lambda: _claim(workdir, config, facts, experiment.plan), seconds=_BARRIER_SECONDS)
+    for note in notes if hosts.is_first() else ():
+        print(f"note: {workdir}: {note}", file=sys.stderr)
     if left_to_measurement(config):
         if jax.process_count() > 1 and not (workdir / PLAN).exists():
             raise ValueError(
@@ -111,6 +125,13 @@ def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str
         config = planned(config, workdir)
         experiment = build(config)
     return config, experiment, data, cached, workdir
+
+
+def _claim(workdir: Path, config: ConfigDict, facts: Mapping[str, Any], plan: TrainingPlan) -> tuple[str, ...]:
+    if (workdir / workdirs.CONFIG).exists():
+        workdirs.check(workdir, config, facts)
+        workdirs.check_steps(workdir, plan.last_step)
+    return workdirs.claim(workdir, config, facts)
 
 
 def _train(

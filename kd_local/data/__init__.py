@@ -2,6 +2,7 @@
 
 from kd_local.data.augmentation import Augmentation, augment, normalise
 from kd_local.data.batches import batches
+from kd_local.data.digests import content_digest, file_digest, files_digest
 from kd_local.data.order import batch_indices, epoch_order, indices_at, steps_per_epoch
 from kd_local.data.prepared import DataError
 from kd_local.data.registry import DatasetSpec
@@ -22,8 +23,11 @@ __all__ = [
     "augment",
     "batch_indices",
     "batches",
+    "content_digest",
     "describe",
     "epoch_order",
+    "file_digest",
+    "files_digest",
     "from_arrays",
     "indices_at",
     "load",

@@ -16,11 +16,20 @@ from kd_local.training.records import TrainingPlan
 def restore(
     checkpoints: Checkpoints | None, state: State, metrics: EpochMetrics, plan: TrainingPlan
 ) -> tuple[State, TrainingPlan]:
-    """The state of the newest checkpoint, and the plan from its step; as given if there is none."""
+    """The state of the newest checkpoint, and the plan from its step; as given if there is none.
+
+    Raises:
+        ValueError: the checkpoint has more steps than the run.
+    """
     restored = None if checkpoints is None else checkpoints.restore_latest({"state": state, "sums": metrics.sums})
     if restored is None:
         return state, plan
     step, tree = restored
+    if step > plan.last_step:
+        raise ValueError(
+            f"the newest checkpoint has {step} steps, and the run ends after {plan.last_step}: train for more, or use "
+            "another directory"
+        )
     metrics.resume(tree["sums"], step % plan.steps_per_epoch * plan.batch_size)
     return tree["state"], replace(plan, first_step=step)
 

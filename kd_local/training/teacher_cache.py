@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int64, UInt8
 
 import kd_local
 from kd_local.data import Augmentation, Data, Split, batch_indices, indices_at, normalise
+from kd_local.distill.digests import variables_digest
 from kd_local.distill.teacher import Renormalisation, renormalised
 from kd_local.networks import Network, Variables
 from kd_local.parallel import device_mesh, on_every_device, over_the_batch
@@ -102,12 +102,10 @@ class TeacherCache:
     def facts(self) -> Mapping[str, Any]:
         """All that a row depends on, by name; numbers and text."""
         config: Any = jax.config  # of whose settings older type stubs know a few only
-        augmentation, variables = self.data.augmentation, hashlib.sha256()
-        for name, leaf in sorted(flatten_dict(jax.device_get(dict(self.variables)), sep="/").items()):
-            variables.update(f"{name} {leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes())
+        augmentation = self.data.augmentation
         facts = {
             "network": repr(self.network),  # its compute dtype too
-            "variables": variables.hexdigest(),
+            "variables": variables_digest(self.variables),
             "images": _digest(self._images),
             "shape": self._images.shape,
             "classes": self.data.classes,

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.configs.default import get_config
-from experiments.folders import workdirs
+from experiments.folders import identity, workdirs
 from experiments.sweep.results import check
 
 
@@ -58,8 +58,8 @@ def test_a_default_folder_of_an_older_digest_is_found(tmp_path):
 def test_the_name_of_a_default_folder_does_not_depend_on_the_keys_there_are(tmp_path, monkeypatch):
     name = workdirs.default_workdir(config(epochs=3), tmp_path)
     more = config().to_dict() | {"added": 7}
-    monkeypatch.setattr(workdirs.default, "get_config", lambda: ConfigDict(more))
-    monkeypatch.setattr(workdirs, "_DEFAULTS", workdirs.identity({}) | workdirs._effective({}))
+    monkeypatch.setattr(identity.default, "get_config", lambda: ConfigDict(more))
+    monkeypatch.setattr(identity, "_DEFAULTS", identity.options({}) | identity._effective({}))
     assert workdirs.default_workdir(ConfigDict(more | {"epochs": 3}), tmp_path) == name
 
 
@@ -135,7 +135,7 @@ def test_floats_and_tuples_are_equal_after_json(tmp_path):
     read = json.loads((tmp_path / "config.json").read_text())
     assert read["optimizer"]["milestones"] == [10, 20]
     assert workdirs.belongs(tmp_path, one)
-    assert workdirs.identity(read) == workdirs.identity(one)
+    assert identity.options(read) == identity.options(one)
 
 
 def test_the_version_is_recorded_and_named_when_it_differs(tmp_path):

@@ -1,0 +1,200 @@
+"""The identity of a run: what its numbers depend on, and how it is compared with that of another start.
+
+Two things make it up. The *options* are the values by which a config differs from the default one. A key that is
+missing in one of two configs has its default there, so a folder survives an update that adds keys. The *facts* are what
+was found where the config leads: the images and the weights of teachers, by digests of their content, and versions.
+They are kept in `identity.json` beside `config.json`.
+
+Some options are free: a step computes the same with any value, so a run may resume with another one.
+
+- `data.data_dir`, `data.workers`: where the images are, and how many processes decode them.
+- `mesh`: how the same step is divided among devices. The exception is `mesh.batch_norm=device` on several devices:
+  each normalises its own part of the batch, so this and the number of devices bind.
+- `checkpoint`: how often checkpoints are saved, and how many are kept.
+- `distributed`: how long processes wait for each other.
+- `steps`: where the run ends; the learning rate depends on `epochs` only.
+- `epochs`, where the schedule is constant or piecewise: the learning rate of an epoch is the same in a longer run.
+- `teacher.cache`: its folder. Whether there is a cache binds: with one the state has no teacher.
+- `teacher.weights`, where the digests of the weights are known.
+
+A recorded key that this version does not know has an unknown effect: it binds, unless its value is null (not set).
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import default
+from kd_local.training.optimizers import MOMENTUM
+from kd_local.training.schedules import DECAY, WARMUP_RATE
+
+VERSION = "kd_local"
+"""The key of `config.json` and of `identity.json` under which the version that wrote it is recorded."""
+NOTED = (VERSION, "jax", "data.data_dir")
+"""Facts that change no number that a run promises: a difference is said, not refused."""
+
+_OPTIMIZER = "optimizer."
+_FREE = ("data.data_dir", "data.workers", "mesh.", "checkpoint.", "distributed.", "steps", VERSION)
+_EXTENDABLE = ("constant", "piecewise")
+_PATHS = "teacher.weights"
+# Digests of a content and of the files that hold it. Equal files have equal content, but not the other way round.
+_OF_IMAGES = ("images.content", "images.files")
+_OF_TEACHER = ("weights", "file")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run depends on.
+
+    Attributes:
+        options: see `options`.
+        facts: of images (`images.train`), teachers (`teachers.0.weights`) and versions (`jax`), as JSON has them. A
+            fact that is not known is left out.
+    """
+
+    options: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def binding(self) -> dict[str, Any]:
+        """The options and facts that a checkpoint must agree with."""
+        teachers = self.facts.get("teachers", 0)
+        free = {"epochs"} if _extendable(self.options) else set()
+        if teachers and all(f"teachers.{i}.weights" in self.facts for i in range(teachers)):
+            free.add(_PATHS)
+        files = {name for content, name in _digests(self.facts) if content in self.facts}
+        facts = {key: value for key, value in self.facts.items() if key not in NOTED and key not in files}
+        return {key: value for key, value in self.options.items() if key not in free} | facts
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How a recorded identity and that of now differ: a line for each key.
+
+    Attributes:
+        refused: they change numbers.
+        undecided: the files differ, and their content is not known on both sides.
+        noted: they change no number.
+    """
+
+    refused: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+    noted: tuple[str, ...] = ()
+
+
+def options(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """The values by which a run differs from the default one, by key: equal for equal runs."""
+    return {key: value for key, value in _effective(config).items() if value != _DEFAULTS.get(key)}
+
+
+def compare(there: Identity, now: Identity) -> Differences:
+    """The differences of a recorded identity and that of now; facts that one of them lacks are not compared."""
+    free = {"epochs"} if _extendable(there.options) and _extendable(now.options) else set()
+    refused: list[str] = []
+    undecided: list[str] = []
+    noted: list[str] = []
+    same_teachers = _teachers_known(there.facts, now.facts)
+    if same_teachers:
+        free.add(_PATHS)
+        if there.options.get(_PATHS) != now.options.get(_PATHS):
+            noted.append(_line(_PATHS, there.options, now.options))
+    keys = there.options.keys() | now.options.keys()
+    for key in sorted(keys - free):
+        if there.options.get(key) != now.options.get(key):
+            unknown = key not in _DEFAULTS and key not in now.options
+            refused.append(_line(key, there.options, now.options, "no such key" if unknown else None))
+    digests = _digests({**there.facts, **now.facts})
+    both = sorted(there.facts.keys() & now.facts.keys() - {name for pair in digests for name in pair})
+    for key in both:
+        if there.facts[key] != now.facts[key]:
+            (noted if key in NOTED else refused).append(_line(key, there.facts, now.facts))
+    for content, files in digests:
+        pair = [(facts.get(content), facts.get(files)) for facts in (there.facts, now.facts)]
+        (content_there, files_there), (content_now, files_now) = pair
+        other_files = None not in (files_there, files_now) and files_there != files_now
+        if content_there is not None and content_now is not None:
+            if content_there != content_now:
+                refused.append(_line(content, there.facts, now.facts))
+            elif other_files:
+                noted.append(f"{files}: other files, of the same content")
+        elif other_files:
+            known = content_there is not None or content_now is not None
+            (undecided if known else refused).append(_line(files, there.facts, now.facts))
+    return Differences(tuple(refused), tuple(undecided), tuple(noted))
+
+
+def _line(key: str, there: Mapping[str, Any], now: Mapping[str, Any], instead: str | None = None) -> str:
+    old, new = (_shown(values.get(key, _DEFAULTS.get(key))) for values in (there, now))
+    return f"{key}: {old} there, {instead or new} now"
+
+
+def _shown(value: Any) -> str:
+    return value[:12] if isinstance(value, str) and len(value) > 60 and value.isalnum() else json.dumps(value)
+
+
+def _digests(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """The names of each digest of a content and of its files among these keys."""
+    teachers = sorted({key.rpartition(".")[0] for key in keys if key.startswith("teachers.")})
+    content, files = _OF_TEACHER
+    return [_OF_IMAGES, *((f"{teacher}.{content}", f"{teacher}.{files}") for teacher in teachers)]
+
+
+def _teachers_known(there: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether both identities have digests of the teachers, which are compared in place of paths."""
+    count = now.get("teachers", 0)
+    if not count or there.get("teachers") != count:
+        return False
+    names = [(f"teachers.{i}.weights", f"teachers.{i}.file") for i in range(count)]
+    return all(any(name in there and name in now for name in pair) for pair in names)
+
+
+def _extendable(values: Mapping[str, Any]) -> bool:
+    return values.get("optimizer.schedule", _DEFAULTS["optimizer.schedule"]) in _EXTENDABLE
+
+
+def _effective(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """All values that bind, as JSON has them; a key that is not given has its default."""
+    values = {**flattened(default.get_config()), **flattened(config)}
+    normalised = values["mesh.batch_norm"]
+    if normalised == "device":  # the same as "global" on one device
+        normalised = f"device, of {values['mesh.data']}" if values["mesh.data"] > 1 else "global"
+    if values["teacher.cache"] is not None:
+        values["teacher.cache"] = "a folder"
+    values |= _effective_optimizer(
+        {key.rpartition(".")[2]: values[key] for key in values if key.startswith(_OPTIMIZER)}
+    )
+    binding = {key: value for key, value in values.items() if not key.startswith(_FREE)}
+    return {**binding, "mesh.batch_norm": normalised}
+
+
+def _effective_optimizer(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the optimizer and the schedule use. Earlier versions recorded values for those that take none."""
+    momentum = MOMENTUM if values["momentum"] is None else values["momentum"]
+    warmup_rate = WARMUP_RATE if values["warmup_rate"] is None else values["warmup_rate"]
+    decay = DECAY if values["decay"] is None else values["decay"]
+    sgd, piecewise = values["name"] == "sgd", values["schedule"] == "piecewise"
+    return {
+        "optimizer.momentum": momentum if sgd else None,
+        "optimizer.nesterov": momentum > 0 and values["nesterov"] is not False if sgd else None,
+        "optimizer.warmup_rate": warmup_rate if values["warmup_epochs"] else None,
+        "optimizer.milestones": values["milestones"] if piecewise else None,
+        "optimizer.decay": decay if piecewise else None,
+    }
+
+
+def flattened(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """The values of a config as JSON has them, by key with the names of its groups in front."""
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    found: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(values)).items():
+        if isinstance(value, dict):
+            found.update({f"{key}.{name}": inner for name, inner in flattened(value).items()})
+        else:
+            found[key] = value
+    return found
+
+
+_DEFAULTS = _effective(default.get_config())

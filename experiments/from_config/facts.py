@@ -1,0 +1,77 @@
+"""The facts of a run: the images and the teachers that its config leads to, and the versions in use.
+
+They are the part of a run's identity that its config does not hold, see `experiments.folders.identity`.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import kd_local
+from experiments.folders.identity import VERSION
+from experiments.from_config.images import describe_images
+from experiments.from_config.teachers import teacher_places, weights_file
+from experiments.from_config.trained_run import read_run
+from kd_local.contract import Method
+from kd_local.data import Data, content_digest, file_digest, files_digest
+from kd_local.data.prepared import find
+from kd_local.data.registry import INCLUDED
+from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Teacher
+from kd_local.distill.digests import variables_digest
+
+
+def facts_of_run(config: ConfigDict, method: Method, data: Data) -> dict[str, Any]:
+    """All facts of a run that is about to start.
+
+    Raises:
+        OSError: a file of the data set or of a teacher cannot be read.
+        ValueError: the folder of the data set or of a teacher is damaged.
+    """
+    images = {
+        "train": len(data.train),
+        "test": len(data.test),
+        "validation": len(data.validation or ()),
+        **asdict(data.augmentation),
+        "shape": data.train.shape,
+        "content": content_digest(data),
+    }
+    found = _facts_of_files(config)
+    found |= {f"images.{name}": value for name, value in images.items() if value is not None}
+    found |= {f"teachers.{i}.weights": variables_digest(one.variables) for i, one in enumerate(_teachers(method))}
+    return dict(json.loads(json.dumps(found)))
+
+
+def facts_of_files(config: ConfigDict) -> dict[str, Any]:
+    """The facts that are known without reading images or weights; none if the data set or a teacher is not here."""
+    try:
+        return _facts_of_files(config)
+    except (ValueError, OSError, ModuleNotFoundError):
+        return {}
+
+
+def _facts_of_files(config: ConfigDict) -> dict[str, Any]:
+    spec, name = describe_images(config), config.data.name
+    found: dict[str, Any] = {VERSION: kd_local.__version__, "jax": jax.__version__}
+    found |= {"images.train": spec.train, "images.test": spec.test, "images.classes": spec.classes}
+    if name != INCLUDED:
+        folder = find(name, config.data.data_dir)
+        found["data.data_dir"] = str(folder).removesuffix(f"/{name}/{folder.name}")
+        found |= {"images.version": folder.name, "images.files": files_digest(folder)}
+    if config.method in (*OBJECTIVES, "local_distillation"):
+        places = teacher_places(config)
+        found["teachers"] = len(places)
+        for i, place in enumerate(places):
+            found[f"teachers.{i}.file"] = file_digest(weights_file(place))
+            if place.is_dir():
+                mean, std = read_run(place).normalisation
+                found |= {f"teachers.{i}.mean": list(mean), f"teachers.{i}.std": list(std)}
+    return found
+
+
+def _teachers(method: Method) -> tuple[Teacher, ...]:
+    if isinstance(method, Distillation):
+        return method.teachers
+    return (method.teacher,) if isinstance(method, LocalDistillation) else ()

@@ -1,0 +1,123 @@
+"""A run's folder as a source of weights: its network, and the images that the network was trained with.
+
+Weights are used with the normalisation of their training: a teacher and an evaluation take it from the run's folder.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import default
+from experiments.folders.identity import flattened
+from experiments.folders.workdirs import CONFIG, recorded_config, recorded_identity
+from experiments.from_config.images import describe_images
+from kd_local.data import Data
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, on the scale 0 to 255."""
+
+_OF_WEIGHTS = ("network.name", "network.shortcut", "data.mean", "data.std")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run's folder records of its network.
+
+    Attributes:
+        config: of the run; a key that it lacks has its default.
+        facts: of the run, see `experiments.folders.identity`; empty in a folder of an earlier version.
+        normalisation: of its images.
+    """
+
+    folder: Path
+    config: ConfigDict
+    facts: Mapping[str, Any]
+    normalisation: Normalisation
+
+
+def read_run(folder: Path) -> TrainedRun:
+    """What the folder of a run records.
+
+    Raises:
+        ValueError: it is not the folder of a run, its records are damaged, or the normalisation of its images is
+            unknown.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{folder} is not the folder of a run, which would tell its network: give such a folder, or a file of "
+            "weights and --config.teacher.network=NAME"
+        )
+    config, facts = _with_defaults(folder), recorded_identity(folder).facts
+    if "images.mean" in facts and "images.std" in facts:
+        return TrainedRun(folder, config, facts, (tuple(facts["images.mean"]), tuple(facts["images.std"])))
+    # A folder of an earlier version: what its config leads to.
+    try:
+        augmentation = describe_images(config).augmentation
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise ValueError(f"the normalisation of the images of {folder} is unknown: {error}") from None
+    return TrainedRun(folder, config, facts, (augmentation.mean, augmentation.std))
+
+
+def evaluation_config(run: TrainedRun, config: ConfigDict, given: Collection[str]) -> ConfigDict:
+    """The config with the network and the images of a run; with its network alone if another data set is given.
+
+    Args:
+        run: whose network is evaluated.
+        config: of the evaluation.
+        given: the keys of `config` that the user has set, such as `data.data_dir`: they are kept.
+
+    Raises:
+        ValueError: a given key contradicts the run.
+    """
+    recorded, wanted = flattened(run.config), flattened(config)
+    for key in _OF_WEIGHTS:
+        if key in given and wanted[key] != recorded[key]:
+            raise ValueError(
+                f"{key} is {wanted[key]!r}, but in the run in {run.folder} it is {recorded[key]!r}: leave it out"
+            )
+    same_images = "data.name" not in given or wanted["data.name"] == recorded["data.name"]
+    taken = ("network.", "data.") if same_images else ("network.",)
+    merged = config.copy_and_resolve_references()
+    with merged.unlocked():
+        merged.update_from_flattened_dict(
+            {key: value for key, value in recorded.items() if key.startswith(taken) and key not in given}
+        )
+    return merged
+
+
+def as_trained(run: TrainedRun, data: Data) -> Data:
+    """The data, normalised as the images of the run.
+
+    Raises:
+        ValueError: they have other channels or classes than the run's.
+    """
+    mean, std = run.normalisation
+    channels, classes = data.train.shape[-1], run.facts.get("images.classes", data.classes)
+    if len(mean) != channels or classes != data.classes:
+        raise ValueError(
+            f"{data.name} has images of {channels} channels and {data.classes} classes, but the run in {run.folder} "
+            f"was trained on {len(mean)} channels and {classes} classes: evaluate it on other images"
+        )
+    return replace(data, augmentation=replace(data.augmentation, mean=mean, std=std))
+
+
+def given_keys(config: ConfigDict, overrides: Collection[str]) -> frozenset[str]:
+    """The keys that a user has set, on the command line or, to another value than the default, in a config file."""
+    usual = flattened(default.get_config())
+    return frozenset(overrides) | {key for key, value in flattened(config).items() if value != usual.get(key)}
+
+
+def _with_defaults(folder: Path) -> ConfigDict:
+    config = default.get_config()
+    known, recorded = flattened(config), flattened(recorded_config(folder))
+    values = {key: value for key, value in recorded.items() if key in known}
+    try:
+        if scalar := recorded.keys() & {key.partition(".")[0] for key in known if "." in key}:
+            raise TypeError(f"{min(scalar)} is no group of keys")
+        config.update_from_flattened_dict(values)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{str(folder / CONFIG)!r} is damaged ({error}): restore it") from None
+    return config
