@@ -5,7 +5,7 @@ import jax
 from kd_local.parallel.barriers import Broadcast
 
 SAVE = 1
-"""The request to save. The request to stop is the number of a signal, which is always greater."""
+"""The request to save. A request to stop is the number of a signal, which is always greater."""
 
 
 class Agreement:
@@ -16,23 +16,23 @@ class Agreement:
         after step s               the process publishes s + ahead, before it dispatches step s + 1
         metrics of a step          are read only when all processes have taken it
         any process                is at most `in_flight` batches ahead of the metrics that it has read
-        so every other process     is before step s + ahead, and sees the request in time
+        so every other process     is before step s + ahead, and reads the request in time
 
     Args:
         in_flight: steps that are dispatched before the metrics of the first of them are read.
     """
 
     def __init__(self, in_flight: int) -> None:
-        # Every other step may be of an epoch's last, smaller batch, which each process computes by itself.
+        # Every second step may have an epoch's last, smaller batch, which each process computes by itself.
         self._ahead = 2 * (in_flight + 1) + 2
         self._broadcast = Broadcast("agreement")
         self._count = 0
 
     def after(self, step: int, wish: int) -> int:
-        """The request to carry out now, after this step, or 0 for none. Call it after every step.
+        """The request to carry out now, after this step; 0 if there is none. Call it after every step.
 
         Args:
-            step: the steps done.
+            step: number of steps done.
             wish: this process's request, or 0.
 
         Raises:

@@ -1,6 +1,6 @@
-"""Crash-safe rows of numbers in a file: a row counts only while its checksum, in a second file, matches.
+"""Crash-safe rows of numbers in a file: a row is valid only if it matches its checksum in a second file.
 
-After a kill, a crash or damage, the missing rows are known and can be written again. Rows are written in any order, and
+After a kill, a crash or damage, the missing rows can be found and written again. Rows can be written in any order, and
 rows can be added to a file later.
 """
 
@@ -22,11 +22,11 @@ _VALUE, _CHECKSUM = np.dtype("<f4"), np.dtype("<u4")
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """Float32 rows in a .npy file, and their checksums in one beside it.
+    """Float32 rows in a .npy file, and their checksums in a second file in the same folder.
 
     Attributes:
-        path: of the rows; it ends in .npy.
-        name: part of every checksum, so that rows written under another name do not count.
+        path: path of the rows' file; it ends in .npy.
+        name: part of every checksum, so that rows written under another name are not valid.
         shape: (rows, ...); the file may have more rows.
     """
 
@@ -36,12 +36,12 @@ class CheckedRows:
 
     @property
     def size(self) -> int:
-        """The bytes that both files take."""
+        """Bytes of both files."""
         return sum(len(file.header) + file.row_bytes * self.shape[0] for file in self._files)
 
     @property
     def row_bytes(self) -> int:
-        """The bytes of a row."""
+        """Bytes of a row."""
         return math.prod(self.shape[1:]) * _VALUE.itemsize
 
     def missing(self) -> Int64[np.ndarray, " rows"]:
@@ -55,7 +55,7 @@ class CheckedRows:
         if present > 0:
             values, checksums = self._files
             sums = np.fromfile(checksums.path, _CHECKSUM, present, offset=len(checksums.header))
-            # Not through a memory map: reading a hole of a file on a full tmpfs kills the process.
+            # Not through a memory map: on a full tmpfs, reading a hole of a file would kill the process.
             with values.path.open("rb") as file:
                 file.seek(len(values.header))
                 for i in range(present):
@@ -64,10 +64,10 @@ class CheckedRows:
 
     @contextmanager
     def writing(self) -> Iterator["Writer"]:
-        """A function that writes a row. The files are created or enlarged first.
+        """Creates or enlarges the files, and gives a function that writes a row.
 
         Raises:
-            OSError: here or in the writer; for example, the disk is full.
+            OSError: for example, the disk is full; raised here or by the function.
         """
         for file in self._files:
             file.make()
@@ -92,12 +92,12 @@ class CheckedRows:
         return _File(self.path, self.shape, _VALUE), _File(sums, self.shape[:1], _CHECKSUM)
 
     def _checksum(self, row: int, content: bytes) -> int:
-        # It includes name and index, so that no row passes for another.
+        # It includes name and index, so that no row is taken for another row.
         return zlib.crc32(content, zlib.crc32(f"{self.name}/{row}".encode()))
 
 
 class Writer(Protocol):
-    """Writes a row of that index."""
+    """Writes the row with the index `row`."""
 
     def __call__(self, row: int, numbers: np.ndarray) -> None: ...
 
@@ -110,7 +110,7 @@ class _File:
 
     @cached_property
     def header(self) -> bytes:
-        """Its length does not depend on the number of rows, so that rows can be added."""
+        """The .npy header. Its length does not depend on the number of rows, so that rows can be added."""
         file = io.BytesIO()
         described = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(file, described)
@@ -127,7 +127,7 @@ class _File:
         return (size - len(self.header)) // self.row_bytes
 
     def make(self) -> None:
-        """Grow the file to hold all rows; never shrink it."""
+        """Creates the file or enlarges it for all rows; it is never made smaller."""
         self.path.touch()
         if self.rows > self.shape[0]:
             return
@@ -137,7 +137,7 @@ class _File:
 
 
 def _write(file: io.FileIO, offset: int, content: bytes) -> None:
-    # Not through a memory map: with a full disk that would kill the process.
+    # Not through a memory map: on a full disk that would kill the process.
     file.seek(offset)
     view = memoryview(content)
     while view:

@@ -1,13 +1,13 @@
 """Crash-safe checkpoints; the only file that imports orbax.
 
-A checkpoint counts only while every file matches its digest in a manifest. The order is write, commit, manifest, and
-then the deletion of older checkpoints. Whenever a process is killed, a complete checkpoint remains. A newer
-checkpoint that is damaged or unfinished is reported and moved aside, where it stays until this happens again.
+A checkpoint is complete only if every file matches its digest in a manifest. The order of a save is: write, commit,
+write the manifest, delete older checkpoints. Therefore a complete checkpoint remains whenever a process is killed. A
+newer checkpoint that is damaged or unfinished is reported and moved aside, where it stays until this happens again.
 
-With several processes each writes and reads its part of the arrays, in a folder that all hosts share. Process 0 writes
-the manifest, deletes, decides which checkpoint counts, and sends its decisions to the others. Processes wait for each
-other through `Barrier` and orbax' barriers, which do not use the devices: the background thread that finishes a save
-must not interfere with the main thread's computations. An error in one process is raised in all.
+With several processes, each writes and reads its part of the arrays, in a folder that all hosts share. Process 0 writes
+the manifest, deletes checkpoints, decides which checkpoint is used, and sends its decisions to the others. Processes
+wait for each other through `Barrier` and orbax's barriers. These do not use the devices, because the background thread
+that finishes a save must not interfere with the main thread's computations. An error in one process is raised in all.
 """
 
 import errno
@@ -39,30 +39,30 @@ _ASIDE = ".damaged"
 _ITEM = "default"
 _UNFINISHED = ocp.utils.TMP_DIR_SUFFIX
 _FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
-# The longest time that processes wait for one that writes, reads or checks its part of a checkpoint. A process that
-# fails or is lost is found sooner, but orbax waits ten minutes for a folder that process 0 could not create.
+# The longest time that processes wait for another process to write, read or check its part of a checkpoint. A process
+# that fails or is lost is noticed sooner, but orbax waits ten minutes for a folder that process 0 could not create.
 _SECONDS = 1200
 _warn = logging.getLogger(__name__).warning
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be saved or restored; the text says which, why, and what is left."""
+    """A checkpoint could not be saved or restored. The message has the checkpoint, the reason, and what remains."""
 
 
 @final
 class Checkpoints:
-    """The last few checkpoints of one run, in a directory of their own; a context manager.
+    """The last few checkpoints of one run, in their own directory. A context manager.
 
-    Every process makes one, and all call `save`, `wait`, `restore_latest` and `close` in the same order.
+    Every process creates one, and all call `save`, `wait`, `restore_latest` and `close` in the same order.
 
     Args:
-        directory: has a folder for each step; it is created. All hosts share it.
-        keep: the number of checkpoints kept.
+        directory: gets a folder for each step. It is created if necessary, and all hosts share it.
+        keep: number of checkpoints to keep.
         report: called in process 0 with a sentence about each checkpoint that is damaged or unfinished.
 
     Raises:
         ValueError: `keep` is less than 1.
-        CheckpointError: the directory cannot be made or written, or is not shared.
+        CheckpointError: the directory cannot be created or written, or is not shared.
     """
 
     def __init__(self, directory: Path, *, keep: int = 3, report: Callable[[str], None] = _warn) -> None:
@@ -83,25 +83,25 @@ class Checkpoints:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
 
     def save(self, step: int, tree: PyTree) -> None:
-        """Copy a tree of arrays, and write it in the background.
+        """Copies a tree of arrays, and writes the copy in the background. Waits for the previous save first.
 
-        The arrays may be donated as soon as this returns. It waits for the save before.
+        The arrays may be donated as soon as this returns.
 
         Args:
-            step: greater than that of any checkpoint in the directory.
-            tree: nested dicts, tuples and NamedTuples of arrays, sharded or not; of several processes on the devices
-                of all.
+            step: greater than the step of any checkpoint in the directory.
+            tree: nested dicts, tuples and NamedTuples of arrays, sharded or not. With several processes the arrays are
+                on the devices of all of them.
 
         Raises:
-            CheckpointError: the step is not greater, or this save or the one before failed.
+            CheckpointError: the step is not greater, or this save or the previous one failed.
         """
         self.wait()
         with self._saving(step):
             newest = self._barrier.decide(lambda: max(self._steps(), default=None), seconds=_SECONDS)
         if newest is not None and newest >= step:
             raise CheckpointError(
-                f"checkpoint {step} cannot be saved in {self.directory}, which holds checkpoint "
-                f"{newest}: restore that one first, or use an empty directory"
+                f"checkpoint {step} cannot be saved in {self.directory}, which already has checkpoint "
+                f"{newest}: restore that checkpoint first, or use an empty directory"
             )
         with self._saving(step):
             args = ocp.args.StandardSave(jax.tree.map(_copied_if_on_host, tree))
@@ -109,10 +109,10 @@ class Checkpoints:
             self._pending = (step, self._executor.submit(self._seal, step))
 
     def wait(self) -> None:
-        """Wait until the last save is complete on the disk.
+        """Waits until the last save is complete on the disk.
 
         Raises:
-            CheckpointError: it failed.
+            CheckpointError: the save failed.
         """
         if self._pending is None:
             return
@@ -123,12 +123,13 @@ class Checkpoints:
             future.result()
 
     def restore_latest(self, like: PyTree) -> tuple[int, PyTree] | None:
-        """The step and the tree of the newest undamaged checkpoint; None where there is none.
+        """`(step, tree)` of the newest undamaged checkpoint; None if there is none.
 
-        It may have been saved by more or fewer processes.
+        The checkpoint may have been saved by another number of processes.
 
         Args:
-            like: arrays, or `jax.ShapeDtypeStruct` with shardings, as the tree shall hold them.
+            like: a tree of arrays, or of `jax.ShapeDtypeStruct`s with shardings, with the structure, shapes, dtypes and
+                shardings of the result.
 
         Raises:
             CheckpointError: the checkpoint does not fit `like`, or cannot be read.
@@ -151,8 +152,8 @@ class Checkpoints:
             raise CheckpointError(f"{which} in {self.directory} cannot be restored: {error}") from error
         if misfit is not None:
             raise CheckpointError(
-                f"{which} in {self.directory} is of something else: {misfit}; "
-                "use the config it was trained with, or another directory"
+                f"{which} in {self.directory} belongs to another run: {misfit}; "
+                "use the config of that run, or another directory"
             )
         return good, without_step_count(tree, like)
 
@@ -161,7 +162,7 @@ class Checkpoints:
         return self._newest_good()[0]
 
     def close(self) -> None:
-        """Wait for the last save and end all threads.
+        """Waits for the last save, and ends all threads.
 
         Raises:
             CheckpointError: the last save failed.
@@ -178,8 +179,8 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if hosts.is_loss(error):
-            # Process 0 can still seal what all processes have written. Any other save cannot finish, and this process
-            # must end by `hosts.leave` before the runtime ends it.
+            # Process 0 can still complete a save that all processes have written. No other save can finish, and this
+            # process must end by `hosts.leave` before the runtime ends it.
             if self._pending is not None and hosts.is_first():
                 wait_for([self._pending[1]], timeout=GRACE_SECONDS / 2)
             return
@@ -192,24 +193,24 @@ class Checkpoints:
             self._report(str(failure))
 
     def _claim(self) -> None:
-        """Create the directory; check that it is writable and the same for all processes."""
+        """Creates the directory, and checks that it is writable and the same for all processes."""
         with ExitStack() as stack, self._barrier.together(seconds=_SECONDS):
             self.directory.mkdir(parents=True, exist_ok=True)
             own = stack.enter_context(tempfile.TemporaryDirectory(dir=self.directory, suffix=_UNFINISHED))
             first = self._barrier.wait(Path(own).name, seconds=_SECONDS)[0]
             if not (self.directory / first).exists():
-                raise hosts.HostsError("it is another folder than that of process 0: use one that all hosts share")
+                raise hosts.HostsError("it is not the same folder as in process 0: use a folder that all hosts share")
         self._clear()
 
     def _clear(self) -> None:
-        """Delete what killed or failed saves have left."""
+        """Deletes the remains of killed or failed saves."""
         if hosts.is_first():
             for leftover in self.directory.glob(f"*{_UNFINISHED}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _open(self) -> tuple[ocp.StandardCheckpointHandler, ocp.AsyncCheckpointer]:
         count = jax.process_count()
-        # With their names, processes wait for each other through the coordination service, not through the devices.
+        # If processes have names, they wait for each other through the coordination service, not through the devices.
         processes = ocp.options.MultiprocessingOptions(active_processes=set(range(count)) if count > 1 else None)
         background = ocp.options.AsyncOptions(timeout_secs=_SECONDS, barrier_sync_fn=self._orbax_barrier)
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=processes)
@@ -220,14 +221,14 @@ class Checkpoints:
         return handler, ocp.AsyncCheckpointer(composite, async_options=background, multiprocessing_options=processes)
 
     def _orbax_barrier(self, *, key: str, timeout_ms: int) -> None:
-        """The barrier of orbax' thread; unlike orbax' own it ends when another process has failed."""
+        """The barrier of orbax's thread. Unlike orbax's own barrier, it ends when another process has failed."""
         self._barrier.wait(seconds=-(-timeout_ms // 1000))
 
     def _seal(self, step: int) -> None:
-        """In the background: wait for orbax's commit, write the manifest, delete older ones.
+        """Runs in the background: waits for orbax's commit, writes the manifest, deletes older checkpoints.
 
-        Orbax calls `AsyncOptions.post_finalization_callback` before the commit, when files are
-        still to be written; hence a thread of our own.
+        It has its own thread, because orbax calls `AsyncOptions.post_finalization_callback` before the commit, when
+        files are not yet written.
         """
         with self._barrier.together(seconds=_SECONDS):
             self._checkpointer.wait_until_finished()
@@ -238,13 +239,13 @@ class Checkpoints:
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:
-        """Raise any error in here as a CheckpointError, and delete what was written of the step."""
+        """Raises an error of the block as a CheckpointError, and deletes the files written for the step."""
         try:
             yield
         except Exception as error:
             self._barrier.give_up(error)
             self._barrier = Barrier("checkpoints")
-            # A failed save may raise once more when it is closed.
+            # A failed save may raise again when it is closed.
             with suppress(Exception):
                 self._checkpointer.close()
             self._handler, self._checkpointer = self._open()
@@ -260,7 +261,7 @@ class Checkpoints:
             raise CheckpointError(f"{text}; {left} good one") from error
 
     def _set_damaged_aside(self) -> int | None:
-        """Move damaged checkpoints aside. Returns the step of the newest complete one."""
+        """Moves damaged checkpoints aside. Returns the step of the newest complete checkpoint."""
         good, damaged = self._newest_good()
         used = "training starts from the beginning" if good is None else f"using checkpoint {good}"
         for old in self.directory.glob(f"*{_ASIDE}") if damaged else ():
@@ -271,7 +272,7 @@ class Checkpoints:
         return good
 
     def _newest_good(self) -> tuple[int | None, dict[int, str]]:
-        """The newest complete checkpoint, and the damage of each newer one."""
+        """The step of the newest complete checkpoint, and the damage of each newer checkpoint."""
         damaged: dict[int, str] = {}
         for step in reversed(self._steps()):
             what = damage(self._folder(step))
@@ -292,14 +293,14 @@ class Checkpoints:
 
 
 def _copied_if_on_host(leaf: jax.Array) -> jax.Array:
-    """A copy on the CPU, where orbax reads the buffer that the caller may donate."""
+    """A copy of an array on the CPU, where orbax would read the buffer that the caller may donate."""
     if all(device.platform != "cpu" for device in leaf.devices()):
         return leaf
     return jax.device_put(leaf, leaf.sharding, may_alias=False)
 
 
 def _misfit(found: PyTree, expected: PyTree) -> str | None:
-    """The first array in which two trees differ, with its shape and dtype in each."""
+    """A text about the first array in which two trees differ, with its shape and dtype in each; None if none does."""
     has, needs = _leaves(found), _leaves(expected)
     for name in (*needs, *has):
         if has.get(name) != needs.get(name):

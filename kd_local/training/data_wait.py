@@ -1,4 +1,4 @@
-"""The time in which devices wait for data: faster devices or another network would not shorten it."""
+"""Measures the time in which the devices wait for data. Faster devices or another network would not shorten it."""
 
 import threading
 import time
@@ -14,15 +14,15 @@ Batch = TypeVar("Batch")
 
 
 class DataWait:
-    """The time in which the host waited for a batch and the devices had nothing left to do.
+    """The time in which the host waited for a batch and the devices were idle.
 
     A thread waits for the devices, because the caller of `batches` waits for the data.
 
     Attributes:
-        seconds: the sum so far; may be set to 0 at any time.
+        seconds: the sum so far. It may be set to 0 at any time.
 
     Args:
-        clock: the time in seconds, called from both threads.
+        clock: returns the time in seconds; called from both threads.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,11 +30,11 @@ class DataWait:
         self._clock = clock
         self._queue: SimpleQueue[tuple[Any, Future[float]] | None] = SimpleQueue()
         self._last: Future[float] | None = None
-        # A daemon: devices that wait for a lost process never end, and must not keep the program from ending.
+        # A daemon thread, because devices that wait for a lost process never finish, and the program must still end.
         threading.Thread(target=self._watch, daemon=True).start()
 
     def batches(self, source: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches of `source`, each of them timed."""
+        """Yields the batches of `source`, and times each."""
         iterator = iter(source)
         while True:
             asked = self._clock()
@@ -49,20 +49,20 @@ class DataWait:
             yield batch
 
     def dispatched(self, results: Any) -> Future[float]:
-        """Follow the work that the devices were last given.
+        """Registers the work that was dispatched last.
 
         Args:
             results: a pytree of arrays that are ready once the work is done.
 
         Returns:
-            The time at which it is done.
+            The time at which the work is done.
         """
         self._last = Future()
         self._queue.put((results, self._last))
         return self._last
 
     def close(self) -> None:
-        """End the thread after the work that it waits for."""
+        """Ends the thread after the work that it waits for."""
         self._queue.put(None)
 
     def _watch(self) -> None:

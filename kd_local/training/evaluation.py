@@ -1,4 +1,4 @@
-"""How well a network does on data that it was not trained on."""
+"""Evaluates networks on data that they were not trained on."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -35,11 +35,10 @@ def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh:
 
 
 def compare(method: HasTeachers, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> tuple[float, float]:
-    """Accuracy of the teachers and agreement with them, on the test images.
+    """`(accuracy, agreement)` of the teachers on the test images, both in [0, 1].
 
-    Returns:
-        The accuracy of the teachers, several by the mean of their logits; the share of the images for which the
-        deployed network predicts their class.
+    Several teachers predict by the mean of their logits. The agreement is the share of images for which the deployed
+    network predicts the same class as the teachers.
     """
     mesh, here = all_devices(mesh), gather(state, mesh)
     means = _means(partial(_compare_batch, method, data.augmentation, here), data.test, batch_size, mesh)
@@ -48,19 +47,19 @@ def compare(method: HasTeachers, state: State, data: Data, *, batch_size: int, m
 
 
 def gather(state: State, mesh: Mesh) -> State:
-    """The state without the optimizers' parts, which no logits depend on, on every device."""
+    """The state without optimizer state, which no logits depend on, copied to every device."""
     parts = {name: {kind: tree for kind, tree in part.items() if kind != "opt_state"} for name, part in state.items()}
     return move(parts, on_every_device(all_devices(mesh)))
 
 
 def _means(sums_of: Callable[..., Any], split: Examples, batch_size: int, mesh: Mesh) -> Any:
-    """Means over all examples of a split of the pytree of sums that `sums_of(images, labels, valid)` gives."""
+    """Means over all examples of a split. `sums_of(images, labels, valid)` returns a pytree of sums over a batch."""
     replicated = on_every_device(mesh)
     with closing(split.evaluation_batches(batch_size, share_of(mesh))) as batches:
         sums: list[Any] = []
         flying = None
         for batch in batches:
-            # The devices work on one batch while the next is made and put there.
+            # The devices work on one batch while the next batch is prepared and copied to them.
             dispatched = sums_of(replicated, *put_rows(batch, mesh, batch_size))
             if flying is not None:
                 sums.append(jax.device_get(flying))
@@ -101,7 +100,7 @@ def _evaluate_batch(
     valid: Bool[Array, " batch"],
 ) -> dict[str, Any]:
     inputs = normalise(augmentation, images)
-    # The compiler merges what the two have in common.
+    # The compiler merges the common parts of the two.
     logits = {"deployed": method.logits(state, inputs), "exits": dict(method.exits(state, inputs))}
     sums = jax.tree.map(partial(_sums, labels, valid), logits)
     return jax.lax.with_sharding_constraint(sums, replicated)
@@ -110,7 +109,7 @@ def _evaluate_batch(
 def _sums(
     labels: Int[Array, " batch"], valid: Bool[Array, " batch"], logits: Float[Array, "batch k"]
 ) -> Float[Array, "2"]:
-    """The sum of the losses of the valid examples, and the number that are classified correctly."""
+    """The sum of the losses of the valid examples, and the number of valid examples that are classified correctly."""
     logits = logits.astype(jnp.float32)
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels

@@ -12,11 +12,14 @@ from kd_local.data import Augmentation, HostShare, augment
 from kd_local.parallel import DATA, move, on_every_device, over_the_batch, put_rows
 
 ExtraTensor = Callable[[int, Int64[np.ndarray, " batch"]], np.ndarray]
-"""`(step, places of its images in the training set)` to a scalar or a tensor whose leading dimension is the batch."""
+"""A function from `(step, positions of the batch's images in the training set)` to an extra tensor.
+
+The result is a scalar, or a tensor whose leading dimension is the batch.
+"""
 
 
 def keys(seed: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """The key of all steps of a run, and that of its initialisation."""
+    """`(key of all steps, key of the initialisation)` of a run."""
     rng, init_rng = jax.random.split(jax.random.key(seed))
     return rng, init_rng
 
@@ -34,13 +37,15 @@ def batch_inputs(
     images: UInt8[np.ndarray, "rows h w c"],
     batch: int,
 ) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
-    """The batch of a step as the network sees it, and the key of the step.
+    """`(augmented and normalised batch, key of the step)`.
 
     Args:
-        rng: that of all steps, on every device of the mesh.
-        step: from 0.
+        augmentation: the augmentation of the training images.
+        mesh: the devices for the batch.
+        rng: the key of all steps, on every device of the mesh.
+        step: the step, from 0.
         images: this process's rows of the batch, see `share_of`.
-        batch: images of all processes.
+        batch: number of images of all processes together.
     """
     batched = over_the_batch(mesh, batch)
     raw = put_rows(images, mesh, batch)
@@ -56,6 +61,6 @@ def _prepare(
     rng: PRNGKeyArray,
     step: Array,
 ) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
-    """The batch as the network sees it, and the key of the step."""
+    """The compiled part of `batch_inputs`."""
     rng, augment_rng = jax.random.split(jax.random.fold_in(rng, step))
     return jax.lax.with_sharding_constraint(augment(augmentation, images, augment_rng), batched), rng

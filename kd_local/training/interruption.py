@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request that the loop carries out at the end of a step."""
+"""Turns SIGTERM and Ctrl-C into a request, which the training loop carries out at the end of a step."""
 
 import signal
 from types import TracebackType

@@ -1,8 +1,8 @@
-"""The training loop: any method, any data, with or without files.
+"""The training loop, for any method and any data, with or without checkpoints.
 
-It runs a method's programs batch after batch and knows nothing of modules or teachers. Order and augmentation are a
-function of seed and step alone, and a checkpoint holds everything that a step depends on: a resumed run gives the
-numbers of an uninterrupted one.
+The loop calls a method's compiled step for each batch and does not know modules or teachers. The order and augmentation
+of images depend only on seed and step, and a checkpoint has the whole state of a step. Therefore a resumed run gives
+the same numbers as an uninterrupted one.
 """
 
 import time
@@ -34,13 +34,13 @@ from kd_local.training.training_step import prepare_step
 
 @dataclass(frozen=True)
 class Result:
-    """A run that has ended.
+    """The result of a run.
 
     Attributes:
         state: the method's state after the last step.
-        step: steps done, including those of earlier starts of the same run.
-        records: of the epochs that this start has ended, the last one possibly incomplete.
-        peak_bytes: memory of a compiled step on one device.
+        step: number of steps done, including those of earlier starts of the same run.
+        records: records of the epochs that ended in this start; the last epoch may be incomplete.
+        peak_bytes: predicted memory of a compiled step on one device.
     """
 
     state: State
@@ -53,7 +53,7 @@ def training_plan(examples: int, *, epochs: int, batch_size: int, steps: int | N
     """The plan of a run that starts at the beginning.
 
     Raises:
-        ValueError: a number out of range, or a batch that the mesh does not divide.
+        ValueError: a number is out of range, or the batch size is not a multiple of the devices on the data axis.
     """
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}: use 1 or more")
@@ -86,27 +86,28 @@ def train(
     interruption: Interruption | None = None,
     extra: Mapping[str, ExtraTensor] = NOTHING,
 ) -> Result:
-    """Train a method on data, from the newest checkpoint if there is one.
+    """Trains a network with a method, from the newest checkpoint if there is one.
 
     >>> result = train(method, load("digits"), epochs=8, batch_size=64)  # doctest: +SKIP
     >>> result.records[-1].test.accuracy  # doctest: +SKIP
 
     Args:
-        method: what to train.
-        data: what to train it on.
-        epochs: passes through the training images.
-        batch_size: over all devices; the last, smaller batch of an epoch is kept.
-        seed: of initialisation, order and augmentation.
-        steps: a limit on the steps, if any.
-        mesh: of devices to divide each batch and the modules among, see `kd_local.parallel.device_mesh`; one device if
-            None. At most a batch more than it has groups of devices is in flight.
+        method: the method, with its network and optimizer.
+        data: the data set.
+        epochs: number of passes through the training images.
+        batch_size: images per step, over all devices. The last, smaller batch of an epoch is used too.
+        seed: the seed of initialisation, order and augmentation.
+        steps: a limit on the number of steps; None: no limit.
+        mesh: the devices over which each batch and the modules are divided, see `kd_local.parallel.device_mesh`; None:
+            one device. The number of batches in flight is at most the number of groups of devices plus 1.
         options: how the step is compiled, divided and placed.
-        schedule: the learning rate that the method's optimizer was given, to be recorded.
-        checkpoints: where to save; nowhere if None.
+        schedule: the learning rate of each step, only for the records; the optimizer has its own.
+        checkpoints: where to save and to resume from; None: nothing is saved.
         checkpoint_seconds: the shortest time between two checkpoints; the end of a run is always saved.
         observers: receive the plan and the records.
         interruption: checked after every step.
-        extra: tensors that the method's programs read besides `images`, `labels`, `indices` and `epoch`, by name.
+        extra: functions that return the other extra tensors of the method's programs, by name; `indices` and `epoch`
+            are provided.
 
     Raises:
         ValueError: see `training_plan` and `kd_local.parallel.plan_step`.

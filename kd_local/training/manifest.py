@@ -9,7 +9,7 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path) -> None:
-    """Flush all files of a folder and its name to the disk, then write the manifest.
+    """Flushes all files of a folder and the folder itself to the disk, then writes the manifest.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -26,7 +26,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """The damage of a folder, with the first file that is wrong; None if every file matches the manifest."""
+    """A text with the first wrong file of a folder and its damage; None if every file matches the manifest."""
     name = MANIFEST
     try:
         for name, digest in json.loads((folder / MANIFEST).read_text()).items():

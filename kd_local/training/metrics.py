@@ -28,12 +28,13 @@ def _accumulate(
 
 
 class EpochMetrics:
-    """Metrics of steps, and their sums over the epoch. A step is read once as many steps as there are groups follow it.
+    """The metrics of steps, and their sums over the epoch.
 
-    They stay on the devices of the programs that gave them, so that no group of devices waits for another.
+    The host reads a step's metrics n steps later, where n is the number of groups of devices. Until then they stay on
+    the devices of their programs, so that no group of devices waits for another.
 
     Args:
-        plan: of the step.
+        plan: the plan of the step.
         on_step: receives the record of each step once its metrics are read.
     """
 
@@ -47,16 +48,16 @@ class EpochMetrics:
 
     @property
     def sums(self) -> Float[Array, " metrics"]:
-        """In the order of their names, on the devices of the first group: what a checkpoint holds."""
+        """The sums for a checkpoint: in the order of the metrics' names, on the devices of the first group."""
         sums = dict(zip(self._order(), np.concatenate(jax.device_get(self._sums)), strict=True))
         return move(np.array([sums[name] for name in self.names], np.float32), self._replicated[0])
 
     def reset(self) -> None:
-        """Begin an epoch."""
+        """Begins an epoch."""
         self.resume(np.zeros(len(self.names), np.float32), 0)
 
     def resume(self, sums: Float[Array | np.ndarray, " metrics"], count: int) -> None:
-        """Continue an epoch with its sums over `count` images."""
+        """Continues an epoch from its sums over `count` images."""
         known = dict(zip(self.names, jax.device_get(sums), strict=True))
         self._count = count
         self._sums = [
@@ -65,7 +66,7 @@ class EpochMetrics:
         ]
 
     def add(self, step: int, metrics: dict[str, Metrics], size: int) -> None:
-        """Add the metrics of a step, counted from 1, whose batch had `size` images.
+        """Adds the metrics of a step, counted from 1, whose batch had `size` images.
 
         Raises:
             NotFiniteError: a loss of an earlier step is not finite.
@@ -82,7 +83,7 @@ class EpochMetrics:
             self._read(*self._unread.popleft())
 
     def settle(self) -> None:
-        """Wait for the last step and read it too; raises as `add`."""
+        """Waits for the last steps and reads their metrics. Raises the errors of `add`."""
         while self._unread:
             self._read(*self._unread.popleft())
 

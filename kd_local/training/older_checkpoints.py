@@ -1,4 +1,4 @@
-"""Checkpoints of earlier versions: arrays that they hold and this version does not use."""
+"""Reads checkpoints of earlier versions, which have arrays that this version does not use."""
 
 from typing import Any
 

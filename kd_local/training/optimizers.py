@@ -1,4 +1,4 @@
-"""Optimizers by name, all of them optax's."""
+"""Optimizers by name. All are those of optax."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from kd_local.training.schedules import updates_per_epoch
 
 OPTIMIZERS: tuple[str, ...] = ("sgd", "adam", "adamw", "lamb", "lion")
 MOMENTUM = 0.9
-"""Of sgd, unless another one is given."""
+"""The default momentum of sgd."""
 
 
 def make_optimizer(
@@ -26,19 +26,19 @@ def make_optimizer(
     accumulate: int = 1,
     batches_per_epoch: int | None = None,
 ) -> optax.GradientTransformation:
-    """The optimizer of that name.
+    """The optimizer with this name.
 
     Args:
         name: `sgd`, `adam`, `adamw`, `lamb` or `lion`.
-        schedule: the learning rate, as a function of the updates before.
-        momentum: of sgd, in [0, 1); if None, 0.9.
-        nesterov: of sgd; if None, whether there is momentum.
-        weight_decay: on every parameter; part of the gradient for sgd and adam (L2, as in PyTorch), decoupled for the
-            others.
-        accumulate: the number of batches whose gradients are averaged, with equal weight, for one update. A run that
-            ends before its last update leaves that update out.
-        batches_per_epoch: where given, no update goes over the end of an epoch: its last one takes the batches that
-            are left, if they are fewer.
+        schedule: the learning rate as a function of the number of earlier updates.
+        momentum: momentum of sgd, in [0, 1); None: 0.9.
+        nesterov: Nesterov momentum of sgd; None: True if the momentum is above 0.
+        weight_decay: weight decay of every parameter; part of the gradient for sgd and adam (L2, as in PyTorch),
+            decoupled for the others.
+        accumulate: the number of batches whose gradients are averaged, with equal weight, for one update. If a run ends
+            within these batches, there is no update for them.
+        batches_per_epoch: if given, an update never has batches of two epochs: the last update of an epoch uses the
+            remaining batches.
 
     Raises:
         ValueError: any of these is unknown or out of range, or would be ignored.
@@ -78,7 +78,7 @@ def _named(
 
 
 def _accumulated(optimizer: optax.GradientTransformation, batches: Any) -> optax.GradientTransformation:
-    """Optax's MultiSteps with sums as wide as the gradients (by default float32), under standard dtype promotion."""
+    """Optax's MultiSteps, with sums in the gradients' dtype (usually float32), under standard dtype promotion."""
 
     def steps(tree: Any) -> optax.MultiSteps:
         wide = at_least_float32(jnp.result_type(*jax.tree.leaves(tree)))

@@ -1,4 +1,4 @@
-"""Curves of a run as a picture."""
+"""Plots the curves of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +42,7 @@ def draw_curves(records: Sequence[EpochRecord], steps: Sequence[StepRecord], *, 
 def plot_curves(
     records: Sequence[EpochRecord], steps: Sequence[StepRecord], path: Path, *, method: Method, title: str
 ) -> None:
-    """Write the picture of `draw_curves`."""
+    """Draws the curves and writes the picture to `path`."""
     draw_curves(records, steps, method=method, title=title).savefig(path, dpi=100)
 
 

@@ -1,4 +1,4 @@
-"""A run on the terminal: a progress bar, and a line per epoch."""
+"""Shows a run on the terminal: a progress bar, and a line per epoch."""
 
 import time
 from types import TracebackType
@@ -14,9 +14,9 @@ from kd_local.training.records import EpochRecord, ProgramMetrics, StepRecord, T
 
 
 class ProgressBar:
-    """Epoch, step, images per second, remaining time, the loss of every program that trains, and accuracy.
+    """Shows epoch, step, images per second, remaining time, the loss of every program that trains, and accuracy.
 
-    The accuracy in training is that of the deployed network; none is shown if no program measures it.
+    The training accuracy is that of the deployed network. It is not shown if no program computes it.
     """
 
     def __init__(self, console: Console, method: Method) -> None:
@@ -65,7 +65,7 @@ class ProgressBar:
         self._metrics.plain = self.metrics_text(record.train)
 
     def metrics_text(self, metrics: ProgramMetrics) -> str:
-        """The losses, and below them the training accuracy of the deployed network, if a program measures it."""
+        """The losses and, below them, the training accuracy of the deployed network if a program computes it."""
         accuracy = metrics.get(self._deployed or "", {}).get("accuracy")
         label = "loss of each module" if len(self._programs) > 1 else "loss"
         return f"{label} {self._losses(metrics)}" + ("" if accuracy is None else f"\naccuracy {accuracy:.3f}")

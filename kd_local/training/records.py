@@ -1,7 +1,7 @@
 """The records of a training run, and the interface of its observers.
 
-`to_json` gives a record as one flat JSON object, a line of metrics.jsonl or steps.jsonl, with names such as
-`train/module03/loss`; `from_json` reads it back.
+`to_json` returns a record as one flat JSON object, a line of metrics.jsonl or steps.jsonl, with names such as
+`train/module03/loss`. `from_json` reads such an object.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ class TrainingPlan:
     """Steps, epochs and sizes of a run.
 
     Attributes:
-        first_step: the steps done before this start; 0 for a new run.
-        last_step: the steps of the whole run.
-        steps_per_epoch: the last one may have a smaller batch.
+        first_step: number of steps done before this start; 0 for a new run.
+        last_step: number of steps of the whole run.
+        steps_per_epoch: number of steps per epoch; the last step of an epoch may have a smaller batch.
         batch_size: images per step, over all devices.
-        peak_bytes: memory of a compiled step on one device; None before it is compiled.
+        peak_bytes: predicted memory of a compiled step on one device; None before the step is compiled.
     """
 
     first_step: int
@@ -32,7 +32,7 @@ class TrainingPlan:
 
     @property
     def epochs(self) -> int:
-        """The number of epochs, the last one possibly incomplete."""
+        """The number of epochs; the last epoch may be incomplete."""
         return -(-self.last_step // self.steps_per_epoch)
 
 
@@ -60,7 +60,7 @@ class StepRecord:
     """The metrics of one batch.
 
     Attributes:
-        step: from 1.
+        step: the step, from 1.
         train: means over the batch.
     """
 
@@ -79,18 +79,19 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What is known at the end of an epoch.
+    """The metrics, scores and times of an epoch.
 
     Attributes:
-        epoch: epochs done; a fraction if the run ends within one.
-        step: steps done.
+        epoch: number of epochs done; a fraction if the run ends within an epoch.
+        step: number of steps done.
         train: means over the epoch's training images.
         test: scores on the test split.
         validation: scores on the validation split; None if there is none.
-        seconds: of training, without compilation, evaluation and what an earlier start did of this epoch.
-        images_per_second: in these seconds.
-        data_wait_seconds: of `seconds`, those in which the devices were idle and waited for images.
-        learning_rate: of the last step; None if the loop was given no schedule.
+        seconds: time of training, without compilation and evaluation, and without the part of the epoch that was done
+            before the run resumed.
+        images_per_second: images trained in `seconds`, per second.
+        data_wait_seconds: the part of `seconds` in which the devices were idle and waited for images.
+        learning_rate: learning rate of the last step; None if `train` got no schedule.
     """
 
     epoch: float
@@ -105,12 +106,12 @@ class EpochRecord:
 
     @property
     def images(self) -> int:
-        """The images trained in `seconds`."""
+        """The number of images trained in `seconds`."""
         return round(self.seconds * self.images_per_second)
 
     @property
     def splits(self) -> dict[str, SplitScores]:
-        """The scores by the name of their split."""
+        """The scores by the name of the split."""
         return {**({"validation": self.validation} if self.validation else {}), "test": self.test}
 
     def to_json(self) -> dict[str, Any]:
@@ -147,11 +148,11 @@ class Observer(Protocol):
     """Receives the records of a run: a progress bar, a log."""
 
     def on_start(self, plan: TrainingPlan) -> None:
-        """Called once before the first step, after a checkpoint was restored."""
+        """Called once before the first step. If the run resumes, its checkpoint is restored already."""
         ...
 
     def on_step(self, record: StepRecord) -> None:
-        """Called for every step, in order, once its metrics are read: later by the number of steps in flight."""
+        """Called for every step, in order, once its metrics are read, which is a few steps after its dispatch."""
         ...
 
     def on_epoch(self, record: EpochRecord) -> None:

@@ -1,4 +1,4 @@
-"""When a run saves its state, and where it resumes."""
+"""Decides when a run saves its state, and restores the newest checkpoint."""
 
 import time
 from dataclasses import replace
@@ -16,7 +16,7 @@ from kd_local.training.records import TrainingPlan
 def restore(
     checkpoints: Checkpoints | None, state: State, metrics: EpochMetrics, plan: TrainingPlan
 ) -> tuple[State, TrainingPlan]:
-    """The state of the newest checkpoint, and the plan from its step; as given if there is none.
+    """The state of the newest checkpoint, and the plan from its step on. Without a checkpoint both are unchanged.
 
     Raises:
         ValueError: the checkpoint has more steps than the run.
@@ -35,7 +35,7 @@ def restore(
 
 
 class Saving:
-    """Saves the state when it is due or when the run is to stop, on all processes after the same step."""
+    """Saves the state at intervals and when the run is to stop, in all processes after the same step."""
 
     def __init__(
         self, checkpoints: Checkpoints | None, seconds: float, interruption: Interruption | None, agreement: Agreement
@@ -47,7 +47,10 @@ class Saving:
         self._saved = time.monotonic()
 
     def after(self, step: int, state: State, metrics: EpochMetrics, *, last: bool) -> int | None:
-        """Save after a step, if so agreed or if it is the last one. Returns the signal by which the run stops here."""
+        """Saves after a step, if the processes agreed on it or if it is the last step.
+
+        Returns the signal that stops the run after this step; None if the run continues.
+        """
         due = self._checkpoints is not None and time.monotonic() - self._saved >= self._seconds
         received = self._interruption.received if self._interruption is not None else None
         agreed = self._agreement.after(step, received or (SAVE if due else 0))

@@ -1,5 +1,5 @@
-"""Learning rates as functions of the step: of the optimizer's updates, which are fewer than batches where gradients are
-accumulated.
+"""Learning rates as functions of the number of earlier updates. If gradients are accumulated, there are fewer updates
+than batches.
 
 Reference: `contsup` is the schedule of the ContSup authors' code (Yu et al., arXiv 2312.07636); the others are optax's.
 """
@@ -15,15 +15,15 @@ from kd_local.errors import unknown
 
 SCHEDULES: tuple[str, ...] = ("contsup", "cosine", "constant", "linear", "piecewise")
 WARMUP_RATE = 0.01
-"""Where a warm-up starts, unless another rate is given."""
+"""The default learning rate at the start of a warm-up."""
 DECAY = 0.1
-"""The factor of piecewise at each milestone, unless another one is given."""
+"""The default factor of piecewise at each milestone."""
 
 
 def contsup(
     rate: float, *, epochs: int, steps_per_epoch: int, warmup_epochs: int = 10, warmup_rate: float = 0.01
 ) -> optax.Schedule:
-    """Cosine decay to zero with a linear warm-up mixed in, constant within an epoch.
+    """Cosine decay to zero, interpolated with a linear warm-up; constant within an epoch.
 
     In epoch e = 1..epochs the rate is base = rate/2 (1 + cos(pi e / epochs)); in the first w warm-up epochs it is
     base (e-1)/w + warmup_rate (w+1-e)/w. After the last epoch it stays at zero.
@@ -45,7 +45,7 @@ def contsup(
 
 
 def updates_per_epoch(batches_per_epoch: int, accumulate: int) -> int:
-    """The optimizer's updates in an epoch, each after `accumulate` batches; the last after the remaining ones.
+    """The number of updates in an epoch, one after each `accumulate` batches and one after the remaining batches.
 
     >>> updates_per_epoch(7, 3)
     3
@@ -61,7 +61,7 @@ def check_accumulate(accumulate: int, batches: int) -> None:
     """Checks that the gradients of `accumulate` batches can be averaged in an epoch, or a run, of `batches` batches.
 
     Raises:
-        ValueError: less than 1 batch an update, or more than there are.
+        ValueError: `accumulate` is less than 1 or more than `batches`.
     """
     if not 1 <= accumulate <= batches:
         raise ValueError(
@@ -71,7 +71,7 @@ def check_accumulate(accumulate: int, batches: int) -> None:
 
 
 def by_batches(schedule: optax.Schedule, *, batches_per_epoch: int, accumulate: int) -> optax.Schedule:
-    """A schedule of updates as one of batches: the rate of the update that a batch belongs to."""
+    """A schedule by updates as a schedule by batches: the rate of the update that a batch belongs to."""
     updates = updates_per_epoch(batches_per_epoch, accumulate)
 
     def of_batch(batch: Any) -> Any:
@@ -91,21 +91,21 @@ def make_schedule(
     milestones: Sequence[int] = (),
     decay: float | None = None,
 ) -> optax.Schedule:
-    """The schedule of that name.
+    """The schedule with this name.
 
     Args:
         name: `contsup`; or, after a linear warm-up from `warmup_rate`, `cosine` (by step, to zero), `constant`,
-            `linear` (by step, to zero) or `piecewise` (times `decay` at each of `milestones`).
+            `linear` (by step, to zero) or `piecewise` (multiplied by `decay` at each of `milestones`).
         rate: the peak.
-        epochs: of the whole run.
-        steps_per_epoch: updates of the optimizer in each, see `updates_per_epoch`.
-        warmup_epochs: 0 for none; a run of fewer epochs ends within the warm-up.
-        warmup_rate: where the warm-up starts; if None, 0.01.
-        milestones: of piecewise: epochs, increasing.
-        decay: of piecewise, in (0, 1]; if None, 0.1.
+        epochs: number of epochs of the whole run.
+        steps_per_epoch: number of updates in an epoch, see `updates_per_epoch`.
+        warmup_epochs: number of epochs of the warm-up, 0 for none. A run with fewer epochs ends within the warm-up.
+        warmup_rate: the learning rate at the start of the warm-up; None: 0.01.
+        milestones: for piecewise: epochs in increasing order.
+        decay: for piecewise: factor in (0, 1]; None: 0.1.
 
     Raises:
-        ValueError: any of these is unknown or out of range, or would be ignored.
+        ValueError: an argument is unknown or out of range, or would be ignored.
     """
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)

@@ -1,9 +1,9 @@
-"""A teacher's logits on disk: computed once, and read by every run that shows the teacher the same images.
+"""A teacher's logits on disk. They are computed once, and read by every run that gives the teacher the same images.
 
-With augmentation a row holds the logits of a step's batch. The batch is a function of seed and step, and is replayed by
-the code of the loop. Without augmentation a row holds the logits of an image.
+With augmentation, a row has the logits of a step's batch. The batch depends only on seed and step, and is recomputed by
+the code of the loop. Without augmentation, a row has the logits of an image.
 
-Filling resumes after a stop, and a damaged row is computed again: see `checked_rows`.
+After a stop, filling resumes. A damaged row is computed again, see `checked_rows`.
 """
 
 import hashlib
@@ -37,11 +37,11 @@ Rows = tuple[Int64[np.ndarray, " rows"], Float32[np.ndarray, "rows *shape"]]
 
 
 class CacheError(Exception):
-    """A cache could not be written or read; the text says why, and which rows remain."""
+    """A cache could not be written or read. The message has the reason and the number of rows that are complete."""
 
 
 def varies(augmentation: Augmentation) -> bool:
-    """Whether random augmentation changes an image from step to step."""
+    """True if random augmentation changes an image from step to step."""
     return augmentation.pad > 0 or augmentation.flip
 
 
@@ -53,7 +53,7 @@ def cache_shape(
 
 
 def cache_bytes(shape: tuple[int, ...]) -> int:
-    """The bytes that a cache of that shape takes on disk: the logits and a checksum for each row."""
+    """Bytes on disk of a cache of this shape: the logits, and a checksum for each row."""
     return CheckedRows(Path("logits.npy"), "", shape).size
 
 
@@ -61,14 +61,14 @@ def cache_bytes(shape: tuple[int, ...]) -> int:
 class TeacherCache:
     """The logits of one teacher, in evaluation mode, for a run of `steps` steps.
 
-    Its files are named by a digest of everything that a row depends on (`facts`). A shorter run reads the first rows of
-    a longer run's file, and a longer run adds rows to it.
+    The files are named by a digest of everything that a row depends on (`facts`). A shorter run reads the first rows of
+    a longer run's file, and a longer run adds rows to the file of a shorter one.
 
     Attributes:
         network, variables: the teacher.
-        folder: where the files lie.
-        batch_size, seed, steps: of the run, as `train` takes them; `steps` are all of its steps.
-        mesh: what computes the logits, devices of this process only.
+        folder: the folder of the files.
+        batch_size, seed, steps: the arguments of `train`; `steps` is the number of steps of the whole run.
+        mesh: the devices that compute the logits, all of this process.
         renormalisation: of the teacher, see `Teacher`.
     """
 
@@ -95,13 +95,13 @@ class TeacherCache:
 
     @property
     def size(self) -> int:
-        """The bytes that it takes on disk when it is full."""
+        """Bytes on disk of the full cache."""
         return cache_bytes(self.shape)
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
-        """All that a row depends on, by name; numbers and text."""
-        config: Any = jax.config  # of whose settings older type stubs know a few only
+        """Everything that a row depends on, by name, as numbers and text."""
+        config: Any = jax.config  # older type stubs know only some of its settings
         augmentation = self.data.augmentation
         facts = {
             "network": repr(self.network),  # its compute dtype too
@@ -111,7 +111,7 @@ class TeacherCache:
             "classes": self.data.classes,
             "mean": augmentation.mean,
             "std": augmentation.std,
-            # Which decide on how the same numbers are computed.
+            # These determine how the numbers are computed.
             "platform": self._mesh.devices.flat[0].platform,
             "precision": config.jax_default_matmul_precision,
             "kd_local": kd_local.__version__,
@@ -119,7 +119,7 @@ class TeacherCache:
         if self.renormalisation is not None:
             facts["renormalisation"] = asdict(self.renormalisation)
         if varies(augmentation):
-            # What is seen in the first step tells of everything that crops depend on, such as JAX's random numbers.
+            # The batch of the first step depends on everything that crops depend on, such as JAX's random numbers.
             channels = len(augmentation.mean)
             plain = replace(augmentation, mean=(0.0,) * channels, std=(1.0,) * channels)
             _, first = next(self._batches(0))
@@ -139,7 +139,7 @@ class TeacherCache:
 
     @property
     def path(self) -> Path:
-        """The file of logits, float32, of `shape` or with more steps; numpy reads it too."""
+        """The .npy file of the logits, float32, of shape `shape` or with more steps."""
         return self.folder / f"logits-{self.key}.npy"
 
     def missing(self) -> Int64[np.ndarray, " rows"]:
@@ -154,11 +154,11 @@ class TeacherCache:
             raise self._failed("cannot be read", error) from error
 
     def fill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> ExtraTensor:
-        """Compute what is missing, and return what `train` takes as an extra tensor.
+        """Computes the missing rows. Returns the function that `train` takes as an extra tensor.
 
         Args:
-            progress: told after every batch how many rows there are, and of how many. What it raises ends the filling,
-                and loses nothing.
+            progress: called as `progress(done, total)` after every batch, with numbers of rows. If it raises an
+                exception, filling ends, and complete rows remain.
 
         Raises:
             CacheError: a file cannot be read or written, or the disk has no room for it.
@@ -188,14 +188,14 @@ class TeacherCache:
         expected = indices_at(len(self.data.train), seed=self.seed, batch_size=self.batch_size, step=step)
         if step >= self.steps or not np.array_equal(chosen, expected):
             raise ValueError(
-                f"the batch of step {step} is not the one that the teacher's logits were cached for: fill the cache "
-                f"with the data, seed, batch size and steps of the run (here {len(self.data.train)} images, seed "
-                f"{self.seed}, batches of {self.batch_size}, {self.steps} steps)"
+                f"the teacher's logits were cached for another batch than that of step {step}: fill the cache "
+                f"with the data, seed, batch size and steps of the run (the cache has {len(self.data.train)} images, "
+                f"seed {self.seed}, batches of {self.batch_size}, {self.steps} steps)"
             )
         return np.array(rows[step, : len(chosen)])
 
     def _computed(self, missing: Int64[np.ndarray, " rows"]) -> Iterator[Rows]:
-        """Rows in order; the device computes the next rows while the caller writes these."""
+        """Yields rows in order. The devices compute the next rows while the caller writes the current ones."""
         waiting: tuple[np.ndarray, Array] | None = None
         variables = jax.device_put(dict(self.variables), on_every_device(self._mesh))
         for indices, inputs in self._inputs(missing):
@@ -232,14 +232,14 @@ class TeacherCache:
         if needed > free:
             raise CacheError(
                 f"the teacher's logits need {shown_bytes(needed)} more on the disk that holds {self.folder}, which has "
-                f"{shown_bytes(free)} left: make room, use another disk, train without crops and flips, or without a "
-                "cache"
+                f"{shown_bytes(free)} left: free some space, use another disk, train without crops and flips, or "
+                "without a cache"
             )
 
     def _failed(self, what: str, error: OSError) -> CacheError:
         return CacheError(
-            f"the teacher's logits in {self.path} {what}: {error.strerror or error}; the same command resumes from "
-            "there once that is mended"
+            f"the teacher's logits in {self.path} {what}: {error.strerror or error}; repair this, and the same command "
+            "resumes"
         )
 
     @cached_property
@@ -254,7 +254,7 @@ class TeacherCache:
         train = self.data.train
         if not isinstance(train, Split):
             raise CacheError(
-                f"the images of {self.data.name} are not held in memory, and other crops are cut of them each time: "
+                f"the images of {self.data.name} are not held in memory, and every epoch crops them differently: "
                 "train without a cache of the teacher's logits"
             )
         return train.images

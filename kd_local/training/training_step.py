@@ -1,4 +1,4 @@
-"""The step of a run: from a batch as it was read to the next state."""
+"""The step of a run: augments a batch on the devices, and takes the method's compiled step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ from kd_local.training.records import TrainingPlan
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """A step of a run on a batch as it was read.
+    """A step of a run, from uint8 images on the host to the next state.
 
     Attributes:
-        augmentation: of the training images.
+        augmentation: the augmentation of the training images.
         rng: the key of all steps, on every device of the first group.
-        compiled: the step by batch size.
-        extra: the tensors that the step reads besides images and labels, by name.
-        share: the rows of a batch that this process reads.
+        compiled: the compiled step for each batch size.
+        extra: functions that return the extra tensors of the step, by name.
+        share: the rows of a batch that this process loads.
     """
 
     augmentation: Augmentation
@@ -46,7 +46,7 @@ class TrainingStep:
 
     @property
     def plan(self) -> StepPlan:
-        """Placement and names; equal for all batch sizes."""
+        """The plan of the step. Placement and names are equal for all batch sizes."""
         return next(iter(self.compiled.values())).plan
 
     def __call__(
@@ -57,8 +57,15 @@ class TrainingStep:
         images: UInt8[np.ndarray, "rows h w c"],
         labels: Int[np.ndarray, " rows"],
     ) -> tuple[State, dict[str, Metrics]]:
-        """The state after a step, counted from 0, and the metrics by program. `chosen` are the places of the images in
-        the training set; images and labels are this process's rows of them."""
+        """`(state after the step, metrics by program)`.
+
+        Args:
+            state: the state before the step.
+            step: the step, from 0.
+            chosen: positions in the training set of all images of the batch.
+            images: this process's rows of the batch.
+            labels: labels of these rows.
+        """
         size, rows, first_group = len(chosen), self.share.rows(len(chosen)), self.plan.groups[0]
         inputs, step_rng = batch_inputs(self.augmentation, first_group, self.rng, step, images, size)
         tensors = {name: tensor(step, chosen) for name, tensor in self.extra.items()}
@@ -77,7 +84,7 @@ def prepare_step(
     options: StepOptions,
     extra: Mapping[str, ExtraTensor],
 ) -> tuple[TrainingStep, State]:
-    """The compiled step of a run and a fresh state, on the devices of the mesh."""
+    """`(step, state)`: the compiled step of a run and a new state, on the devices of the mesh."""
     rng, init_rng = keys(seed)
     shape, batch_size = data.train.shape, plan.batch_size
     state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))

@@ -190,8 +190,8 @@ def test_what_is_damaged_is_found_once_and_left_by_both(saved_by_two: Path, tmp_
 def test_what_fails_in_one_process_fails_in_both(tmp_path: Path) -> None:
     full = f"the disk that holds {tmp_path} is full: checkpoint 2 could not be saved; checkpoint 1 is the last good one"
     older = (
-        f"checkpoint 1 cannot be saved in {tmp_path}, which holds checkpoint 3: restore that one first, or use an "
-        "empty directory"
+        f"checkpoint 1 cannot be saved in {tmp_path}, which already has checkpoint 3: restore that checkpoint "
+        "first, or use an empty directory"
     )
     broken = "checkpoint {} could not be saved in {}: {}[Errno 5] broken; checkpoint 3 is the last good one"
     for index, said in enumerate(said_by(start_both("fails", tmp_path))):
@@ -204,7 +204,7 @@ def test_what_fails_in_one_process_fails_in_both(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_not_shared(tmp_path: Path) -> None:
     (first,), (second,) = said_by(start_both("opens", tmp_path))
-    text = "it is another folder than that of process 0: use one that all hosts share"
+    text = "it is not the same folder as in process 0: use a folder that all hosts share"
     assert first == [f"checkpoints cannot be kept in {tmp_path / '0'}: process 1: {text}"]
     assert second == [f"checkpoints cannot be kept in {tmp_path / '1'}: {text}"]
 

@@ -318,7 +318,7 @@ def test_a_disk_that_gets_full_is_told_and_what_is_there_stays(tmp_path, monkeyp
 
     monkeypatch.setattr(checked_rows, "_write", full)
     with pytest.raises(
-        CacheError, match=r"cannot be written; 4 of 6 rows are there: No space left .*; the same command"
+        CacheError, match=r"cannot be written; 4 of 6 rows are there: No space left .* the same command"
     ):
         cache.fill()
     monkeypatch.setattr(checked_rows, "_write", write)
@@ -333,7 +333,7 @@ def test_a_batch_that_was_not_cached_is_refused(tmp_path):
     for changes in ({"seed": 4}, {"batch_size": 15}, {"epochs": 3}):
         options = {"epochs": EPOCHS, "batch_size": BATCH, "seed": 3, **changes}
         with pytest.raises(
-            ValueError, match=r"the batch of step \d is not the one that the teacher's logits were cached"
+            ValueError, match=r"the teacher's logits were cached for another batch than that of step \d"
         ):
             train(method, cache.data, **options, extra={"teacher0_logits": supply})
 
