@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,32 +18,36 @@ def describe_images(config: ConfigDict) -> DatasetSpec:
     Raises:
         ValueError: an unknown data set, or a value of `config.data` that is out of range.
     """
-    data = describe(
-        config.data.name,
-        data_dir=config.data.data_dir,
-        image_size=config.data.image_size,
-        train_examples=config.data.train_examples,
-        validation_examples=config.data.validation_examples,
-    )
-    return replace(data, augmentation=_augmentation(config, data.augmentation))
+    spec = describe(config.data.name, image_size=config.data.image_size, augment=config.data.augment, **_choice(config))
+    return replace(spec, augmentation=_normalised(config, spec.augmentation))
 
 
 def read_images(config: ConfigDict, augmentation: Augmentation) -> Data:
     """The images of the config, with this augmentation."""
     data = load(
         config.data.name,
-        data_dir=None if config.data.data_dir is None else Path(config.data.data_dir),
         image_size=config.data.image_size,
+        augment=config.data.augment,
         workers=config.data.workers,
-        train_examples=config.data.train_examples,
-        validation_examples=config.data.validation_examples,
+        **_choice(config),
     )
     return replace(data, augmentation=augmentation)
 
 
-def _augmentation(config: ConfigDict, usual: Augmentation) -> Augmentation:
-    changed = usual if config.data.augment else replace(usual, pad=0, flip=False)
-    return replace(changed, mean=_of_channels(config, "mean", usual.mean), std=_of_channels(config, "std", usual.std))
+def _choice(config: ConfigDict) -> dict[str, Any]:
+    """The arguments that say which examples are read, and from where."""
+    return {
+        "data_dir": None if config.data.data_dir is None else Path(config.data.data_dir),
+        "train_examples": config.data.train_examples,
+        "validation_examples": config.data.validation_examples,
+        "test_examples": config.data.test_examples,
+        "image_key": config.data.image_key,
+        "label_key": config.data.label_key,
+    }
+
+
+def _normalised(config: ConfigDict, usual: Augmentation) -> Augmentation:
+    return replace(usual, mean=_of_channels(config, "mean", usual.mean), std=_of_channels(config, "std", usual.std))
 
 
 def _of_channels(config: ConfigDict, name: str, usual: tuple[float, ...]) -> tuple[float, ...]:

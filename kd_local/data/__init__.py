@@ -1,12 +1,13 @@
 """Labelled images: sources, augmentation, and the order of batches."""
 
+from kd_local.data.arrays import from_arrays
 from kd_local.data.augmentation import Augmentation, augment, normalise
 from kd_local.data.batches import batches
 from kd_local.data.digests import content_digest, file_digest, files_digest
 from kd_local.data.order import batch_indices, epoch_order, indices_at, steps_per_epoch
 from kd_local.data.prepared import DataError
 from kd_local.data.registry import DatasetSpec
-from kd_local.data.sources import describe, from_arrays, load
+from kd_local.data.sources import describe, load, training_labels
 from kd_local.data.splits import WHOLE, Data, Examples, HostShare, Split
 from kd_local.data.streamed import StreamedSplit
 
@@ -33,4 +34,5 @@ __all__ = [
     "load",
     "normalise",
     "steps_per_epoch",
+    "training_labels",
 ]

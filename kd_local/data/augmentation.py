@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
+from kd_local.data.pixels import check_channels_last
 from kd_local.errors import unknown
 from kd_local.precision import at_least_float32
 
@@ -57,9 +58,11 @@ def check_shape(augmentation: Augmentation, shape: tuple[int, ...]) -> None:
     """Checks that images of shape `[..., h, w, c]` can be augmented.
 
     Raises:
-        ValueError: the images have another number of channels than `mean`, or are too small for reflect padding.
+        ValueError: the channels come first, the images have another number of channels than `mean`, or they are too
+            small for reflect padding.
     """
     height, width, channels = shape[-3:]
+    check_channels_last(shape)
     if channels != len(augmentation.mean):
         raise ValueError(
             f"images have {channels} channels, but the augmentation's mean has "

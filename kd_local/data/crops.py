@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image
 
+from kd_local.data.pixels import rgb
+
 SCALE = (0.08, 1.0)
 """Range of the area of a crop, relative to the area of the image."""
 
@@ -68,7 +70,7 @@ def random_crop(
     then averages pixels that would otherwise be averaged by the resizing.
 
     Raises:
-        Exception: an error of Pillow for bytes that are not an image.
+        Exception: an error of Pillow for bytes that are not an image, or of `rgb`.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         width, height = image.size
@@ -80,7 +82,7 @@ def random_crop(
         # Cropped first: Pillow would interpolate with pixels outside of the box.
         outer = math.floor(left / scale), math.floor(top / scale), math.ceil(right), math.ceil(bottom)
         inner = left / scale - outer[0], top / scale - outer[1], right - outer[0], bottom - outer[1]
-        crop = _rgb(image.crop(outer))
+        crop = rgb(image.crop(outer))
         return np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR, box=inner))
 
 
@@ -91,7 +93,7 @@ def central_crop(encoded: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
     implementations.
 
     Raises:
-        Exception: an error of Pillow for bytes that are not an image.
+        Exception: an error of Pillow for bytes that are not an image, or of `rgb`.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         width, height = image.size
@@ -101,8 +103,4 @@ def central_crop(encoded: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
         # Resizes only the square.
         right, bottom = min((left + size) * width / w, width), min((top + size) * height / h, height)
         square = (left * width / w, top * height / h, right, bottom)
-        return np.asarray(_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=square))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return np.asarray(rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=square))

@@ -3,11 +3,9 @@
 The data must be on a local disk in the array_record format. Nothing is downloaded or converted.
 """
 
-import contextlib
 import importlib
 import importlib.util
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 
+from kd_local.data.features import USUAL_KEYS, FeatureKeys, image_feature, is_encoded, label_feature, pixels_of
+
 _CHUNK = 1000
 _FORMAT = "array_record"
 _PACKAGES = {"tensorflow_datasets": "tensorflow-datasets", "array_record": "array_record"}
@@ -24,18 +24,6 @@ _PACKAGES = {"tensorflow_datasets": "tensorflow-datasets", "array_record": "arra
 
 class DataError(ValueError):
     """Examples cannot be read or decoded, or a process that reads them ended."""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # The library's logger recommends OpenCV for decoding, but Pillow is enough.
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _tfds() -> Any:
@@ -122,37 +110,46 @@ class Contents:
         shape: height, width and channels of the images; None for a side that differs between images.
         classes: number of classes; labels are from 0 to `classes - 1`.
         examples: number of examples of each split.
+        encoded: whether the images are encoded; otherwise they are arrays, which can only be held in memory.
     """
 
     shape: tuple[int | None, ...]
     classes: int
     examples: Mapping[str, int]
+    encoded: bool = True
 
 
-def contents(folder: Path) -> Contents:
+def contents(folder: Path, keys: FeatureKeys = USUAL_KEYS) -> Contents:
     """The metadata of a folder that `find` returned; no example is read.
 
     Raises:
-        ValueError: the metadata cannot be read, or do not describe labelled images of 8 bits.
+        ValueError: the metadata cannot be read, or do not describe labelled images of 8 or 16 bits.
     """
-    return _open(folder)[1]
+    return _open(folder, keys)[1]
 
 
-def _open(folder: Path) -> tuple[Any, Contents]:
+def _open(folder: Path, keys: FeatureKeys) -> tuple[Any, Contents]:
     """The builder and the metadata."""
     tfds = _tfds()
     try:
         builder = tfds.builder_from_directory(folder, file_format=_FORMAT)
-        image, label = builder.info.features["image"], builder.info.features["label"]
-        if image.np_dtype != np.uint8:
-            raise TypeError(f"its images are {np.dtype(image.np_dtype)}, not uint8")
+        features = dict(sorted(builder.info.features.items()))
         examples = {name: split.num_examples for name, split in builder.info.splits.items()}
-        return builder, Contents(tuple(image.shape), label.num_classes, examples)
     except Exception as error:
         raise ValueError(
             f"{folder} is not a prepared set of labelled images ({error!r}): use another data set or, if it should be "
             "one, remove it and prepare it again"
         ) from error
+    try:
+        image, label = image_feature(features, keys.image), label_feature(features, keys.label)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return builder, Contents(tuple(image.shape), label.num_classes, examples, is_encoded(image))
+
+
+def not_streamed(key: str) -> str:
+    """The reason why images that are arrays are not streamed."""
+    return f"its feature {key!r} is a Tensor, which is only read into memory: prepare the set with an Image"
 
 
 class PreparedSplit:
@@ -161,6 +158,7 @@ class PreparedSplit:
     Args:
         folder: a folder that `find` returned.
         split: name of the split, such as `train`.
+        keys: names of the features that hold images and labels.
 
     Attributes:
         shape: height, width and channels of the images; None for a side that differs between images.
@@ -168,31 +166,33 @@ class PreparedSplit:
 
     Raises:
         FileNotFoundError: a file of the split is missing.
-        ValueError: the folder has no such split, or its metadata cannot be read.
+        ValueError: the folder has no such split or features, or its metadata cannot be read.
     """
 
     shape: tuple[int | None, ...]
     classes: int
 
-    def __init__(self, folder: Path, split: str) -> None:
-        builder, held = _open(folder)
+    def __init__(self, folder: Path, split: str, keys: FeatureKeys = USUAL_KEYS) -> None:
+        builder, held = _open(folder, keys)
         self.shape, self.classes = held.shape, held.classes
-        self._origin = folder, split
+        self._origin = folder, split, keys
         if split not in held.examples:
             raise ValueError(f"{folder} has no split {split!r}, only {', '.join(held.examples)}")
-        self._image = builder.info.features["image"]
+        self._keys, self._image = keys, builder.info.features[keys.image]
         info = builder.info.splits[split]
         self._files = [Path(path) for path in info.filepaths]
         self._ends = np.cumsum(info.shard_lengths)
         for file in self._files:
             if not file.is_file():
                 raise FileNotFoundError(f"{file} is missing: copy it there, or remove {folder} and prepare it again")
-        self._records = builder.as_data_source(
-            split, decoders={"image": _tfds().decode.SkipDecoding()}, file_format=_FORMAT
-        )
+        skip = _tfds().decode.SkipDecoding()
+        undecoded = [
+            name for name, feature in builder.info.features.items() if name == keys.image or is_encoded(feature)
+        ]
+        self._records = builder.as_data_source(split, decoders=dict.fromkeys(undecoded, skip), file_format=_FORMAT)
         self._labels: Int32[np.ndarray, " n"] | None = None
 
-    def __reduce__(self) -> tuple[type["PreparedSplit"], tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type["PreparedSplit"], tuple[Path, str, FeatureKeys]]:
         # A process that unpickles this object opens the files again.
         return PreparedSplit, self._origin
 
@@ -216,10 +216,12 @@ class PreparedSplit:
         """Yields `(index, encoded image, label)` for each of `indices`, in this order.
 
         Raises:
-            ValueError: a record cannot be read; the message names it.
+            ValueError: the images are not encoded, or a record cannot be read, which the message names.
         """
+        if not is_encoded(self._image):
+            raise ValueError(f"{self._origin[0]}: {not_streamed(self._keys.image)}")
         for index, record in self._read(indices):
-            yield index, record["image"], self._label(index, record)
+            yield index, record[self._keys.image], self._label(index, record)
 
     def examples(
         self, indices: Integer[np.ndarray, " n"] | None = None
@@ -237,21 +239,20 @@ class PreparedSplit:
         wanted = list(range(len(self))) if indices is None else indices.tolist()
         images = np.empty((len(wanted), *shape), np.uint8)
         labels = np.empty(len(wanted), np.int32)
-        with _quiet():
-            for place, (index, record) in enumerate(self._read(wanted)):
-                labels[place] = self._label(index, record)
-                images[place] = self._decode(index, record)
+        for place, (index, record) in enumerate(self._read(wanted)):
+            labels[place] = self._label(index, record)
+            images[place] = self._decode(index, record)
         return images, labels
 
     def _label(self, index: int, record: Any) -> int:
-        label = int(record["label"])
+        label = int(record[self._keys.label])
         if not 0 <= label < self.classes:
             raise self.damaged(index, f"its label is {label}, not 0 to {self.classes - 1}")
         return label
 
     def _decode(self, index: int, record: Any) -> np.ndarray:
         try:
-            image: np.ndarray = self._image.decode_example_np(record["image"])
+            image = pixels_of(self._image, record[self._keys.image])
         except Exception as error:
             raise self.damaged(index, f"its image does not decode: {error}") from error
         if image.shape != self.shape:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kd_local.data import prepared
 from kd_local.data.augmentation import Augmentation
+from kd_local.data.features import USUAL_KEYS, FeatureKeys
 from kd_local.errors import unknown
 
 
@@ -19,7 +20,7 @@ class DatasetSpec:
             is not prepared.
         augmentation: the usual augmentation for the data set.
         streamed: True if images are read when they are needed, False if they are held in memory.
-        test_split: name of the folder's split that is used for testing.
+        test_split: name of the folder's split that is used for testing; None if there is no such split.
     """
 
     shape: tuple[int, int, int]
@@ -28,7 +29,7 @@ class DatasetSpec:
     test: int
     augmentation: Augmentation
     streamed: bool = False
-    test_split: str = "test"
+    test_split: str | None = "test"
 
 
 INCLUDED = "digits"
@@ -108,13 +109,16 @@ DATASETS = {
 }
 
 
-def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> DatasetSpec:
+def look_up(
+    name: str, data_dir: str | Path | None, image_size: int | None, keys: FeatureKeys = USUAL_KEYS
+) -> DatasetSpec:
     """The specification of a data set, from its folder in `data_dir` or, if it is not prepared there, from its name.
 
     Args:
         name: name of the data set.
         data_dir: the folder of prepared data sets.
         image_size: size of streamed images in pixels; None for `IMAGE_SIZE`.
+        keys: names of the features that hold images and labels.
 
     Raises:
         ValueError: no data set or folder has this name; the folder cannot be read, has no labelled images, or has
@@ -122,12 +126,16 @@ def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> D
             images in memory.
         ModuleNotFoundError: a package that reads the folder is missing.
     """
+    if name == INCLUDED and data_dir is not None:
+        raise ValueError(f"data_dir {str(data_dir)!r}: {INCLUDED} is part of the package, leave data_dir out")
     if name in DATASETS:
         spec = DATASETS[name]
         if name != INCLUDED and prepared.is_there(name, data_dir):
-            spec = _with_numbers(name, spec, prepared.find(name, data_dir))
+            spec = _with_numbers(name, spec, prepared.find(name, data_dir), keys)
+        elif keys != USUAL_KEYS:
+            raise _no_other_features(name, keys)
     elif prepared.is_there(name, data_dir):
-        spec = _read_spec(prepared.find(name, data_dir))
+        spec = _read_spec(prepared.find(name, data_dir), keys)
     else:
         error = unknown("dataset", name, DATASETS)
         if data_dir is None:
@@ -143,32 +151,53 @@ def look_up(name: str, data_dir: str | Path | None, image_size: int | None) -> D
     return replace(spec, shape=(image_size, image_size, 3))
 
 
-def _with_numbers(name: str, spec: DatasetSpec, folder: Path) -> DatasetSpec:
-    """The specification with the numbers of examples that the folder has."""
-    contents = prepared.contents(folder)
+def _no_other_features(name: str, keys: FeatureKeys) -> ValueError:
+    """The error for names of features that cannot be looked up."""
+    key, value = next((f"{field}_key", value) for field, value in vars(keys).items() if value != field)
+    if name == INCLUDED:
+        return ValueError(f"{key} {value!r}: {name} is part of the package, leave {key} out")
+    return ValueError(f"{key} {value!r}: {name} is not prepared, give the data_dir that holds it")
+
+
+def _with_numbers(name: str, spec: DatasetSpec, folder: Path, keys: FeatureKeys) -> DatasetSpec:
+    """The specification with the numbers of examples that the folder has. Labels that are named by `keys` have their
+    own number of classes."""
+    contents = prepared.contents(folder, keys)
+    if keys.label != USUAL_KEYS.label:
+        spec = replace(spec, classes=contents.classes)
     shape = "of any shape" if spec.streamed else f"of shape {spec.shape}"
     if contents.classes != spec.classes or not (spec.streamed or contents.shape == spec.shape):
         raise ValueError(
             f"{folder} holds images of shape {contents.shape} and {contents.classes} classes, but {name} has images "
             f"{shape} and {spec.classes} classes: use another data_dir"
         )
-    for split in ("train", spec.test_split):
-        if split not in contents.examples:
-            raise ValueError(f"{folder} has no split {split!r}, only {', '.join(contents.examples)}")
-    return replace(spec, train=contents.examples["train"], test=contents.examples[spec.test_split])
+    test_split = spec.test_split if spec.test_split in contents.examples else None
+    return replace(
+        spec,
+        train=_training_examples(folder, contents),
+        test=contents.examples.get(spec.test_split or "", 0),
+        test_split=test_split,
+    )
 
 
-def _read_spec(folder: Path) -> DatasetSpec:
+def _training_examples(folder: Path, contents: prepared.Contents) -> int:
+    if "train" not in contents.examples:
+        raise ValueError(f"{folder} has no split 'train', only {', '.join(contents.examples)}: use another data set")
+    return contents.examples["train"]
+
+
+def _read_spec(folder: Path, keys: FeatureKeys) -> DatasetSpec:
     """The specification of a prepared data set that is not in the table."""
-    contents = prepared.contents(folder)
+    contents = prepared.contents(folder, keys)
+    train = _training_examples(folder, contents)
     test_split = next((split for split in ("test", "validation") if split in contents.examples), None)
-    if "train" not in contents.examples or test_split is None:
-        raise ValueError(
-            f"{folder} has the splits {', '.join(contents.examples)}: use a data set with train and with test or "
-            "validation"
-        )
     height, width, channels = contents.shape
     if height is None or width is None or channels is None or max(height, width) > LARGEST_HELD:
+        if not contents.encoded:
+            raise ValueError(
+                f"{folder} has images of {height}x{width}, and those above {LARGEST_HELD} pixels are streamed; "
+                + prepared.not_streamed(keys.image)
+            )
         streamed, shape, augmentation = True, (IMAGE_SIZE, IMAGE_SIZE, 3), _IMAGENET
     else:
         half = (127.5,) * channels
@@ -177,8 +206,8 @@ def _read_spec(folder: Path) -> DatasetSpec:
     return DatasetSpec(
         shape=shape,
         classes=contents.classes,
-        train=contents.examples["train"],
-        test=contents.examples[test_split],
+        train=train,
+        test=contents.examples.get(test_split or "", 0),
         augmentation=augmentation,
         streamed=streamed,
         test_split=test_split,

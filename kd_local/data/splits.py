@@ -1,18 +1,19 @@
-"""Data sets and their splits, the batches of a split, and the choice of training and validation examples.
+"""Data sets and their splits, the batches of a split, and the choice of training, validation and test examples.
 
 The choice is fixed: it does not depend on the seed of a training run.
 """
 
 import operator
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 
 from kd_local.data.augmentation import Augmentation
 from kd_local.data.order import NumberedIndices, batch_indices, evaluation_steps
+from kd_local.data.pixels import check_channels_last
 
 TrainingBatch = tuple[int, Int64[np.ndarray, " batch"], UInt8[np.ndarray, "rows h w c"], Int32[np.ndarray, " rows"]]
 """The step, the indices of the whole batch in the training split, and the images and labels of this process's rows."""
@@ -102,10 +103,29 @@ class Examples(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images in memory, with pixels from 0 to 255. It implements `Examples`."""
+    """Labelled images in memory, with pixels from 0 to 255. It implements `Examples`.
+
+    Raises:
+        ValueError: images or labels of another shape or dtype, or different numbers of them.
+    """
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4:
+            raise ValueError(f"images have shape {self.images.shape}: use [n, h, w, c], with c = 1 for grey images")
+        check_channels_last(self.images.shape)
+        if self.images.dtype != np.uint8:
+            raise ValueError(f"images are {self.images.dtype}: use uint8 from 0 to 255; normalisation comes later")
+        if self.labels.ndim != 1:
+            raise ValueError(
+                f"labels have shape {self.labels.shape}: use [n], for one-hot labels labels.argmax(axis=1)"
+            )
+        if self.labels.dtype != np.int32:
+            raise ValueError(f"labels are {self.labels.dtype}: use int32, labels.astype('int32')")
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"images and labels are {len(self.images)} and {len(self.labels)}: give equal numbers")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -160,35 +180,56 @@ class Data:
     augmentation: Augmentation
 
 
-def check_limits(available: int, train_examples: int | None, validation_examples: int) -> None:
-    """Checks the numbers of training and validation examples.
+def check_limits(available: int, train_examples: int | None, validation_examples: int, test_examples: int = 0) -> None:
+    """Checks the numbers of training, validation and test examples that are taken from a training split.
 
     Raises:
-        ValueError: a number is negative, the two together exceed `available`, or no training example is left.
+        ValueError: a number is negative, all together exceed `available`, or no training example is left.
     """
-    held_out = operator.index(validation_examples)
-    if not 0 <= held_out < available:
+    tested, held_out = operator.index(test_examples), operator.index(validation_examples)
+    if not 0 <= tested < available:
         raise ValueError(
-            f"validation_examples {held_out} of {available} training examples: use 0 (no "
-            f"validation split) to {available - 1}"
+            f"test_examples {tested} of {available} training examples: use 0 (the data set's own test split) to "
+            f"{available - 1}"
+        )
+    if not 0 <= held_out < available - tested:
+        raise ValueError(
+            f"validation_examples {held_out} of {_left(available, {'testing': tested})}: use 0 (no validation split) "
+            f"to {available - tested - 1}"
         )
     if train_examples is None:
         return
-    limit, left = operator.index(train_examples), available - held_out
+    limit, left = operator.index(train_examples), available - held_out - tested
     if not 1 <= limit <= left:
         raise ValueError(
-            f"train_examples {limit} of {left} training examples ({available} minus {held_out} for "
-            f"validation): use 1 to {left}, or None for all of them"
+            f"train_examples {limit} of {_left(available, {'testing': tested, 'validation': held_out})}: use 1 to "
+            f"{left}, or None for all of them"
         )
 
 
-def choose_examples(
-    labels: Int32[np.ndarray, " n"], train_examples: int | None, validation_examples: int
-) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " validation"]]:
-    """Indices of training and of validation examples, both in rising order.
+def _left(available: int, taken: Mapping[str, int]) -> str:
+    """Such as `40 training examples (50 minus 10 for validation)`."""
+    parts = " and ".join(f"{number} for {purpose}" for purpose, number in taken.items() if number)
+    left = available - sum(taken.values())
+    return f"{left} training examples" + (f" ({available} minus {parts})" if parts else "")
 
-    Both have the class proportions of `labels`, up to one or two examples of each class. A larger choice contains every
-    smaller one. The numbers must pass `check_limits`.
+
+class Choice(NamedTuple):
+    """Indices of training, validation and test examples in one split, each in rising order; none is in two of them."""
+
+    train: Int64[np.ndarray, " train"]
+    validation: Int64[np.ndarray, " validation"]
+    test: Int64[np.ndarray, " test"]
+
+
+def choose_examples(
+    labels: Int32[np.ndarray, " n"], train_examples: int | None, validation_examples: int, test_examples: int = 0
+) -> Choice:
+    """Chooses training, validation and test examples of a split by their labels.
+
+    Each choice has the class proportions of `labels`, up to one or two examples of each class. A larger choice
+    contains every smaller one. The test examples depend on their number only, the validation examples also on the number
+    of test examples. The numbers must pass `check_limits`.
     """
     # Each class is spread evenly over 0 to 1, in a fixed random order. In the order of these places, any sequence of
     # consecutive examples has the class proportions of the whole.
@@ -198,5 +239,10 @@ def choose_examples(
         members = random[labels[random] == label]
         places[members] = (np.arange(len(members)) + 0.5) / len(members)
     order = np.lexsort((labels, places)).astype(np.int64)
-    end = None if train_examples is None else validation_examples + train_examples
-    return np.sort(order[validation_examples:end]), np.sort(order[:validation_examples])
+    held_out = test_examples + validation_examples
+    end = None if train_examples is None else held_out + train_examples
+    return Choice(
+        train=np.sort(order[held_out:end]),
+        validation=np.sort(order[test_examples:held_out]),
+        test=np.sort(order[:test_examples]),
+    )

@@ -41,7 +41,7 @@ class StreamedSplit:
     """A split of a prepared data set, or some examples of it, read when they are needed. It implements `Examples`.
 
     In training an image is a random part of the stored image, see `random_crop`; in evaluation it is the central part,
-    see `central_crop`. Grey and CMYK images become RGB.
+    see `central_crop`. Grey and CMYK images become RGB, and 16 bits become 8.
 
     Args:
         prepared: the split. Each worker opens its files again.
@@ -49,6 +49,7 @@ class StreamedSplit:
         workers: number of processes that decode. With 0, this process decodes when a batch is requested. Each worker
             keeps up to three batches in shared memory.
         chosen: indices of the records to use, in order; by default all.
+        random_crops: False for central parts in training too, the same in each epoch.
 
     Raises:
         ValueError: an image size below 1, or a negative number of workers.
@@ -62,6 +63,7 @@ class StreamedSplit:
         image_size: int,
         workers: int,
         chosen: Int64[np.ndarray, " n"] | None = None,
+        random_crops: bool = True,
     ) -> None:
         if image_size < 1:
             raise ValueError(f"image_size {image_size}: use 1 or more pixels, such as 224")
@@ -69,7 +71,7 @@ class StreamedSplit:
             raise ValueError(f"workers {workers}: use 1 or more processes, or 0 to decode in this one")
         _grain()
         self._records = _Records(prepared, chosen, image_size)
-        self._workers = workers
+        self._workers, self._random_crops = workers, random_crops
 
     def __len__(self) -> int:
         return len(self._records)
@@ -90,7 +92,7 @@ class StreamedSplit:
                 batch is requested.
         """
         steps = batch_indices(len(self), seed=seed, batch_size=batch_size, start_step=start_step)
-        source = _TrainingBatches(self._records, share, seed, batch_size)
+        source = _TrainingBatches(self._records, share, seed, batch_size, self._random_crops)
         return _numbered(steps, _Stream(source, start_step, self._workers))
 
     def evaluation_batches(self, batch_size: int, share: HostShare = WHOLE) -> Generator[PaddedBatch, None, None]:
@@ -161,6 +163,7 @@ class _TrainingBatches:
     share: HostShare
     seed: int
     batch_size: int
+    random_crops: bool
 
     def __len__(self) -> int:
         return sys.maxsize  # endless
@@ -170,6 +173,8 @@ class _TrainingBatches:
         epoch = step // steps_per_epoch(len(self.records), self.batch_size)
         places = indices_at(len(self.records), seed=self.seed, batch_size=self.batch_size, step=step)
         mine = places[self.share.rows(len(places))]
+        if not self.random_crops:
+            return self.records.batch(mine, len(mine), lambda encoded, _: central_crop(encoded, size))
         return self.records.batch(
             mine, len(mine), lambda encoded, place: random_crop(encoded, size, crop_numbers(self.seed, epoch, place))
         )
@@ -194,7 +199,7 @@ class _EvaluationBatches:
 
 
 class _Stream:
-    """The batches of a source in order, from step `start` on. Workers prepare the next batches in the background."""
+    """The batches of a source in order, from step `start` on. Workers prepare the next ones."""
 
     def __init__(self, source: _TrainingBatches | _EvaluationBatches, start: int, workers: int) -> None:
         grain = _grain()

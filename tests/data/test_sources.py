@@ -1,6 +1,7 @@
-"""Data sets by name and from arrays."""
+"""Data sets by name."""
 
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_local.data.augmentation import Augmentation
-from kd_local.data.sources import describe, from_arrays, load
+from kd_local.data.sources import describe, load, training_labels
 from kd_local.data.splits import Split
 from kd_local.data.streamed import StreamedSplit
 
@@ -219,82 +220,84 @@ def test_any_prepared_images_of_one_shape_are_held_in_memory_if_they_are_small(p
 
 
 def test_prepared_sets_that_cannot_be_trained_on(prepare: Any, examples: Any, tmp_path: Path) -> None:
-    prepare("alone", features=_features(4, shape=(8, 8, 3)), train=examples(4, (8, 8, 3), 4))
-    with pytest.raises(ValueError, match=r"alone/1.0.0 has the splits train: use .* with train and with test or val"):
-        describe("alone", data_dir=tmp_path)
-    features = pytest.importorskip("tensorflow_datasets").features
-    images, number = features.Image(shape=(8, 8, 3)), features.Scalar(np.int64)
-    prepare("counts", features={"image": images, "label": number}, train=examples(4, (8, 8, 3), 4))
-    with pytest.raises(ValueError, match="counts/1.0.0 is not a prepared set of labelled images .*use another"):
-        load("counts", data_dir=tmp_path)
+    prepare("alone", features=_features(4, shape=(8, 8, 3)), train=examples(20, (8, 8, 3), 4))
+    for read in (describe, load):
+        with pytest.raises(ValueError, match=r"alone has the split train, and none for testing: .* test_examples=4"):
+            read("alone", data_dir=tmp_path)
+    prepare("untrained", features=_features(4, shape=(8, 8, 3)), test=examples(4, (8, 8, 3), 4))
+    with pytest.raises(ValueError, match=r"untrained/1.0.0 has no split 'train', only test: use another"):
+        describe("untrained", data_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="unknown dataset 'empty': use cifar10"):
         describe("empty", data_dir=tmp_path)
 
 
-def _arrays(n: int = 6, classes: int = 3, shape: Any = (4, 5, 2)) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(n)
-    return rng.integers(0, 256, (n, *shape), dtype=np.uint8), np.arange(n) % classes
+def test_a_test_split_is_cut_from_images_in_memory(prepare: Any, examples: Any) -> None:
+    data_dir = prepare("alone", features=_features(4, shape=(8, 8, 3)), train=examples(40, (8, 8, 3), 4))
+    arguments = {"data_dir": data_dir, "test_examples": 8, "validation_examples": 4}
+    described, data, again = describe("alone", **arguments), load("alone", **arguments), load("alone", **arguments)
+    assert data.validation is not None
+    splits = (data.train, data.validation, data.test)
+    assert [len(split) for split in splits] == [28, 4, 8] and (described.train, described.test) == (28, 8)
+    assert [np.bincount(split.labels).tolist() for split in splits] == [[7] * 4, [1] * 4, [2] * 4]
+    assert len({image.tobytes() for split in splits for image in split.images}) == 40
+    assert np.array_equal(data.test.images, again.test.images)
+    labels = training_labels("alone", data_dir=data_dir, test_examples=8, validation_examples=4)
+    assert labels.tolist() == data.train.labels.tolist()
 
 
-def test_from_arrays() -> None:
-    train, test = _arrays(30), _arrays(4)
-    data = from_arrays(train, test)
-    assert (data.name, data.classes, data.validation) == ("arrays", 3, None)
-    assert data.train.images is train[0] and data.train.labels.dtype == np.int32
-    assert np.array_equal(data.test.labels, test[1])
-    augmentation = data.augmentation
-    assert (augmentation.pad, augmentation.flip) == (0, False)
-    assert augmentation.mean == pytest.approx(train[0].mean(axis=(0, 1, 2)))
-    assert augmentation.std == pytest.approx(train[0].std(axis=(0, 1, 2)))
+def test_a_test_split_is_cut_from_streamed_images(prepare: Any, photograph: Any) -> None:
+    pytest.importorskip("grain")
+    data_dir = prepare("alone", features=_features(5), train=_photographs(photograph, 15, 5))
+    data = load("alone", data_dir=data_dir, image_size=8, workers=0, test_examples=5, validation_examples=5)
+    assert data.validation is not None
+    found = []
+    for split in (data.train, data.validation, data.test):
+        ((images, labels, valid),) = split.evaluation_batches(5)
+        assert valid.all() and sorted(labels.tolist()) == [0, 1, 2, 3, 4]
+        found += [image.tobytes() for image in images]
+    assert len(set(found)) == 15
 
 
-def test_from_arrays_measures_what_is_trained_on_and_keeps_what_is_given() -> None:
-    data = from_arrays(_arrays(30), _arrays(4), train_examples=9, validation_examples=6, classes=7)
-    assert data.validation is not None and data.classes == 7
-    assert np.bincount(data.train.labels).tolist() == [3, 3, 3]
-    assert np.bincount(data.validation.labels).tolist() == [2, 2, 2]
-    assert data.augmentation.mean == pytest.approx(data.train.images.mean(axis=(0, 1, 2)))
-    given = Augmentation(pad=1, mean=(1.0, 2.0), std=(3.0, 4.0))
-    named = from_arrays(_arrays(), _arrays(), augmentation=given, name="mine")
-    assert named.augmentation is given and named.name == "mine"
+def test_a_test_split_is_cut_in_place_of_the_own_one() -> None:
+    own, cut = load("digits"), load("digits", test_examples=100)
+    assert (len(cut.train), len(cut.test), describe("digits", test_examples=100).test) == (1337, 100, 100)
+    images = {image.tobytes() for image in own.train.images}
+    assert {image.tobytes() for image in cut.test.images} < images
+    assert training_labels("digits", test_examples=100).tolist() == cut.train.labels.tolist()
 
 
-def test_channel_of_one_value_is_not_scaled() -> None:
-    images, labels = _arrays()
-    images[..., 1] = 200
-    augmentation = from_arrays((images, labels), _arrays()).augmentation
-    assert augmentation.mean[1] == 200.0 and augmentation.std[1] == 1.0
+def test_without_augmentation_streamed_images_are_the_same_in_each_epoch(prepare: Any, photograph: Any) -> None:
+    pytest.importorskip("grain")
+    data_dir = prepare(
+        "plants", features=_features(5), train=_photographs(photograph, 4, 4), test=_photographs(photograph, 1, 1)
+    )
+    arguments = {"data_dir": data_dir, "image_size": 8, "augment": False}
+    data = load("plants", workers=0, **arguments)
+    described = describe("plants", **arguments)
+    assert data.augmentation == described.augmentation and (described.augmentation.pad, data.augmentation.flip) == (
+        0,
+        0,
+    )
+    ((central, _, _),) = data.train.evaluation_batches(4)
+    for _, chosen, images, _ in islice(data.train.training_batches(seed=1, batch_size=4), 2):
+        assert np.array_equal(images, central[chosen])
+    varied = load("plants", data_dir=data_dir, image_size=8, workers=0)
+    _, chosen, images, _ = next(varied.train.training_batches(seed=1, batch_size=4))
+    assert not np.array_equal(images, central[chosen])
 
 
-IMAGES, LABELS = _arrays()
-
-
-@pytest.mark.parametrize(
-    ("train", "arguments", "text"),
-    [
-        ((IMAGES[..., 0], LABELS), {}, r"train images have shape \(6, 4, 5\): use \[n, h, w, c\]"),
-        ((IMAGES / 255, LABELS), {}, "train images are float64: use uint8 from 0 to 255"),
-        (
-            (IMAGES, LABELS[:, None]),
-            {},
-            r"train labels have shape \(6, 1\): use \[n\], for one-hot",
-        ),
-        ((IMAGES, LABELS * 1.0), {}, "train labels are float64: use whole numbers"),
-        ((IMAGES, LABELS[:5]), {}, "6 train images, but 5 labels: give equal numbers"),
-        ((IMAGES[:0], LABELS[:0]), {}, r"shape \(0, 4, 5, 2\): give at least one example"),
-        ((IMAGES, LABELS - 1), {}, "train labels are from -1 to 1: use 0 to classes - 1"),
-        ((IMAGES, LABELS), {"classes": 2}, "label 2 with 2 classes: .* give classes=3 or more"),
-        ((IMAGES[:, :3], LABELS), {}, r"train images are \(3, 5, 2\), but test images are \(4, 5, 2\)"),
-        ((IMAGES, LABELS), {"train_examples": 7}, "train_examples 7 of 6 training examples"),
-        ((IMAGES, LABELS), {"validation_examples": 6}, "validation_examples 6 of 6 training"),
-        (
-            (IMAGES, LABELS),
-            {"augmentation": Augmentation(mean=(1.0,), std=(1.0,))},
-            "images have 2 channels, .* mean has 1",
-        ),
-    ],
-)
-def test_arrays_that_do_not_fit(train: Any, arguments: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        from_arrays(train, (IMAGES, LABELS), **arguments)
+def test_images_of_sixteen_bits_are_alike_held_and_streamed(prepare: Any) -> None:
+    pytest.importorskip("grain")
+    image = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8, 1)
+    scaled = np.round(image / 257)
+    splits = {"train": [(image, 0)], "test": [(image, 1)]}
+    held = prepare("held", features=_features(2, shape=(8, 8, 1), dtype=np.uint16), **splits)
+    assert np.array_equal(load("held", data_dir=held).train.images[0], scaled)
+    # The file has 16 bits, the feature states 8.
+    prepare("stated", features=_features(2, shape=(8, 8, 1)), **splits)
+    assert np.array_equal(load("stated", data_dir=held).train.images[0], scaled)
+    prepare("streamed", features=_features(2, dtype=np.uint16), **splits)
+    streamed = load("streamed", data_dir=held, image_size=7, workers=0)
+    ((images, _, _),) = streamed.test.evaluation_batches(1)
+    assert np.array_equal(images[0], np.repeat(scaled[:7, :7], 3, axis=2))

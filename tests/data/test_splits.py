@@ -13,7 +13,7 @@ LABELS = np.repeat(np.arange(4, dtype=np.int32), (100, 50, 30, 20))
 
 
 def test_parts_hold_the_classes_in_proportion() -> None:
-    kept, held_out = choose_examples(LABELS, 100, 40)
+    kept, held_out, _ = choose_examples(LABELS, 100, 40)
     assert np.bincount(LABELS[kept]).tolist() == [50, 25, 15, 10]
     assert np.bincount(LABELS[held_out]).tolist() == [20, 10, 6, 4]
     assert not set(kept) & set(held_out)
@@ -22,22 +22,22 @@ def test_parts_hold_the_classes_in_proportion() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 7, 13, 41, 99, 173])
 def test_parts_are_within_two_examples_of_proportion_at_any_size(size: int) -> None:
-    kept, _ = choose_examples(LABELS, size, 11)
+    kept, *_ = choose_examples(LABELS, size, 11)
     counts = np.bincount(LABELS[kept], minlength=4)
     assert counts.sum() == size
     assert (np.abs(counts - size * np.array([0.5, 0.25, 0.15, 0.1])) < 2).all()
 
 
 def test_without_limits_everything_is_kept_in_order() -> None:
-    kept, held_out = choose_examples(LABELS, None, 0)
+    kept, held_out, _ = choose_examples(LABELS, None, 0)
     assert kept.tolist() == list(range(200)) and held_out.size == 0
-    kept, held_out = choose_examples(LABELS, None, 37)
+    kept, held_out, _ = choose_examples(LABELS, None, 37)
     assert sorted([*kept, *held_out]) == list(range(200)) and held_out.size == 37
 
 
 def test_smaller_parts_lie_in_larger_ones_and_are_not_the_first_of_each_class() -> None:
-    small, held_out = choose_examples(LABELS, 20, 40)
-    large, held_out_again = choose_examples(LABELS, 120, 40)
+    small, held_out, _ = choose_examples(LABELS, 20, 40)
+    large, held_out_again, _ = choose_examples(LABELS, 120, 40)
     assert set(small) < set(large)
     assert held_out.tolist() == held_out_again.tolist()
     assert set(choose_examples(LABELS, None, 10)[1]) < set(held_out)
@@ -49,12 +49,40 @@ def test_the_choice_stays_what_it_is() -> None:
     assert choose_examples(LABELS, 3, 6)[1].tolist() == [0, 54, 66, 102, 162, 185]
 
 
+def test_test_examples_are_the_same_for_any_number_of_others() -> None:
+    train, validation, test = choose_examples(LABELS, 50, 40, 20)
+    assert np.bincount(LABELS[test]).tolist() == [10, 5, 3, 2]
+    assert np.bincount(LABELS[validation]).tolist() == [20, 10, 6, 4]
+    assert len({*train, *validation, *test}) == 110 and (np.diff(test) > 0).all()
+    assert choose_examples(LABELS, None, 0, 20).test.tolist() == test.tolist()
+    assert set(test) < set(choose_examples(LABELS, None, 0, 30).test)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test", "text"),
+    [
+        (None, 0, -1, r"test_examples -1 of 50 training examples: use 0 .the data set's own test split. to 49"),
+        (None, 0, 50, r"test_examples 50 of 50 training examples: .* to 49"),
+        (None, 40, 10, r"validation_examples 40 of 40 training examples \(50 minus 10 for testing\): use 0 .* to 39"),
+        (
+            31,
+            10,
+            10,
+            r"train_examples 31 of 30 training examples \(50 minus 10 for testing and 10 for validation\): use",
+        ),
+    ],
+)
+def test_impossible_limits_with_test_examples(train: int | None, validation: int, test: int, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        check_limits(50, train, validation, test)
+
+
 @pytest.mark.parametrize(
     ("train", "validation", "text"),
     [
         (None, -1, r"validation_examples -1 of 50 training examples: use 0 .* to 49"),
         (None, 50, r"validation_examples 50 of 50 training examples: use 0 .* to 49"),
-        (0, 0, r"train_examples 0 of 50 training examples .*: use 1 to 50, or None"),
+        (0, 0, r"train_examples 0 of 50 training examples: use 1 to 50, or None"),
         (-3, 10, r"train_examples -3 of 40 training examples \(50 minus 10 for validation\)"),
         (41, 10, r"train_examples 41 of 40 .*: use 1 to 40, or None for all"),
     ],
@@ -103,6 +131,23 @@ def test_impossible_shares(arguments: Any, text: str) -> None:
 def _split(examples: int) -> Split:
     images = np.arange(examples * 6, dtype=np.uint8).reshape(examples, 2, 3, 1)
     return Split(images, np.arange(examples, dtype=np.int32) * 10)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "text"),
+    [
+        (np.zeros((5, 3, 32, 32), np.uint8), np.zeros(5, np.int32), "channels first: use .*np.moveaxis"),
+        (np.zeros((5, 32, 32), np.uint8), np.zeros(5, np.int32), "with c = 1 for grey images"),
+        (np.zeros((5, 8, 8, 3), np.float32), np.zeros(5, np.int32), "images are float32: use uint8"),
+        (np.zeros((5, 8, 8, 3), np.uint16), np.zeros(5, np.int32), "images are uint16: use uint8"),
+        (np.zeros((5, 8, 8, 3), np.uint8), np.zeros(5, np.int64), "labels are int64: use int32"),
+        (np.zeros((5, 8, 8, 3), np.uint8), np.zeros((5, 2), np.int32), r"for one-hot labels labels.argmax"),
+        (np.zeros((5, 8, 8, 3), np.uint8), np.zeros(4, np.int32), "images and labels are 5 and 4: give equal"),
+    ],
+)
+def test_arrays_that_are_no_split(images: Any, labels: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Split(images, labels)
 
 
 def test_images_in_memory_are_examples() -> None:

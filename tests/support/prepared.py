@@ -25,7 +25,13 @@ def _encoded(image: np.ndarray | bytes) -> io.BytesIO:
 
 
 def _write(
-    root: Path, name: str, *, shards: int = 1, features: dict[str, Any] | None = None, **splits: list[Example]
+    root: Path,
+    name: str,
+    *,
+    shards: int = 1,
+    features: dict[str, Any] | None = None,
+    keys: tuple[str, str] = ("image", "label"),
+    **splits: list[Any],
 ) -> Path:
     tfds = pytest.importorskip("tensorflow_datasets")
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +51,8 @@ def _write(
 
     def generate(split: str, examples: list[Example]) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, (image, label) in enumerate(examples):
-            example = {"image": _encoded(image), "label": label}
+            encoded = type(builder.info.features[keys[0]]).__name__ == "Image"
+            example = {keys[0]: _encoded(image) if encoded else image, keys[1]: label}
             if "id" in given:
                 example["id"] = f"{split}_{index}"
             if "file_name" in given:
@@ -53,6 +60,8 @@ def _write(
             if "coarse_label" in given:
                 # Never the label itself, so that one taken for the other is seen.
                 example["coarse_label"] = (label + 1) % 20
+            if "depth" in given:
+                example["depth"] = _encoded(np.zeros((8, 8, 1), np.uint16))
             yield index, example
 
     builder._split_generators = lambda *_, **__: {
@@ -68,7 +77,7 @@ def _write(
 def prepare(tmp_path: Path) -> Prepare:
     """Writes examples, an image or encoded bytes with a label, as `download_and_prepare` would.
 
-    A data set that tensorflow-datasets does not know has its features given.
+    A data set that tensorflow-datasets does not know has its features given; `keys` name those of the examples.
     """
     return partial(_write, tmp_path)
 
