@@ -228,8 +228,8 @@ def choose_examples(
     """Chooses training, validation and test examples of a split by their labels.
 
     Each choice has the class proportions of `labels`, up to one or two examples of each class. A larger choice
-    contains every smaller one. The test examples depend on their number only, the validation examples also on the number
-    of test examples. The numbers must pass `check_limits`.
+    contains every smaller one. The test examples depend on their number only, the validation examples also on
+    that of the test examples. The numbers must pass `check_limits`.
     """
     # Each class is spread evenly over 0 to 1, in a fixed random order. In the order of these places, any sequence of
     # consecutive examples has the class proportions of the whole.
