@@ -2,4 +2,4 @@
 
 from kd_local.allocator import keep_freed_memory
 
-keep_freed_memory()  # Before any program of this package imports what allocates.
+keep_freed_memory()  # Before any program of this package allocates large arrays.

@@ -1,4 +1,4 @@
-"""Flags of the programs. An error is one line with the value, what was expected and a way out."""
+"""Parses the flags of the programs. An error is one line with the value, what was expected and a way out."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ DEFAULT_CONFIG = Path(default.__file__)
 
 
 def fail(message: object, status: int) -> NoReturn:
-    """End the program with a message on standard error."""
+    """Ends the program with a message on standard error."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 
@@ -43,10 +43,17 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def numbers(flag: str, text: str, *, example: str, lowest: int = 0, highest: int | None = None) -> tuple[int, ...]:
-    """The distinct whole numbers in a flag's text, in its order.
+    """The whole numbers in a flag's text, in order and without repetitions.
+
+    Args:
+        flag: the flag's name.
+        text: the flag's value, such as `1,2,4`.
+        example: a valid value for the error.
+        lowest: the lowest allowed number.
+        highest: the highest allowed number; None: no limit.
 
     Raises:
-        ValueError: a part of the text is no number, or out of range.
+        ValueError: a part of the text is not a number, or is out of range.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and lowest <= int(part) <= (highest or int(part)) for part in parts):
@@ -90,7 +97,7 @@ def _is_config(path: Path) -> bool:
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Every key, with the names of its groups before it, and whether it is a group itself."""
+    """Yields every key, with the names of its groups before it, and whether the key is a group."""
     for name in config:
         value: Any = config.get_ref(name).get()
         group = isinstance(value, ConfigDict)
@@ -100,7 +107,7 @@ def _keys(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def _innermost(text: str) -> str:
-    """The error itself: absl gives the whole traceback of an error in a config file, with the error as last line."""
+    """The message of an error. For an error in a config file absl has a traceback, with the error as its last line."""
     if "Traceback" not in text:
         return text
     last = [line.strip() for line in text.splitlines() if line.strip()][-1]

@@ -1,8 +1,8 @@
 """Evaluate trained weights: python -m experiments.evaluate --weights=PATH [--config=FILE.py] [--config.KEY=VALUE ...]
 
-The weights are a file of PyTorch's (.npz needs no torch), and the config names network and data. Or they are the folder
-of a run, which records its network, its images and their normalisation; another data set may be given. The program
-writes summary.json.
+PATH is a file of PyTorch weights (.npz needs no torch) or the folder of a run. For a file, the config names network and
+data. A run's folder records its network, its images and their normalisation; the config may name another data set. The
+program writes summary.json.
 """
 
 import json
@@ -30,7 +30,7 @@ from kd_local.local import EndToEnd
 from kd_local.training import evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
-_WEIGHTS = flags.DEFINE_string("weights", None, "File of PyTorch's weights, or the folder of a run.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "File of PyTorch weights, or the folder of a run.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the result. The default is runs/evaluate-NETWORK-DATA.")
 
 
@@ -55,7 +55,7 @@ def main(_: list[str]) -> None:
             data = as_trained(run, data)
         workdir = Path(_WORKDIR.value or f"runs/evaluate-{config.network.name}-{config.data.name}")
         if (workdir / CONFIG).exists():
-            raise ValueError(f"workdir {str(workdir)!r} holds a training run: use another --workdir")
+            raise ValueError(f"workdir {str(workdir)!r} is the folder of a training run: use another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)

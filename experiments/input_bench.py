@@ -1,8 +1,8 @@
 """Measure how fast images are read and decoded: python -m experiments.input_bench [--workers=0,1,2] [--size=224]
 
-The program makes JPEGs of 500x375 pixels, ImageNet's average size, and reads them as the training loop does, with each
-number of worker processes. The warm-up, which is not counted, includes the start of the workers. The program prints a
-table and a line of JSON, and leaves no files.
+The program writes JPEGs of 500x375 pixels, ImageNet's average size, and reads them as the training loop does, with each
+number of worker processes. The times exclude a warm-up, in which the workers start. The program prints a table and a
+line of JSON, and leaves no files.
 """
 
 import contextlib
@@ -50,9 +50,9 @@ class Speed:
     Attributes:
         workers: number of processes; 0 is the main process.
         images: number of images in all rounds.
-        images_per_second: mean over rounds, by the clock.
+        images_per_second: images per second of elapsed time, mean over rounds.
         spread: standard deviation of `images_per_second`.
-        images_per_core_second: images by the processor time of the decoding processes.
+        images_per_core_second: images per second of processor time of the decoding processes.
     """
 
     workers: int
@@ -104,7 +104,7 @@ def prepare(folder: Path, count: int) -> PreparedSplit:
 
 
 def _jpeg(seed: int) -> bytes:
-    """An encoded image with structure at several scales; about 110 kB, as ImageNet's files on average."""
+    """An encoded image with structure at several scales, of about 110 kB, the average size of ImageNet's files."""
     random = np.random.default_rng(seed)
     image = np.zeros((HEIGHT, WIDTH, 3))
     for width, share in ((2, 3 / 7), (8, 2 / 7), (64, 2 / 7)):
@@ -120,7 +120,7 @@ def measure(prepared: PreparedSplit, workers: int, images: int, size: int, batch
     split = StreamedSplit(prepared, image_size=size, workers=workers)
     batch = min(batch, len(split))
     each = max(1, images // ROUNDS // batch)
-    warm_up = 1 + 4 * workers  # more than are buffered: afterwards reading is as fast as decoding
+    warm_up = 1 + 4 * workers  # more batches than are buffered, so that reading is then as fast as decoding
     rates, busy = [], 0.0
     with closing(split.training_batches(seed=0, batch_size=batch)) as batches:
         taken = sum(1 for _ in islice(batches, warm_up))
@@ -143,7 +143,7 @@ def _busy_seconds(workers: int) -> float:
         return time.process_time()
     seconds = 0.0
     for child in multiprocessing.active_children():
-        # The fields after the name, which may contain any character; the first one is field 3.
+        # The fields after the name, which may contain any character. The first of them is field 3.
         fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
         seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return seconds

@@ -2,8 +2,8 @@
 
 Trains the config's method for a few steps on each mesh: one device, modules divided over groups of devices, and batches
 divided over devices. The table has images per second, busy share, transfers between groups, and memory of a device.
-With --target=tpu:v5e nothing is run, and the speed is predicted from the operations. The program writes pipeline.jsonl,
-and timeline.png with the work of each group. On a CPU, set
+With --target=tpu:v5e nothing is run: the speed is predicted from counts of operations and bytes. The program writes
+pipeline.jsonl, and timeline.png with the work of each group. For several devices on a CPU, set
 XLA_FLAGS=--xla_force_host_platform_device_count=4.
 """
 
@@ -46,12 +46,12 @@ class MeshFigures:
     """The figures of a mesh.
 
     Attributes:
-        images_per_second: the median of the rounds; None if nothing is run.
-        speed: relative to one device; measured, or predicted from `seconds` of the slowest group without transfers.
+        images_per_second: median over the rounds; None if nothing is run.
+        speed: speed relative to one device, measured, or predicted from the `seconds` of the slowest group.
         seconds: lower bound of each group's time for a batch, see `GroupFootprint`.
         busy: the share of time in which each group works.
-        transfer_bytes: bytes that arrive with a batch at each group; at the first group from the host.
-        device_bytes: peak of a device of each group, without waiting batches.
+        transfer_bytes: bytes of a batch that arrive at each group; the first group receives them from the host.
+        device_bytes: peak memory of a device of each group, without waiting batches.
     """
 
     module: int

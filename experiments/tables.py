@@ -1,4 +1,4 @@
-"""Tables of results, as CSV and for the terminal, and lines of text between them."""
+"""Writes tables of results, as CSV and on the terminal, and lines of text."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from kd_local.files import replace_text
 
 
 def write_csv(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV file with a heading for each name and a line for each row."""
+    """Writes a CSV file with a heading for each name and a line for each row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
@@ -33,8 +33,10 @@ def terminal_table(
 
     Args:
         columns: the cells of each column, by its heading.
-        left: headings of the columns of text; the others are aligned to the right.
-        long: headings of the columns whose cells wrap where the terminal is narrow; headings of several words do too.
+        title: the title above the table.
+        left: headings of the columns with text. All other columns are aligned to the right.
+        long: headings of the columns whose cells wrap on a narrow terminal, like headings of several words.
+        caption: a text below the table.
     """
     table = Table(title=title, caption=caption)
     for heading in columns:
@@ -55,7 +57,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line as it is: not wrapped, highlighted or read as markup."""
+    """Prints a line unchanged: without wrapping, highlighting or markup."""
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -1,4 +1,4 @@
-"""A timeline of several steps as a picture."""
+"""Plots the timeline of several steps."""
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -7,7 +7,7 @@ from kd_local.parallel import Timeline
 
 
 def draw_timeline(timeline: Timeline) -> Figure:
-    """A line for each group of devices, with a bar for each piece at work, numbered and coloured by its batch."""
+    """A line for each group of devices, with a bar for the work of each piece, numbered and coloured by its batch."""
     groups = sorted({span.group for span in timeline.spans})
     figure = Figure(figsize=(10, 1.2 + 0.5 * len(groups)), layout="constrained")
     FigureCanvasAgg(figure)

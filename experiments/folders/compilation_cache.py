@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def compilation_cache(workdir: Path) -> dict[str, str]:
-    """The environment of runs that share their compiled steps, where the user has not chosen otherwise."""
+    """The environment variables of runs that share compiled steps. Variables that the user has set are kept."""
     return {
         "JAX_COMPILATION_CACHE_DIR": str(workdir.absolute() / ".jax-cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

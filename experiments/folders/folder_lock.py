@@ -1,4 +1,4 @@
-"""One program at a time in a folder, and no row twice: a lock that the running row of a killed sweep still holds."""
+"""A lock that lets one program at a time use a folder. If a sweep is killed, its running row still holds the lock."""
 
 import fcntl
 import json
@@ -17,26 +17,26 @@ _WIDTH = 512
 
 
 class InUseError(Exception):
-    """Another program holds the lock; the text names it and a way out."""
+    """Another program holds the lock. The message names the program and a way out."""
 
 
 class Interrupted(Exception):
-    """`stopped` became true while the lock was waited for."""
+    """`stopped` became true while the program waited for the lock."""
 
 
 class FolderLock:
-    """Held while entered, and by every process that inherits `descriptor` until that process ends.
+    """A context manager that holds the lock. A process that inherits `descriptor` also holds it, until it ends.
 
-    To enter waits for the row that a killed sweep left running, after asking it to save and stop.
+    If a killed sweep left a row running, entering asks the row to save and stop, and waits for its end.
 
     Args:
         folder: an existing folder.
-        report: called with a message before a row is waited for.
-        stopped: whether to give up while waiting.
+        report: called with a message before the program waits for a row.
+        stopped: returns True to end the waiting.
 
     Raises:
-        InUseError: on entering; another program holds the lock.
-        Interrupted: on entering; `stopped` became true.
+        InUseError: on entering, if another program holds the lock.
+        Interrupted: on entering, if `stopped` became true.
     """
 
     def __init__(self, folder: Path, *, report: Callable[[str], None], stopped: Callable[[], bool]) -> None:
@@ -63,11 +63,11 @@ class FolderLock:
         return self._file
 
     def name_row(self, process: int | None) -> None:
-        """Record the process of the running row, which may outlive this one; None if no row runs."""
+        """Records the process of the running row, which may outlive this process; None if no row runs."""
         holder: dict[str, Any] = {"host": socket.gethostname()}
         for name, number in (("sweep", os.getpid()), ("row", process)):
             holder |= {name: number, f"{name}_started": None if number is None else _start_time(number)}
-        # One write of one size: a reader never sees a part of two texts.
+        # One write of constant size, so that a reader never sees parts of two texts.
         os.pwrite(self._file, json.dumps(holder).ljust(_WIDTH - 1).encode() + b"\n", 0)
 
     def _acquire(self) -> None:
@@ -85,10 +85,10 @@ class FolderLock:
         self.name_row(None)
 
     def _ask_to_stop(self, asked: set[int | None]) -> None:
-        """Ask the recorded row to stop, unless it is in `asked`.
+        """Asks the recorded row to stop, unless it is in `asked`.
 
-        Until the present holder has written its record, the file has that of an earlier holder. So every call reads the
-        file again, and the start time identifies a process too.
+        Until the present holder has written its record, the file has the record of an earlier holder. Therefore every
+        call reads the file again, and a record contains the start time of a process as well as its number.
         """
         holder = self._holder()
         if holder["host"] != socket.gethostname() or _runs(holder, "sweep"):
@@ -116,7 +116,7 @@ class FolderLock:
 
 
 def _runs(holder: dict[str, Any], name: str) -> bool:
-    """Whether a recorded process runs; not if another one has its number now."""
+    """True if a recorded process runs. A later process with the same number does not count."""
     process = holder[name]
     return process is not None and _alive(process) and holder.get(f"{name}_started") == _start_time(process)
 
@@ -132,9 +132,9 @@ def _alive(process: int) -> bool:
 
 
 def _start_time(process: int) -> int | None:
-    """When a process started, in clock ticks since the host's start; None where there is no /proc."""
+    """The start time of a process, in clock ticks since the host's start; None if there is no /proc."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return None
-    return int(stat.rpartition(")")[2].split()[19])  # field 22; the second, the name, may hold spaces and brackets
+    return int(stat.rpartition(")")[2].split()[19])  # field 22; field 2, the name, may have spaces and brackets

@@ -1,21 +1,21 @@
-"""The identity of a run: what its numbers depend on, and how it is compared with that of another start.
+"""The identity of a run: everything that its numbers depend on. It is compared with the identity of another start.
 
-Two things make it up. The *options* are the values by which a config differs from the default one. A key that is
-missing in one of two configs has its default there, so a folder survives an update that adds keys. The *facts* are what
-was found where the config leads: the images and the weights of teachers, by digests of their content, and versions.
-They are kept in `identity.json` beside `config.json`.
+An identity has options and facts. The *options* are the values by which a config differs from the default config. A key
+that is missing in one of two configs has its default there, so a run's folder stays valid after an update that adds
+keys. The *facts* describe the files that the config names: digests of the images and of the teachers' weights, and
+versions. They are saved in `identity.json`, in the same folder as `config.json`.
 
-Some options are free: a step computes the same with any value, so a run may resume with another one.
+Some options are free: a step computes the same with any value of them, so a run may resume with another value.
 
 - `data.data_dir`, `data.workers`: where the images are, and how many processes decode them.
-- `mesh`: how the same step is divided among devices. The exception is `mesh.batch_norm=device` on several devices:
-  each normalises its own part of the batch, so this and the number of devices bind.
+- `mesh`: how the same step is divided over devices. The exception is `mesh.batch_norm=device` on several devices:
+  each normalises its own part of the batch, so this option and the number of devices bind.
 - `checkpoint`: how often checkpoints are saved, and how many are kept.
 - `distributed`: how long processes wait for each other.
 - `steps`: where the run ends; the learning rate depends on `epochs` only.
-- `epochs`, where the schedule is constant or piecewise: the learning rate of an epoch is the same in a longer run.
-- `teacher.cache`: its folder. Whether there is a cache binds: with one the state has no teacher.
-- `teacher.weights`, where the digests of the weights are known.
+- `epochs`, if the schedule is constant or piecewise: the learning rate of an epoch is the same in a longer run.
+- `teacher.cache`: the folder of the cache. Whether there is a cache binds: with a cache the state has no teacher.
+- `teacher.weights`, if the digests of the weights are known.
 
 A recorded key that this version does not know has an unknown effect: it binds, unless its value is null (not set).
 """
@@ -34,20 +34,20 @@ from kd_local.training.schedules import DECAY, WARMUP_RATE
 VERSION = "kd_local"
 """The key of `config.json` and of `identity.json` under which the version that wrote it is recorded."""
 NOTED = (VERSION, "jax", "data.data_dir")
-"""Facts that change no number that a run promises: a difference is said, not refused."""
+"""Facts that do not change the numbers of a run. A difference in them is reported, not refused."""
 
 _OPTIMIZER = "optimizer."
 _FREE = ("data.data_dir", "data.workers", "mesh.", "checkpoint.", "distributed.", "steps", VERSION)
 _EXTENDABLE = ("constant", "piecewise")
 _PATHS = "teacher.weights"
-# Digests of a content and of the files that hold it. Equal files have equal content, but not the other way round.
+# Digests of a content and of its files. Equal files have equal content, but different files may have it too.
 _OF_IMAGES = ("images.content", "images.files")
 _OF_TEACHER = ("weights", "file")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run depends on.
+    """Everything that the numbers of a run depend on.
 
     Attributes:
         options: see `options`.
@@ -72,12 +72,12 @@ class Identity:
 
 @dataclass(frozen=True)
 class Differences:
-    """How a recorded identity and that of now differ: a line for each key.
+    """The differences between a recorded identity and the present one, with a line per key.
 
     Attributes:
-        refused: they change numbers.
-        undecided: the files differ, and their content is not known on both sides.
-        noted: they change no number.
+        refused: differences that change the run's numbers.
+        undecided: files that differ, whose content is not known on both sides.
+        noted: differences that do not change the run's numbers.
     """
 
     refused: tuple[str, ...] = ()
@@ -86,12 +86,12 @@ class Differences:
 
 
 def options(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """The values by which a run differs from the default one, by key: equal for equal runs."""
+    """The values by which a run differs from the default run, by key. Equal runs have equal options."""
     return {key: value for key, value in _effective(config).items() if value != _DEFAULTS.get(key)}
 
 
 def compare(there: Identity, now: Identity) -> Differences:
-    """The differences of a recorded identity and that of now; facts that one of them lacks are not compared."""
+    """The differences between a recorded identity and the present one. A fact is compared only if both have it."""
     free = {"epochs"} if _extendable(there.options) and _extendable(now.options) else set()
     refused: list[str] = []
     undecided: list[str] = []
@@ -136,14 +136,14 @@ def _shown(value: Any) -> str:
 
 
 def _digests(keys: Iterable[str]) -> list[tuple[str, str]]:
-    """The names of each digest of a content and of its files among these keys."""
+    """The pairs of keys of a content's digest and of its files' digest, among these keys."""
     teachers = sorted({key.rpartition(".")[0] for key in keys if key.startswith("teachers.")})
     content, files = _OF_TEACHER
     return [_OF_IMAGES, *((f"{teacher}.{content}", f"{teacher}.{files}") for teacher in teachers)]
 
 
 def _teachers_known(there: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether both identities have digests of the teachers, which are compared in place of paths."""
+    """True if both identities have digests of the teachers, which are then compared instead of paths."""
     count = now.get("teachers", 0)
     if not count or there.get("teachers") != count:
         return False
@@ -156,7 +156,7 @@ def _extendable(values: Mapping[str, Any]) -> bool:
 
 
 def _effective(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """All values that bind, as JSON has them; a key that is not given has its default."""
+    """All values that bind, as JSON values. A key that is not given has its default."""
     values = {**flattened(default.get_config()), **flattened(config)}
     normalised = values["mesh.batch_norm"]
     if normalised == "device":  # the same as "global" on one device
@@ -171,7 +171,7 @@ def _effective(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
 
 
 def _effective_optimizer(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the optimizer and the schedule use. Earlier versions recorded values for those that take none."""
+    """The values that optimizer and schedule use. Earlier versions also recorded values that they ignore."""
     momentum = MOMENTUM if values["momentum"] is None else values["momentum"]
     warmup_rate = WARMUP_RATE if values["warmup_rate"] is None else values["warmup_rate"]
     decay = DECAY if values["decay"] is None else values["decay"]
@@ -186,7 +186,7 @@ def _effective_optimizer(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flattened(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """The values of a config as JSON has them, by key with the names of its groups in front."""
+    """The values of a config as JSON values, by key, such as `local.context`."""
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     found: dict[str, Any] = {}
     for key, value in json.loads(json.dumps(values)).items():

@@ -1,4 +1,4 @@
-"""The folder of a run: its name, and the run that it belongs to, see `identity`."""
+"""The folder of a run: its name, and a check that it belongs to this run, see `identity`."""
 
 import glob
 import hashlib
@@ -22,9 +22,9 @@ NOTHING: Mapping[str, Any] = {}
 
 
 def default_workdir(config: ConfigDict, root: Path = Path("runs")) -> Path:
-    """The folder of this run in `root`, or the one to make: named by what the run is and a digest of its options.
+    """The folder of this run in `root`, which may not exist yet. Its name has method, network, data and a digest.
 
-    An older version may have computed another digest, so folders of any digest are looked at.
+    An older version may have computed another digest, so folders with any digest are considered.
     """
     digest = hashlib.sha256(json.dumps(options(config), sort_keys=True).encode()).hexdigest()[:8]
     words = [config.method, config.network.name, config.data.name]
@@ -37,7 +37,7 @@ def default_workdir(config: ConfigDict, root: Path = Path("runs")) -> Path:
 
 
 def differences(folder: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING) -> Differences:
-    """How the run of a folder differs from this config and from these facts.
+    """The differences between the run of a folder and this config and these facts.
 
     Raises:
         ValueError: the folder's records are damaged.
@@ -47,7 +47,7 @@ def differences(folder: Path, config: ConfigDict, facts: Mapping[str, Any] = NOT
 
 
 def belongs(folder: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING) -> bool:
-    """Whether the folder holds a run of this config, and of these facts as far as it records them."""
+    """True if the folder has a run of this config and, if it records them, of these facts."""
     try:
         found = differences(folder, config, facts)
     except (OSError, ValueError):
@@ -56,9 +56,9 @@ def belongs(folder: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING
 
 
 def claim(workdir: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING) -> tuple[str, ...]:
-    """Make the folder and write config and facts into it, or find there the same run.
+    """Creates the folder with config and facts, or checks that an existing folder belongs to the same run.
 
-    Returns the differences that change no number, and whether the folder lacked facts.
+    Returns the differences that do not change the run's numbers, and a note if the folder had no facts.
 
     Raises:
         ValueError: the folder belongs to another run, or cannot be used.
@@ -81,10 +81,10 @@ def claim(workdir: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING)
 
 
 def check(workdir: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING) -> tuple[str, ...]:
-    """Check that the folder holds a run of this config and these facts. Returns the differences that change no number.
+    """Checks that the folder has a run of this config and these facts. Returns the differences that change no number.
 
     Raises:
-        ValueError: it is another run; the message names the differences key by key. Or its records are damaged.
+        ValueError: the folder has another run (the message names the differences key by key), or damaged records.
     """
     found = differences(workdir, config, facts)
     if not found.refused:
@@ -110,10 +110,10 @@ def check(workdir: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING)
 
 
 def check_steps(workdir: Path, last_step: int) -> None:
-    """Check that the run in the folder has not done more steps than it is to have.
+    """Checks that the run in the folder has not done more steps than this start asks for.
 
     Raises:
-        ValueError: it has; its results are those of more steps.
+        ValueError: it has done more, so its results are those of more steps.
     """
     saved = (path.parent.name for path in (workdir / CHECKPOINTS).glob(f"*/{MANIFEST}"))
     done = max((int(name) for name in saved if name.isdecimal()), default=0)
@@ -125,11 +125,11 @@ def check_steps(workdir: Path, last_step: int) -> None:
 
 
 def recorded_config(folder: Path) -> dict[str, Any]:
-    """The config of the run in a folder, as its version wrote it.
+    """The config of the run in a folder, as the version that made it wrote it.
 
     Raises:
-        ValueError: it is damaged.
-        OSError: it cannot be read.
+        ValueError: the file is damaged.
+        OSError: the file cannot be read.
     """
     return _json_object(folder / CONFIG)
 
@@ -138,7 +138,7 @@ def recorded_identity(folder: Path) -> Identity:
     """The identity of the run in a folder; without facts if an earlier version made it.
 
     Raises:
-        ValueError: its config or its facts are damaged.
+        ValueError: the files of config or facts are damaged.
         OSError: they cannot be read.
     """
     recorded = recorded_config(folder)

@@ -1,4 +1,4 @@
-"""How a config cuts the network into modules: boundaries, contexts, heads, and what is rematerialised."""
+"""Cuts the network into modules as a config says: boundaries, contexts, heads and rematerialisation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +17,9 @@ BOUNDARY_RULES = ("equal", "balanced", "published")
 
 
 def cut_from_config(config: ConfigDict, network: Network, data: DatasetSpec, platform: str) -> CutNetwork:
-    """The network in its modules, as `config.local` says. Balanced boundaries are equal ones until they are measured.
+    """The network cut into modules as `config.local` says. In place of balanced boundaries it has equal ones.
 
-    `platform` is what it is compiled for: cpu, gpu or tpu.
+    `platform` is the platform to compile for: cpu, gpu or tpu.
 
     Raises:
         ValueError: a value of `config.local` that is unknown, out of range or does not fit the network.
@@ -63,21 +63,24 @@ def check_measurements(config: ConfigDict) -> None:
     """Checks what a config leaves to measurement: a memory budget, and boundaries that balance the modules' memory.
 
     Raises:
-        ValueError: the budget is no number of bytes, or the step is joined, which is not measured.
+        ValueError: the budget is not a number of bytes, or the step is joined, which is not measured.
     """
     budget = config.local.memory_budget
     if budget is not None:
         parse_bytes(budget)
     if config.step != "separate" and (budget is not None or config.local.boundaries == "balanced"):
         raise ValueError(
-            f"step is {config.step!r}, but boundaries are balanced, and memory budgets kept, for separate executables: "
+            f"step is {config.step!r}, but balanced boundaries and memory budgets need separate executables: "
             "use step=separate, or boundaries by name"
         )
 
 
 def _remat(text: str) -> tuple[str, ...]:
-    """The names in `blocks,head`; `auto` is `contexts`. Image encoders convolve at full resolution at every boundary:
-    if their activations were kept, the peak would not fall with the number of modules."""
+    """The names in a text such as `blocks,head`; `auto` is `contexts`.
+
+    Image encoders convolve at full resolution at every boundary. If their activations were stored, the peak would not
+    fall with the number of modules.
+    """
     if text == "auto":
         return ("contexts",)
     names = () if text == "none" else tuple(name.strip() for name in text.split(","))
@@ -88,6 +91,6 @@ def _remat(text: str) -> tuple[str, ...]:
 
 
 def _names(boundaries: str) -> tuple[str, ...] | str:
-    """`stem,stage1/0` as names; a single word that is no block's name is left to `cut`, as a rule."""
+    """The names in a text such as `stem,stage1/0`. A single word without a slash is a rule, unless it is `stem`."""
     names = tuple(name.strip() for name in boundaries.split(","))
     return names if len(names) > 1 or "/" in boundaries or boundaries == "stem" else boundaries

@@ -1,5 +1,7 @@
-"""From a config to what it describes: no ConfigDict goes further than here. Everything is checked here, before data are
-read or anything is compiled."""
+"""Builds an `Experiment` from a config: objects of kd_local in place of the ConfigDict, which goes no further.
+
+Everything is checked here, before data are read or anything is compiled.
+"""
 
 import math
 from collections.abc import Callable
@@ -34,19 +36,21 @@ PLACEMENTS = ("operations", "time")
 
 @dataclass(frozen=True)
 class Experiment:
-    """A config in the package's own terms.
+    """The objects that a config describes.
 
     Attributes:
+        method: the method, with network, teachers and optimizer.
+        network: the network to train.
         modules: the number of modules; None if the method does not cut the network.
-        context: of ContSup; None end to end.
-        loss: the local loss of ContSup; None end to end.
-        boundaries: the blocks behind which the network is cut.
+        context: the context of ContSup; None for other methods.
+        loss: the local loss of ContSup; None for other methods.
+        boundaries: the blocks after which ContSup cuts the network; empty for other methods.
         shape: height, width and channels of the images.
         plan: the steps of the run from its beginning.
         schedule: the learning rate of each batch.
-        optimizer: of every program that trains.
+        optimizer: the optimizer of every program that trains.
         mesh: the devices of the step.
-        options: of the step.
+        options: how the step is compiled and divided.
         read: reads the data.
     """
 
@@ -66,15 +70,18 @@ class Experiment:
 
 
 def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bool = False) -> Experiment:
-    """What a config describes.
+    """Builds the objects that a config describes, and checks every value.
 
-    `platform` (cpu, gpu or tpu) is that of the local devices unless given. Balanced boundaries and memory budgets are
-    ignored here: `experiments.from_config.planning` finds them. With `fresh_teachers`, the weights of teachers are
-    zeros and no file is read, for uses that need shapes only.
+    Balanced boundaries and memory budgets are ignored here: `experiments.from_config.planning` decides them.
+
+    Args:
+        config: the config.
+        platform: the platform to compile for, cpu, gpu or tpu; None: the platform of the local devices.
+        fresh_teachers: if True, the weights of teachers are zeros and no file is read, for uses that need only shapes.
 
     Raises:
-        ValueError: a value that is unknown or out of range, or weights of a teacher that are missing or do not fit.
-        ModuleNotFoundError: weights of PyTorch, which is not installed.
+        ValueError: a value is unknown or out of range, or weights of a teacher are missing or do not fit.
+        ModuleNotFoundError: a file of weights needs PyTorch, which is not installed.
     """
     data = describe_images(config)
     mesh = device_mesh(config.mesh.data, config.mesh.module)
@@ -83,7 +90,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     network = _network(config, data)
     schedule, optimizer = _optimization(config.optimizer, plan, config.epochs)
     options = step_options(config)
-    # Cut for every method: a mistake in `local` is refused even where it has no effect.
+    # Cut for every method, so that a mistake in `local` is refused even if the method does not use it.
     cut_network = cut_from_config(config, network, data, platform or mesh.devices.flat[0].platform)
     check_measurements(config)
     method = method_from_config(config, network, cut_network, optimizer, data, fresh_teachers=fresh_teachers)
@@ -127,14 +134,14 @@ def _network(config: ConfigDict, data: DatasetSpec) -> Network:
 
 
 def _check_images(network: Network, shape: tuple[int, int, int]) -> None:
-    """Checks, from shapes only, that the network takes images of this shape."""
+    """Checks that the network accepts images of this shape. Nothing is computed."""
     jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
 
 
 def _optimization(
     settings: ConfigDict, plan: TrainingPlan, epochs: int
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The learning rate of each batch, and the optimizer."""
+    """`(learning rate of each batch, optimizer)`."""
     each, accumulate = plan.steps_per_epoch, settings.accumulate
     check_accumulate(accumulate, min(each, plan.last_step))
     schedule = make_schedule(

@@ -1,6 +1,6 @@
-"""The facts of a run: the images and the teachers that its config leads to, and the versions in use.
+"""The facts of a run: digests of its images and teachers, and the versions in use.
 
-They are the part of a run's identity that its config does not hold, see `experiments.folders.identity`.
+They are the part of a run's identity that is not in its config, see `experiments.folders.identity`.
 """
 
 import json
@@ -24,7 +24,7 @@ from kd_local.distill.digests import variables_digest
 
 
 def facts_of_run(config: ConfigDict, method: Method, data: Data) -> dict[str, Any]:
-    """All facts of a run that is about to start.
+    """All facts of a run, before it starts.
 
     Raises:
         OSError: a file of the data set or of a teacher cannot be read.
@@ -45,7 +45,7 @@ def facts_of_run(config: ConfigDict, method: Method, data: Data) -> dict[str, An
 
 
 def facts_of_files(config: ConfigDict) -> dict[str, Any]:
-    """The facts that are known without reading images or weights; none if the data set or a teacher is not here."""
+    """The facts that are known without reading images or weights; empty if the data set or a teacher is missing."""
     try:
         return _facts_of_files(config)
     except (ValueError, OSError, ModuleNotFoundError):

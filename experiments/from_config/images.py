@@ -1,4 +1,4 @@
-"""The images that a config names: their description, and how they are read."""
+"""Describes and reads the images that a config names."""
 
 import math
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from kd_local.data import Augmentation, Data, DatasetSpec, describe, load
 
 
 def describe_images(config: ConfigDict) -> DatasetSpec:
-    """Number, shape and augmentation of the images; none is read.
+    """Number, shape and augmentation of the images. No image is read.
 
     Raises:
-        ValueError: an unknown data set, or a value of `config.data` that is out of range.
+        ValueError: the data set is unknown, or a value of `config.data` is out of range.
     """
     spec = describe(config.data.name, image_size=config.data.image_size, augment=config.data.augment, **_choice(config))
     return replace(spec, augmentation=_normalised(config, spec.augmentation))
 
 
 def read_images(config: ConfigDict, augmentation: Augmentation) -> Data:
-    """The images of the config, with this augmentation."""
+    """Reads the images of the config. The result has the given augmentation."""
     data = load(
         config.data.name,
         image_size=config.data.image_size,

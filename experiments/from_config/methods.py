@@ -1,4 +1,4 @@
-"""The method that a config names, from a table with a function for each name."""
+"""Builds the method that a config names. A table has a function for each name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,17 +18,20 @@ from kd_local.local import ContSup, CutNetwork, EndToEnd
 from kd_local.networks import Network
 
 CUT_METHODS = ("contsup", "local_distillation")
-"""Methods that train each module by a program of its own."""
+"""Methods that cut the network and train each module with its own program."""
 
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What the methods are made of. All of it is built, and so checked, for every method.
+    """The objects that methods are made of. All are built, and thereby checked, for every method.
 
     Attributes:
-        contsup: the network in its modules, with the head that is deployed.
-        objectives: those of distillation, by name.
+        network: the network to train.
+        contsup: the method ContSup for the network.
+        objectives: the objectives of distillation by name.
         stone_loss: the objective of local distillation.
+        optimizer: the optimizer of every program.
+        data: the description of the data set.
         fresh_teachers: True if teachers have zeros for weights.
     """
 
@@ -53,9 +56,9 @@ def method_from_config(
     """The method that `config.method` names.
 
     Raises:
-        ValueError: its name is unknown, its teachers are missing or do not fit, or it cannot use a cache; or a
+        ValueError: the method's name is unknown, its teachers are missing or do not fit, or it cannot use a cache; or a
             hyper-parameter of any method is unknown or out of range.
-        ModuleNotFoundError: weights of PyTorch, which is not installed.
+        ModuleNotFoundError: a file of weights needs PyTorch, which is not installed.
     """
     of = Ingredients(
         network=network,
@@ -70,7 +73,7 @@ def method_from_config(
         raise unknown("method", config.method, METHODS)
     if config.teacher.cache is not None and config.method not in OBJECTIVES:
         raise ValueError(
-            f"teacher.cache is set, but {config.method} reads no teacher's logits that could be cached: leave it out"
+            f"teacher.cache is set, but method {config.method} cannot use cached logits of a teacher: leave it out"
         )
     return METHODS[config.method](config, of)
 
@@ -108,7 +111,7 @@ def _teachers(config: ConfigDict, of: Ingredients) -> tuple[Teacher, ...]:
 
 
 def _check_connectors(method: Distillation, shape: tuple[int, int, int]) -> None:
-    """Checks, from shapes only, that the objective's connectors fit the networks: a stage may be missing."""
+    """Checks that the objective's connectors fit the networks, for example that each stage exists. Uses only shapes."""
     jax.eval_shape(method.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
 
 
@@ -128,7 +131,7 @@ METHODS: Mapping[str, Callable[[ConfigDict, Ingredients], Method]] = {
 
 
 def _hyper_parameters(section: ConfigDict) -> dict[str, Any]:
-    """The hyper-parameters of an objective. JSON has lists for tuples; a config has text for the numbers of stones."""
+    """The hyper-parameters of an objective. A config from JSON has lists for tuples, and `stones` is a text."""
     numbers: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in section.to_dict().items()
     }
@@ -138,7 +141,7 @@ def _hyper_parameters(section: ConfigDict) -> dict[str, Any]:
 
 
 def _stones(text: str) -> tuple[int, ...] | str:
-    """`2,3` or `(2, 3)` as numbers; any other text unchanged: the objective knows which text it takes."""
+    """The numbers in `2,3` or `(2, 3)`. Any other text is returned unchanged, and the objective checks it."""
     try:
         return tuple(int(number) for number in text.strip("()").split(","))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Decisions that a config leaves to measurement: balanced boundaries, and the number of modules for a memory budget.
+"""Makes the decisions that need measurements: balanced boundaries, and the number of modules for a memory budget.
 
 The decision is saved in `plan.json` of the run's folder, so that a resumed run has the same modules even if the
 compiler has changed.
@@ -21,7 +21,7 @@ PLAN = "plan.json"
 
 
 def left_to_measurement(config: ConfigDict) -> bool:
-    """Whether a config asks for a decision that needs compilation."""
+    """True if a config asks for a decision that needs compilation."""
     return config.method == "contsup" and (
         config.local.boundaries == "balanced" or config.local.memory_budget is not None
     )
@@ -35,14 +35,14 @@ def planned(
     records: CompilationRecords | None = None,
     report: Callable[[str], None] = print,
 ) -> ConfigDict:
-    """The config with decided boundaries (by name), number of modules and rematerialisation.
+    """The config with the decided boundaries (by name), number of modules and rematerialisation.
 
     Args:
-        config: a config that `build` accepts. It is returned unchanged if it leaves nothing to measurement.
+        config: a config that `build` accepts. If it needs no measurement, it is returned unchanged.
         workdir: the folder of the plan.
-        on: the devices to compile for; None for the local devices of the config's mesh.
-        records: compilations that are known already.
-        report: called with the decision.
+        on: the devices to compile for; None: the local devices of the config's mesh.
+        records: known compilations.
+        report: called with a sentence about the decision.
 
     Raises:
         ValueError: nothing fits the budget.

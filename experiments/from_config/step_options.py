@@ -1,4 +1,4 @@
-"""The options of a step that a config gives."""
+"""Builds the options of a step from a config."""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +6,7 @@ from kd_local.parallel import StepOptions
 
 
 def step_options(config: ConfigDict) -> StepOptions:
-    """The step's options but for its placement, which is balanced, by multiply-adds or by time.
+    """The step's options, without a placement: it is balanced later, by multiply-adds or by time.
 
     Raises:
         ValueError: see `StepOptions`.

@@ -1,4 +1,4 @@
-"""Times the steps of a method on synthetic batches. The time of each module can decide where modules are placed."""
+"""Times the steps of a method on synthetic batches. The times of the modules can determine their placement."""
 
 import time
 from collections import deque
@@ -44,7 +44,7 @@ class StepTimer:
         self._state, self._rng = plan.place(experiment.method.init(rng, like)), move(rng, on_every_device(first))
 
     def run(self, steps: int, watch: Watch | None = None) -> float:
-        """The seconds that `steps` steps take, with one batch more in flight than there are groups of devices."""
+        """The seconds of `steps` steps, with n + 1 batches in flight for n groups of devices."""
         flying: deque[Any] = deque()
         start = time.perf_counter()
         for _ in range(steps):
@@ -58,7 +58,7 @@ class StepTimer:
         return time.perf_counter() - start
 
     def record(self, steps: int) -> Timeline:
-        """Which group worked on which batch, and when, during `steps` steps."""
+        """The timeline of `steps` steps."""
         return recorded(self._step.plan, lambda watch: self.run(steps, watch))
 
     def seconds_of_pieces(self, steps: int) -> list[float]:
@@ -68,8 +68,10 @@ class StepTimer:
 
 
 def placement(experiment: Experiment, config: ConfigDict) -> tuple[int, ...] | None:
-    """The group of each module by its time on the devices of the first group; None where multiply-adds decide. The
-    results of a run do not depend on it."""
+    """The group of each module by measured time on the devices of the first group; None to balance multiply-adds.
+
+    The results of a run do not depend on the placement.
+    """
     stages = groups(experiment.mesh)
     if config.mesh.placement == "operations" or len(stages) == 1:
         return None

@@ -1,4 +1,4 @@
-"""Teachers: networks and weights that a config names, and the folder of an earlier run as one of them."""
+"""Builds the teachers that a config names, from files of weights and from the folders of earlier runs."""
 
 import sys
 from collections.abc import Mapping
@@ -19,28 +19,28 @@ from kd_local.models.layers import DType
 from kd_local.networks import Network, Variables
 
 WEIGHTS = "network.npz"
-"""The file of a run's trained network: variables named by collection, block and path, joined by `:`."""
+"""The file of a run's trained network. The name of a variable is its collection, block and path, joined by `:`."""
 
 DTYPES: Mapping[str, DType] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def save_network(variables: Variables, workdir: Path) -> None:
-    """Write a trained network into its run's folder."""
+    """Writes a trained network to the folder of its run."""
     np.savez(workdir / WEIGHTS, **flatten_dict(jax.device_get(variables), sep=":"))
 
 
 def load_weights(network: Network, weights: Path) -> Variables:
-    """Variables of a network from a file of PyTorch's weights or the folder of a run.
+    """Variables of a network from a file of PyTorch weights or the folder of a run.
 
     Raises:
-        ValueError: there is no such file or folder, the run has not ended, or the weights are not the network's.
-        ModuleNotFoundError: a file of PyTorch, which is not installed.
+        ValueError: there is no such file or folder, the run has not ended, or the weights are of another network.
+        ModuleNotFoundError: the file needs PyTorch, which is not installed.
     """
     path = weights / WEIGHTS if weights.is_dir() else weights
     if weights.is_dir() and not path.is_file():
         raise ValueError(
-            f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended, of a method that trains a "
-            "network as it is (end_to_end, or any distillation but simkd)"
+            f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended, with a method that trains an "
+            "unmodified network (end_to_end, or any distillation except simkd)"
         )
     if not path.exists():
         raise ValueError(f"{weights}: there is no such file or folder")
@@ -58,13 +58,13 @@ def _report(note: str) -> None:
 
 
 def teacher_places(config: ConfigDict) -> list[Path]:
-    """The files and folders of the weights of a config's teachers."""
+    """The paths in `teacher.weights`: a file or a folder of a run for each teacher."""
     weights = config.teacher.weights
     return [] if weights is None else [Path(place.strip()) for place in weights.split(",")]
 
 
 def weights_file(place: Path) -> Path:
-    """The file of the weights: itself, or that in the folder of a run."""
+    """The file of weights at a path, which may be the folder of a run."""
     return place / WEIGHTS if place.is_dir() else place
 
 
@@ -76,13 +76,19 @@ def teachers(
     normalisation: Normalisation,
     fresh: bool = False,
 ) -> tuple[Teacher, ...]:
-    """The teachers that a config names; if `fresh`, with zeros for weights, for what only depends on shapes.
+    """The teachers that a config names.
 
-    A teacher from the folder of a run gets the images normalised as in that run. `normalisation` is the student's, and
-    that of teachers from files.
+    A teacher from the folder of a run gets the images normalised as in that run.
+
+    Args:
+        config: the config.
+        classes: number of classes.
+        shape: height, width and channels of the images.
+        normalisation: the normalisation of the student's images, also used for teachers from files.
+        fresh: if True, the weights are zeros and no file is read, for uses that need only shapes.
 
     Raises:
-        ValueError: a network or weights that are missing, or do not fit each other or the images.
+        ValueError: a network or weights are missing, or do not fit each other or the images.
         ModuleNotFoundError: see `load_weights`.
     """
     settings = config.teacher
@@ -99,7 +105,8 @@ def teachers(
         names = [read_run(place).config.network.name for place in places]
     if places and len(names) != len(places):
         raise ValueError(
-            f"teacher.network names {len(names)} networks, teacher.weights {len(places)} places: give one for each"
+            f"teacher.network names {len(names)} networks, but teacher.weights has {len(places)} paths: give as many "
+            "networks as paths"
         )
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     found = []
@@ -111,7 +118,8 @@ def teachers(
             shortcut, own = run.config.network.shortcut, run.normalisation
             if run.config.network.name != name:
                 raise ValueError(
-                    f"{place} is a run of {run.config.network.name}, but teacher.network is {name!r}: leave that out"
+                    f"{place} is a run of {run.config.network.name}, but teacher.network is {name!r}: leave out "
+                    "teacher.network"
                 )
         network = create(name, classes=classes, shortcut=shortcut, dtype=DTYPES[settings.dtype])
         if place is None:

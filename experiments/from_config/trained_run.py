@@ -1,6 +1,7 @@
-"""A run's folder as a source of weights: its network, and the images that the network was trained with.
+"""Reads the folder of a run whose weights are used: its network, and the normalisation of its images.
 
-Weights are used with the normalisation of their training: a teacher and an evaluation take it from the run's folder.
+Weights are used with the normalisation that they were trained with. Teachers and evaluations read it from the run's
+folder.
 """
 
 from collections.abc import Collection, Mapping
@@ -24,12 +25,13 @@ _OF_WEIGHTS = ("network.name", "network.shortcut", "data.mean", "data.std")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a run's folder records of its network.
+    """The records of a run about its network.
 
     Attributes:
-        config: of the run; a key that it lacks has its default.
-        facts: of the run, see `experiments.folders.identity`; empty in a folder of an earlier version.
-        normalisation: of its images.
+        folder: the run's folder.
+        config: the run's config; a key that the recorded config lacks has its default.
+        facts: the run's facts, see `experiments.folders.identity`; empty in a folder of an earlier version.
+        normalisation: the normalisation of the run's images.
     """
 
     folder: Path
@@ -39,21 +41,21 @@ class TrainedRun:
 
 
 def read_run(folder: Path) -> TrainedRun:
-    """What the folder of a run records.
+    """The records in the folder of a run.
 
     Raises:
-        ValueError: it is not the folder of a run, its records are damaged, or the normalisation of its images is
-            unknown.
+        ValueError: the folder is not that of a run, its records are damaged, or the normalisation of the run's images
+            is unknown.
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(
-            f"{folder} is not the folder of a run, which would tell its network: give such a folder, or a file of "
+            f"{folder} is not the folder of a run, so its network is unknown: give the folder of a run, or a file of "
             "weights and --config.teacher.network=NAME"
         )
     config, facts = _with_defaults(folder), recorded_identity(folder).facts
     if "images.mean" in facts and "images.std" in facts:
         return TrainedRun(folder, config, facts, (tuple(facts["images.mean"]), tuple(facts["images.std"])))
-    # A folder of an earlier version: what its config leads to.
+    # A folder of an earlier version has no facts: the normalisation is that of the config's data set.
     try:
         augmentation = describe_images(config).augmentation
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -62,15 +64,15 @@ def read_run(folder: Path) -> TrainedRun:
 
 
 def evaluation_config(run: TrainedRun, config: ConfigDict, given: Collection[str]) -> ConfigDict:
-    """The config with the network and the images of a run; with its network alone if another data set is given.
+    """The config of an evaluation, with the network and the images of a run; only with its network for other data.
 
     Args:
-        run: whose network is evaluated.
-        config: of the evaluation.
-        given: the keys of `config` that the user has set, such as `data.data_dir`: they are kept.
+        run: the run whose network is evaluated.
+        config: the config of the evaluation.
+        given: the keys of `config` that the user has set, such as `data.data_dir`. Their values are kept.
 
     Raises:
-        ValueError: a given key contradicts the run.
+        ValueError: a key that the user has set contradicts the run.
     """
     recorded, wanted = flattened(run.config), flattened(config)
     for key in _OF_WEIGHTS:
@@ -89,10 +91,10 @@ def evaluation_config(run: TrainedRun, config: ConfigDict, given: Collection[str
 
 
 def as_trained(run: TrainedRun, data: Data) -> Data:
-    """The data, normalised as the images of the run.
+    """The data with the normalisation of the run's images.
 
     Raises:
-        ValueError: they have other channels or classes than the run's.
+        ValueError: the data have another number of channels or classes than the run's data.
     """
     mean, std = run.normalisation
     channels, classes = data.train.shape[-1], run.facts.get("images.classes", data.classes)
@@ -105,7 +107,7 @@ def as_trained(run: TrainedRun, data: Data) -> Data:
 
 
 def given_keys(config: ConfigDict, overrides: Collection[str]) -> frozenset[str]:
-    """The keys that a user has set, on the command line or, to another value than the default, in a config file."""
+    """The keys that a user has set: on the command line, or in a config file to a value other than the default."""
     usual = flattened(default.get_config())
     return frozenset(overrides) | {key for key, value in flattened(config).items() if value != usual.get(key)}
 

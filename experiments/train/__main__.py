@@ -48,7 +48,7 @@ from kd_local.training.progress import ProgressBar
 from kd_local.training.records import TrainingPlan
 from kd_local.training.teacher_cache import CacheError, TeacherCache
 
-_BARRIER_SECONDS = 600  # how long the others wait for process 0
+_BARRIER_SECONDS = 600  # how long the other processes wait for process 0
 _READ_SECONDS = 1.5
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
@@ -103,7 +103,7 @@ def main(_: list[str]) -> None:
 
 
 def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str, TeacherCache], Path]:
-    """The config with its plan, the experiment, its data and caches, and the claimed folder of the run."""
+    """Everything that is needed before training: config, experiment, data, caches, and the run's own folder."""
     _join(config)
     agree(shared_options(config), seconds=_BARRIER_SECONDS)
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
@@ -119,8 +119,8 @@ def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str
     if left_to_measurement(config):
         if jax.process_count() > 1 and not (workdir / PLAN).exists():
             raise ValueError(
-                f"balanced boundaries and memory budgets are found by one process: start this run without "
-                f"--distributed once, or copy {PLAN} of another one into {workdir}"
+                f"balanced boundaries and memory budgets are found by a single process: start this run once without "
+                f"--distributed, or copy {PLAN} of another run to {workdir}"
             )
         config = planned(config, workdir)
         experiment = build(config)
@@ -165,7 +165,7 @@ def _train(
 
 
 def _end_after(error: Exception, workdir: Path, good: str) -> NoReturn:
-    """End with a message if the user can act on the error; raise any other."""
+    """Ends with a message if the user can act on the error; raises any other error."""
     resumes = f"{good}: the same command resumes from there"
     match error:
         case Interrupted():
@@ -189,7 +189,7 @@ def _end_after(error: Exception, workdir: Path, good: str) -> NoReturn:
 
 
 def _join(config: ConfigDict) -> None:
-    """Connect to the other processes if --distributed is set."""
+    """Connects to the other processes if --distributed is set."""
     given = {"coordinator": _COORDINATOR.value, "processes": _PROCESSES.value, "index": _INDEX.value}
     if _DISTRIBUTED.value:
         hosts.start(
@@ -201,11 +201,11 @@ def _join(config: ConfigDict) -> None:
         )
     elif any(value is not None for value in given.values()):
         name = next(name for name, value in given.items() if value is not None)
-        raise ValueError(f"--{name} is set without --distributed: add --distributed, or leave it out")
+        raise ValueError(f"--{name} is set without --distributed: add --distributed, or leave out --{name}")
 
 
 def _end(message: object, status: int) -> NoReturn:
-    """Print the error and end. The process does not wait for the others, which end by themselves."""
+    """Prints the error and ends the process. It does not wait for the other processes, which end by themselves."""
     if jax.process_count() == 1:
         fail(message, status)
     print(f"error: {message}", file=sys.stderr)
@@ -237,7 +237,7 @@ def _write_results(
     peaks: Mapping[str, int | float],
     workdir: Path,
 ) -> dict[str, Any]:
-    """Write the summary and the curves, and return the summary."""
+    """Writes the summary and the curves, and returns the summary."""
     records = read_epochs(workdir)
     summary = summarise(experiment, config, state, records, compared, peaks)
     replace_text(workdir / workdirs.SUMMARY, json.dumps(summary, indent=2) + "\n")
@@ -263,7 +263,7 @@ def _show(console: Console, summary: Mapping[str, Any], workdir: Path) -> None:
 
 
 def _compared_with_teachers(experiment: Experiment, config: ConfigDict, state: State, data: Data) -> dict[str, float]:
-    """The accuracy of the teachers and how often the student agrees with them, on the test images."""
+    """The teachers' accuracy, and the share of test images on which student and teachers agree; {} without teachers."""
     method = experiment.method
     if not isinstance(method, HasTeachers):
         return {}

@@ -1,4 +1,4 @@
-"""Whether the processes of a run were given the same config and found the same images and teachers."""
+"""Checks that the processes of a run have the same config, images and teachers."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -14,12 +14,12 @@ from kd_local.parallel.barriers import Barrier
 from kd_local.parallel.hosts import HostsError
 
 _OWN = ("data.data_dir", "data.workers", "distributed.", "teacher.weights", "teacher.cache")
-"""Options that a process may have for itself: paths of its host, and how long it waits."""
+"""Options that may differ between processes: paths on the host, and waiting times."""
 _READ_SECONDS = 10
 
 
 class DisagreementError(ValueError):
-    """The processes differ; the text names the keys, and the value of each process."""
+    """The processes differ. The message names the keys, and the value in each process."""
 
 
 def shared_options(config: ConfigDict) -> dict[str, Any]:
@@ -29,16 +29,16 @@ def shared_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def agree(values: Mapping[str, Any], *, seconds: int, free: Collection[str] = ()) -> None:
-    """Check that all processes have equal values; every process calls it.
+    """Checks that all processes have equal values. Every process calls it.
 
     Args:
-        values: of this process, by key; as JSON has them.
-        seconds: how long to wait for the others.
-        free: keys that may differ.
+        values: the values of this process by key, as JSON values.
+        seconds: how long to wait for the other processes.
+        free: keys whose values may differ.
 
     Raises:
-        DisagreementError: in all processes, with the keys that differ.
-        HostsError: another process failed, is lost or did not come.
+        DisagreementError: values differ; raised in all processes, with the keys that differ.
+        HostsError: another process failed, is lost or did not arrive.
     """
     barrier = Barrier("identity")
     found = [json.loads(text) for text in barrier.wait(json.dumps(dict(values)), seconds=seconds)]
@@ -52,7 +52,7 @@ def agree(values: Mapping[str, Any], *, seconds: int, free: Collection[str] = ()
             lines.append(f"  {key}: " + ", ".join(f"{value} in process {process}" for value, process in first.items()))
     if not lines:
         return
-    # Process 0, which serves the messages, ends last.
+    # Process 0 ends last, because it serves the messages.
     with suppress(HostsError):
         barrier.wait(seconds=_READ_SECONDS)
     raise DisagreementError(

@@ -1,4 +1,4 @@
-"""summary.json of a run: its settings, results and costs."""
+"""The contents of summary.json: settings, results and costs of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,9 +30,9 @@ def summarise(
 
     Args:
         state: the method's state after the last step.
-        records: of all epochs, those of earlier starts included.
-        compared: the comparison with teachers, if there are any.
-        peaks: memory of a step, see `peak_memory`.
+        records: records of all epochs, including those of earlier starts.
+        compared: the comparison with the teachers, if there are any.
+        peaks: the memory of a step, see `peak_memory`.
     """
     method, last = experiment.method, records[-1]
     seconds = sum(record.seconds for record in records)
@@ -66,9 +66,10 @@ def summarise(
 
 
 def peak_memory(experiment: Experiment, batch_size: int, peak: int, workdir: Path) -> dict[str, int | float]:
-    """The peak memory of a compiled step in bytes of one device, and its ratio to the same network trained end to end.
+    """The peak memory of a compiled step in bytes of one device, and its ratio to end-to-end training of the network.
 
-    The end-to-end step is compiled once; its record is kept in the folder. With several processes there is no ratio.
+    The end-to-end step is compiled once, and its record is saved in the folder. With several processes there is no
+    ratio.
     """
     peaks: dict[str, int | float] = {"peak_bytes": peak}
     if jax.process_count() == 1:
@@ -96,7 +97,7 @@ def named_scores(splits: Mapping[str, SplitScores]) -> dict[str, float]:
 def _exits(
     experiment: Experiment, state: State, images: jax.ShapeDtypeStruct, exits: Mapping[str, Scores]
 ) -> dict[str, dict[str, float]]:
-    """The accuracy of each exit; for a local head also its multiply-adds, and their share of the whole network's."""
+    """The accuracy of each exit. A local head also has its multiply-adds, and their share of the whole network's."""
     method = experiment.method
     found: dict[str, dict[str, float]] = {name: {"test_accuracy": scores.accuracy} for name, scores in exits.items()}
     if exits and isinstance(method, ContSup):

@@ -1,4 +1,4 @@
-"""The folder `teacher.cache`: the logits of a config's teachers, computed before training starts."""
+"""Caches the logits of a config's teachers in the folder `teacher.cache`, before training starts."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -21,11 +21,11 @@ from kd_local.training.loop import training_plan
 from kd_local.training.teacher_cache import TeacherCache
 
 _FILLING_SECONDS = 30 * 24 * 3600
-"""How long the other processes wait for the first one to compute the logits."""
+"""How long the other processes wait while the first process computes the logits."""
 
 
 class FillingStopped(Exception):
-    """The signal `number` came while a cache was filled; the text says how far it is."""
+    """The signal `number` arrived while a cache was filled. The message has the number of rows that are complete."""
 
     def __init__(self, text: str, number: int) -> None:
         super().__init__(text)
@@ -33,7 +33,7 @@ class FillingStopped(Exception):
 
 
 def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, TeacherCache]:
-    """A cache for each teacher, by the name of the tensor that it supplies; empty if the config asks for no cache.
+    """A cache for each teacher, by the name of its extra tensor; empty if the config sets no cache.
 
     Raises:
         ValueError: the folder cannot be used.
@@ -71,12 +71,13 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
 def cached_logits(
     of: Mapping[str, TeacherCache], console: Console, interruption: Interruption
 ) -> dict[str, ExtraTensor]:
-    """The extra tensors of `train` that hold the teachers' logits. Missing logits are computed first, with a bar on a
-    terminal; of several processes the first one computes them, and all read them.
+    """The extra tensors of `train` with the teachers' logits. Missing logits are computed first.
+
+    A terminal shows a progress bar. If there are several processes, the first computes the logits, and all read them.
 
     Raises:
         CacheError: see `TeacherCache.fill`.
-        FillingStopped: as the interruption asked.
+        FillingStopped: the interruption received a signal.
         HostsError: another process failed or is lost.
     """
     found = {}
@@ -106,6 +107,6 @@ def _tell(bar: Progress, task: TaskID, name: str, interruption: Interruption, do
 def _size(cache: TeacherCache) -> str:
     size, rows = shown_bytes(cache.size), cache.shape[0]
     if len(cache.shape) == 2:
-        return f"{size} for {rows:,} images, as often as they are shown"
+        return f"{size} for {rows:,} images and any number of epochs"
     epochs = rows / steps_per_epoch(len(cache.data.train), cache.batch_size)
     return f"{size} for {epochs:g} epochs" if epochs >= 1 else f"{size} for {rows:,} steps"

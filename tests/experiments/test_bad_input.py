@@ -55,7 +55,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.local.loss_scale=1,2,3,-4"], "loss scale .*: give four numbers >= 0"),
     (
         ["--config.local.loss_scale=publishd"],
-        "local.loss_scale is 'publishd': use 'published', or four numbers .*such as 5,0.05,0.2,0.5",
+        "local.loss_scale is 'publishd': use 'published', or four numbers, .*such as 5,0.05,0.2,0.5",
     ),
     (["--config.local.image_encoder=strided"], "unknown image encoder 'strided': use full or pooled"),
     (["--config.local.aux_width=0"], "aux_width is 0.0: use 1/12 or more"),
@@ -77,7 +77,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
         r"unknown name in remat 'heads': use auto, none, blocks, contexts, ",
     ),
     (["--config.local.memory_budget=8"], "'8' is not a number of bytes: use a number and a unit, such as 8GiB"),
-    (["--config.step=joined", "--config.local.memory_budget=8GiB"], "step is 'joined', but boundaries are balanced"),
+    (["--config.step=joined", "--config.local.memory_budget=8GiB"], "step is 'joined', but balanced boundaries"),
     (["--config.step=joined", "--config.local.boundaries=balanced"], "use step=separate, or boundaries by name"),
     (["--config.step=join"], r"unknown form of the step 'join': use separate or joined"),
     (["--config.local.boundaries=stem,stage1/1,stage2/0"], r"unknown boundary 'stage1/1': .*\(nearest: stage1/0\)"),
@@ -149,7 +149,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config=" + CIFAR + ":k=many"], "option 'k=many': expected k=int, such as k=16"),
     (["--confg=default.py"], r"Unknown command line flag 'confg'.*config"),
     (["digits"], "unexpected argument 'digits': use flags, such as --NAME=VALUE"),
-    (["--processes=2"], "--processes is set without --distributed: add --distributed, or leave it out"),
+    (["--processes=2"], "--processes is set without --distributed: add --distributed, or leave out --processes"),
     (
         ["--config=" + VIT, "--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere"],
         "no prepared imagenet2012 in /nowhere/imagenet2012: give",
@@ -161,7 +161,7 @@ TEACHERS: list[tuple[list[str], str]] = [
     ([], "teacher.weights is not set: method 'kd' needs a trained teacher; give a file of weights or the folder"),
     (
         ["--config.teacher.weights=nowhere.npz"],
-        "nowhere.npz is not the folder of a run, which would tell its network",
+        "nowhere.npz is not the folder of a run, so its network is unknown",
     ),
     (
         ["--config.teacher.weights=nowhere.npz", "--config.teacher.network=resnet20"],
@@ -170,13 +170,13 @@ TEACHERS: list[tuple[list[str], str]] = [
     (["--config.teacher.weights={teacher}", "--config.teacher.network=resnet20"], "is a run of resnet8, but"),
     (
         ["--config.teacher.weights={teacher}", "--config.teacher.network=resnet8,resnet8"],
-        "teacher.network names 2 networks, teacher.weights 1 places: give one for each",
+        "teacher.network names 2 networks, but teacher.weights has 1 paths: give as many",
     ),
     (
         ["--config.teacher.weights={teacher}/network.npz", "--config.teacher.network=resnet14"],
         r"stage1/1/conv1/norm/mean is missing, expected \(16,\)",
     ),
-    (["--config.teacher.weights={empty}"], "is not the folder of a run, which would tell its network"),
+    (["--config.teacher.weights={empty}"], "is not the folder of a run, so its network is unknown"),
     (["--config.teacher.weights={empty}", "--config.teacher.network=resnet8"], "is not the folder of a run"),
     (
         ["--config.method=block_kd", "--config.block_kd.stones=7", "--config.teacher.weights={teacher}"],

@@ -35,12 +35,12 @@ def config(teacher: Path, cache: Path | None, **changes) -> ConfigDict:
     [
         ("block_kd", "BlockKD reads the teacher's features, and a cache has its logits only: train without a cache"),
         ("at", "AT reads the teacher's features"),
-        ("local_distillation", "teacher.cache is set, but local_distillation reads no teacher's logits that could be"),
-        ("contsup", "teacher.cache is set, but contsup reads no teacher's logits that could be cached: leave it out"),
-        ("end_to_end", "teacher.cache is set, but end_to_end reads no teacher's logits"),
+        ("local_distillation", "teacher.cache is set, but method local_distillation cannot use cached logits"),
+        ("contsup", "teacher.cache is set, but method contsup cannot use cached logits of a teacher: leave it out"),
+        ("end_to_end", "teacher.cache is set, but method end_to_end cannot use"),
     ],
 )
-def test_a_method_that_has_no_use_for_it_is_refused_before_data_are_read(teacher_run, tmp_path, method, message):
+def test_a_cache_is_refused_for_a_method_that_cannot_use_it(teacher_run, tmp_path, method, message):
     with pytest.raises(ValueError, match=message):
         build(config(teacher_run, tmp_path / "cache", method=method))
     assert not (tmp_path / "cache").exists()
@@ -71,11 +71,11 @@ def test_asked_to_stop_while_filling_it_says_so_and_goes_on(teacher_run, tmp_pat
     assert len(found["teacher0_logits"].missing()) == 0
 
 
-def test_without_crops_a_row_is_an_image(teacher_run, tmp_path, capsys):
+def test_without_augmentation_a_row_is_an_image(teacher_run, tmp_path, capsys):
     asked = config(teacher_run, tmp_path, **{"data.augment": False})
     experiment = build(asked)
     cached_logits(caches(experiment, asked, experiment.read()), Console(width=200), Interruption())
-    assert "teacher0_logits: 3.7 KiB for 80 images, as often as they are shown" in capsys.readouterr().out
+    assert "teacher0_logits: 3.7 KiB for 80 images and any number of epochs" in capsys.readouterr().out
 
 
 def test_no_cache_is_none(teacher_run):

@@ -87,6 +87,6 @@ def test_weights_that_do_not_fit_are_named(teacher):
     commands = [
         (["--config.network.name=resnet14", f"--weights={teacher}"], "stage1/1.*missing"),
         ([], "--weights is not set"),
-        ([f"--weights={teacher}", f"--workdir={teacher}"], "holds a training run: use another --workdir"),
+        ([f"--weights={teacher}", f"--workdir={teacher}"], "is the folder of a training run: use another --workdir"),
     ]
     refused("evaluate", commands)
