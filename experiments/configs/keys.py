@@ -62,7 +62,7 @@ KEYS: Mapping[str, Key | Group] = {
         "test_examples": Key(0, "training images held out for testing, in place of the test split; 0: none"),
         "image_key": Key("image", "feature of a prepared data set that holds the images"),
         "label_key": Key("label", "feature of a prepared data set that holds the labels, a `ClassLabel`"),
-        "augment": Key(True, "random crops and flips, as usual for the data set; else streamed images keep their centre"),
+        "augment": Key(True, "random crops and flips, as usual for the data set; false: none, or central crops"),
         "mean": Key(placeholder(str), "of pixels in [0, 1], by channel: `0.485,0.456,0.406`; none: the data set's"),
         "std": Key(placeholder(str), "of pixels, by channel, in (0, 1]; none: the data set's"),
     },

@@ -6,13 +6,13 @@ from kd_local.errors import unknown
 
 
 def parse_options(text: str, **defaults: Any) -> dict[str, Any]:
-    """The defaults, updated by `text`; each value has the type of its default.
+    """The defaults, updated by the options in `text`. Each value has the type of its default.
 
     >>> parse_options("k=8,context=R0", k=16, context="R1E", decoder=False)
     {'k': 8, 'context': 'R0', 'decoder': False}
 
     Raises:
-        ValueError: an unknown option, or a value of another type.
+        ValueError: an option is unknown, or a value has another type.
     """
     options = dict(defaults)
     for item in filter(None, text.split(",")):

@@ -1,9 +1,9 @@
-"""What training needs of a device's memory: python -m experiments.memory [--config=FILE.py] [--modules=1,2,4,8,16]
+"""Measure the memory of training steps: python -m experiments.memory [--config=FILE.py] [--modules=1,2,4,8,16]
 
-The table has rows for end to end with and without rematerialisation, and for local learning in each form, context and
-number of modules K. If the config names a teacher, whose weights are not needed, it has rows for distillation too.
-Nothing is trained, and no data are read. The program writes memory.csv, memory.jsonl and memory.png after every row.
-The same command resumes a table that was interrupted, and compiles nothing twice.
+The table has rows for end-to-end training with and without rematerialisation, and for local learning in each form,
+context and number of modules K. If the config names a teacher, whose weights are not needed, it also has rows for
+distillation. Nothing is trained, and no data are read. The program writes memory.csv, memory.jsonl and memory.png after
+every row. The same command resumes a table that was interrupted, and compiles nothing twice.
 """
 
 import os
@@ -64,9 +64,9 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         if _TARGET.value.startswith("tpu:"):
-            # With libtpu installed JAX would look for a TPU.
+            # If libtpu is installed, JAX would look for a TPU.
             jax.config.update("jax_platforms", "cpu")
-        # Leaves the accelerator's memory to the process that runs real steps.
+        # The accelerator's memory is left to the process that runs real steps.
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         base = _base(_CONFIG.value)
         modules = sorted(numbers("modules", _MODULES.value, example="1,2,4,8,16", lowest=1))
@@ -79,7 +79,7 @@ def main(_: list[str]) -> None:
                 "--devices, or --config.batch_size"
             )
         if _MEASURE.value and not on.present:
-            raise ValueError(f"--measure: there is no {_TARGET.value} here to run steps on; leave it out")
+            raise ValueError(f"--measure: this machine has no {_TARGET.value} to run steps on; leave out --measure")
         _check(_CONFIG.value, rows)
         workdir = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir(base)
         workdirs.claim(workdir, base)
@@ -134,12 +134,12 @@ def _run_all(
             measurement = measurements.of(row)
         except OSError:
             raise
-        except Exception as error:  # the other rows do not depend on this one
+        except Exception as error:  # other rows do not depend on this row
             failures[row] = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             records.pop(row, None)
             say(console, f"{which}, failed: {failures[row]}")
             if whole is None:
-                break  # the others are compared with it
+                break  # other rows are compared with this row
             continue
         if measurement.failure:
             failures[row] = measurement.failure
@@ -166,8 +166,10 @@ def _run_all(
 
 
 def _base(config: ConfigDict) -> ConfigDict:
-    """The config with fixed values for the keys that rows set or that do not change a step's memory: equal tables have
-    equal ones."""
+    """The config with fixed values for the keys that rows set or that do not change a step's memory.
+
+    Equal tables therefore have equal configs.
+    """
     base = Row("end_to_end").config(config)
     base.local.boundaries = config.local.boundaries
     base.seed = 0
@@ -176,7 +178,7 @@ def _base(config: ConfigDict) -> ConfigDict:
 
 
 def _check(config: ConfigDict, rows: Sequence[Row]) -> None:
-    """Builds the config and all rows, so that errors come before any compilation. Balanced cuts are not searched yet.
+    """Builds the config and all rows, so that errors are raised before any compilation. Cuts are not balanced yet.
 
     Raises:
         ValueError: the config or a row cannot be built.

@@ -1,4 +1,4 @@
-"""Measurements for the rows of the memory table, each taken once and kept in the folder of the table."""
+"""Measures the rows of the memory table. A measurement is taken once and stored in the folder of the table."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ class Measurement:
     """The absolute figures of a row.
 
     Attributes:
-        values: of the fields of its record, by their names, except ratios.
-        failure: why its real steps could not be measured; None if they were, or were not to be.
+        values: the values of the row's record by field name, without ratios.
+        failure: the reason why real steps could not be measured; None if they were measured, or were not requested.
     """
 
     values: dict[str, Any]
@@ -38,7 +38,7 @@ class Measurements:
 
     Attributes:
         base: the config that each row changes.
-        compilations: the records of all compilations that are known.
+        compilations: the records of all known compilations.
     """
 
     def __init__(self, base: ConfigDict, on: Target, devices: int, workdir: Path, *, measure: bool) -> None:
@@ -48,17 +48,17 @@ class Measurements:
         self.on = on
         self._devices = devices
         self._known: dict[str, Measurement] = {}
-        # As in training, the process takes an accelerator's memory at once: gaps between pieces would count.
+        # As in training, the process allocates an accelerator's memory at once. Gaps between arrays would count.
         at_once = {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}
         self._environment = {**compilation_cache(workdir), **at_once} if measure else None
         self._measured = workdir / MEASURED
         if self._environment is not None:
-            # The process that runs a step finds the compiled code in this cache.
+            # The process that runs real steps finds the compiled code in this cache.
             jax.config.update("jax_compilation_cache_dir", self._environment["JAX_COMPILATION_CACHE_DIR"])
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
     def of(self, row: Row) -> Measurement:
-        """The measurement of a row; rows that compute the same share it."""
+        """The measurement of a row. Rows with the same computation share a measurement."""
         identity = row.identity(self.base)
         if identity not in self._known:
             self._known[identity] = self._measure(row, identity)
@@ -112,7 +112,7 @@ class Measurements:
     def _observe(self, row: Row, base: ConfigDict, identity: str, predicted: int) -> tuple[int | None, str | None]:
         if self._environment is None:
             return None, None
-        # A step with another predicted peak is another step.
+        # The predicted peak identifies the step: if it has changed, the step has changed.
         text = json.dumps([identity, self._devices, jax.__version__, jax.devices()[0].device_kind, predicted])
         digest = hashlib.sha256(text.encode()).hexdigest()
         known = {record["digest"]: record["measured_bytes"] for record in read_json_lines(self._measured)}

@@ -1,7 +1,7 @@
 """Measures the peak memory of a row's training step in its own process: python -m experiments.memory.observed < REQUEST
 
-It reads a request, `{"row": ..., "config": ..., "devices": ...}`, and prints `{"measured_bytes": ...}`. It builds the
-method from the config and does not get the predicted peak.
+The process reads a request, `{"row": ..., "config": ..., "devices": ...}`, and prints `{"measured_bytes": ...}`. It
+builds the method from the config and does not know the predicted peak.
 """
 
 import json
@@ -21,7 +21,7 @@ from kd_local.memory import observed_peak
 
 
 class ObservationError(Exception):
-    """The measuring process ended without a result; the text says how."""
+    """The measuring process ended without a result. The message has the reason."""
 
 
 def observe(row: Row, base: ConfigDict, *, devices: int, environment: Mapping[str, str]) -> int | None:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def tuples(value: Any) -> Any:
-    """Converts lists, which JSON has in place of tuples, to the tuples of a config."""
+    """Converts the lists of JSON to the tuples of a config."""
     if isinstance(value, dict):
         return {key: tuples(one) for key, one in value.items()}
     return tuple(map(tuples, value)) if isinstance(value, list) else value

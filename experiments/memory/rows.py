@@ -1,4 +1,4 @@
-"""The rows of the memory table: each is a method, a context and a number of modules, set in a copy of one config."""
+"""The rows of the memory table. A row is a method, a context and a number of modules, set in a copy of one config."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,12 @@ DISTILLATION: tuple[str, ...] = (*OBJECTIVES, LOCAL_DISTILLATION)
 METHODS: tuple[str, ...] = (
     END_TO_END, REMATERIALIZED, NAIVE, JOINED, CONTSUP, LOCAL_REMATERIALIZED, DECODER, *DISTILLATION
 )  # fmt: skip
-"""`contsup_remat` rematerialises blocks and context networks; other methods of local learning follow the config."""
+"""`contsup_remat` rematerialises blocks and context networks; the other methods rematerialise as the config says."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: what is measured.
+    """A row of the memory table.
 
     Attributes:
         method: one of `METHODS`.
@@ -51,7 +51,7 @@ class Row:
 
     @property
     def taught(self) -> bool:
-        """Whether the method has a teacher."""
+        """True if the method has a teacher."""
         return self.method in DISTILLATION
 
     @property
@@ -79,7 +79,7 @@ class Row:
         return config
 
     def identity(self, base: ConfigDict) -> str:
-        """Equal for rows that compute the same."""
+        """A text that is equal for rows with the same computation."""
         # A single module is one program in either form.
         how = (self.method == NAIVE, self.form if self.modules > 1 else "separate")
         return json.dumps([self.config(base).to_dict(), *how], sort_keys=True)
@@ -90,13 +90,13 @@ class BuiltRow:
     """The method and network of a row.
 
     Attributes:
-        method: as it is measured.
-        separate: the same step with one program for each module; differs from `method` for the row `naive`.
+        method: the measured method.
+        separate: the same step with one program per module; it differs from `method` only in the row `naive`.
         network: the network that is trained; the student in distillation.
         boundaries: names of the blocks after which the network is cut.
         blocks: the names of the blocks that each program of `separate` trains, by the program's name.
         shape: height, width and channels of the images.
-        options: of the step.
+        options: how the step is compiled and divided.
     """
 
     method: Method
@@ -109,7 +109,9 @@ class BuiltRow:
 
 
 def build_row(row: Row, base: ConfigDict, platform: str | None = None) -> BuiltRow:
-    """The method and network of a row on a platform, by default that of the local devices. Teachers need no weights.
+    """Builds the method and network of a row for a platform, by default that of the local devices.
+
+    Teachers need no weights.
 
     Raises:
         ValueError: see `experiments.from_config.experiment.build`; for example, more modules than blocks.
@@ -145,15 +147,16 @@ def distillation_rows(methods: Sequence[str], base: ConfigDict) -> list[Row]:
     """The rows of these methods with the config's teacher, plain KD first.
 
     Raises:
-        ValueError: an unknown method, no teacher, or an error of `experiments.from_config.experiment.build`.
+        ValueError: a method is unknown, or the config names no teacher; see also
+            `experiments.from_config.experiment.build`.
     """
     for name in methods:
         if name not in DISTILLATION:
             raise unknown("distillation method", name, DISTILLATION)
     if methods and not has_teacher(base):
         raise ValueError(
-            f"no teacher for {', '.join(methods)}: name one, such as --config.teacher.network=resnet56, whose weights "
-            "are not needed"
+            f"no teacher for {', '.join(methods)}: name its network, such as --config.teacher.network=resnet56; its "
+            "weights are not needed"
         )
     rows = [Row(name) for name in sorted(methods, key=DISTILLATION.index)]
     # The number of modules follows from the student's stages.
@@ -161,7 +164,7 @@ def distillation_rows(methods: Sequence[str], base: ConfigDict) -> list[Row]:
 
 
 def has_teacher(config: ConfigDict) -> bool:
-    """Whether the config names a teacher."""
+    """True if the config names a teacher."""
     return (config.teacher.network or config.teacher.weights) is not None
 
 

@@ -1,4 +1,4 @@
-"""The memory table, with one record per row: as JSON lines, CSV, text and a picture."""
+"""Writes the memory table as JSON lines, CSV, text and a picture. Each row is a record."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -33,12 +33,12 @@ class RowFigures:
 
     Attributes:
         method: one of `experiments.memory.rows.METHODS`.
-        context: of local learning; None for other methods.
+        context: the context of local learning; None for other methods.
         modules: K; 1 for end to end and for distillation other than `local_distillation`.
         boundaries: names of the blocks after which the network is cut.
         batch: images of a step, over all devices.
-        peak_bytes: while the largest piece of the step runs: its temporary memory, arguments and outputs, the state of
-            all modules, and the tensors carried past it.
+        peak_bytes: predicted peak, while the largest piece of the step runs: its temporary memory, arguments and
+            outputs, the state of all modules, and the tensors carried past it.
         state_bytes: parameters, statistics and optimizer state of all modules.
         carried_bytes: tensors carried between modules while the largest piece runs.
         temp_bytes: temporary memory of the largest piece.
@@ -47,9 +47,9 @@ class RowFigures:
         kd_ratio: peak of distillation relative to plain KD; None for other methods, and if there is no row of plain KD.
         flops: floating-point operations of a step.
         executables: number of different executables.
-        compile_seconds: sum over the executables.
-        saved_bytes: activations that the gradient of one module saves, for the module that saves most.
-        measured_bytes: peak of real steps; None if it was not measured.
+        compile_seconds: time of compilation, summed over the executables.
+        saved_bytes: activations that the gradient of a module saves; the largest value of all modules.
+        measured_bytes: measured peak of real steps; None if it was not measured.
         largest: the piece with the highest peak.
     """
 
@@ -93,7 +93,7 @@ def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict
         try:
             record = RowFigures(**{**values, "boundaries": tuple(values["boundaries"])})
         except (TypeError, KeyError):
-            continue  # written by another version: measured again
+            continue  # written by another version; the row is measured again
         row = Row(record.method, record.modules, record.context)
         if row in rows and (record.target, record.batch) == (target, batch):
             found[row] = record
@@ -141,10 +141,10 @@ _LEVELS = {END_TO_END: "-", REMATERIALIZED: "--"}
 
 
 def draw(records: Sequence[RowFigures], *, title: str) -> Figure:
-    """Peak memory over the number of modules.
+    """A plot of peak memory over the number of modules.
 
-    Each method and context is a line. End to end and distillation of the whole student are horizontal lines. Local
-    distillation is a point.
+    Each method and context has a line. End-to-end training and distillation of the whole student have horizontal lines.
+    Local distillation has a point.
     """
     figure = Figure(figsize=(9.0, 5.0), layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,6 +1,6 @@
 """Run the notebooks and store their outputs: python -m experiments.notebooks [NAME ...]
 
-The metadata get a digest of the code cells, so that a test finds outputs of other code.
+The program writes a digest of the code cells to the metadata, so that a test finds outputs that belong to older code.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ def main(names: list[str]) -> None:
         notebook = nbformat.read(path, as_version=4)
         NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(FOLDER.parents[1])}}).execute()
         for cell in notebook.cells:
-            cell.metadata.pop("execution", None)  # times, which differ from run to run
+            cell.metadata.pop("execution", None)  # times, which differ between executions
         notebook.metadata["code_digest"] = code_digest(notebook)
         nbformat.write(notebook, path)
 

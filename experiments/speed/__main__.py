@@ -1,8 +1,8 @@
 """Time training steps: python -m experiments.speed --config=FILE.py [--methods=end_to_end,contsup] [--contexts=R0,R1E]
 
-A row is a method, a context, a form of the step and a precision, and with --pytorch=nchw,channels_last the same step in
-PyTorch. Every row has a process of its own. Rounds of all rows are interleaved: one row runs at a time. The program
-prints a table and writes speed.jsonl, a line for each row, into the working directory.
+A row is a method, a context, a form of the step and a precision. --pytorch=nchw,channels_last adds rows for the same
+steps in PyTorch. Every row has its own process. The rounds of all rows are interleaved, and one row runs at a time. The
+program prints a table and writes speed.jsonl, with a line per row, to the working directory.
 """
 
 import json
@@ -39,7 +39,7 @@ IN_PYTORCH = ("end_to_end", "contsup", "kd")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
 _METHODS = flags.DEFINE_list(
-    "methods", ["end_to_end", "contsup"], "Methods; distillation needs a teacher in the config."
+    "methods", ["end_to_end", "contsup"], "Methods; those of distillation need a teacher in the config."
 )
 _CONTEXTS = flags.DEFINE_list("contexts", ["R0", "E", "R1", "R1E"], "Contexts of contsup.")
 _MODULES = flags.DEFINE_string("modules", None, "Numbers of modules of contsup. The default is the config's.")
@@ -49,13 +49,13 @@ _PYTORCH = flags.DEFINE_list("pytorch", [], f"Rows in PyTorch: {', '.join(LAYOUT
 _STEPS = flags.DEFINE_integer("steps", 50, "Steps of a round, and of a call of the form scanned.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timed rounds of each row.", lower_bound=1)
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Number of rows that compile at once.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 3600.0, "Rows that are not compiled by then are left out.", lower_bound=0)
+_SECONDS = flags.DEFINE_float("seconds", 3600.0, "Time limit; rows that compile longer are left out.", lower_bound=0)
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of each row's last round, for TensorBoard.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/speed", "Folder of the results.")
 
 
 class RowProcess:
-    """A row and its process."""
+    """The process of a row."""
 
     def __init__(self, row: SpeedRow, request: dict[str, Any], log: Path, memory: float) -> None:
         self.row, self.log = row, log
@@ -125,11 +125,11 @@ def main(_: list[str]) -> None:
 
 
 def check_ignored(config: ConfigDict) -> None:
-    """Check that neither the rows nor PyTorch's steps ignore what the config sets.
+    """Checks that neither the rows nor PyTorch's steps ignore a key that the config sets.
 
     Raises:
-        ValueError: a key that another flag replaces, or that PyTorch's steps do not have.
-        ModuleNotFoundError: rows in PyTorch, which is not installed.
+        ValueError: a key is set that another flag replaces, or that PyTorch's steps do not have.
+        ModuleNotFoundError: there are rows in PyTorch, which is not installed.
     """
     for key, fixed, way_out in (
         ("step", "separate", "name the forms with --forms"),
@@ -152,15 +152,16 @@ def check_ignored(config: ConfigDict) -> None:
     for name, there in (("loss", "softmax"), ("decoder", False), ("image_encoder", "full")):
         if config.local[name] != there:
             raise ValueError(
-                f"local.{name} is {config.local[name]}, but PyTorch's step has {there}: use it, or leave out --pytorch"
+                f"local.{name} is {config.local[name]}, but PyTorch's step has {there}: use {there}, or leave out "
+                "--pytorch"
             )
 
 
 def rows_of(modules: Sequence[int]) -> list[SpeedRow]:
-    """The rows of the flags, in order of their cost.
+    """The rows that the flags ask for, in order of their cost.
 
     Raises:
-        ValueError: an unknown form, precision or context.
+        ValueError: a form, precision or context is unknown.
     """
     kinds: list[tuple[str, str | None, int]] = []
     for method in _METHODS.value:
@@ -179,7 +180,7 @@ def rows_of(modules: Sequence[int]) -> list[SpeedRow]:
 def compiled_rows(
     rows: Sequence[SpeedRow], request: dict[str, Any], workdir: Path, console: Console
 ) -> list[RowProcess]:
-    """The processes of the rows, compiled; those that fail or are late are named and left out."""
+    """The processes of the rows after compilation. Rows that fail or exceed the limit are reported and left out."""
     waiting, ready, running = list(rows), [], selectors.DefaultSelector()
     deadline = time.perf_counter() + _SECONDS.value
     count = 0
@@ -213,7 +214,7 @@ def compiled_rows(
 
 
 def figures(each: RowProcess) -> dict[str, Any]:
-    """The figures of a row, in seconds of a step."""
+    """The figures of a row. Times are seconds per step."""
     seconds = [one["seconds"] / _STEPS.value for one in each.rounds]
     return {
         **asdict(each.row),
@@ -228,7 +229,7 @@ def figures(each: RowProcess) -> dict[str, Any]:
 
 
 def table(results: Sequence[dict[str, Any]], title: str, batch: int) -> Table:
-    """The table of all rows. Ratios are those of the medians."""
+    """The table of all rows. Ratios are ratios of medians."""
 
     def ratio(one: dict[str, Any], **other: Any) -> str:
         wanted = [r["seconds"] for r in results if all(r[name] == value for name, value in other.items())]

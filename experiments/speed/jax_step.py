@@ -25,11 +25,11 @@ _BATCHES = 8
 
 
 class JaxStep:
-    """A row's step, compiled.
+    """The compiled step of a row.
 
     Attributes:
-        predicted_bytes: peak of one device as compiled, with the images that live on the device if scanned.
-        multiply_adds: of one step's forward passes and gradients, as traced.
+        predicted_bytes: predicted peak of one device; for `scanned`, with the training images on the device.
+        multiply_adds: multiply-adds of a step's forward passes and gradients.
     """
 
     def __init__(self, row: SpeedRow, config: ConfigDict, steps: int) -> None:
@@ -73,7 +73,7 @@ class JaxStep:
         self.multiply_adds = sum(multiply_adds(call.piece.run, *call.arguments) for call in plan.calls)
 
     def dispatch(self) -> Any:
-        """Start all steps of a round; returns arrays that are ready when the steps are done."""
+        """Starts all steps of a round. Returns arrays that are ready when the steps are done."""
         chosen = np.random.default_rng(self._number).integers(len(self._train), size=(self._steps, self._batch))
         first, self._number = self._number, self._number + self._steps
         if self._scanned is not None:
@@ -89,7 +89,7 @@ class JaxStep:
 
     @property
     def measured_bytes(self) -> int | None:
-        """Peak of this process's device; None where the platform does not report it."""
+        """Peak memory of this process's device; None if the platform does not report it."""
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
@@ -124,8 +124,11 @@ def synthetic(shape: tuple[int, int, int], batch: int) -> Data:
 
 
 def scanned(plan: StepPlan, augmentation: Augmentation) -> Any:
-    """Many joined steps as one function to compile: `(state, images, labels, rng, steps, indices)` to the state after
-    them and the metrics of each. It computes what `TrainingStep` computes for the same steps and indices."""
+    """Many joined steps as one function to compile.
+
+    The function takes `(state, images, labels, rng, steps, indices)` and returns the state after the steps and the
+    metrics of each step. The results are those of `TrainingStep` for the same steps and indices.
+    """
     (call,) = plan.calls
     piece = call.piece
     owned = [program.name for program in piece.programs]

@@ -1,7 +1,7 @@
 """The process of one row: python -m experiments.speed.row_process, with a request on standard input.
 
-It reads a request, `{"row": ..., "config": ..., "steps": ...}`, compiles the row's step and prints what it knows of it.
-Then it times a round for each further line, and prints `{"seconds": ..., "host_seconds": ...}` of the round.
+The process reads a request, `{"row": ..., "config": ..., "steps": ...}`, compiles the row's step, and prints its memory
+and compilation time. For each further line it times a round, and prints `{"seconds": ..., "host_seconds": ...}`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The rows of the table of speed, and the requests and answers that pass between the program and a row's process."""
+"""The rows of the speed table, and the messages between the program and a row's process."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """A row: whose step is timed.
+    """A row of the speed table.
 
     Attributes:
         method: `end_to_end`, `contsup`, or an objective of distillation.
-        context: of `contsup`; None for other methods.
+        context: the context of `contsup`; None for other methods.
         modules: K of `contsup`; 1 for other methods.
         form: one of `FORMS`; for PyTorch one of `LAYOUTS`, with `+compile` if `torch.compile` compiles it.
         dtype: one of `DTYPES`. PyTorch computes in bfloat16 by autocast.
@@ -45,5 +45,5 @@ class SpeedRow:
 
     @property
     def work(self) -> tuple[str, str | None, int, str]:
-        """Equal for rows that compute the same step in the same precision, in any form and framework."""
+        """A key that is equal for rows of the same step and precision, in any form and framework."""
         return self.method, self.context, self.modules, self.dtype

@@ -1,8 +1,8 @@
-"""The training steps in PyTorch that rows are compared with: end to end, greedy local learning with contexts, and KD.
+"""Training steps in PyTorch, for comparison: end to end, greedy local learning with contexts, and KD.
 
-The networks are those of the package: the modules are those of a `CutNetwork`, and the names of their parameters are
-those that `kd_local.interop.contsup` writes. Each module's loss is followed by its backward call, which frees its
-activations. One update of all parameters ends the step. Images are random, normalised and on the device.
+The networks are those of the package. Modules follow a `CutNetwork`, and parameters have the names that
+`kd_local.interop.contsup` writes. After each module's loss comes its backward call, which frees its activations. The
+step ends with one update of all parameters. Images are random, normalised and on the device.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class Sequence(nn.Module):
-    """Layers under a name, as the authors' code has them."""
+    """A sequence of layers under a name, as in the ContSup authors' code."""
 
     def __init__(self, name: str, *layers: nn.Module) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Sequence(nn.Module):
 
 
 class CutResNet(nn.Module):
-    """A CIFAR ResNet in the modules of a `CutNetwork`; with one module, an ordinary ResNet."""
+    """A CIFAR ResNet cut into the modules of a `CutNetwork`. With one module it is an ordinary ResNet."""
 
     def __init__(self, cut_network: CutNetwork, classes: int, channels: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class CutResNet(nn.Module):
         return WIDTHS[int(name[5]) - 1] if name.startswith("stage") else WIDTHS[0]
 
     def block(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """The output of a block of the network by the block's name in the package."""
+        """The output of the block with this name in the package."""
         if name == "stem":
             return F.relu(self.bn1(self.conv1(x)))
         if name.startswith("stage"):
@@ -102,14 +102,14 @@ class CutResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The logits, without heads and contexts."""
+        """The network's logits, without local heads and contexts."""
         for module in self.modules_of:
             for name in module.names:
                 x = self.block(name, x)
         return x
 
     def module_loss(self, number: int, labels: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """A module's loss, its output and its input with contexts, for the tensors that it reads."""
+        """`(loss, output, input with contexts)` of a module, for the tensors that it reads."""
         module = self.modules_of[number]
         x, slot = tensors[0], 0
         for network, context in zip(module.contexts, tensors[1:], strict=False):
@@ -130,7 +130,7 @@ class TorchStep:
     """A row's step in PyTorch.
 
     Attributes:
-        predicted_bytes, multiply_adds: None; PyTorch tells neither.
+        predicted_bytes, multiply_adds: None, because PyTorch reports neither.
     """
 
     predicted_bytes = multiply_adds = None
@@ -161,7 +161,7 @@ class TorchStep:
         self._images = torch.randn(shape, device=device).to(memory_format=layout)
         self._labels = torch.randint(classes, shape[:1], device=device)
         self._step = self._greedy if row.method == "contsup" else self._whole
-        # A function of its own for each module, so that each is compiled for its shapes.
+        # One function per module, so that each is compiled for its shapes.
         self._module_losses = [
             self._compile(lambda *given, i=i: network.module_loss(i, *given)) for i in range(len(cut_network.modules))
         ]
@@ -169,7 +169,7 @@ class TorchStep:
         self.dispatch()  # compiles, and chooses the algorithms of convolutions
 
     def dispatch(self) -> "TorchStep":
-        """Start all steps of a round."""
+        """Starts all steps of a round."""
         for _ in range(self._steps):
             self._optimizer.zero_grad(set_to_none=True)
             self._step()
@@ -177,13 +177,13 @@ class TorchStep:
         return self
 
     def block_until_ready(self) -> None:
-        """Wait for the steps that were started."""
+        """Waits for the steps that were started."""
         if self._device.type == "cuda":
             torch.cuda.synchronize()
 
     @property
     def measured_bytes(self) -> int | None:
-        """Peak of PyTorch's allocator on the device; None on the CPU."""
+        """Peak memory of PyTorch's allocator on the device; None on the CPU."""
         return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else None
 
     def _whole_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""Train all rows of a config, a table of a paper: python -m experiments.sweep --config=FILE.py [--config.KEY=VALUE ...]
+"""Train all rows of a table of a paper: python -m experiments.sweep --config=FILE.py [--config.KEY=VALUE ...]
 
-Each row is a process of its own. The same command resumes a sweep that was stopped. The sweep writes a folder for each
-row and seed, and after every row table.csv, table.md and error_over_modules.png.
+FILE.py has a tuple ROWS with the options of each row. Each row runs in its own process. The same command resumes a
+sweep that was stopped. The sweep writes a folder for each row and seed, and after every row table.csv, table.md and
+error_over_modules.png.
 """
 
 import shlex
@@ -40,7 +41,7 @@ def main(_: list[str]) -> None:
         for run in runs:
             print(shlex.join(rows.command(run, workdir)))
         return
-    # Imported here because it takes a second.
+    # Imported here, because the import takes a second.
     from experiments.sweep.series import run_series
 
     run_series(rows, runs, workdir, command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""Test errors of a sweep as a picture: over the number of modules K, or as bars if no two rows differ in K."""
+"""Plots the test errors of a sweep: over the number of modules K, or as bars if no two rows differ in K."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from experiments.sweep.rows import Run
 
 PICTURE = "error_over_modules.png"
 WHOLE = "end_to_end"
-"""The method that is drawn as the reference."""
+"""The method that is drawn as a reference line."""
 _MARKERS = "osD^v<>Ph*"
 _PUBLISHED_COLORS = {
     END_TO_END: "0.4",
@@ -29,11 +29,11 @@ _PUBLISHED_COLORS = {
 
 @dataclass(frozen=True)
 class Point:
-    """A row's mean error over seeds and its sample deviation (0 of a single seed), in percent.
+    """A row's mean error over seeds and its sample standard deviation (0 for a single seed), in percent.
 
     Attributes:
         method: the method's name in its config.
-        options: those in which the panel's rows differ, without method and K.
+        options: the options in which the panel's rows differ, without method and K.
         modules: K; None if the network is not cut.
     """
 
@@ -45,7 +45,7 @@ class Point:
 
 
 def draw_errors(summaries: Mapping[Run, Mapping[str, Any] | None], *, title: str) -> Figure | None:
-    """A panel for each network and data set, published errors dashed; None if there are no runs."""
+    """A panel for each network and data set, with published errors as dashed lines; None if there are no runs."""
     panels: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for run, summary in summaries.items():
         if summary is not None:
@@ -67,7 +67,7 @@ def draw_errors(summaries: Mapping[Run, Mapping[str, Any] | None], *, title: str
 
 
 def plot_errors(summaries: Mapping[Run, Mapping[str, Any] | None], path: Path, *, title: str) -> bool:
-    """Write the picture; returns False if there was nothing to draw."""
+    """Writes the picture. Returns False if there was nothing to draw."""
     figure = draw_errors(summaries, title=title)
     if figure is not None:
         temporary = path.with_name(path.name + ".tmp")
@@ -77,7 +77,7 @@ def plot_errors(summaries: Mapping[Run, Mapping[str, Any] | None], path: Path, *
 
 
 def _points(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Point]:
-    """The rows of a panel; end to end first."""
+    """The points of a panel, end to end first."""
     options = {
         row: [item for item in row.split(",") if not item.startswith(("k=", "method="))]
         for row, done in rows.items()
@@ -105,7 +105,7 @@ def _counts(points: Sequence[Point]) -> list[int]:
 
 
 def _labels(points: Sequence[Point], name: str) -> list[str]:
-    """The labels of a panel's points: their methods, unless all are ContSup, and their options."""
+    """The labels of a panel's points: the options and, unless all points are ContSup, the method."""
     methods = {point.method for point in points} - {WHOLE}
     labels = []
     for point in points:

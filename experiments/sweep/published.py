@@ -1,13 +1,13 @@
-"""Published test errors, drawn next to those of a sweep.
+"""Published test errors, for comparison with those of a sweep.
 
 Reference: Wang et al., "Revisiting locally supervised learning: an alternative to end-to-end training" (InfoPro, ICLR
-2021), table 2: percent, 160 epochs, mean of 5 runs. ContSup's own figures are not included: none could be checked.
+2021), table 2: percent, 160 epochs, mean of 5 runs. ContSup's own figures are left out, because they were not checked.
 """
 
 from collections.abc import Mapping
 
 Errors = Mapping[str, Mapping[int, float]]
-"""By method and number of modules; end to end has 1."""
+"""Errors by method and number of modules; end to end has 1 module."""
 
 END_TO_END = "end to end"
 _ERRORS: dict[tuple[str, str], Errors] = {

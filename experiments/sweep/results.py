@@ -1,4 +1,4 @@
-"""The table of a sweep, with one line per row: means over the seeds whose runs are done."""
+"""The table of a sweep. A line has a row's means over the seeds whose runs are done."""
 
 import json
 import statistics
@@ -19,7 +19,7 @@ from kd_local.files import replace_text
 
 @dataclass(frozen=True)
 class Line:
-    """A row: means over its seeds, or None if no run is done.
+    """A line of the table: a row's means over its seeds, or None if no run is done.
 
     Attributes:
         number: the row's number in its config file, from 1.
@@ -28,8 +28,8 @@ class Line:
         error: test error, in percent.
         deviation: sample standard deviation of the error over seeds; None for a single seed.
         train_seconds: training time without compilation and evaluation.
-        parameters_trained, parameters_deployed: with and without the local heads and connectors.
-        multiply_adds: of one image in the deployed network.
+        parameters_trained, parameters_deployed: numbers of parameters with and without local heads and connectors.
+        multiply_adds: multiply-adds of the deployed network for one image.
     """
 
     number: int
@@ -46,19 +46,20 @@ class Line:
 
 
 def check(folder: Path, config: ConfigDict) -> None:
-    """Check that a run's folder is new, or holds a run of the same config, images and teachers.
+    """Checks that a run's folder is new, or has a run of the same config, images and teachers.
 
     Raises:
-        ValueError: it holds another run; the message names the differences.
+        ValueError: the folder has another run; the message names the differences.
     """
     if (folder / workdirs.CONFIG).exists():
         workdirs.check(folder, config, facts_of_files(config))
 
 
 def finished(folder: Path, config: ConfigDict) -> dict[str, Any] | None:
-    """The summary of a run that has just the epochs or steps of its config; otherwise None.
+    """The summary of a run that has exactly the epochs or steps of the config; otherwise None.
 
-    It is None too if the files of images or teachers have changed: the training program compares their content.
+    The result is also None if the files of images or teachers have changed. The training program then compares their
+    content.
     """
     if not workdirs.belongs(folder, config, facts_of_files(config)):
         return None
@@ -113,12 +114,12 @@ def tabulate(
 
 def error_percent(summary: Mapping[str, Any]) -> float:
     """The test error in percent."""
-    # Accuracies are quotients of whole numbers in float32.
+    # Accuracies are float32 quotients of whole numbers.
     return round(100 * (1 - float(summary["test_accuracy"])), 6)
 
 
 def write_markdown(lines: Sequence[Line], path: Path, *, title: str, command: str) -> None:
-    """Write the table as Markdown, with the command of the sweep."""
+    """Writes the table as Markdown, with the command of the sweep."""
     cells = map(_cells, lines)
     table = [_HEADINGS, ["---", "---", "---", *["--:"] * (len(_HEADINGS) - 3)], *cells]
     text = "\n".join("| " + " | ".join(row) + " |" for row in table)

@@ -1,4 +1,4 @@
-"""A row of a sweep in its own process: a crash or an out-of-memory kill ends the row and not the sweep."""
+"""Runs a row of a sweep in its own process, so that a crash or an out-of-memory kill ends only the row."""
 
 import re
 import signal
@@ -12,9 +12,9 @@ _ERROR = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 
 
 class Stop(Interruption):
-    """Passes every signal on to the running process as SIGTERM, so that it saves and stops.
+    """Forwards every signal to the running process as SIGTERM, so that it saves and stops.
 
-    A Ctrl-C at a terminal has reached that process already; a second SIGINT would end it without saving.
+    A Ctrl-C at a terminal has already reached this process, and a second SIGINT would end it without saving.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Stop(Interruption):
         self._process: subprocess.Popen[str] | None = None
 
     def watch(self, process: subprocess.Popen[str] | None) -> None:
-        """Set the process that runs now, or None."""
+        """Sets the process that runs now, or None."""
         self._process = process
         if self.received is not None:
             self._terminate()
@@ -44,11 +44,14 @@ def execute(
     descriptor: int,
     started: Callable[[int | None], None],
 ) -> str | None:
-    """Run a command and show its output; returns its last error line if it fails, otherwise None.
+    """Runs a command and shows its output. Returns its last error line if it fails, otherwise None.
 
     Args:
-        descriptor: of a file that the process inherits.
-        started: called with the process's number, and with None when it has ended.
+        command: program and arguments.
+        environment: environment variables of the process.
+        stop: forwards signals to the process.
+        descriptor: descriptor of a file that the process inherits.
+        started: called with the process's number, and with None when the process has ended.
     """
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace", pass_fds=[descriptor]

@@ -1,6 +1,6 @@
-"""The rows of a sweep: a config file's `ROWS`, each the options of one config, and the command that trains it.
+"""The rows of a sweep, from the tuple `ROWS` of a config file, and the command that trains each row.
 
-This file does not import JAX, so errors appear at once.
+An item of `ROWS` is a text with the options of one row. This file does not import JAX, so that errors appear at once.
 """
 
 import importlib.util
@@ -29,14 +29,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a config file. Make it with `read_rows`.
+    """All rows of a config file, from `read_rows`.
 
     Attributes:
-        path: of the config file.
-        options: of all rows, in front of each row's own.
+        path: path of the config file.
+        options: options that apply to all rows; they precede each row's own.
         names: the options of each row, in the file's order.
-        arguments: overrides of the config as they were given.
-        overrides: the same, read: by key.
+        arguments: overrides of the config, as command-line arguments.
+        overrides: the values of these overrides by key.
     """
 
     path: str
@@ -65,19 +65,19 @@ class Rows:
         ]
 
     def default_workdir(self) -> Path:
-        """`runs/sweep-`, the config's name and options, and all data sets of its rows."""
+        """The default folder: `runs/sweep-`, the config's name and options, and all data sets of its rows."""
         data = dict.fromkeys(self.config(Run(row, 0)).data.name for row in self.names)
         return Path("runs") / "-".join(["sweep", Path(self.path).stem, *filter(None, [self.options]), "+".join(data)])
 
     def select(self, text: str | None) -> tuple[str, ...]:
-        """The rows that a text asks for; all if None.
+        """The rows that a text selects; all rows if the text is None.
 
         Args:
-            text: their numbers, from 1, as in `1,3`; or options that they have, as in `k=8,loss=contrast`; or, where
-                no row has just these, pieces of options, as in `contrast`.
+            text: numbers of rows, from 1, such as `1,3`; or options of rows, such as `k=8,loss=contrast`; or, if no row
+                has exactly these options, parts of options, such as `contrast`.
 
         Raises:
-            ValueError: no such row.
+            ValueError: the text selects no row.
         """
         if text is None:
             return self.names
@@ -91,7 +91,7 @@ class Rows:
         selected = exact or tuple(row for row in self.names if all(part in row for part in parts))
         if not selected or not text:
             raise ValueError(
-                f"--rows={text}: no row of {self.path} is like that; use a part of one, or numbers{self._listed()}"
+                f"--rows={text}: no row of {self.path} has this text; use a part of a row, or numbers{self._listed()}"
             )
         return selected
 
@@ -106,17 +106,18 @@ def read_rows(file: str, arguments: Sequence[str], overrides: Mapping[str, Any])
     """The rows of a config file.
 
     Args:
-        file: its path, and behind a colon options for all of its rows, if any.
-        arguments: overrides as they were given, the seed's left out.
-        overrides: the same, read: by key.
+        file: path of the config file; options for all rows may follow after a colon.
+        arguments: overrides as command-line arguments, without that of the seed.
+        overrides: the values of these overrides by key.
 
     Raises:
-        ValueError: it has no `ROWS`, one of them is no config of it, or sets an option given for all.
+        ValueError: the file has no `ROWS`, a row is not a valid config, or a row sets an option that is given for all
+            rows.
     """
     path, _, options = file.partition(":")
     specification = importlib.util.spec_from_file_location("rows_config", path)
     if specification is None or specification.loader is None:
-        raise ValueError(f"{path} is no Python file: use {_with_rows()}")
+        raise ValueError(f"{path} is not a Python file: use {_with_rows()}")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     names = getattr(module, "ROWS", ())
@@ -126,7 +127,7 @@ def read_rows(file: str, arguments: Sequence[str], overrides: Mapping[str, Any])
     given = {item.partition("=")[0] for item in options.split(",") if item}
     for row in rows.names:
         for name in given & {item.partition("=")[0] for item in row.split(",")}:
-            raise ValueError(f"option {name!r} of {file} is what its rows differ in: choose rows by --rows={name}=...")
+            raise ValueError(f"option {name!r} of {file}: its rows set this option; select rows by --rows={name}=...")
         rows.config(Run(row, 0))
     return rows
 
@@ -136,7 +137,7 @@ def overriding_arguments(argv: Sequence[str], takes_value: Callable[[str], bool]
 
     Args:
         argv: a valid command line.
-        takes_value: whether the flag of that name, written without `=`, is followed by a value.
+        takes_value: returns True if a value follows the flag with this name when it is written without `=`.
     """
     kept = []
     for i, argument in enumerate(argv):

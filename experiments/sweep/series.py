@@ -1,4 +1,4 @@
-"""Runs a sweep: which runs are done, how long the others will take, and their results."""
+"""Runs a sweep: finds the runs that are done, starts the others, predicts their time, and updates the table."""
 
 import sys
 import time
@@ -32,7 +32,7 @@ MARKDOWN = "table.md"
 
 
 def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) -> None:
-    """Run what is not done, and update table and picture after every run. An error ends the program.
+    """Starts the runs that are not done, and updates table and picture after every run. An error ends the program.
 
     Args:
         rows: all rows of the config file.
@@ -132,7 +132,7 @@ class _Clock:
         self._seconds.setdefault(run.row, []).append(seconds)
 
     def expected(self, runs: Sequence[Run]) -> float | None:
-        """Predicted seconds: for each run the mean of its row with other seeds, or else of all rows."""
+        """Predicted seconds of some runs: for each, the mean of its row's other seeds, or of all rows without any."""
         if not self._seconds:
             return None
         rows = {row: mean(seconds) for row, seconds in self._seconds.items()}

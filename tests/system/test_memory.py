@@ -40,7 +40,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--modules=1", "--config.local.context=r0"], "unknown context 'r0'"),
     (["--modules=3", "--config.local.modules=2", "--config.local.boundaries=stage1/0"], "3 modules, but 1 boundaries"),
     (["--modules=1", "--devices=two"], "flag --devices=two: invalid literal for int"),
-    (["--modules=1", "--distillation=kd"], "no teacher for kd: name one, such as --config.teacher.network=resnet56, "),
+    (["--modules=1", "--distillation=kd"], "no teacher for kd: name its network, such as --config.teacher.network"),
     (["--modules=1", "--distillation=kdd", TEACHER], r"unknown distillation method 'kdd': use kd, .*\(nearest: kd\)"),
     (["--modules=1", "--config.teacher.network=resnet9"], r"unknown network 'resnet9': use .* \(nearest: resnet"),
     (["--modules=1", "--config.method=kd"], "teacher.weights is not set: method 'kd' needs a trained teacher"),

@@ -1,4 +1,4 @@
-"""CIFAR-100: the teacher-student pairs of the field, with Block-KD or another method.
+"""CIFAR-100: the usual teacher-student pairs of the literature, with Block-KD or another method.
 
 Command: python -m experiments.train --config=experiments/configs/blockkd/cifar100.py:pair=resnet56-resnet20 \
              --config.data.data_dir=DIR --config.teacher.weights=PATH

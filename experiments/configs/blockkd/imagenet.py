@@ -1,4 +1,4 @@
-"""Block-KD on ImageNet: the two teacher-student pairs of the field.
+"""Block-KD on ImageNet: the two usual teacher-student pairs of the literature.
 
 Command: python -m experiments.train --config=experiments/configs/blockkd/imagenet.py:pair=resnet34-resnet18 \
              --config.data.data_dir=DIR --config.teacher.weights=resnet34.pth
@@ -6,7 +6,7 @@ Options: pair (resnet34-resnet18 or resnet50-mobilenetv1, teacher first), method
 Weights: torchvision's file of the teacher, or the folder of a run. On N devices: `--config.mesh.data=N`.
 
 100 epochs of SGD without Nesterov, batch 512, rate 0.2, multiplied by 0.1 at 30, 60 and 90, weight decay 1e-4. The
-paper does not give Block-KD's weights on ImageNet: they are those of KD in mdistiller, and gamma is beta.
+paper does not give Block-KD's weights on ImageNet. Here they are those of KD in mdistiller, and gamma equals beta.
 
 Reference: Yu et al., arXiv 2411.01547 (100 epochs, batch 512); the rest is mdistiller's configs/imagenet (Zhao et al.,
 CVPR 2022). Not trained to the end.

@@ -1,4 +1,4 @@
-"""Protocols of distillation: the field's for CIFAR-100, and a short one for digits.
+"""Protocols of distillation: the usual one for CIFAR-100, and a short one for digits.
 
 SGD with momentum 0.9 and weight decay 5e-4, batch 64, 240 epochs, rate 0.05, multiplied by 0.1 at 150, 180 and 210;
 rate 0.01 for MobileNetV2 and ShuffleNets. For digits, 20 epochs of cosine decay from 0.05.

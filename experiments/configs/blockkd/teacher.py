@@ -1,4 +1,4 @@
-"""A teacher, trained by the protocol of the field.
+"""A teacher, trained by the usual protocol (protocol.py).
 
 Command: python -m experiments.train --config=experiments/configs/blockkd/teacher.py:network=resnet56,data=cifar100 \
              --config.data.data_dir=DIR --workdir=runs/resnet56-cifar100

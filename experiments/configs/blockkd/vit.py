@@ -5,8 +5,8 @@ Command: python -m experiments.train --config=experiments/configs/blockkd/vit.py
 Options: pair (resnet50-vit_s16 or resnet50-vit_ti16, teacher first), method.
 Weights: torchvision's file of the teacher, or the folder of a run. On N devices: `--config.mesh.data=N`.
 
-Optimizer, schedule and batch are those of contsup/vit.py, the weights of Block-KD those of imagenet.py. Each stone
-takes the features after a quarter of the student's depth, resized, to the teacher's matching stage.
+Optimizer, schedule and batch are those of contsup/vit.py; the weights of Block-KD are those of imagenet.py. A stone
+connects the features after each quarter of the student's depth, resized, with the teacher's stage of the same number.
 
 Reference: Yu et al., arXiv 2411.01547, for the method; Beyer, Zhai and Kolesnikov, arXiv 2205.01580, for the
 training. Not trained to the end.

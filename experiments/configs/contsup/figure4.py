@@ -2,7 +2,7 @@
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/figure4.py --config.data.data_dir=DIR
 One row: python -m experiments.train --config=experiments/configs/contsup/figure4.py:network=resnet110,k=3
-Options: network, k. The authors' commands for ResNet-32 omit the flag that balances; these rows balance.
+Options: network, k. The authors' commands for ResNet-32 omit the flag for balanced boundaries; these rows set it.
 Reference: Yu et al., arXiv 2312.07636, figure 4. Not trained to the end.
 """
 

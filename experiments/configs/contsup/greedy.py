@@ -1,4 +1,4 @@
-"""Greedy supervised learning, a baseline of ContSup: no context, each local head a pool and one linear layer (0c1f).
+"""Greedy supervised learning, a baseline of ContSup: no context, local heads of pooling and one linear layer (0c1f).
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/greedy.py --config.data.data_dir=DIR
 Options: k, network (resnet32 or resnet110), data (cifar10, stl10 or svhn_cropped).

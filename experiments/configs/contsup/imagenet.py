@@ -5,8 +5,9 @@ Command: python -m experiments.train --config=experiments/configs/contsup/imagen
 Options: network, k, context. End to end: `--config.method=end_to_end`. On N devices: `--config.mesh.data=N`.
 
 90 epochs of SGD with Nesterov momentum, batch 1024, rate 0.4 with cosine decay by step and no warm-up, weight decay
-1e-4, softmax loss, no decoder. The image encoder is pooled: the paper's takes 5.6 billion multiply-adds for a boundary
-of 1024 channels, more than ResNet-50's 4.1 (`--config.local.image_encoder=full`). At K=2, R1E and E are the same.
+1e-4, softmax loss, no decoder. The image encoder is pooled, because the paper's (`--config.local.image_encoder=full`)
+takes 5.6 billion multiply-adds for a boundary of 1024 channels, and ResNet-50 takes 4.1. At K=2, R1E and E are the
+same.
 
 Reference: Yu et al., arXiv 2312.07636, has no run on ImageNet; the setting is that of InfoPro's authors' code (Wang et
 al., ICLR 2021), which decays by epoch. Not trained to the end.

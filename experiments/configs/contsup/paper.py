@@ -1,7 +1,8 @@
 """Hyper-parameters of the ContSup paper's tables and figures, as in the authors' commands.
 
 ResNet-32 or ResNet-110; SGD with Nesterov momentum 0.9 and weight decay 1e-4 on all parameters; 160 epochs of the
-authors' cosine with 10 of warm-up from 0.01; learning rate 0.8 at batch 1024, for STL-10 0.1 at batch 128.
+authors' cosine schedule with 10 epochs of warm-up from 0.01; learning rate 0.8 at batch 1024, or 0.1 at batch 128 for
+STL-10.
 
 Reference: Yu et al., arXiv 2312.07636, and the authors' code.
 """

@@ -4,8 +4,8 @@ Command: python -m experiments.sweep --config=experiments/configs/contsup/table3
 One row: python -m experiments.train --config=experiments/configs/contsup/table3.py:data=stl10,k=8,loss=contrast
 Options: data, k, loss; k=1 is end to end.
 Reference: Yu et al., arXiv 2312.07636, table 3. Not trained to the end. All rows reconstruct the image. The last
-boundary's head on SVHN in 4 modules has weight 1 (ixy_2), as in InfoPro's code: with the authors' 0 the gradient of
-every local head would be zero. STL-10 has 10 classes; the authors' code has 100.
+boundary's head on SVHN in 4 modules has weight 1 (ixy_2), as in InfoPro's code. With the authors' value, 0, the
+gradient of every local head would be zero. STL-10 has 10 classes here; the authors' code has 100.
 """
 
 from ml_collections import ConfigDict
