@@ -6,6 +6,7 @@ program writes summary.json.
 """
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, parse
 from experiments.folders.workdirs import CONFIG, SUMMARY
 from experiments.from_config.experiment import build, count_parameters
 from experiments.from_config.teachers import load_weights
-from experiments.from_config.trained_run import as_trained, evaluation_config, given_keys, read_run
+from experiments.from_config.trained_run import (
+    as_trained,
+    evaluation_config,
+    given_keys,
+    other_images,
+    read_run,
+)
 from experiments.tables import summary_table
 from experiments.train.summary import named_scores
 from kd_local.costs import multiply_adds
@@ -53,6 +60,8 @@ def main(_: list[str]) -> None:
         data = experiment.read()
         if run is not None:
             data = as_trained(run, data)
+            if note := other_images(run, data):
+                print(f"note: {note}", file=sys.stderr)
         workdir = Path(_WORKDIR.value or f"runs/evaluate-{config.network.name}-{config.data.name}")
         if (workdir / CONFIG).exists():
             raise ValueError(f"workdir {str(workdir)!r} is the folder of a training run: use another --workdir")

@@ -60,13 +60,17 @@ class Identity:
 
     @property
     def binding(self) -> dict[str, Any]:
-        """The options and facts that a checkpoint must agree with."""
-        teachers = self.facts.get("teachers", 0)
+        """The options and facts that a checkpoint must agree with.
+
+        These facts are few and remain the same in later versions: digests and numbers. The others follow from options.
+        """
         free = {"epochs"} if _extendable(self.options) else set()
-        if teachers and all(f"teachers.{i}.weights" in self.facts for i in range(teachers)):
+        facts = {key: self.facts[key] for key in ("images.train", "images.classes", "teachers") if key in self.facts}
+        for pair in _digests(self.facts):
+            # The content, or its files where it is not known.
+            facts |= {key: self.facts[key] for key in [key for key in pair if key in self.facts][:1]}
+        if _teachers_known(self.facts, self.facts):
             free.add(_PATHS)
-        files = {name for content, name in _digests(self.facts) if content in self.facts}
-        facts = {key: value for key, value in self.facts.items() if key not in NOTED and key not in files}
         return {key: value for key, value in self.options.items() if key not in free} | facts
 
 

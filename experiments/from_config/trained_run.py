@@ -15,7 +15,7 @@ from experiments.configs import default
 from experiments.folders.identity import flattened
 from experiments.folders.workdirs import CONFIG, recorded_config, recorded_identity
 from experiments.from_config.images import describe_images
-from kd_local.data import Data
+from kd_local.data import Data, content_digest
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, on the scale 0 to 255."""
@@ -104,6 +104,14 @@ def as_trained(run: TrainedRun, data: Data) -> Data:
             f"was trained on {len(mean)} channels and {classes} classes: evaluate it on other images"
         )
     return replace(data, augmentation=replace(data.augmentation, mean=mean, std=std))
+
+
+def other_images(run: TrainedRun, data: Data) -> str | None:
+    """A sentence if the images of a run have changed since; None if they have not, or are not compared."""
+    recorded, found = run.facts.get("images.content"), content_digest(data)
+    if data.name != run.config.data.name or None in (recorded, found) or recorded == found:
+        return None
+    return f"{data.name} has other images now than in the run in {run.folder}: the result is of those of now"
 
 
 def given_keys(config: ConfigDict, overrides: Collection[str]) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """The folder of a run brings what belongs to its weights: network, normalisation, images."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ from ml_collections import ConfigDict
 
 from experiments.configs.default import get_config
 from experiments.from_config.teachers import teachers
-from experiments.from_config.trained_run import as_trained, evaluation_config, given_keys, read_run
-from kd_local.data import load
+from experiments.from_config.trained_run import as_trained, evaluation_config, given_keys, other_images, read_run
+from kd_local.data import content_digest, load
 
 USUAL = (77.89,), (95.87,)
 
@@ -89,3 +90,12 @@ def test_images_of_other_classes_are_refused(run):
     read = read_run(run({"images.mean": [1.0], "images.std": [2.0], "images.classes": 100}))
     with pytest.raises(ValueError, match="1 channels and 10 classes, but .* on 1 channels and 100 classes"):
         as_trained(read, load("digits"))
+
+
+def test_images_that_have_changed_are_said(run):
+    digits = load("digits")
+    folder = run({"images.mean": [1.0], "images.std": [2.0], "images.content": content_digest(digits)})
+    assert other_images(read_run(folder), digits) is None
+    fewer = load("digits", train_examples=99)
+    assert "digits has other images now than in the run in" in str(other_images(read_run(folder), fewer))
+    assert other_images(read_run(folder), replace(fewer, name="plants")) is None

@@ -85,7 +85,8 @@ def test_two_teachers_at_once(teacher, student):
 
 def test_weights_that_do_not_fit_are_named(teacher):
     commands = [
-        (["--config.network.name=resnet14", f"--weights={teacher}"], "stage1/1.*missing"),
+        (["--config.network.name=resnet14", f"--weights={teacher}/network.npz"], "stage1/1.*missing"),
+        (["--config.network.name=resnet14", f"--weights={teacher}"], "but in the run in .* it is 'resnet8': leave it"),
         ([], "--weights is not set"),
         ([f"--weights={teacher}", f"--workdir={teacher}"], "is the folder of a training run: use another --workdir"),
     ]
