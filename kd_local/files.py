@@ -1,29 +1,214 @@
-"""Text files that a killed process leaves whole: JSON lines and replaced text."""
+"""Files that a killed process leaves whole, and JSON files whose contents are checked as they are read."""
 
+import errno
 import json
 import os
+import secrets
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
+
+T = TypeVar("T")
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one object per line; an empty list if there is no file.
+class DamagedFileError(ValueError):
+    """The contents of a file are not what its name promises; the text names the file and a way out."""
 
-    Lines without a JSON object are skipped: a process that is killed while it appends leaves an incomplete line.
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file.
+
+    Raises:
+        OSError: it cannot be read; `filename` is set.
     """
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
+    try:
+        with path.open("rb") as file:
+            return file.read()
+    except OSError as error:
+        raise with_name(error, path) from error
+
+
+def with_name(error: OSError, path: Path) -> OSError:
+    """The error with the file's name, which those of reading and writing lack."""
+    return OSError(error.errno, error.strerror, str(path))
+
+
+def read_json(path: Path, hints: Mapping[str, Any], *, way_out: str) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Args:
+        hints: the types of the keys that it must have, as in annotations.
+        way_out: what to do if it is damaged, for the message.
+
+    Raises:
+        DamagedFileError: it is not such an object.
+        OSError: it cannot be read.
+    """
+    try:
+        values = _object(read_bytes(path))
+        for key, hint in hints.items():
+            _check(values, key, hint)
+    except ValueError as error:
+        raise DamagedFileError(f"{str(path)!r} is damaged ({error}): {way_out}") from None
+    return values
+
+
+def read_json_lines(
+    path: Path, parse: Callable[[dict[str, Any]], T], report: Callable[[str], None] = lambda text: None
+) -> list[T]:
+    """What `parse` makes of the JSON objects in a file with one per line; empty if there is no file.
+
+    A line is skipped if it holds no JSON object, or if `parse` raises KeyError, TypeError or ValueError. A process that
+    is killed while it appends leaves a line cut short.
+
+    Args:
+        report: called with a sentence about each line that is skipped.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError:
+        return []
+    found = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
             continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+        try:
+            found.append(parse(_object(line)))
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"no {error}" if isinstance(error, KeyError) else error
+            report(f"line {number} of {path} is damaged ({problem}) and is skipped")
+    return found
+
+
+def from_fields(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass from a JSON object with exactly its fields.
+
+    Raises:
+        ValueError: a field is missing or unknown, or its value has another type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for name in names:
+        _check(values, name, hints[name])
+    extra = sorted(values.keys() - set(names))
+    if extra:
+        raise ValueError(f"unknown key {extra[0]!r}")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file atomically: readers see the old text or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    content = text.encode()
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` at the end, when it is on the disk; nothing changes after an error.
+
+    Its temporary name is new: it follows no link that somebody else has made. A link at `path` is replaced.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        # Like `open`, with the permissions that the user's mask leaves.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with open(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise with_name(error, path) from error
+        raise
+
+
+def append_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Append a line with a JSON object; after a line that was cut short it begins a new one.
+
+    Raises:
+        OSError: it cannot be written, or `path` is a link.
+    """
+    line = json.dumps(values).encode() + b"\n"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with open(descriptor, "r+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            cut_short = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            view = memoryview(b"\n" + line if cut_short else line)
+            while view:
+                view = view[file.write(view) :]
+    except OSError as error:
+        raise with_name(error, path) from error
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: it is not there, or cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot flush a folder
+            raise with_name(error, path) from error
+    finally:
+        os.close(descriptor)
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    """The JSON object of a text.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError):
+        raise ValueError("no JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {_name(value)} in place of an object")
+    return value
+
+
+def _check(values: Mapping[str, Any], key: str, hint: Any) -> None:
+    if key not in values:
+        raise ValueError(f"no {key!r}")
+    if not _fits(values[key], hint):
+        name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
+        raise ValueError(f"{key!r} is a JSON {_name(values[key])}, expected {name}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of an annotated type: a scalar's, `list[...]`, `tuple[..., ...]`, `dict` or a union."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    if hint is float:
+        hint = (int, float)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, hint or type(None))
+
+
+def _name(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "truth value", type(None): "null"}
+    return names.get(type(value), "number")

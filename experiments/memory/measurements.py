@@ -13,7 +13,7 @@ from experiments.folders.compilation_cache import compilation_cache
 from experiments.from_config.planning import left_to_measurement, planned
 from experiments.memory.observed import ObservationError, observe
 from experiments.memory.rows import Row, build_row
-from kd_local.files import read_json_lines
+from kd_local.files import append_json, read_json_lines
 from kd_local.memory import CompilationRecords, Target, floor_bytes, footprint, own_activations, saved_activations
 
 EXECUTABLES = "executables.jsonl"
@@ -115,7 +115,7 @@ class Measurements:
         # The predicted peak identifies the step: if it has changed, the step has changed.
         text = json.dumps([identity, self._devices, jax.__version__, jax.devices()[0].device_kind, predicted])
         digest = hashlib.sha256(text.encode()).hexdigest()
-        known = {record["digest"]: record["measured_bytes"] for record in read_json_lines(self._measured)}
+        known = dict(read_json_lines(self._measured, lambda line: (str(line["digest"]), int(line["measured_bytes"]))))
         if digest in known:
             return known[digest], None
         try:
@@ -123,6 +123,5 @@ class Measurements:
         except ObservationError as error:
             return None, f"its steps could not be measured: {error}"
         if measured is not None:
-            with self._measured.open("a") as file:
-                file.write(json.dumps({"digest": digest, "row": str(row), "measured_bytes": measured}) + "\n")
+            append_json(self._measured, {"digest": digest, "row": str(row), "measured_bytes": measured})
         return measured, None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from experiments.memory.rows import (
     Row,
 )
 from experiments.tables import terminal_table, write_csv
-from kd_local.files import read_json_lines, replace_text
+from kd_local.files import from_fields, read_json_lines, replace_text, replacing
 from kd_local.sizes import MIB
 
 CSV, LINES, PICTURE = "memory.csv", "memory.jsonl", "memory.png"
@@ -81,19 +82,14 @@ def write(records: Mapping[Row, RowFigures], workdir: Path, *, title: str) -> No
     replace_text(workdir / LINES, "".join(json.dumps(asdict(record)) + "\n" for record in records.values()))
     lines = [{**asdict(record), "boundaries": " ".join(record.boundaries)} for record in records.values()]
     write_csv(workdir / CSV, [field.name for field in fields(RowFigures)], lines)
-    temporary = workdir / (PICTURE + ".tmp")
-    draw(list(records.values()), title=title).savefig(temporary, dpi=120, format="png")
-    temporary.replace(workdir / PICTURE)
+    with replacing(workdir / PICTURE) as file:
+        draw(list(records.values()), title=title).savefig(file, dpi=120, format="png")
 
 
 def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict[Row, RowFigures]:
-    """The records of these rows in a folder of an earlier start."""
+    """The records of these rows in a folder of an earlier start; what is damaged or of another version is left out."""
     found = {}
-    for values in read_json_lines(workdir / LINES):
-        try:
-            record = RowFigures(**{**values, "boundaries": tuple(values["boundaries"])})
-        except (TypeError, KeyError):
-            continue  # written by another version; the row is measured again
+    for record in read_json_lines(workdir / LINES, partial(from_fields, RowFigures)):
         row = Row(record.method, record.modules, record.context)
         if row in rows and (record.target, record.batch) == (target, batch):
             found[row] = record

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from experiments.sweep.published import END_TO_END, Errors, published_errors
 from experiments.sweep.results import error_percent
 from experiments.sweep.rows import Run
+from kd_local.files import replacing
 
 PICTURE = "error_over_modules.png"
 WHOLE = "end_to_end"
@@ -70,9 +71,8 @@ def plot_errors(summaries: Mapping[Run, Mapping[str, Any] | None], path: Path, *
     """Writes the picture. Returns False if there was nothing to draw."""
     figure = draw_errors(summaries, title=title)
     if figure is not None:
-        temporary = path.with_name(path.name + ".tmp")
-        figure.savefig(temporary, dpi=120, format="png")
-        temporary.replace(path)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=120, format="png")
     return figure is not None
 
 

@@ -1,7 +1,6 @@
 """Records of compilations by the compiled code, so that the same code is compiled once for a target."""
 
 import hashlib
-import json
 import time
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import jaxlib
 
-from kd_local.files import read_json_lines
+from kd_local.files import append_json, from_fields, read_json_lines
 from kd_local.memory.targets import Target
 from kd_local.parallel import Call, compile_lowered
 
@@ -95,8 +94,7 @@ class CompilationRecords:
         self.compiled += 1
         self._by_digest[digest] = found
         if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"digest": digest, "name": call.piece.name, **asdict(found)}) + "\n")
+            append_json(self._path, {"digest": digest, "name": call.piece.name, **asdict(found)})
         return found
 
 
@@ -110,11 +108,10 @@ def _compiler(target: Target) -> str:
 
 
 def _read(path: Path) -> dict[str, CompilationRecord]:
-    known = {}
-    for record in read_json_lines(path):
-        try:
-            digest, _ = record.pop("digest"), record.pop("name")
-            known[digest] = CompilationRecord(**record)
-        except (KeyError, TypeError):
-            continue  # written by another version: compiled again
-    return known
+    """The records by digest; a line that is damaged or of another version is compiled again."""
+
+    def parse(values: dict[str, Any]) -> tuple[str, CompilationRecord]:
+        digest, _ = str(values.pop("digest")), values.pop("name")
+        return digest, from_fields(CompilationRecord, values)
+
+    return dict(read_json_lines(path, parse))

@@ -2,7 +2,8 @@
 
 A checkpoint is complete only if every file matches its digest in a manifest. The order of a save is: write, commit,
 write the manifest, delete older checkpoints. Therefore a complete checkpoint remains whenever a process is killed. A
-newer checkpoint that is damaged or unfinished is reported and moved aside, where it stays until this happens again.
+newer checkpoint that is damaged or unfinished is reported and moved aside, where it stays until this happens again. A
+file that cannot be read is not damage: the error names it, and nothing is moved.
 
 With several processes, each writes and reads its part of the arrays, in a folder that all hosts share. Process 0 writes
 the manifest, deletes checkpoints, decides which checkpoint is used, and sends its decisions to the others. Processes
@@ -10,43 +11,36 @@ wait for each other through `Barrier` and orbax's barriers. These do not use the
 that finishes a save must not interfere with the main thread's computations. An error in one process is raised in all.
 """
 
-import errno
 import logging
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from jaxtyping import PyTree
 
 from kd_local.parallel import hosts
 from kd_local.parallel.aborts import GRACE_SECONDS
 from kd_local.parallel.barriers import Barrier
-from kd_local.training.manifest import MANIFEST, damage, write_manifest
+from kd_local.training.manifest import MANIFEST
 from kd_local.training.older_checkpoints import with_step_count, without_step_count
+from kd_local.training.orbax_messages import Quiet, reason
+from kd_local.training.step_folders import CheckpointError, StepFolders
 
 __all__ = ["MANIFEST", "CheckpointError", "Checkpoints"]
 
-_ASIDE = ".damaged"
 _ITEM = "default"
 _UNFINISHED = ocp.utils.TMP_DIR_SUFFIX
-_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
 # The longest time that processes wait for another process to write, read or check its part of a checkpoint. A process
 # that fails or is lost is noticed sooner, but orbax waits ten minutes for a folder that process 0 could not create.
 _SECONDS = 1200
 _warn = logging.getLogger(__name__).warning
-
-
-class CheckpointError(Exception):
-    """A checkpoint could not be saved or restored. The message has the checkpoint, the reason, and what remains."""
 
 
 @final
@@ -58,6 +52,9 @@ class Checkpoints:
     Args:
         directory: gets a folder for each step. It is created if necessary, and all hosts share it.
         keep: number of checkpoints to keep.
+        run: the facts that the run depends on, by name; JSON values. Each checkpoint has a copy of them. A checkpoint
+            with other facts is refused.
+        records: files that are flushed to the disk before a checkpoint is complete.
         report: called in process 0 with a sentence about each checkpoint that is damaged or unfinished.
 
     Raises:
@@ -65,20 +62,30 @@ class Checkpoints:
         CheckpointError: the directory cannot be created or written, or is not shared.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 3, report: Callable[[str], None] = _warn) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = 3,
+        run: Mapping[str, Any] | None = None,
+        records: Sequence[Path] = (),
+        report: Callable[[str], None] = _warn,
+    ) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}: use 1 or more")
         self.directory = directory.absolute()
+        self._folders = StepFolders(self.directory, run, report)
         self._keep = keep
+        self._records = records
         self._report = report
         self._pending: tuple[int, Future[None]] | None = None
         self._barrier = Barrier("checkpoints")
         try:
             self._claim()
         except (OSError, hosts.HostsError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise CheckpointError(f"checkpoints cannot be kept in {directory}: {reason}") from error
-        absl_logging.get_absl_logger().addFilter(self._not_from_orbax)
+            why = error.strerror if isinstance(error, OSError) else error
+            raise CheckpointError(f"checkpoints cannot be kept in {directory}: {why}") from error
+        self._quiet, self._failed = Quiet(), False
         self._handler, self._checkpointer = self._open()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
 
@@ -97,7 +104,7 @@ class Checkpoints:
         """
         self.wait()
         with self._saving(step):
-            newest = self._barrier.decide(lambda: max(self._steps(), default=None), seconds=_SECONDS)
+            newest = self._barrier.decide(lambda: max(self._folders.steps(), default=None), seconds=_SECONDS)
         if newest is not None and newest >= step:
             raise CheckpointError(
                 f"checkpoint {step} cannot be saved in {self.directory}, which already has checkpoint "
@@ -105,7 +112,7 @@ class Checkpoints:
             )
         with self._saving(step):
             args = ocp.args.StandardSave(jax.tree.map(_copied_if_on_host, tree))
-            self._checkpointer.save(self._folder(step), args=ocp.args.Composite(**{_ITEM: args}))
+            self._checkpointer.save(self._folders.folder(step), args=ocp.args.Composite(**{_ITEM: args}))
             self._pending = (step, self._executor.submit(self._seal, step))
 
     def wait(self) -> None:
@@ -132,21 +139,25 @@ class Checkpoints:
                 shardings of the result.
 
         Raises:
-            CheckpointError: the checkpoint does not fit `like`, or cannot be read.
+            CheckpointError: the checkpoint does not fit `like`, is of another run or step, or cannot be read; or all
+                checkpoints are damaged.
         """
         self.wait()
         which, misfit, tree = "the newest checkpoint", None, None
         try:
-            good = self._barrier.decide(self._set_damaged_aside, seconds=_SECONDS)
+            good = self._barrier.decide(self._folders.choose, seconds=_SECONDS)
             if good is None:
                 return None
-            which, item = f"checkpoint {good}", self._folder(good) / _ITEM
+            which, item = f"checkpoint {good}", self._folders.folder(good) / _ITEM
             with self._barrier.together(seconds=_SECONDS):
                 saved = self._handler.metadata(item).tree
                 expected = with_step_count(like, saved)
                 misfit = _misfit(saved, expected)
                 if misfit is None:
                     tree = self._handler.restore(item, args=ocp.args.StandardRestore(expected))
+        except CheckpointError:
+            self._barrier = Barrier("checkpoints")
+            raise
         except Exception as error:
             self._barrier = Barrier("checkpoints")
             raise CheckpointError(f"{which} in {self.directory} cannot be restored: {error}") from error
@@ -158,8 +169,12 @@ class Checkpoints:
         return good, without_step_count(tree, like)
 
     def last_good(self) -> int | None:
-        """The newest step whose checkpoint is complete; None if there is none. Does not wait for other processes."""
-        return self._newest_good()[0]
+        """The newest step whose checkpoint is complete; None if there is none. Does not wait for other processes.
+
+        Raises:
+            CheckpointError: a checkpoint cannot be read.
+        """
+        return self._folders.newest_good()[0]
 
     def close(self) -> None:
         """Waits for the last save, and ends all threads.
@@ -172,7 +187,7 @@ class Checkpoints:
         finally:
             self._executor.shutdown()
             self._checkpointer.close()
-            absl_logging.get_absl_logger().removeFilter(self._not_from_orbax)
+            self._quiet.end(failed=self._failed)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -233,9 +248,7 @@ class Checkpoints:
         with self._barrier.together(seconds=_SECONDS):
             self._checkpointer.wait_until_finished()
             if hosts.is_first():
-                write_manifest(self._folder(step))
-                for old in self._steps()[: -self._keep]:
-                    shutil.rmtree(self._folder(old))
+                self._folders.seal(step, self._records, keep=self._keep)
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:
@@ -249,47 +262,16 @@ class Checkpoints:
             with suppress(Exception):
                 self._checkpointer.close()
             self._handler, self._checkpointer = self._open()
-            if hosts.is_first() and damage(self._folder(step)) is not None:
-                shutil.rmtree(self._folder(step), ignore_errors=True)
+            if hosts.is_first():
+                self._folders.remove_unsealed(step)
             self._clear()
-            text = f"checkpoint {step} could not be saved in {self.directory}: {error}"
-            # The errors of orbax and tensorstore have only their text in common.
-            if any(full in str(error) for full in _FULL):
-                text = f"the disk that holds {self.directory} is full: checkpoint {step} could not be saved"
-            good = self.last_good()
-            left = "there is no" if good is None else f"checkpoint {good} is the last"
-            raise CheckpointError(f"{text}; {left} good one") from error
-
-    def _set_damaged_aside(self) -> int | None:
-        """Moves damaged checkpoints aside. Returns the step of the newest complete checkpoint."""
-        good, damaged = self._newest_good()
-        used = "training starts from the beginning" if good is None else f"using checkpoint {good}"
-        for old in self.directory.glob(f"*{_ASIDE}") if damaged else ():
-            shutil.rmtree(old)
-        for step, what in damaged.items():
-            self._report(f"checkpoint {step} is {what}: {used}")
-            os.replace(self._folder(step), self.directory / f"{step}{_ASIDE}")
-        return good
-
-    def _newest_good(self) -> tuple[int | None, dict[int, str]]:
-        """The step of the newest complete checkpoint, and the damage of each newer checkpoint."""
-        damaged: dict[int, str] = {}
-        for step in reversed(self._steps()):
-            what = damage(self._folder(step))
-            if what is None:
-                return step, damaged
-            damaged[step] = what
-        return None, damaged
-
-    def _steps(self) -> list[int]:
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
-
-    def _folder(self, step: int) -> Path:
-        return self.directory / str(step)
-
-    @staticmethod
-    def _not_from_orbax(record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
+            self._failed = True
+            try:
+                good = self.last_good()
+                left = f"{'there is no' if good is None else f'checkpoint {good} is the last'} good one"
+            except CheckpointError as unreadable:
+                left = str(unreadable)
+            raise CheckpointError(f"{reason(error, self.directory, step)}; {left}") from error
 
 
 def _copied_if_on_host(leaf: jax.Array) -> jax.Array:

@@ -1,38 +1,56 @@
 """The files that a run writes: `metrics.jsonl` with a record per epoch, `steps.jsonl` with the metrics of single
-batches, and both as TensorBoard events."""
+batches, and both as TensorBoard events.
+
+Each line of the files ends with a checksum, `crc32`, of the line without it. Lines of earlier versions have none.
+"""
 
 import json
+import logging
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tensorboardX import SummaryWriter
 
-from kd_local.files import read_json_lines, replace_text
+from kd_local.files import append_json, read_json_lines, replace_text
 from kd_local.training.records import EpochRecord, StepRecord, TrainingPlan
 
 METRICS = "metrics.jsonl"
 STEPS = "steps.jsonl"
 EVERY = 25
 """The metrics of step 1 and of each 25th step are written."""
+_CHECKSUM = "crc32"
+R = TypeVar("R", EpochRecord, StepRecord)
+_warn = logging.getLogger(__name__).warning
 
 
 class Log:
     """Writes a record of each epoch and of some steps.
 
-    A run that resumes drops the records after the step from which it resumes, and writes them anew.
+    A run that resumes drops the records after the step from which it resumes, and writes them anew. It also drops lines
+    that are damaged.
+
+    Args:
+        report: called with a sentence about each line that is damaged.
     """
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, *, report: Callable[[str], None] = _warn) -> None:
         self.epochs = workdir / METRICS
         self.steps = workdir / STEPS
         self.tensorboard = workdir / "tensorboard"
+        self._report = report
         self._writer: SummaryWriter | None = None
 
     def on_start(self, plan: TrainingPlan) -> None:
-        for path in (self.epochs, self.steps):
-            kept = [record for record in read_json_lines(path) if record["step"] <= plan.first_step]
-            replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._keep(self.epochs, EpochRecord.from_json, plan.first_step)
+        self._keep(self.steps, StepRecord.from_json, plan.first_step)
         self._writer = SummaryWriter(str(self.tensorboard), purge_step=plan.first_step + 1)
+
+    def _keep(self, path: Path, parse: Callable[[Mapping[str, Any]], R], last: int) -> None:
+        """Drop the records after a step, and what is damaged."""
+        kept = [values for step, (values, _) in _read(path, parse, self._report).items() if step <= last]
+        replace_text(path, "".join(json.dumps(_with_checksum(values)) + "\n" for values in kept))
 
     def on_step(self, record: StepRecord) -> None:
         if record.step == 1 or record.step % EVERY == 0:
@@ -43,8 +61,7 @@ class Log:
 
     def _write(self, path: Path, record: dict[str, Any]) -> None:
         assert self._writer is not None, "on_start comes first"
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_json(path, _with_checksum(record))
         for name, value in record.items():
             if name != "step":
                 self._writer.add_scalar(name, value, int(record["step"]))
@@ -56,10 +73,33 @@ class Log:
 
 
 def read_epochs(workdir: Path) -> list[EpochRecord]:
-    """The epochs of the run in a folder, of all its starts."""
-    return [EpochRecord.from_json(values) for values in read_json_lines(workdir / METRICS)]
+    """The epochs of the run in a folder, of all its starts, in order; damaged lines are left out."""
+    return [record for _, record in _read(workdir / METRICS, EpochRecord.from_json).values()]
 
 
 def read_steps(workdir: Path) -> list[StepRecord]:
-    """The steps that the run in a folder has recorded."""
-    return [StepRecord.from_json(values) for values in read_json_lines(workdir / STEPS)]
+    """The steps that the run in a folder has recorded, in order; damaged lines are left out."""
+    return [record for _, record in _read(workdir / STEPS, StepRecord.from_json).values()]
+
+
+def _read(
+    path: Path, parse: Callable[[Mapping[str, Any]], R], report: Callable[[str], None] = lambda text: None
+) -> dict[int, tuple[dict[str, Any], R]]:
+    """The JSON object and the record of each step, in order; of two records of a step, the one written last."""
+
+    def checked(values: dict[str, Any]) -> tuple[dict[str, Any], R]:
+        checksum = values.pop(_CHECKSUM, None)
+        if checksum not in (None, _checksum(values)):
+            raise ValueError("checksum differs")
+        return values, parse(values)
+
+    found = {record.step: (values, record) for values, record in read_json_lines(path, checked, report)}
+    return dict(sorted(found.items()))
+
+
+def _with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {**values, _CHECKSUM: _checksum(values)}
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values).encode()):08x}"

@@ -6,7 +6,7 @@ the same numbers as an uninterrupted one.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,7 @@ from kd_local.training.evaluation import evaluate
 from kd_local.training.inputs import ExtraTensor
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.metrics import EpochMetrics
+from kd_local.training.missing_records import missing_record
 from kd_local.training.records import EpochRecord, Observer, StepRecord, TrainingPlan
 from kd_local.training.saving import Saving, restore
 from kd_local.training.training_step import prepare_step
@@ -85,6 +86,7 @@ def train(
     observers: Sequence[Observer] = (),
     interruption: Interruption | None = None,
     extra: Mapping[str, ExtraTensor] = NOTHING,
+    recorded: Collection[int] | None = None,
 ) -> Result:
     """Trains a network with a method, from the newest checkpoint if there is one.
 
@@ -108,6 +110,8 @@ def train(
         interruption: checked after every step.
         extra: functions that return the other extra tensors of the method's programs, by name; `indices` and `epoch`
             are provided.
+        recorded: the steps for which earlier starts of the run have an epoch record. If the run resumes at the end of
+            an epoch and that step is missing, the state is evaluated and the record is made again. None: no check.
 
     Raises:
         ValueError: see `training_plan` and `kd_local.parallel.plan_step`.
@@ -123,7 +127,10 @@ def train(
     for observer in observers:
         observer.on_start(plan)
 
-    records: list[EpochRecord] = []
+    again = missing_record(method, state, data, plan, recorded, mesh=mesh, schedule=schedule)
+    records: list[EpochRecord] = [] if again is None else [again]
+    for observer in observers if again is not None else ():
+        observer.on_epoch(records[0])
     saving = Saving(checkpoints, checkpoint_seconds, interruption, Agreement(len(take_step.plan.groups)))
     step, stop = max(plan.first_step, plan.last_step), None
     stream = data.train.training_batches(

@@ -1,11 +1,19 @@
 """A manifest of digests, written last, that marks a folder as complete."""
 
+import errno
 import hashlib
 import json
 import os
-from pathlib import Path
+import stat
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from kd_local.files import DamagedFileError, read_json, replace_text, sync, with_name
 
 MANIFEST = "manifest.json"
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""The errors of a file that is not there. Any other may pass: of a disk, of the network, of too many open files."""
 
 
 def write_manifest(folder: Path) -> None:
@@ -16,37 +24,53 @@ def write_manifest(folder: Path) -> None:
     """
     paths = sorted(folder.rglob("*"))
     for path in (*paths, folder, folder.parent):
-        _sync(path)
+        sync(path)
     digests = {str(path.relative_to(folder)): _digest(path) for path in paths if path.is_file()}
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(digests, indent=1))
-    _sync(temporary)
-    os.replace(temporary, folder / MANIFEST)
-    _sync(folder)
+    replace_text(folder / MANIFEST, json.dumps(digests, indent=1))
 
 
 def damage(folder: Path) -> str | None:
-    """A text with the first wrong file of a folder and its damage; None if every file matches the manifest."""
+    """A text with the first wrong file of a folder and its damage; None if every file matches the manifest.
+
+    Raises:
+        OSError: a file exists and cannot be read, so that its contents are unknown. `filename` is set.
+    """
     name = MANIFEST
     try:
-        for name, digest in json.loads((folder / MANIFEST).read_text()).items():
+        for name, digest in _digests(folder).items():
             if _digest(folder / name) != digest:
                 return f"damaged ({name}: digest differs)"
-    except FileNotFoundError:
-        return f"{'unfinished' if name == MANIFEST else 'damaged'} ({name}: missing)"
-    except (OSError, ValueError):
+    except DamagedFileError:
         return f"damaged ({name}: cannot be read)"
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return f"{'unfinished' if name == MANIFEST else 'damaged'} ({name}: missing)"
     return None
 
 
+def _digests(folder: Path) -> Mapping[str, str]:
+    """The digests by the paths of the files, which are below the folder.
+
+    Raises:
+        DamagedFileError: it is no manifest.
+    """
+    digests = read_json(folder / MANIFEST, {}, way_out="use another checkpoint")
+    for name, digest in digests.items():
+        path = PurePosixPath(name)
+        if not isinstance(digest, str) or path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise DamagedFileError(f"{name!r} in {folder / MANIFEST} is not the digest of a file of that folder")
+    if not digests:
+        raise DamagedFileError(f"{folder / MANIFEST} names no file")
+    return digests
+
+
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        # A pipe would be waited for.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError as error:
+        raise with_name(error, path) from error

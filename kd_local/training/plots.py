@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kd_local.contract import Method, trained_programs
+from kd_local.files import replacing
 from kd_local.training.records import EpochRecord, StepRecord
 
 CURVES = "curves.png"
@@ -43,35 +44,47 @@ def plot_curves(
     records: Sequence[EpochRecord], steps: Sequence[StepRecord], path: Path, *, method: Method, title: str
 ) -> None:
     """Draws the curves and writes the picture to `path`."""
-    draw_curves(records, steps, method=method, title=title).savefig(path, dpi=100)
+    figure = draw_curves(records, steps, method=method, title=title)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=100, format="png")
 
 
 def _draw_losses(panel: Axes, program: str, records: Sequence[EpochRecord], steps: Sequence[StepRecord]) -> None:
-    batches = [record.train[program]["loss"] for record in steps]
-    means = [record.train[program]["loss"] for record in records]
-    panel.plot([record.step for record in steps], batches, color="0.75", label="single batches")
-    panel.plot([record.step for record in records], means, marker=_marker(records), label="mean over the epoch")
-    panel.set_yscale("log" if min(batches + means) > 0 else "linear")
+    batches, means = _losses(program, steps), _losses(program, records)
+    panel.plot(*batches, color="0.75", label="single batches")
+    panel.plot(*means, marker=_marker(records), label="mean over the epoch")
+    panel.set_yscale("log" if all(loss > 0 for loss in (*batches[1], *means[1])) else "linear")
     panel.set_title(program, fontsize="medium")
     panel.set_ylabel("training loss")
     panel.legend(fontsize="x-small")
 
 
+def _losses(program: str, records: Sequence[EpochRecord | StepRecord]) -> tuple[list[int], list[float]]:
+    """Steps and losses of the records that have one."""
+    has = [record for record in records if "loss" in record.train.get(program, {})]
+    return [record.step for record in has], [record.train[program]["loss"] for record in has]
+
+
 def _draw_accuracies(panel: Axes, records: Sequence[EpochRecord], deployed: str | None) -> None:
-    curves = {"test": [record.test.accuracy for record in records]}
-    if all(record.validation for record in records):
-        curves["validation"] = [record.validation.accuracy for record in records if record.validation]
-    if deployed is not None:
-        curves["training"] = [record.train[deployed]["accuracy"] for record in records]
-    at = [record.step for record in records]
-    for name, values in curves.items():
-        panel.plot(at, values, marker=_marker(records), label=name, zorder=3)
+    curves = {"test": [(record.step, record.test.accuracy) for record in records]}
+    curves["validation"] = [(record.step, record.validation.accuracy) for record in records if record.validation]
+    measured = [record for record in records if "accuracy" in record.train.get(deployed or "", {})]
+    curves["training"] = [(record.step, record.train[deployed or ""]["accuracy"]) for record in measured]
+    marker = _marker(records)
+    for name, points in curves.items():
+        if points:
+            panel.plot(*zip(*points, strict=True), marker=marker, label=name, zorder=3)
     exits = list(records[-1].test.exits)
     colors = matplotlib.colormaps["viridis"].resampled(len(exits) or 1)
     for i, name in enumerate(exits):
-        values = [record.test.exits[name].accuracy for record in records]
+        points = [(record.step, record.test.exits[name].accuracy) for record in records if name in record.test.exits]
         panel.plot(
-            at, values, marker=_marker(records), markersize=3, linewidth=0.8, color=colors(i), label=f"test, {name}"
+            *zip(*points, strict=True),
+            marker=marker,
+            markersize=3,
+            linewidth=0.8,
+            color=colors(i),
+            label=f"test, {name}",
         )
     panel.set_title("accuracy", fontsize="medium")
     panel.set_ylabel("accuracy")

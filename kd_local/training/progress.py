@@ -72,11 +72,13 @@ class ProgressBar:
 
     def on_epoch(self, record: EpochRecord) -> None:
         validation = "" if record.validation is None else f"  validation {record.validation.accuracy:.4f}"
-        share = record.data_wait_seconds / record.seconds
+        share = record.data_wait_seconds / record.seconds if record.seconds else 0.0
         waited = f"  waited {share:.0%} of the time for images" if share >= 0.01 else ""
+        loss = f"  loss {self._losses(record.train)}" if record.train else ""
+        speed = f"  {record.images_per_second:,.0f} images/s{waited}" if record.seconds else "  evaluated again"
         self.console.print(
-            f"epoch {record.epoch:g}/{self.plan.epochs}  step {record.step}  loss {self._losses(record.train)}"
-            f"{validation}  test accuracy {record.test.accuracy:.4f}  {record.images_per_second:,.0f} images/s{waited}",
+            f"epoch {record.epoch:g}/{self.plan.epochs}  step {record.step}{loss}{validation}"
+            f"  test accuracy {record.test.accuracy:.4f}{speed}",
             soft_wrap=True,
             highlight=False,
         )

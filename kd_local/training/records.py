@@ -1,7 +1,7 @@
 """The records of a training run, and the interface of its observers.
 
 `to_json` returns a record as one flat JSON object, a line of metrics.jsonl or steps.jsonl, with names such as
-`train/module03/loss`. `from_json` reads such an object.
+`train/module03/loss`. `from_json` reads such an object, and raises KeyError or ValueError for another one.
 """
 
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ class StepRecord:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "StepRecord":
         """The record of a line of steps.jsonl."""
-        return cls(values["step"], _nested("batch", values))
+        return cls(_step(values), _nested("batch", values))
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class EpochRecord:
         test: scores on the test split.
         validation: scores on the validation split; None if there is none.
         seconds: time of training, without compilation and evaluation, and without the part of the epoch that was done
-            before the run resumed.
-        images_per_second: images trained in `seconds`, per second.
+            before the run resumed. 0 in a record that was lost and is made again from the state.
+        images_per_second: images trained in `seconds`, per second; 0 if `seconds` is 0.
         data_wait_seconds: the part of `seconds` in which the devices were idle and waited for images.
         learning_rate: learning rate of the last step; None if `train` got no schedule.
     """
@@ -131,15 +131,15 @@ class EpochRecord:
     def from_json(cls, values: Mapping[str, Any]) -> "EpochRecord":
         """The record of a line of metrics.jsonl."""
         return cls(
-            values["epoch"],
-            values["step"],
+            _number(values, "epoch"),
+            _step(values),
             _nested("train", values),
             _scores("test", values),
             _scores("validation", values) if "validation/loss" in values else None,
-            values["seconds"],
-            values["images_per_second"],
-            values["data_wait_seconds"],
-            values.get("learning_rate"),
+            _number(values, "seconds"),
+            _number(values, "images_per_second"),
+            _number(values, "data_wait_seconds"),
+            None if values.get("learning_rate") is None else _number(values, "learning_rate"),
         )
 
 
@@ -171,8 +171,8 @@ def _flat_scores(split: str, scores: SplitScores) -> dict[str, float]:
 
 
 def _scores(split: str, values: Mapping[str, Any]) -> SplitScores:
-    exits = {name: Scores(**metrics) for name, metrics in _nested(split, values).items()}
-    return SplitScores(values[f"{split}/loss"], values[f"{split}/accuracy"], exits)
+    exits = {name: Scores(metrics["loss"], metrics["accuracy"]) for name, metrics in _nested(split, values).items()}
+    return SplitScores(_number(values, f"{split}/loss"), _number(values, f"{split}/accuracy"), exits)
 
 
 def _flat(prefix: str, metrics: ProgramMetrics) -> dict[str, float]:
@@ -181,8 +181,22 @@ def _flat(prefix: str, metrics: ProgramMetrics) -> dict[str, float]:
 
 def _nested(prefix: str, values: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     metrics: dict[str, dict[str, float]] = {}
-    for name, value in values.items():
+    for name in values:
         match name.split("/"):
             case [first, program, metric] if first == prefix:
-                metrics.setdefault(program, {})[metric] = value
+                metrics.setdefault(program, {})[metric] = _number(values, name)
     return metrics
+
+
+def _step(values: Mapping[str, Any]) -> int:
+    step = values["step"]
+    if not isinstance(step, int) or isinstance(step, bool) or step < 1:
+        raise ValueError(f"'step' is {step!r}, expected a whole number from 1")
+    return step
+
+
+def _number(values: Mapping[str, Any], name: str) -> Any:
+    value = values[name]
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"{name!r} is {value!r}, expected a number")
+    return value

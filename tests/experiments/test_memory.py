@@ -101,7 +101,7 @@ def test_options_of_the_step_change_the_measurement(key, value, tmp_path):
         folder.mkdir()
         measurements = memory_measurements.Measurements(base, target("local", devices=2), 2, folder, measure=False)
         values = measurements.of(Row("end_to_end")).values
-        digests = {line["digest"] for line in read_json_lines(folder / memory_measurements.EXECUTABLES)}
+        digests = {line["digest"] for line in read_json_lines(folder / memory_measurements.EXECUTABLES, dict)}
         found.append((values["state_bytes"], digests))
     (whole, usual), (divided, other) = found
     assert not usual & other

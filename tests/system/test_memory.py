@@ -51,7 +51,7 @@ NO_LIBTPU = "from kd_local.memory import targets; targets.find_spec = lambda nam
 
 
 def lines(workdir: Path) -> list[dict]:
-    return read_json_lines(workdir / "memory.jsonl")
+    return read_json_lines(workdir / "memory.jsonl", dict)
 
 
 def measured(workdir: Path) -> int:

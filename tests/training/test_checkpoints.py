@@ -144,16 +144,19 @@ def test_every_bit_of_the_manifest_counts(saved: Path, tmp_path: Path) -> None:
         assert checkpoints.last_good() == 8
 
 
-def test_all_damaged_starts_from_the_beginning(copied: Path) -> None:
+def test_all_damaged_is_refused_and_everything_is_kept(copied: Path) -> None:
     for step in ("4", "8"):
         (copied / step / "default" / "_METADATA").write_bytes(b"")
-    restored, reports = restore(copied)
-    assert restored is None
-    assert reports == [
-        f"checkpoint {step} is damaged (default/_METADATA: digest differs): training starts from the beginning"
-        for step in (8, 4)
-    ]
-    assert restore(copied) == (None, [])
+    kept = files_of(copied)
+    text = (
+        f"{copied} has no checkpoint to resume from: checkpoint 8 is damaged (default/_METADATA: digest differs), "
+        "checkpoint 4 is damaged (default/_METADATA: digest differs). Nothing was moved or deleted: restore the files, "
+        "or remove that folder to start from the beginning"
+    )
+    for _ in range(2):
+        with pytest.raises(CheckpointError) as raised:
+            restore(copied)
+        assert str(raised.value) == text and files_of(copied) == kept
 
 
 def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(copied: Path) -> None:
@@ -222,6 +225,10 @@ def test_another_tree_is_refused_by_name(copied: Path, change: Callable[[PyTree]
 
 
 DISK_IS_FULL = "the disk that holds {} is full: checkpoint 8 could not be saved"
+TOO_LARGE = (
+    "checkpoint 8 could not be saved in {}: a file would be larger than the process or the file system may write "
+    "(`ulimit -f`)"
+)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +236,11 @@ DISK_IS_FULL = "the disk that holds {} is full: checkpoint 8 could not be saved"
     [
         (OSError(errno.ENOSPC, FULL), DISK_IS_FULL),
         (ValueError(f"RESOURCE_EXHAUSTED: Failed to write 83 bytes: {FULL}"), DISK_IS_FULL),
-        (OSError(errno.EIO, "broken"), "checkpoint 8 could not be saved in {}: [Errno 5] broken"),
+        (OSError(errno.EDQUOT, "over quota"), DISK_IS_FULL),
+        (OSError(errno.EFBIG, "too large"), TOO_LARGE),
+        (ValueError("Failed to write 83 bytes [os_error_code='27']"), TOO_LARGE),
+        (ValueError("OCDBT ... [os_error_code='5']"), "checkpoint 8 could not be saved in {}: Input/output error"),
+        (OSError(errno.EIO, "broken"), "checkpoint 8 could not be saved in {0}: [Errno 5] broken: '{0}/8/origin.json'"),
     ],
 )
 def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
@@ -240,7 +251,7 @@ def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: 
         checkpoints.wait()
         with monkeypatch.context() as patch:
             # Behind the commit, before the manifest: nothing may be deleted yet.
-            patch.setattr("kd_local.training.checkpoints.os.replace", fail)
+            patch.setattr("os.replace", fail)
             with pytest.raises(CheckpointError) as raised:
                 checkpoints.save(8, example_tree(8))
                 checkpoints.wait()
@@ -271,7 +282,7 @@ def test_what_ended_a_run_is_not_hidden_by_a_failed_save(tmp_path: Path, monkeyp
     reports: list[str] = []
     opened = Checkpoints(tmp_path, report=reports.append)
     with pytest.raises(ZeroDivisionError), opened as checkpoints:
-        monkeypatch.setattr("kd_local.training.checkpoints.os.replace", fail)
+        monkeypatch.setattr("os.replace", fail)
         checkpoints.save(1, example_tree(1))
         raise ZeroDivisionError
     (report,) = reports

@@ -1,0 +1,70 @@
+"""What orbax and tensorstore say: errors as a sentence, and messages that a user cannot act on, which are not shown."""
+
+import errno
+import gc
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import logging as absl_logging
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NUMBER = re.compile(r"os_error_code='(\d+)'")
+
+
+def reason(error: Exception, directory: Path, step: int) -> str:
+    """Why a checkpoint could not be saved; errors of tensorstore have only their text."""
+    text = str(error)
+    match = _NUMBER.search(text)
+    number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
+    if number in _FULL or any(os.strerror(full) in text for full in _FULL):
+        return f"the disk that holds {directory} is full: checkpoint {step} could not be saved"
+    if number == errno.EFBIG:
+        return (
+            f"checkpoint {step} could not be saved in {directory}: a file would be larger than the process or the "
+            "file system may write (`ulimit -f`)"
+        )
+    if match:
+        text = os.strerror(int(match[1]))
+    return f"checkpoint {step} could not be saved in {directory}: {text}"
+
+
+class Quiet:
+    """Keeps orbax' log, and what its other writes say after the first has failed, from the terminal.
+
+    After the first failed write orbax closes its event loop. Each later write then calls that loop, which Python shows
+    as a traceback, and each later failure is logged as one that nobody asked for.
+    """
+
+    def __init__(self) -> None:
+        self._usual = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
+        self._absl, self._asyncio = absl_logging.get_absl_logger(), logging.getLogger("asyncio")
+        self._absl.addFilter(_not_from_orbax)
+        self._asyncio.addFilter(_asked_for)
+
+    def end(self, *, failed: bool) -> None:
+        """Show them again. If a save has failed, its late messages are not shown until the process ends."""
+        self._absl.removeFilter(_not_from_orbax)
+        if failed:
+            gc.collect()  # which logs the failures
+            return
+        self._asyncio.removeFilter(_asked_for)
+        if sys.unraisablehook == self._unraisable:
+            sys.unraisablehook = self._usual
+
+    def _unraisable(self, what: Any) -> None:
+        if not (isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"):
+            self._usual(what)
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _asked_for(record: logging.LogRecord) -> bool:
+    error = str(record.exc_info[1]) if record.exc_info else ""
+    return "never retrieved" not in record.getMessage() or not ("OCDBT" in error or _NUMBER.search(error))
