@@ -166,4 +166,6 @@ def _state(runs: Sequence[Run], done: int, failed: Collection[Run]) -> str:
 
 
 def _mean(summaries: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    return statistics.mean(summary[name] for summary in summaries) if summaries else None
+    """The mean of the summaries that have the value."""
+    values = [summary[name] for summary in summaries if summary[name] is not None]
+    return statistics.mean(values) if values else None

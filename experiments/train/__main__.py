@@ -40,7 +40,7 @@ from kd_local.sizes import shown_bytes
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
 from kd_local.training.interruption import Interrupted, Interruption
-from kd_local.training.logging import Log, read_epochs, read_steps
+from kd_local.training.logging import METRICS, STEPS, Log, read_epochs, read_steps
 from kd_local.training.loop import Result, train
 from kd_local.training.metrics import NotFiniteError
 from kd_local.training.plots import CURVES, plot_curves
@@ -71,20 +71,28 @@ def main(_: list[str]) -> None:
     first = hosts.is_first()
     console = Console(quiet=not first)
     _describe(console, experiment, config, workdir)
-    log = Log(workdir) if first else None
+    log = Log(workdir, report=_report) if first else None
     checkpoints = None
 
     def good() -> str:
-        newest = checkpoints.last_good() if checkpoints is not None else None
+        try:
+            newest = checkpoints.last_good() if checkpoints is not None else None
+        except CheckpointError as error:
+            return str(error)
         return f"checkpoint {newest} in {workdir} is the last good one" if newest else "no checkpoint was saved before"
 
     hosts.on_abort(lambda: f"{hosts.lost()}; {good()}: the same command resumes from there")
     try:
         with (
             Interruption() as interruption,
-            Checkpoints(workdir / workdirs.CHECKPOINTS, keep=config.checkpoint.keep, report=_report) as checkpoints,
+            Checkpoints(
+                workdir / workdirs.CHECKPOINTS,
+                keep=config.checkpoint.keep,
+                records=(workdir / METRICS, workdir / STEPS),
+                report=_report,
+            ) as checkpoints,
         ):
-            result = _train(config, experiment, data, cached, console, log, checkpoints, interruption)
+            result = _train(config, experiment, data, cached, console, log, workdir, checkpoints, interruption)
         state = gather(result.state, experiment.mesh)
         compared = _compared_with_teachers(experiment, config, state, data)
         if first:
@@ -141,10 +149,14 @@ def _train(
     cached: Mapping[str, TeacherCache],
     console: Console,
     log: Log | None,
+    workdir: Path,
     checkpoints: Checkpoints,
     interruption: Interruption,
 ) -> Result:
     extra = cached_logits(cached, console, interruption)
+    recorded = Barrier("records").decide(
+        lambda: [record.step for record in read_epochs(workdir)], seconds=_BARRIER_SECONDS
+    )
     with ProgressBar(console, experiment.method) as bar:
         return train(
             experiment.method,
@@ -161,6 +173,7 @@ def _train(
             observers=() if log is None else (bar, log),
             interruption=interruption,
             extra=extra,
+            recorded=recorded,
         )
 
 
@@ -180,8 +193,10 @@ def _end_after(error: Exception, workdir: Path, good: str) -> NoReturn:
             _end(error, 1)
         case DataError():
             _end(f"{error}; {good}: the same command resumes once that is fixed", 1)
-        case OSError(errno=errno.ENOSPC):
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             _end(f"the disk that holds {workdir} is full; the same command resumes once there is room", 1)
+        case OSError(filename=str(name)) if Path(name).absolute().is_relative_to(workdir.absolute()):
+            _end(f"{name} cannot be used ({error.strerror}); {resumes} once that is mended", 1)
     if jax.process_count() > 1:  # the processes would wait for each other
         traceback.print_exc()
         hosts.leave(1)

@@ -30,7 +30,8 @@ def summarise(
 
     Args:
         state: the method's state after the last step.
-        records: records of all epochs, including those of earlier starts.
+        records: records of all epochs, including those of earlier starts. The last record is of the state. Times are
+            the sums over the records that have them.
         compared: the comparison with the teachers, if there are any.
         peaks: the memory of a step, see `peak_memory`.
     """
@@ -52,7 +53,7 @@ def summarise(
         "steps": last.step,
         **named_scores(last.splits),
         "train_seconds": round(seconds, 3),
-        "images_per_second": round(sum(record.images for record in records) / seconds, 1),
+        "images_per_second": round(sum(record.images for record in records) / seconds, 1) if seconds else None,
         "data_wait_seconds": round(sum(record.data_wait_seconds for record in records), 3),
         "parameters_trained": count_parameters([state[name]["params"] for name in trained_programs(method)]),
         "parameters_deployed": count_parameters(method.deployed(state)),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from dataclasses import replace
 
 import optax
@@ -67,6 +68,61 @@ def test_records_after_the_step_of_the_checkpoint_are_replaced(tmp_path):
     assert all(line.pop("crc32") for line in lines)
     assert lines == [epoch(step).to_json() for step in (4, 8, 12)]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("damaged", "problem"),
+    [
+        ("", None),
+        ('{"epoch": 3, "st', "no JSON"),
+        ("\xff", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[]", "a JSON list in place of an object"),
+        ("null", "a JSON null in place of an object"),
+        ("5", "a JSON number in place of an object"),
+        ("{}", "no 'epoch'"),
+        ('{"epoch": 2.0, "step": true}', "'step' is True, expected a whole number from 1"),
+        (json.dumps(epoch(8).to_json() | {"test/loss": "1"}), "'test/loss' is '1', expected a number"),
+        (json.dumps(epoch(8).to_json() | {"train/module00/loss": None}), "'train/module00/loss' is None, expected"),
+        (json.dumps(epoch(8).to_json() | {"crc32": "0"}), "checksum differs"),
+    ],
+)
+def test_a_damaged_line_is_named_and_skipped_alone(tmp_path, damaged, problem):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps(epoch(step).to_json()).encode() for step in (4, 12)]  # as earlier versions wrote them
+    path.write_bytes(lines[0] + b"\n" + damaged.encode("latin1") + b"\n" + lines[1] + b"\n")
+    assert read_epochs(tmp_path) == [epoch(4), epoch(12)]
+    reports = []
+    log = Log(tmp_path, report=reports.append)
+    log.on_start(replace(PLAN, first_step=12))
+    log.close()
+    assert read_epochs(tmp_path) == [epoch(4), epoch(12)] and len(path.read_text().splitlines()) == 2
+    assert len(reports) == (problem is not None)
+    if problem is not None:
+        assert reports[0].startswith(f"line 2 of {path} is damaged ({problem}")
+
+
+def test_flipped_bits_of_a_record_are_noticed(tmp_path):
+    log = Log(tmp_path)
+    log.on_start(PLAN)
+    log.on_epoch(epoch(4))
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    unnoticed = []
+    for place in random.Random(0).sample(range(8 * (len(whole) - 1)), 300):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        if read_epochs(tmp_path) not in ([], [epoch(4)]):
+            unnoticed.append(place)
+    assert not unnoticed
+
+
+def test_of_two_records_of_a_step_the_last_counts_and_all_are_in_order(tmp_path):
+    records = [epoch(8), epoch(4), replace(epoch(8), seconds=3.0)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record.to_json()) + "\n" for record in records))
+    assert read_epochs(tmp_path) == [epoch(4), replace(epoch(8), seconds=3.0)]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +194,19 @@ def test_losses_that_are_not_positive_are_drawn_on_a_linear_scale():
     below = replace(epoch(4, method), train={"network": {"accuracy": 0.5, "loss": -1.0}})
     figure = draw_curves([below, epoch(8, method)], [], method=method, title="a run")
     assert figure.axes[0].get_yscale() == "linear"
+
+
+def test_records_that_were_made_again_are_drawn_and_shown_without_what_is_lost():
+    method = METHODS["local_distillation"]
+    again = replace(epoch(8, method), train={}, seconds=0.0, images_per_second=0.0, data_wait_seconds=0.0)
+    panels = draw_curves([epoch(4, method), again], [], method=method, title="a run").axes
+    assert lines(panels[0])["mean over the epoch"] == ([4], [0.5])
+    assert lines(panels[3])["test"][0] == [4, 8] and lines(panels[3])["training"][0] == [4]
+    assert not lines(draw_curves([again], [], method=method, title="a run").axes[0])["mean over the epoch"][0]
+    bar = ProgressBar(Console(file=(out := io.StringIO()), width=200), method)
+    bar.on_start(PLAN)
+    bar.on_epoch(again)
+    assert out.getvalue() == "epoch 2/3  step 8  validation 0.6500  test accuracy 0.5750  evaluated again\n"
 
 
 def test_a_single_epoch_is_drawn_as_points(tmp_path):
