@@ -210,7 +210,7 @@ def test_the_program_whose_accuracy_is_that_of_the_deployed_network(name, expect
     assert METHODS[name].deployed_program == expected
 
 
-def test_a_shape_is_compiled_once(one):
+def test_each_shape_is_compiled_once(one):
     first, second, *last_batch = one.compilations
     assert first
     assert not second

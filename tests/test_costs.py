@@ -12,7 +12,7 @@ from kd_local.models import create
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
 
-def test_by_hand():
+def test_multiply_adds_by_hand():
     kernel = jnp.ones((3, 3, 4, 5))
     layout = ("NHWC", "HWIO", "NHWC")
     convolution = lambda x: jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=layout)
@@ -35,7 +35,7 @@ def deployed(network: str, modules: int, context: str, **arguments) -> int:
 
 @pytest.mark.usually("resnet32-69.1")
 @pytest.mark.parametrize(("network", "millions"), [("resnet32", 69.1), ("resnet110", 253.2)])
-def test_networks(network, millions):
+def test_multiply_adds_of_networks(network, millions):
     assert deployed(network, 1, "R0") / 1e6 == pytest.approx(millions, abs=0.06)
 
 

@@ -39,7 +39,7 @@ def test_code_runs(page):
 
 
 @named(PAGES)
-def test_links_and_paths_lead_somewhere(page):
+def test_links_and_paths_exist(page):
     text = page.read_text()
     links = {page.parent / link.split("#")[0] for link in re.findall(r"\]\(((?!http)[^)#]+)", text)}
     paths = {ROOT / path for path in re.findall(r"\b(?:kd_local|experiments|tests|docs)/[\w/.]*\w/?", text)}

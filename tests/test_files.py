@@ -102,7 +102,7 @@ def test_a_file_that_cannot_be_read_is_not_damaged(tmp_path):
             read(tmp_path / "folder")
 
 
-def test_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_text_is_replaced_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
     replace_text(path, "old")
     with pytest.raises(UnicodeEncodeError):

@@ -42,7 +42,7 @@ def test_features_are_those_of_the_slices(network, variables):
         np.testing.assert_array_equal(features[name], part.apply(part.select(variables), IMAGES, train=False)[0])
 
 
-def test_evaluation_leaves_statistics_and_training_moves_them_a_tenth_of_the_way(network, variables):
+def test_evaluation_keeps_statistics_and_training_updates_them_by_a_tenth(network, variables):
     _, same = network.apply(variables, IMAGES, train=False)
     jax.tree.map(np.testing.assert_array_equal, same, variables["batch_stats"])
     _, moved = network.apply(variables, IMAGES, train=True)

@@ -25,7 +25,7 @@ def test_from_arrays() -> None:
     assert augmentation.std == pytest.approx(train[0].std(axis=(0, 1, 2)))
 
 
-def test_from_arrays_measures_what_is_trained_on_and_keeps_what_is_given() -> None:
+def test_from_arrays_normalises_by_the_training_images_unless_given() -> None:
     data = from_arrays(_arrays(30), _arrays(4), train_examples=9, validation_examples=6, classes=7)
     assert data.validation is not None and data.classes == 7
     assert np.bincount(data.train.labels).tolist() == [3, 3, 3]
@@ -92,6 +92,6 @@ IMAGES, LABELS = _arrays()
         ),
     ],
 )
-def test_arrays_that_do_not_fit(train: Any, arguments: dict[str, Any], text: str) -> None:
+def test_arrays_that_do_not_fit_are_refused(train: Any, arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         from_arrays(train, (IMAGES, LABELS), **arguments)

@@ -72,7 +72,7 @@ def test_offsets_and_flips_are_uniform() -> None:
 
 
 @pytest.mark.parametrize(("pad", "flip"), [(2, False), (0, True)])
-def test_another_key_gives_others_and_the_same_key_the_same(pad: int, flip: bool) -> None:
+def test_the_key_determines_crops_and_flips(pad: int, flip: bool) -> None:
     augmentation = Augmentation(pad=pad, flip=flip, mean=MEAN, std=STD)
     images = jnp.asarray(_images(16))
     first, again, other = (augment(augmentation, images, jax.random.key(seed)) for seed in (0, 0, 1))
@@ -89,7 +89,7 @@ def test_zero_padding_is_black_before_normalisation() -> None:
     assert (is_black | np.isclose(augmented, inside, atol=1e-5).all(-1)).all()
 
 
-def test_without_pad_and_flip_only_normalised() -> None:
+def test_without_pad_and_flip_images_are_only_normalised() -> None:
     plain = Augmentation(mean=MEAN, std=STD)
     images = _images(4)
     augmented = augment(plain, jnp.asarray(images), jax.random.key(0))
@@ -119,7 +119,7 @@ def test_dtype() -> None:
 
 
 @pytest.mark.parametrize("augmentation", [REFLECT, ZERO])
-def test_sharded_over_devices_the_same_without_moving_images(augmentation: Augmentation) -> None:
+def test_sharded_images_give_the_same_without_moving(augmentation: Augmentation) -> None:
     devices = jax.devices()
     if len(devices) < 8:
         pytest.skip("needs 8 devices")
@@ -138,7 +138,7 @@ def test_sharded_over_devices_the_same_without_moving_images(augmentation: Augme
     assert not re.findall(r"all-gather|all-to-all|all-reduce|collective-permute", text)
 
 
-def test_is_hashable_and_compares_by_value() -> None:
+def test_augmentations_are_hashable_and_compare_by_value() -> None:
     same = Augmentation(padding="zero", pad=2, flip=True, mean=MEAN, std=STD)
     assert same == ZERO and hash(same) == hash(ZERO) and same != REFLECT
 
@@ -154,14 +154,14 @@ def test_is_hashable_and_compares_by_value() -> None:
         ({"mean": (1.0, float("nan"), 1.0)}, "mean .*: use finite numbers, on the scale 0 to"),
     ],
 )
-def test_impossible_values(changed: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_values_are_refused(changed: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The checker of types, which users do not run, would catch a wrong padding first.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=text):
         Augmentation(**{"padding": "zero", "mean": MEAN, "std": STD, **changed})
 
 
-def test_images_that_do_not_fit() -> None:
+def test_images_that_do_not_fit_are_refused() -> None:
     grey = jnp.zeros((2, 8, 8, 1), jnp.uint8)
     with pytest.raises(ValueError, match="images have 1 channels, .* mean has 3"):
         augment(ZERO, grey, jax.random.key(0))

@@ -26,7 +26,7 @@ def test_steps_per_epoch(examples: int, batch_size: int, steps: int) -> None:
     assert steps_per_epoch(examples, batch_size) == steps
 
 
-def test_epoch_order_is_a_permutation_that_stays_the_same() -> None:
+def test_epoch_order_is_a_fixed_permutation() -> None:
     order = epoch_order(3, 2, 12)
     assert sorted(order.tolist()) == list(range(12))
     # Recorded once: with another order a resumed run would not be the same run.
@@ -90,7 +90,7 @@ def test_evaluation_batches_are_of_one_size_and_cover_all_in_order(examples: int
 
 
 @pytest.mark.parametrize("batch_size", [-1, 0, 12])
-def test_impossible_batch_sizes(batch_size: int) -> None:
+def test_impossible_batch_sizes_are_refused(batch_size: int) -> None:
     split = _split(11)
     text = f"batch_size {batch_size} for 11 examples: use 1 to 11"
     with pytest.raises(ValueError, match=text):
@@ -100,7 +100,7 @@ def test_impossible_batch_sizes(batch_size: int) -> None:
         split.training_batches(seed=0, batch_size=batch_size)
 
 
-def test_impossible_seeds_and_steps() -> None:
+def test_impossible_seeds_and_steps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"seed -1: use a whole number from 0 to 2\*\*64 - 1"):
         epoch_order(-1, 0, 5)
     with pytest.raises(ValueError, match="seed 18446744073709551616"):

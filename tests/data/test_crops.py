@@ -31,7 +31,7 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
     return image
 
 
-def test_random_box_is_that_of_the_first_attempt_that_fits() -> None:
+def test_random_box_is_the_first_attempt_that_fits() -> None:
     uniform = np.full((ATTEMPTS, 4), 0.5)
     # All of the area, three quarters as wide as high, would be 116 high; a quarter of the area fits.
     uniform[0] = (1 - 1e-9, 0, 0, 0)
@@ -154,7 +154,7 @@ def test_other_modes_become_rgb(mode: str, kind: str, photograph: Any) -> None:
 
 
 @pytest.mark.parametrize("crop", [central_crop, lambda encoded, size: random_crop(encoded, size, _uniform(0))])
-def test_no_image(crop: Any, photograph: Any) -> None:
+def test_bytes_that_are_not_an_image_are_an_error(crop: Any, photograph: Any) -> None:
     for damaged in (b"no image", photograph(50, 40)[:-200]):
         with pytest.raises(OSError):
             crop(damaged, 8)

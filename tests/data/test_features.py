@@ -51,7 +51,7 @@ def test_images_and_labels_are_found() -> None:
         ("imag", r"unknown image_key 'imag': use image, deep, .* \(nearest: image\)"),
     ],
 )
-def test_what_is_no_image_is_refused(key: str, text: str) -> None:
+def test_features_that_are_not_images_are_refused(key: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         image_feature(_features(), key)
 

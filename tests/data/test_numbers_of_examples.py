@@ -38,7 +38,7 @@ def test_classes_of_another_number_are_refused_before_images_are_read(
         describe("cifar10", data_dir=data_dir)
 
 
-def test_schedules_and_banks_are_of_the_images_that_there_are(prepare: Any, examples: Any) -> None:
+def test_schedules_and_memory_banks_use_the_number_of_images_found(prepare: Any, examples: Any) -> None:
     config = get_config()
     config.method, config.batch_size, config.epochs = "kd", 50, 6
     config.data.name = "cifar10"

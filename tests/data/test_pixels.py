@@ -24,7 +24,7 @@ def test_sixteen_bits_are_scaled_and_rounded() -> None:
     assert np.array_equal(eight_bits(every), np.round(every / 257))
 
 
-def test_the_greys_of_sixteen_bits_are_alike_held_and_streamed() -> None:
+def test_greys_of_sixteen_bits_are_equal_in_memory_and_streamed() -> None:
     scaled = np.round(GREY / 257)
     encoded = _encoded(Image.fromarray(GREY))
     assert np.array_equal(decode(encoded, 1), scaled[..., None])

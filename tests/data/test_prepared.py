@@ -33,7 +33,7 @@ def _in_written_order(
     return images[order], labels[order]
 
 
-def test_reads_what_was_written(prepare: Any, examples: Any) -> None:
+def test_examples_equal_those_that_were_written(prepare: Any, examples: Any) -> None:
     written = examples(100, SHAPE, 100)
     split = PreparedSplit(find("cifar100", prepare("cifar100", train=written)), "train")
     assert (len(split), split.shape, split.classes) == (100, SHAPE, 100)
@@ -45,7 +45,7 @@ def test_reads_what_was_written(prepare: Any, examples: Any) -> None:
     assert labels.tolist() == list(range(100))
 
 
-def test_reads_chosen_examples_in_the_order_asked_for(
+def test_chosen_examples_are_read_in_the_given_order(
     prepare: Any, examples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kd_local.data.prepared._CHUNK", 4)
@@ -58,7 +58,7 @@ def test_reads_chosen_examples_in_the_order_asked_for(
     assert np.array_equal(labels, all_labels[chosen])
 
 
-def test_decodes_only_what_is_asked_for(prepare: Any, examples: Any) -> None:
+def test_only_chosen_images_are_decoded(prepare: Any, examples: Any) -> None:
     written = examples(20, SHAPE, 100)
     written[7] = (b"no image", 7)
     split = PreparedSplit(find("cifar100", prepare("cifar100", train=written)), "train")
@@ -68,7 +68,7 @@ def test_decodes_only_what_is_asked_for(prepare: Any, examples: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar100", "svhn_cropped"])
-def test_nothing_prepared(name: str, tmp_path: Path) -> None:
+def test_a_data_set_that_is_not_prepared_is_an_error(name: str, tmp_path: Path) -> None:
     (tmp_path / name / "incomplete.X_3.0.2").mkdir(parents=True)
     (tmp_path / name / "incomplete.X_3.0.2" / "dataset_info.json").write_text("{}")
     line = (
@@ -82,13 +82,13 @@ def test_nothing_prepared(name: str, tmp_path: Path) -> None:
     assert line in str(error.value)
 
 
-def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "stl10"))):
         find("stl10")
 
 
-def test_newest_version(tmp_path: Path) -> None:
+def test_the_newest_version_is_used(tmp_path: Path) -> None:
     for version in ("3.0.2", "3.0.10", "2.9.9"):
         (tmp_path / "cifar10" / version).mkdir(parents=True)
         (tmp_path / "cifar10" / version / "dataset_info.json").write_text('{"fileFormat": "array_record"}')
@@ -101,7 +101,7 @@ def _rewrite(file: Path, change: Callable[[bytearray], None]) -> None:
     file.write_bytes(content)
 
 
-def test_other_format(prepare: Any, examples: Any) -> None:
+def test_another_format_is_refused(prepare: Any, examples: Any) -> None:
     data_dir = prepare("cifar100", train=examples(3, SHAPE, 100))
     info = find("cifar100", data_dir) / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
@@ -109,7 +109,7 @@ def test_other_format(prepare: Any, examples: Any) -> None:
         find("cifar100", data_dir)
 
 
-def test_damaged_description(prepare: Any, examples: Any) -> None:
+def test_damaged_metadata_are_an_error(prepare: Any, examples: Any) -> None:
     data_dir = prepare("cifar100", train=examples(3, SHAPE, 100))
     folder = find("cifar100", data_dir)
     (folder / "features.json").unlink()
@@ -120,13 +120,13 @@ def test_damaged_description(prepare: Any, examples: Any) -> None:
         find("cifar100", data_dir)
 
 
-def test_no_such_split(prepare: Any, examples: Any) -> None:
+def test_an_unknown_split_is_refused(prepare: Any, examples: Any) -> None:
     folder = find("cifar100", prepare("cifar100", train=examples(3, SHAPE, 100)))
     with pytest.raises(ValueError, match="has no split 'test', only train"):
         PreparedSplit(folder, "test")
 
 
-def test_missing_shard(prepare: Any, examples: Any) -> None:
+def test_a_missing_file_is_an_error(prepare: Any, examples: Any) -> None:
     data_dir = prepare("cifar100", shards=2, train=examples(30, SHAPE, 100))
     folder = find("cifar100", data_dir)
     (folder / "cifar100-train.array_record-00001-of-00002").unlink()
@@ -141,7 +141,7 @@ def test_missing_shard(prepare: Any, examples: Any) -> None:
         (np.zeros((16, 32, 3), np.uint8), r"its image is \(16, 32, 3\), not \(32, 32, 3\)"),
     ],
 )
-def test_damaged_image_is_named(prepare: Any, damaged: Any, reason: str) -> None:
+def test_a_damaged_image_is_named(prepare: Any, damaged: Any, reason: str) -> None:
     written = [(damaged, label) for label in range(30)]
     folder = find("cifar100", prepare("cifar100", shards=2, train=written))
     split = PreparedSplit(folder, "train")
@@ -154,7 +154,7 @@ def test_damaged_image_is_named(prepare: Any, damaged: Any, reason: str) -> None
             split.examples(np.array([index]))
 
 
-def test_label_out_of_range_is_named(prepare: Any, examples: Any) -> None:
+def test_a_label_out_of_range_is_named(prepare: Any, examples: Any) -> None:
     written = [*examples(3, SHAPE, 100), (np.zeros(SHAPE, np.uint8), -1)]
     split = PreparedSplit(find("cifar100", prepare("cifar100", train=written)), "train")
     text = r"record \d of .*train.*: its label is -1, not 0 to 99"
@@ -164,7 +164,7 @@ def test_label_out_of_range_is_named(prepare: Any, examples: Any) -> None:
         split.examples()
 
 
-def test_damaged_file_is_named(prepare: Any, examples: Any) -> None:
+def test_a_damaged_file_is_named(prepare: Any, examples: Any) -> None:
     folder = find("cifar100", prepare("cifar100", train=examples(60, SHAPE, 100)))
     file = folder / "cifar100-train.array_record-00000-of-00001"
 
@@ -183,7 +183,7 @@ def test_damaged_file_is_named(prepare: Any, examples: Any) -> None:
 
 
 @pytest.mark.parametrize("module", ["tensorflow_datasets", "array_record"])
-def test_without_the_library(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_an_error(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else found(name))
     package = module.replace("tensorflow_d", "tensorflow-d")

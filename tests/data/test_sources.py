@@ -26,7 +26,7 @@ def test_digits() -> None:
     assert data.augmentation.std == pytest.approx([data.train.images.std()], abs=0.01)
 
 
-def test_limits_hold_the_classes_in_proportion_and_leave_the_test_split() -> None:
+def test_limits_keep_class_proportions_and_the_test_split() -> None:
     whole, data = load("digits"), load("digits", train_examples=500, validation_examples=200)
     assert data.validation is not None
     assert (len(data.train), len(data.validation), len(data.test)) == (500, 200, 360)
@@ -105,14 +105,14 @@ def test_augmentation_is_that_of_the_papers(name: str, prepare: Any, examples: A
     assert augmentation.mean == pytest.approx(mean) and augmentation.std == pytest.approx(std)
 
 
-def test_other_data_under_a_known_name(prepare: Any, examples: Any, tmp_path: Path) -> None:
+def test_other_data_under_a_known_name_are_refused(prepare: Any, examples: Any, tmp_path: Path) -> None:
     prepare("cifar100", train=examples(2, (32, 32, 3), 100), test=examples(2, (32, 32, 3), 100))
     (tmp_path / "cifar100").rename(tmp_path / "cifar10")
     with pytest.raises(ValueError, match=r"100 classes, but cifar10 has .* \(32, 32, 3\) and 10 classes: use"):
         load("cifar10", data_dir=tmp_path)
 
 
-def test_limits_are_checked_against_what_is_there(prepare: Any, examples: Any, tmp_path: Path) -> None:
+def test_limits_are_checked_against_the_prepared_numbers(prepare: Any, examples: Any, tmp_path: Path) -> None:
     prepare("cifar100", train=examples(5, (32, 32, 3), 100), test=examples(2, (32, 32, 3), 100))
     with pytest.raises(ValueError, match="train_examples 6 of 5 training examples"):
         load("cifar100", data_dir=tmp_path, train_examples=6)
@@ -133,12 +133,12 @@ def test_limits_are_checked_against_what_is_there(prepare: Any, examples: Any, t
         ("imagenet2012", {"workers": -1}, "workers -1: use 1 or more, 0 to decode in this process, or None"),
     ],
 )
-def test_bad_arguments_are_found_before_any_data_is(name: str, arguments: dict[str, Any], text: str) -> None:
+def test_bad_arguments_are_refused_before_data_are_read(name: str, arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         load(name, **{"data_dir": None if name == "digits" else "/nowhere", **arguments})
 
 
-def test_data_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_data_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no prepared cifar100 in .*download_and_prepare"):
         load("cifar100", data_dir=tmp_path)
 
@@ -259,7 +259,7 @@ def test_a_test_split_is_cut_from_streamed_images(prepare: Any, photograph: Any)
     assert len(set(found)) == 15
 
 
-def test_a_test_split_is_cut_in_place_of_the_own_one() -> None:
+def test_a_test_split_is_cut_instead_of_the_data_sets_own() -> None:
     own, cut = load("digits"), load("digits", test_examples=100)
     assert (len(cut.train), len(cut.test), describe("digits", test_examples=100).test) == (1337, 100, 100)
     images = {image.tobytes() for image in own.train.images}
@@ -287,7 +287,7 @@ def test_without_augmentation_streamed_images_are_the_same_in_each_epoch(prepare
     assert not np.array_equal(images, central[chosen])
 
 
-def test_images_of_sixteen_bits_are_alike_held_and_streamed(prepare: Any) -> None:
+def test_images_of_sixteen_bits_are_equal_in_memory_and_streamed(prepare: Any) -> None:
     pytest.importorskip("grain")
     image = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8, 1)
     scaled = np.round(image / 257)

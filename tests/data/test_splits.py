@@ -12,7 +12,7 @@ from kd_local.data.splits import WHOLE, Examples, HostShare, Split, check_limits
 LABELS = np.repeat(np.arange(4, dtype=np.int32), (100, 50, 30, 20))
 
 
-def test_parts_hold_the_classes_in_proportion() -> None:
+def test_parts_have_the_class_proportions() -> None:
     kept, held_out, _ = choose_examples(LABELS, 100, 40)
     assert np.bincount(LABELS[kept]).tolist() == [50, 25, 15, 10]
     assert np.bincount(LABELS[held_out]).tolist() == [20, 10, 6, 4]
@@ -35,7 +35,7 @@ def test_without_limits_everything_is_kept_in_order() -> None:
     assert sorted([*kept, *held_out]) == list(range(200)) and held_out.size == 37
 
 
-def test_smaller_parts_lie_in_larger_ones_and_are_not_the_first_of_each_class() -> None:
+def test_larger_parts_contain_smaller_ones_in_random_order() -> None:
     small, held_out, _ = choose_examples(LABELS, 20, 40)
     large, held_out_again, _ = choose_examples(LABELS, 120, 40)
     assert set(small) < set(large)
@@ -44,7 +44,7 @@ def test_smaller_parts_lie_in_larger_ones_and_are_not_the_first_of_each_class() 
     assert held_out.max() > 190 and set(held_out) != set(np.r_[0:20, 100:110, 150:156, 180:184])
 
 
-def test_the_choice_stays_what_it_is() -> None:
+def test_the_choice_of_examples_is_fixed() -> None:
     # Recorded once: another choice would silently change what published runs were tested on.
     assert choose_examples(LABELS, 3, 6)[1].tolist() == [0, 54, 66, 102, 162, 185]
 
@@ -87,12 +87,12 @@ def test_impossible_limits_with_test_examples(train: int | None, validation: int
         (41, 10, r"train_examples 41 of 40 .*: use 1 to 40, or None for all"),
     ],
 )
-def test_impossible_limits(train: int | None, validation: int, text: str) -> None:
+def test_impossible_limits_are_refused(train: int | None, validation: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         check_limits(50, train, validation)
 
 
-def test_possible_limits() -> None:
+def test_possible_limits_are_accepted() -> None:
     check_limits(50, None, 0)
     check_limits(50, 50, 0)
     check_limits(50, 1, 49)
@@ -123,7 +123,7 @@ def test_rows_of_a_share(share: HostShare, batch: int, rows: tuple[int, int]) ->
         ((0, 1, 0), "a batch is divided over 0 devices: use 1 or more"),
     ],
 )
-def test_impossible_shares(arguments: Any, text: str) -> None:
+def test_impossible_shares_are_refused(arguments: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         HostShare(*arguments)
 
@@ -145,7 +145,7 @@ def _split(examples: int) -> Split:
         (np.zeros((5, 8, 8, 3), np.uint8), np.zeros(4, np.int32), "images and labels are 5 and 4: give equal"),
     ],
 )
-def test_arrays_that_are_no_split(images: Any, labels: Any, text: str) -> None:
+def test_arrays_that_are_not_a_split_are_refused(images: Any, labels: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Split(images, labels)
 
@@ -160,7 +160,7 @@ def test_images_in_memory_are_examples() -> None:
         assert np.array_equal(images, split.images[chosen]) and np.array_equal(labels, split.labels[chosen])
 
 
-def test_shares_in_memory_make_up_the_whole() -> None:
+def test_shares_in_memory_make_up_the_batch() -> None:
     split = _split(11)
     shares = [HostShare(index, 2, 2) for index in (0, 1)]
     steps = zip(*(split.training_batches(seed=3, batch_size=4, share=share) for share in (WHOLE, *shares)), strict=True)

@@ -21,7 +21,7 @@ grain = pytest.importorskip("grain")
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
-def test_is_examples_of_what_the_split_holds(prepared: PreparedSplit) -> None:
+def test_it_implements_examples(prepared: PreparedSplit) -> None:
     split = split_of(prepared)
     assert isinstance(split, Examples)
     assert (len(split), split.shape, prepared.shape) == (EXAMPLES, (SIZE, SIZE, 3), (None, None, 3))
@@ -53,7 +53,7 @@ def test_each_image_is_the_random_crop_of_its_epoch_and_place(prepared: Prepared
 RECORDED = [0.7392729637493114, 0.1727219477163251, 0.5406288079021218, 0.09103194331264786]
 
 
-def test_crop_numbers_are_uniform_and_stay_what_they_are() -> None:
+def test_crop_numbers_are_uniform_and_fixed() -> None:
     numbers = np.stack([crop_numbers(2**64 - 1, 3, place) for place in range(500)])
     assert numbers.shape == (500, 10, 4) and 0 <= numbers.min() < 1e-3 and 1 - 1e-3 < numbers.max() < 1
     assert numbers.mean(axis=(0, 1)) == pytest.approx(0.5, abs=0.02)
@@ -62,7 +62,7 @@ def test_crop_numbers_are_uniform_and_stay_what_they_are() -> None:
     assert crop_numbers(1, 2, 3)[0].tolist() == RECORDED
 
 
-def test_the_step_it_starts_from_changes_nothing(prepared: PreparedSplit) -> None:
+def test_batches_do_not_depend_on_the_first_step(prepared: PreparedSplit) -> None:
     chosen = np.delete(np.arange(EXAMPLES), [3, 4, 17])
     # Four batches in an epoch: from 6 on it is the middle of the second.
     reference = steps_of(split_of(prepared, chosen=chosen), 0, 9)
@@ -71,7 +71,7 @@ def test_the_step_it_starts_from_changes_nothing(prepared: PreparedSplit) -> Non
     assert sorted(labels.tolist()) == sorted(prepared.labels()[chosen].tolist())
 
 
-def test_shares_make_up_the_whole(prepared: PreparedSplit) -> None:
+def test_shares_make_up_the_batch(prepared: PreparedSplit) -> None:
     split = split_of(prepared)
     whole = steps_of(split, 2, 4)
     shares = [
@@ -132,7 +132,7 @@ def test_impossible_arguments_are_refused_at_once(prepared: PreparedSplit) -> No
         split.evaluation_batches(0)
 
 
-def test_without_grain(prepared: PreparedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_grain_is_an_error(prepared: PreparedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "grain" else found(name))
     with pytest.raises(ModuleNotFoundError, match=r"pip install grain, or pip install 'kd_local\[imagenet\]'"):
@@ -148,7 +148,7 @@ def test_a_damaged_image_is_named(prepare: Any, photograph: Any) -> None:
             list(batches)
 
 
-def test_missing_shard(prepare: Any, photograph: Any) -> None:
+def test_a_missing_file_is_an_error(prepare: Any, photograph: Any) -> None:
     folder = find("imagenet2012", prepare("imagenet2012", shards=2, train=[(photograph(30, 20), 1)] * 4))
     (folder / "imagenet2012-train.array_record-00001-of-00002").unlink()
     with pytest.raises(FileNotFoundError, match=r"train.array_record-00001-of-00002 is missing: "):
@@ -163,5 +163,5 @@ def test_missing_shard(prepare: Any, photograph: Any) -> None:
         (1, "its exit status is 1, and its message is above; your own program needs if __name__"),
     ],
 )
-def test_other_causes_of_an_end(code: int, text: str) -> None:
+def test_causes_of_a_workers_end_are_named(code: int, text: str) -> None:
     assert _cause(code).startswith(text)

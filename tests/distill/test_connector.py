@@ -68,7 +68,7 @@ def test_pairs(student, teacher, stem, pairs, outputs):
     assert pair_stages(*each, stem=stem) == pairs
 
 
-def test_no_pairs(outputs):
+def test_networks_without_stages_to_pair_are_refused(outputs):
     one, four = outputs(0, ((2, 3),)), outputs(0, ((2, 3),) * 4)
     with pytest.raises(
         ValueError, match="a student of 4 and a teacher of 1 stages, stem included, have no stages to pair: expected 2"

@@ -44,7 +44,7 @@ def step(distillation: Distillation, **extra):
     return compile_step(distillation, images, labels, extra)(state, images, labels, KEY, extra)
 
 
-def test_kd_is_its_equation():
+def test_a_step_of_kd_by_its_equation():
     """0.1 CE(S, y) + 0.9 T^2 KL(softmax(T/4) || softmax(S/4)), by numpy, of logits that the networks give."""
     distillation = method(teacher(3))
     state = distillation.init(jax.random.key(0), LIKE)
@@ -67,7 +67,7 @@ def test_kd_is_its_equation():
 
 
 @pytest.mark.exhaustive
-def test_several_teachers_are_the_mean_of_each_alone():
+def test_the_loss_of_several_teachers_is_the_mean():
     first, second = teacher(3), teacher(4)
     together = method(first, second)
     start = together.init(jax.random.key(0), LIKE)["student"]
@@ -85,7 +85,7 @@ def test_several_teachers_are_the_mean_of_each_alone():
     assert float(both["student"]["loss"]) == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
-def test_connectors_are_of_each_teacher():
+def test_each_teacher_has_its_own_connectors():
     together = replace(method(teacher(3), teacher(4)), objective=OBJECTIVES["fitnet"](stage=1))
     state = together.init(jax.random.key(0), LIKE)
     params = state["student"]["params"]
@@ -104,7 +104,7 @@ def test_a_teacher_may_compute_in_bfloat16():
     assert float(metrics["student"]["loss"]) != float(expected["student"]["loss"])
 
 
-def test_cached_logits_take_the_teachers_place():
+def test_cached_logits_replace_the_teacher():
     known = teacher(3)
     images, _ = batch()
     logits = logits_of(known.network, known.variables, images)
@@ -120,7 +120,7 @@ def test_cached_logits_take_the_teachers_place():
         step(cached)
 
 
-def test_one_executable_serves_any_teacher_of_a_network():
+def test_one_executable_works_for_every_teacher_with_the_same_network():
     """One compiled step, given the state of another teacher, uses that teacher and compiles nothing."""
     first = method(teacher(3))
     second = replace(first, teachers=(teacher(4),))
@@ -146,7 +146,7 @@ def test_one_executable_serves_any_teacher_of_a_network():
 
 
 @pytest.mark.exhaustive
-def test_the_objective_says_whether_the_student_alone_is_deployed():
+def test_the_objective_decides_whether_only_the_student_is_deployed():
     class Copies(OBJECTIVES["kd"]):
         def deployed(self, pair, student, own, teacher):
             return dict(student)  # not asked: only `deploys_student` counts
@@ -162,7 +162,7 @@ def test_the_objective_says_whether_the_student_alone_is_deployed():
     }
 
 
-def test_outputs_are_the_networks_own():
+def test_outputs_equal_those_of_the_network():
     network = TEACHER_NETWORK
     variables = teacher(3).variables
     images, _ = batch()
@@ -178,7 +178,7 @@ def test_outputs_are_the_networks_own():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found_statistics, statistics)
 
 
-def test_what_is_refused():
+def test_bad_arguments_are_refused():
     known = teacher(3)
     with pytest.raises(ValueError, match="no teacher: give at least one"):
         method()

@@ -43,7 +43,7 @@ def batch() -> tuple[jax.Array, jax.Array]:
         ((3,), [" ".join(STUDENT.names)], [3]),
     ],
 )
-def test_where_it_is_cut(stones, cuts, stone_of):
+def test_boundaries_of_the_student(stones, cuts, stone_of):
     local = method(stones=stones)
     modules = local.modules
     assert modules is local.modules  # computed once
@@ -52,7 +52,7 @@ def test_where_it_is_cut(stones, cuts, stone_of):
     assert [module.last for module in modules] == [False] * (len(cuts) - 1) + [True]
 
 
-def test_each_module_learns_by_its_own_plain_loss_alone():
+def test_each_module_learns_only_from_its_own_loss():
     """Whole networks, one module after the other: what each loss moves, and nothing else."""
     local = method(SMALL)
     state = local.init(jax.random.key(0), LIKE)
@@ -88,7 +88,7 @@ def test_each_module_learns_by_its_own_plain_loss_alone():
     jax.tree.map(np.testing.assert_array_equal, after["teacher"], before["teacher"])
 
 
-def test_the_student_is_the_network_it_was_cut_from():
+def test_logits_equal_those_of_the_whole_student():
     local = method(SMALL)
     state = local.init(jax.random.key(0), LIKE)
     images, _ = batch()
@@ -101,7 +101,7 @@ def test_the_student_is_the_network_it_was_cut_from():
 
 
 @pytest.mark.exhaustive
-def test_a_step_needs_less_memory_than_stones_all_at_once():
+def test_a_step_needs_less_memory_than_all_stones_at_once():
     """Of a student and teacher large enough to matter; the teacher counts in both."""
     from kd_local.distill import BlockKD, Distillation
 
@@ -116,7 +116,7 @@ def test_a_step_needs_less_memory_than_stones_all_at_once():
     assert peaks[0] < 0.8 * peaks[1]
 
 
-def test_what_is_refused():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"stones is \(5,\): use all, or numbers from 1 to 3"):
         method(stones=(5,))
     with pytest.raises(ValueError, match="alpha is -1.0"):

@@ -36,7 +36,7 @@ def through(remaining, entering: list[tuple[int, jax.Array]], batched: bool) -> 
 
 @pytest.mark.usually("stages2")
 @pytest.mark.parametrize("stages", [(1, 2, 3), (1, 3), (2, 2, 3), (2,)])
-def test_batched_is_one_by_one(stages):
+def test_batched_stones_equal_stones_one_by_one(stages):
     remaining = partial(remaining_blocks, TEACHER_NETWORK, TEACHER.variables)
     together, alone = (through(remaining, entering(*stages), batched) for batched in (True, False))
     assert len(together) == len(alone) == len(stages)
@@ -45,7 +45,7 @@ def test_batched_is_one_by_one(stages):
         assert not np.allclose(a[0], a[1], atol=1e-2)
 
 
-def test_a_batched_image_sees_no_other():
+def test_batched_images_do_not_affect_each_other():
     remaining = partial(remaining_blocks, TEACHER_NETWORK, TEACHER.variables)
     together = through(remaining, entering(1, 3), batched=True)
     changed = [(stage, x.at[0].add(1.0)) for stage, x in entering(1, 3)]

@@ -240,12 +240,12 @@ def no_training(monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
-def test_refused(arguments, message, tmp_path):
+def test_bad_input_is_refused(arguments, message, tmp_path):
     assert_refused(arguments, message, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("arguments", "message"), TEACHERS, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
-def test_teachers_that_are_refused(arguments, message, teacher_run, tmp_path):
+def test_bad_teachers_are_refused(arguments, message, teacher_run, tmp_path):
     arguments = [argument.format(teacher=teacher_run, empty=tmp_path) for argument in arguments]
     assert assert_refused(["--config.method=kd", *arguments], message, tmp_path / "run").count("\n") == 1
 
@@ -269,7 +269,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path):
     assert start(["--config.seed=1"], tmp_path)[0] == 0
 
 
-def test_what_does_not_change_a_step_may_change(tmp_path):
+def test_options_that_do_not_change_a_step_may_change(tmp_path):
     assert start([], tmp_path)[0] == 0
     assert start(["--config.mesh.data=2", "--config.steps=3", "--config.checkpoint.keep=1"], tmp_path)[0] == 0
 

@@ -5,7 +5,7 @@ import os
 from experiments.folders.compilation_cache import compilation_cache
 
 
-def test_rows_share_compiled_steps_where_the_user_has_not_chosen_otherwise(tmp_path, monkeypatch):
+def test_rows_share_compiled_steps_unless_the_user_has_set_a_cache(tmp_path, monkeypatch):
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         monkeypatch.delenv(name, raising=False)
     environment = compilation_cache(tmp_path)

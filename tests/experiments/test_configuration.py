@@ -30,6 +30,6 @@ def test_attributes_are_read_from_a_docstring():
     }
 
 
-def test_a_value_of_one_config_is_not_the_default_of_the_next():
+def test_a_change_of_a_config_does_not_change_the_default():
     default.get_config().teacher.cache = "/here"
     assert default.get_config().teacher.cache is None

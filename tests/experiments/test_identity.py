@@ -56,7 +56,7 @@ TEACHER = {"teachers": 1, "teachers.0.weights": "w", "teachers.0.file": "f", "te
         ({"data.data_dir": "/a"}, {"data.data_dir": "/b"}, [], [], ['data.data_dir: "/a" there, "/b" now']),
     ],
 )
-def test_facts_that_differ(there, now, refused, undecided, noted):
+def test_differences_of_facts(there, now, refused, undecided, noted):
     found = compare(of(there), of(now))
     assert (list(found.refused), list(found.undecided), list(found.noted)) == (refused, undecided, noted)
 
@@ -71,7 +71,7 @@ def test_a_teacher_may_move_if_its_digest_is_known():
 
 
 @pytest.mark.parametrize("schedule", ["constant", "piecewise", "contsup", "cosine", "linear"])
-def test_epochs_may_change_where_past_learning_rates_do_not(schedule):
+def test_epochs_may_change_if_past_learning_rates_stay(schedule):
     values = {"optimizer.schedule": schedule, "optimizer.warmup_epochs": 1}
     if schedule == "piecewise":
         values |= {"optimizer.milestones": (2, 4)}
@@ -83,7 +83,7 @@ def test_epochs_may_change_where_past_learning_rates_do_not(schedule):
     assert "optimizer.warmup_epochs: 1 there, 2 now" in other.refused
 
 
-def test_what_a_checkpoint_must_agree_with():
+def test_options_and_facts_that_a_checkpoint_must_agree_with():
     facts = IMAGES | TEACHER | {"jax": "0.10", "kd_local": "1", "data.data_dir": "/a"}
     binding = of(facts, seed=3, steps=7, **{"teacher.weights": "/a"}).binding
     assert binding == {
@@ -93,7 +93,7 @@ def test_what_a_checkpoint_must_agree_with():
     assert of({"images.files": "f"}).binding == {"images.files": "f"}
 
 
-def test_another_data_set_of_the_same_name_is_refused_and_so_is_a_grown_one(prepare, examples, tmp_path):  # noqa: F811
+def test_other_or_additional_images_of_a_data_set_are_refused(prepare, examples, tmp_path):  # noqa: F811
     found = {}
     for name, images in (("first", examples(20, SHAPE, 10)), ("second", examples(20, SHAPE, 5)), ("grown", None)):
         splits = {"train": images or examples(30, SHAPE, 10), "test": examples(10, SHAPE, 10)}
@@ -122,7 +122,7 @@ def test_another_data_set_of_the_same_name_is_refused_and_so_is_a_grown_one(prep
     assert note.startswith("data.data_dir: ")
 
 
-def test_a_folder_without_facts_is_completed_and_said_to_be(tmp_path):
+def test_a_folder_without_facts_gets_them_with_a_note(tmp_path):
     workdirs.claim(tmp_path, config())
     assert not (tmp_path / "identity.json").exists()
     (note,) = workdirs.claim(tmp_path, config(), IMAGES)
@@ -161,7 +161,7 @@ def test_an_exchanged_teacher_is_refused(teacher_run, tmp_path):
 
 
 @pytest.mark.parametrize(("limit", "far"), [({"epochs": 6}, True), ({"epochs": 3}, False), ({"steps": 12}, False)])
-def test_a_run_of_more_epochs_is_not_the_run_of_fewer(tmp_path, limit, far):
+def test_runs_of_different_epochs_differ(tmp_path, limit, far):
     constant = {"optimizer.schedule": "constant", "optimizer.warmup_epochs": 0}
     workdirs.claim(tmp_path, config(epochs=6, **constant))
     (tmp_path / "summary.json").write_text(json.dumps({"epochs": 6, "steps": 138}))

@@ -57,7 +57,7 @@ def test_options_set_the_method_of_distillation(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["contsup.imagenet", "contsup.vit"])
-def test_a_network_that_is_cut(file: str) -> None:
+def test_contsup_configs_cut_the_network(file: str) -> None:
     config = config_of(file)
     experiment = build(config)
     assert (experiment.modules, experiment.shape) == (config.local.modules, (224, 224, 3))
@@ -70,7 +70,7 @@ def test_a_network_that_is_cut(file: str) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("file", ["blockkd.imagenet", "blockkd.vit"])
-def test_a_network_that_is_taught(file: str) -> None:
+def test_block_kd_configs_have_a_student_and_a_teacher(file: str) -> None:
     config = config_of(file)
     experiment = build(config, fresh_teachers=True)
     assert (config.method, experiment.modules, experiment.shape) == ("block_kd", None, (224, 224, 3))
@@ -84,7 +84,7 @@ def test_a_network_that_is_taught(file: str) -> None:
 
 
 @pytest.mark.parametrize(("file", "options"), [*CUT.items(), *TAUGHT.items()])
-def test_without_an_option_it_is_the_first(file: str, options: tuple[str, ...]) -> None:
+def test_the_default_is_the_first_option(file: str, options: tuple[str, ...]) -> None:
     assert config_of(file).to_dict() == config_of(file, options[0]).to_dict()
 
 

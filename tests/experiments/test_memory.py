@@ -44,7 +44,7 @@ def test_rows_of_distillation():
     assert build_row(Row("kd"), config).blocks == {"student": described.network.names}
 
 
-def test_rows_differ_in_what_they_say_only():
+def test_configs_of_rows_differ_only_in_the_rows_keys():
     config = default.get_config()
     config.local.head = "0c1f"
     again = {m.remat for m in build_row(Row("contsup_remat", 3, "E"), config).method.cut_network.modules}
@@ -108,7 +108,7 @@ def test_options_of_the_step_change_the_measurement(key, value, tmp_path):
     assert divided < 0.7 * whole if key == "shard" else divided == whole
 
 
-def test_the_form_of_the_step_is_the_rows():
+def test_the_row_sets_the_form_of_the_step():
     base = default.get_config()
     base.mesh.shard = "state"
     assert build_row(Row("contsup_joined", 2, "R0"), base).options == StepOptions(form="joined", shard="state")
@@ -117,7 +117,7 @@ def test_the_form_of_the_step_is_the_rows():
 
 
 @pytest.mark.exhaustive
-def test_the_process_of_real_steps_takes_memory_as_training_does(monkeypatch, tmp_path):
+def test_real_steps_allocate_memory_as_in_training(monkeypatch, tmp_path):
     seen = []
 
     def observed(*_, environment, **__):

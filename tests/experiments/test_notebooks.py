@@ -9,7 +9,7 @@ from experiments.notebooks.__main__ import FOLDER, code_digest
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: Path(path).stem)
-def test_the_outputs_are_of_this_code(path):
+def test_stored_outputs_belong_to_the_present_code(path):
     notebook = nbformat.read(path, as_version=4)
     way_out = f"run python -m experiments.notebooks {path.stem}"
     assert notebook.metadata.get("code_digest") == code_digest(notebook), way_out

@@ -24,7 +24,7 @@ def peak(one) -> int:
     return footprint(experiment.method, experiment.shape, one.batch_size, target()).peak_bytes
 
 
-def test_a_config_that_says_everything_is_as_it_was(tmp_path):
+def test_a_config_without_measurements_is_unchanged(tmp_path):
     one = config()
     assert not left_to_measurement(one)
     assert planned(one, tmp_path) is one
@@ -32,7 +32,7 @@ def test_a_config_that_says_everything_is_as_it_was(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_balanced_is_found_once_and_kept(tmp_path, capsys):
+def test_balanced_boundaries_are_found_once_and_stored(tmp_path, capsys):
     one = config(modules=3, boundaries="balanced")
     found = planned(one, tmp_path)
     assert build(found).modules == 3

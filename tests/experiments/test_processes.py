@@ -25,7 +25,7 @@ class Others:
         return [text, *self.texts]
 
 
-def test_all_keys_that_differ_are_named_with_a_process_of_each_value(monkeypatch):
+def test_every_key_that_differs_is_named_with_its_values(monkeypatch):
     values = [{"a": 0.1, "b": [1], "jax": "0.10"}, {"a": 0.2, "jax": "0.12"}, {"a": 0.2, "b": [1], "jax": "0.10"}]
     others = Others(*map(json.dumps, values[1:]))
     monkeypatch.setattr(processes, "Barrier", others)
@@ -42,7 +42,7 @@ def test_equal_values_agree(monkeypatch):
     agree({"a": [0.1]}, seconds=1)
 
 
-def test_a_process_has_paths_of_its_own():
+def test_paths_may_differ_between_processes():
     one, other = get_config(), get_config()
     other.data.data_dir, other.data.workers, other.distributed.start_seconds, other.teacher.cache = "/b", 3, 9, "/c"
     assert shared_options(one) == shared_options(other)

@@ -35,7 +35,7 @@ def leave(rows: Rows, run: Run, workdir: Path, *, error: float, **changes) -> Pa
     return folder
 
 
-def test_a_run_is_done_when_its_config_is_this_one_and_it_went_all_the_way(tmp_path):
+def test_a_run_is_done_if_it_has_this_config_and_all_its_steps(tmp_path):
     rows, run = rows_of("contsup/table1"), Run("k=1", 0)
     folder = leave(rows, run, tmp_path, error=8)
     assert finished(folder, rows.config(run)) is not None
@@ -49,7 +49,7 @@ def test_a_run_is_done_when_its_config_is_this_one_and_it_went_all_the_way(tmp_p
     assert finished(short, rows.config(Run("k=1", 1))) is None
 
 
-def test_the_table_is_over_seeds_and_has_what_earlier_sweeps_left(tmp_path):
+def test_the_table_has_means_over_seeds_including_earlier_sweeps(tmp_path):
     rows = rows_of("contsup/table2")
     row, other, missing = rows.names[1:4]
     for seed, error in ((0, 8.0), (1, 9.0), (2, 10.0)):
@@ -167,7 +167,7 @@ def test_a_single_row_has_the_name_of_its_method():
 
 
 @pytest.mark.parametrize("overrides", [{"data.name": "digits"}, {"network.name": "resnet20"}])
-def test_published_errors_stand_beside_their_own_network_and_data_only(overrides):
+def test_published_errors_are_drawn_only_for_their_network_and_data(overrides):
     errors = {"k=16,context=R0": [16.0], "k=16,context=E": [11.0]}
     (axes,) = draw_errors(summaries("contsup/table1", errors, **overrides), title="table1").axes
     assert not [line for line in axes.lines if line.get_linestyle() == "--"]

@@ -67,7 +67,7 @@ def test_a_row_is_accepted_by_the_factory(name, row):
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
-def test_rows_are_all_there_and_each_once(name, count):
+def test_every_row_occurs_once(name, count):
     assert len(set(load(name).ROWS)) == len(load(name).ROWS) == count
 
 
@@ -116,7 +116,7 @@ def test_rows_are_selected_by_number_or_by_options(text, numbers):
     assert rows.select(text) == tuple(rows.names[number - 1] for number in numbers)
 
 
-def test_a_command_is_what_a_user_would_type():
+def test_the_command_of_a_row_by_hand():
     argv = ["sweep", "--config=x.py", "--config.epochs", "3", "--seeds=1", "--config.local.decoder", "--rows", "k=1",
             "-config.seed=4", "--noconfig.optimizer.nesterov", "--config.data.data_dir=a b"]  # fmt: skip
     arguments = overriding_arguments(argv, lambda name: name != "config.local.decoder")

@@ -23,7 +23,7 @@ STEPS, BATCH = 3, 8
 
 
 @pytest.mark.exhaustive
-def test_scanned_steps_are_those_of_training():
+def test_scanned_steps_equal_those_of_training():
     config = default.get_config()
     config.batch_size, config.local.modules = BATCH, 2
     experiment = build(config)

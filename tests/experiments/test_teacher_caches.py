@@ -46,13 +46,13 @@ def test_a_cache_is_refused_for_a_method_that_cannot_use_it(teacher_run, tmp_pat
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_folder_that_cannot_be_is_refused(teacher_run):
+def test_an_unusable_folder_is_refused(teacher_run):
     experiment = build(config(teacher_run, Path("/proc/nowhere")))
     with pytest.raises(ValueError, match=r"teacher.cache '/proc/nowhere' cannot be used: .*; use another folder"):
         caches(experiment, config(teacher_run, Path("/proc/nowhere")), experiment.read())
 
 
-def test_asked_to_stop_while_filling_it_says_so_and_goes_on(teacher_run, tmp_path, capsys):
+def test_a_signal_stops_filling_and_the_same_command_resumes(teacher_run, tmp_path, capsys):
     asked = config(teacher_run, tmp_path)
     experiment = build(asked)
     found = caches(experiment, asked, experiment.read())
@@ -78,13 +78,13 @@ def test_without_augmentation_a_row_is_an_image(teacher_run, tmp_path, capsys):
     assert "teacher0_logits: 3.7 KiB for 80 images and any number of epochs" in capsys.readouterr().out
 
 
-def test_no_cache_is_none(teacher_run):
+def test_without_teacher_cache_there_are_no_caches(teacher_run):
     experiment = build(config(teacher_run, None))
     assert not experiment.method.cached
     assert caches(experiment, config(teacher_run, None), experiment.read()) == {}
 
 
-def test_where_a_cache_lies_may_change_but_not_whether_there_is_one(teacher_run, tmp_path):
+def test_the_folder_of_a_cache_may_change_but_not_its_presence(teacher_run, tmp_path):
     one, other, none = (config(teacher_run, cache) for cache in (tmp_path / "one", tmp_path / "other", None))
     assert workdirs.default_workdir(one) == workdirs.default_workdir(other) != workdirs.default_workdir(none)
     workdirs.claim(tmp_path, one)

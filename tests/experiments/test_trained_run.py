@@ -37,7 +37,7 @@ def run(teacher_run, tmp_path):
     return make
 
 
-def test_the_normalisation_is_the_recorded_one_or_what_the_config_leads_to(run, teacher_run):
+def test_the_normalisation_is_recorded_or_follows_from_the_config(run, teacher_run):
     assert read_run(teacher_run).normalisation == USUAL
     folder = run(**{"data.mean": "0.9", "data.std": "0.1"})
     assert read_run(folder).normalisation == ((229.5,), (25.5,))
@@ -55,7 +55,7 @@ def test_a_damaged_config_is_named(run, text):
         read_run(folder)
 
 
-def test_a_normalisation_that_nothing_tells_is_refused(run):
+def test_an_unknown_normalisation_is_refused(run):
     with pytest.raises(ValueError, match="the normalisation of the images of .* is unknown: unknown dataset 'plants'"):
         read_run(run(**{"data.name": "plants"}))
 

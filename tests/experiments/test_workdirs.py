@@ -36,7 +36,7 @@ def record(folder: Path, one: ConfigDict, *, without: tuple[str, ...] = (), **ex
 LATER = ("step", "optimizer.accumulate", "mesh.shard", "local.answer")
 
 
-def test_a_folder_survives_keys_that_were_added_since(tmp_path):
+def test_a_folder_stays_valid_after_keys_were_added(tmp_path):
     folder = record(tmp_path / "run", config(seed=3), without=LATER)
     workdirs.claim(folder, config(seed=3))
     assert workdirs.belongs(folder, config(seed=3))
@@ -55,7 +55,7 @@ def test_a_default_folder_of_an_older_digest_is_found(tmp_path):
     assert workdirs.default_workdir(config(seed=1), tmp_path).name.startswith("contsup-resnet8-digits-k4-R1E-seed1-")
 
 
-def test_the_name_of_a_default_folder_does_not_depend_on_the_keys_there_are(tmp_path, monkeypatch):
+def test_the_name_of_a_default_folder_does_not_depend_on_added_keys(tmp_path, monkeypatch):
     name = workdirs.default_workdir(config(epochs=3), tmp_path)
     more = config().to_dict() | {"added": 7}
     monkeypatch.setattr(identity.default, "get_config", lambda: ConfigDict(more))
@@ -64,7 +64,7 @@ def test_the_name_of_a_default_folder_does_not_depend_on_the_keys_there_are(tmp_
 
 
 @pytest.mark.parametrize(("value", "same"), [(None, True), (3, False)])
-def test_a_key_that_is_unknown_now_binds_if_it_was_set(tmp_path, value, same):
+def test_an_unknown_recorded_key_binds_if_it_was_set(tmp_path, value, same):
     folder = record(tmp_path / "run", config(), gone=value)
     assert workdirs.belongs(folder, config()) is same
     if not same:
@@ -86,7 +86,7 @@ def test_a_key_that_is_unknown_now_binds_if_it_was_set(tmp_path, value, same):
         ({}, {"optimizer.learning_rate": 0.2}, False),
     ],
 )
-def test_what_binds(tmp_path, one, other, same):
+def test_options_that_bind(tmp_path, one, other, same):
     workdirs.claim(tmp_path, config(**one))
     assert workdirs.belongs(tmp_path, config(**other)) is same
     names = {workdirs.default_workdir(config(**values), tmp_path) for values in (one, other)}
@@ -121,7 +121,7 @@ EARLIER = {"momentum": 0.9, "nesterov": True, "warmup_rate": 0.01, "milestones":
         ),
     ],
 )
-def test_values_that_optimizer_and_schedule_choose(tmp_path, recorded, now, same):
+def test_recorded_values_that_optimizer_and_schedule_ignore(tmp_path, recorded, now, same):
     def of(values):
         return config(**{f"optimizer.{key}": value for key, value in values.items()})
 

@@ -52,7 +52,7 @@ def test_only_the_state_of_an_npz_is_read(tmp_path):
     assert list(read) == ["fc.weight"]
 
 
-def test_module_is_removed_if_all_names_start_with_it(tmp_path):
+def test_the_prefix_module_is_removed_if_all_names_have_it(tmp_path):
     both = saved(tmp_path / "a.npz", **{"module.a": WEIGHT, "module.b": WEIGHT})
     one = saved(tmp_path / "b.npz", **{"module.a": WEIGHT, "b": WEIGHT})
     assert list(read_state_dict(both)) == ["a", "b"]
@@ -79,7 +79,7 @@ def test_bad_files_are_refused(tmp_path):
         read_state_dict(saved(tmp_path / "b.npz", a=WEIGHT.astype(jnp.bfloat16)))
 
 
-def test_the_contents_count_not_the_suffix(tmp_path):
+def test_the_format_is_found_by_contents_not_by_suffix(tmp_path):
     path = saved(tmp_path / "a.npz", weight=WEIGHT).rename(tmp_path / "a.pth")
     np.testing.assert_array_equal(read_state_dict(path)["weight"], WEIGHT)
 

@@ -39,7 +39,7 @@ def test_the_only_network_is_found(saved):
         ({"ema": STATE, "epoch": 1}, "'ema' is read, a moving average"),
     ],
 )
-def test_a_choice_between_a_network_and_its_average_is_said(saved, note):
+def test_a_choice_between_a_network_and_its_average_is_reported(saved, note):
     found, notes = find_state(saved, is_array)
     assert list(found) == ["conv1.weight", "fc.bias"]
     assert notes[0].startswith(note)
@@ -96,5 +96,5 @@ def test_prefixes_and_additions_are_removed(names, plain):
         (("encoder_q.a", "encoder_k.a", "queue", "queue_ptr"), "'encoder_q.' is read, not 'encoder_k.'"),
     ],
 )
-def test_a_network_that_is_left_out_is_said(names, note):
+def test_a_network_that_is_left_out_is_reported(names, note):
     assert plain_names(of(*names)) == (of("a"), (note,))

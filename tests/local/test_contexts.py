@@ -71,7 +71,7 @@ def test_feature_encoder_by_hand():
     np.testing.assert_allclose(out, x.reshape(2, 4, 2, 4, 2, 5).mean((2, 4)), rtol=1e-4, atol=1e-5)
 
 
-def test_average_pooling_to_a_size_that_does_not_divide():
+def test_average_pooling_to_a_size_that_is_not_a_divisor():
     x = jnp.arange(25.0).reshape(1, 5, 5, 1)
     # The windows of torch.nn.functional.adaptive_avg_pool2d: rows and columns 0-1, 1-3, 3-4.
     expected = [[3.0, 4.5, 6.0], [10.5, 12.0, 13.5], [18.0, 19.5, 21.0]]

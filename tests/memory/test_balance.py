@@ -38,7 +38,7 @@ def peak(make, boundaries):
 @pytest.mark.usually("R0-3")
 @pytest.mark.parametrize(("context", "modules"), [("R0", 3), ("R1", 3)])
 @pytest.mark.exhaustive
-def test_no_cut_needs_less(context, modules):
+def test_balance_finds_the_cut_with_the_lowest_peak(context, modules):
     make = maker(context)
     peaks = {boundaries: peak(make, boundaries) for boundaries in every_cut(SMALL, modules)}
     found = balance(make, SMALL, modules=modules, **WHERE, records=KNOWN)
@@ -107,7 +107,7 @@ def test_estimates_count_what_is_carried_and_saved():
     assert features < remat < plain
 
 
-def test_estimates_know_the_state_of_all_modules():
+def test_estimates_include_the_state_of_all_modules():
     for context in ("R0", "R1E"):
         make = maker(context)
         for boundaries in every_cut(SMALL, 3)[::5]:
@@ -121,7 +121,7 @@ def footprint_state(method):
     return tree_bytes(state)
 
 
-def test_errors():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="compilations is -1: use 0, which keeps the cut of equal layers, or more"):
         balance(maker("R0"), SMALL, modules=3, **WHERE, compilations=-1)
     with pytest.raises(ValueError, match="6 modules for a network of 5 blocks: use 1 to 5"):

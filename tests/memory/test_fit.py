@@ -53,7 +53,7 @@ def test_the_smallest_number_of_modules_that_fits():
 
 
 @pytest.mark.exhaustive
-def test_rematerialised_before_it_is_cut_further(whole):
+def test_fit_rematerialises_before_it_adds_modules(whole):
     remat = lowest(1, True)
     assert remat < 0.9 * whole
     found = fitted(remat)
@@ -62,7 +62,7 @@ def test_rematerialised_before_it_is_cut_further(whole):
 
 
 @pytest.mark.exhaustive
-def test_end_to_end_if_it_fits(whole):
+def test_fit_chooses_end_to_end_if_it_fits(whole):
     found = fitted(2 * whole)
     assert (found.modules, found.boundaries, found.remat) == (1, (), False)
     assert 0.95 * whole < found.footprint.peak_bytes < 1.05 * whole
@@ -90,7 +90,7 @@ def test_a_budget_that_nothing_fits_is_refused_with_the_lowest_peak():
     assert order == sorted(order)
 
 
-def test_errors():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="the memory of target 'local' is not known: give a budget, such as"):
         fit(make, NETWORK, **{**WHERE, "target": replace(HERE, capacity=None)})
     with pytest.raises(ValueError, match="budget is 0 bytes: use 1 or more"):

@@ -36,7 +36,7 @@ def test_greedy_local_learning_in_sixteen_modules():
 
 
 @pytest.mark.exhaustive
-def test_modules_that_are_alike_share_executables_with_context_too():
+def test_equal_modules_share_executables_also_with_contexts():
     for context in ("R1", "R1E"):
         calls = plan_for(contsup(16, context, NETWORK), CIFAR, 8, HERE.mesh).calls
         assert len({call.signature for call in calls}) == 10
@@ -71,7 +71,7 @@ def test_every_part_of_the_peak_is_counted_once():
 
 
 @pytest.mark.exhaustive
-def test_a_state_that_is_divided_takes_less_of_each_device():
+def test_a_divided_state_needs_less_memory_per_device():
     """Counted as it lies on the devices, and as the compiler counts its arguments."""
     mesh, method = target("local", devices=4).mesh, contsup(2, "R0")
     state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
@@ -89,7 +89,7 @@ def test_a_state_that_is_divided_takes_less_of_each_device():
 
 
 @pytest.mark.exhaustive
-def test_devices_that_normalise_their_own_part_are_compiled_so():
+def test_footprints_compile_normalisation_per_device():
     known, four = CompilationRecords(), target("local", devices=4)
     footprint(contsup(2, "R0"), (8, 8, 3), 8, four, records=known)
     assert known.compiled == 2
@@ -138,7 +138,7 @@ def test_tensors_kept_for_a_later_piece_count_while_others_run():
 
 
 @pytest.mark.exhaustive
-def test_the_floor_is_the_most_that_state_carried_tensors_and_a_block_make():
+def test_the_floor_is_the_largest_sum_of_state_carried_tensors_and_a_block():
     method, batch = contsup(3, "R1"), 8
     found = footprint(method, CIFAR, batch, HERE)
     own = {"module00": 3, "module01": 10**6, "module02": 7}
@@ -174,6 +174,6 @@ def test_executables_are_kept_in_a_file(tmp_path):
     assert again.compiled == found.executables
 
 
-def test_a_batch_of_nothing_is_refused():
+def test_an_empty_batch_is_refused():
     with pytest.raises(ValueError, match="batch is 0: use 1 or more images"):
         footprint(contsup(3, "R0"), CIFAR, 0, HERE)

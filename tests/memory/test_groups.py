@@ -17,7 +17,7 @@ IMAGE, BATCH = (8, 8, 3), 8
 METHOD = ContSup(cut(tiny.network(10), 3, classes=10, context="R0"), optax.sgd(0.1))
 
 
-def test_a_group_takes_as_long_as_its_pieces_one_after_another():
+def test_the_time_of_a_group_is_the_sum_over_its_pieces():
     known, here = CompilationRecords(), target()
     (alone,) = group_footprints(METHOD, IMAGE, BATCH, here, records=known)
     assert alone.seconds is None  # how fast these devices are is not known
@@ -31,7 +31,7 @@ def test_a_group_takes_as_long_as_its_pieces_one_after_another():
         assert alone.seconds == pytest.approx(sum(expected) / 1e9)
 
 
-def test_each_group_takes_its_own_pieces():
+def test_each_group_runs_its_own_pieces():
     on = replace(target(), mesh=device_mesh(1, 2), flops_per_second=1e9, bytes_per_second=1e9)
     groups = group_footprints(METHOD, IMAGE, BATCH, on, options=StepOptions(placement=(0, 1, 1)))
     state = METHOD.init(jax.random.key(0), jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))

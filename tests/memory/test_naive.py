@@ -20,7 +20,7 @@ SHAPE = (8, 8, 1)
 
 
 @pytest.mark.exhaustive
-def test_its_step_is_that_of_separate_modules():
+def test_the_summed_step_equals_that_of_separate_modules():
     key, data_key = jax.random.split(jax.random.key(0))
     images = jax.random.normal(data_key, (8, *SHAPE))
     labels = jnp.arange(8) % 10
@@ -46,7 +46,7 @@ def test_its_step_is_that_of_separate_modules():
 
 
 @pytest.mark.exhaustive
-def test_it_is_one_executable_that_carries_nothing():
+def test_the_summed_step_is_one_executable_without_carried_tensors():
     found = footprint(SummedLosses(CUT, OPTIMIZER), SHAPE, 8, target())
     assert found.executables == len(found.pieces) == 1
     assert found.carried_bytes == 8 * 8 * 8 * 4 + 8 * 4  # the batch

@@ -33,14 +33,14 @@ def test_two_linear_layers():
     assert saved_bytes(objective, {"params": params}, shaped(4, 5)) == 4 * (4 * 5 + 4 * 7 + 4 * 7)
 
 
-def test_a_relu_keeps_a_mask_of_one_byte_each_and_no_zeros():
+def test_a_relu_saves_a_mask_of_one_byte_per_number():
     def objective(variables, x):
         return (nn.relu(x * variables["params"]) * 2.0).sum()
 
     assert saved_bytes(objective, {"params": shaped(4, 5)}, shaped(4, 5)) == 4 * 5 * (4 + 1)
 
 
-def test_what_is_saved_twice_counts_once():
+def test_an_array_saved_twice_counts_once():
     def objective(variables, x):
         return (x @ variables["params"]["a"] + x @ variables["params"]["b"]).sum()
 
@@ -139,7 +139,7 @@ def test_distillation():
     assert local["teacher"] == 0 < local["module02"] < local["module01"] < local["module00"] < block_kd["student"]
 
 
-def test_own_activations_are_what_convolutions_gave():
+def test_own_activations_are_the_outputs_of_convolutions():
     # A block has two convolutions, and where it makes the image smaller a third, the projection. Means and variances,
     # matrix products too, are small; the head's product is not needed again.
     own = own_activations(create("resnet8", classes=10), CIFAR, BATCH)
@@ -150,6 +150,6 @@ def test_own_activations_are_what_convolutions_gave():
     assert half == pytest.approx({name: size / 2 for name, size in expected.items()}, rel=0.02)
 
 
-def test_refused():
+def test_an_empty_batch_is_refused():
     with pytest.raises(ValueError, match="batch is 0: use 1 or more images"):
         saved_activations(contsup(3), CIFAR, 0)

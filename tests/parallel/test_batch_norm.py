@@ -62,7 +62,7 @@ def assert_equal(found, expected):
 @pytest.mark.usually("end_to_end")
 @pytest.mark.parametrize("name", METHODS)
 @jax.numpy_dtype_promotion("standard")
-def test_devices_do_what_one_does_part_by_part(name):
+def test_devices_normalise_like_one_device_part_by_part(name):
     method = METHODS[name]
     mesh = device_mesh(4) if name == "end_to_end" else device_mesh(4, 2)
     with jax.enable_x64(True):
@@ -74,13 +74,13 @@ def test_devices_do_what_one_does_part_by_part(name):
 
 
 @jax.numpy_dtype_promotion("standard")
-def test_a_batch_that_is_not_divided_is_taken_whole():
+def test_a_batch_that_is_not_divided_is_normalised_as_a_whole():
     method = METHODS["end_to_end"]
     with jax.enable_x64(True):
         assert_equal(on_devices(method, device_mesh(4), "device", 5), in_parts(method, 1, 5))
 
 
-def test_no_device_waits_for_another_to_normalise():
+def test_normalisation_per_device_needs_no_communication():
     """Of a layer's statistics only the running ones are told to other devices, and those wait for nothing."""
     collectives = {}
     for each in ("global", "device"):

@@ -34,20 +34,20 @@ def port() -> int:
         ({"start_seconds": 0}, "start_seconds is 0: use 1 or more"),
     ],
 )
-def test_what_cannot_be_started_is_refused_at_once(arguments, text):
+def test_bad_arguments_of_start_are_refused(arguments, text):
     with pytest.raises(ValueError) as raised:
         hosts.start(**{"heartbeat_seconds": 10, "start_seconds": 10, **arguments})
     assert str(raised.value).startswith(text)
 
 
-def test_a_coordinator_that_is_not_there(port):
+def test_a_missing_coordinator_is_an_error(port):
     started = time.monotonic()
     with pytest.raises(hosts.HostsError, match=f"^nothing listened at localhost:{port} for 1 s: start process 0 there"):
         hosts.start(f"localhost:{port}", 2, 1, heartbeat_seconds=10, start_seconds=1)
     assert 1 <= time.monotonic() - started < 5
 
 
-def test_a_port_that_is_taken(port):
+def test_a_port_in_use_is_an_error(port):
     text = rf"^process 0 cannot listen on port {port} \(Address already in use\): use another port"
     with socket.create_server(("", port)), pytest.raises(hosts.HostsError, match=text):
         hosts.start(f"localhost:{port}", 2, 0, heartbeat_seconds=10, start_seconds=1)
@@ -76,11 +76,11 @@ def chained(cause: Exception) -> Exception:
         (None, False),
     ],
 )
-def test_which_errors_come_of_a_loss(error, loss):
+def test_errors_caused_by_a_loss_are_recognised(error, loss):
     assert hosts.is_loss(error) is loss
 
 
-def test_alone_nothing_is_waited_for():
+def test_a_single_process_does_not_wait():
     assert hosts.is_first()
     barrier = Barrier("alone")
     assert barrier.wait("word", seconds=1) == ["word"]

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 from kd_local.parallel import all_devices, device_mesh, groups, on_every_device, over_the_batch
 
 
-def test_batches_are_divided_where_they_divide():
+def test_divisible_batches_are_divided():
     mesh = device_mesh(4)
     assert mesh.shape == {"data": 4}
     assert over_the_batch(mesh, 8).spec == PartitionSpec("data")
@@ -16,7 +16,7 @@ def test_batches_are_divided_where_they_divide():
 
 
 @pytest.mark.parametrize("data", [0, -1, 9])
-def test_devices_that_are_not_there(data):
+def test_more_devices_than_exist_are_refused(data):
     with pytest.raises(ValueError, match=f"a mesh of {data} devices .* but there are 8 .*: use 1 to 8, or on a CPU"):
         device_mesh(data, devices=jax.devices()[:8])
 
@@ -42,7 +42,7 @@ class Elsewhere:
         self.process_index = process_index
 
 
-def test_of_several_processes_each_has_its_share_of_every_group():
+def test_every_process_has_devices_in_every_group():
     devices: Any = [Elsewhere(process) for process in (0, 0, 0, 0, 1, 1, 1, 1)]
     with pytest.raises(ValueError, match="in 2 processes: use a multiple of 2 for data"):
         device_mesh(1, 2, devices)
@@ -50,7 +50,7 @@ def test_of_several_processes_each_has_its_share_of_every_group():
         device_mesh(4, 2, [*devices[:4], Elsewhere(0), *devices[4:7]])
 
 
-def test_groups_that_are_not_there():
+def test_more_groups_than_devices_are_refused():
     expected = (
         "a mesh of 4 devices on the data axis and 3 on the module axis, but there are 8 .*: use 8 or fewer in all"
     )

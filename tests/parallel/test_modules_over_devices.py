@@ -61,7 +61,7 @@ METHODS = {
 
 @pytest.mark.usually("R0")
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_over_groups_is_the_run_on_one_device(name, data):
+def test_groups_give_the_results_of_one_device(name, data):
     method = METHODS[name]()
     groups = len(method.programs())
     # 48 images in batches of 16: 3 steps an epoch.
@@ -77,7 +77,7 @@ def test_a_run_over_groups_is_the_run_on_one_device(name, data):
         assert losses(a.test) == pytest.approx(losses(b.test), rel=1e-6)
 
 
-def test_each_part_lives_where_it_is_trained(data):
+def test_each_part_is_on_the_devices_of_its_group(data):
     method = contsup("R0")
     result = train(method, data, epochs=1, batch_size=16, mesh=device_mesh(1, 3))
     devices = {
@@ -125,7 +125,7 @@ class StopAt:
 
 
 @pytest.mark.exhaustive
-def test_a_checkpoint_goes_on_with_another_number_of_groups(data, tmp_path):
+def test_a_run_resumes_with_another_number_of_groups(data, tmp_path):
     method = contsup("R1E")
     whole = train(method, data, epochs=3, batch_size=8)
     interruption = Interruption()
@@ -151,6 +151,6 @@ def test_a_checkpoint_goes_on_with_another_number_of_groups(data, tmp_path):
     assert resumed.records[0].train == whole.records[-len(resumed.records)].train
 
 
-def test_more_groups_than_modules():
+def test_more_groups_than_modules_are_refused():
     with pytest.raises(ValueError, match=r"^2 groups of devices for 1 pieces of a step: use 1 to 1 \(mesh.module\)"):
         check_step(EndToEnd(NETWORK, OPTIMIZER), device_mesh(1, 2), StepOptions())

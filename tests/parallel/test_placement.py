@@ -18,7 +18,7 @@ def slowest(costs, placement):
 
 
 @pytest.mark.parametrize("groups", range(1, len(COSTS) + 1))
-def test_the_slowest_group_is_as_fast_as_can_be(groups):
+def test_the_cost_of_the_most_expensive_group_is_minimal(groups):
     placement = balanced_placement(COSTS, groups)
     assert list(placement) == sorted(placement) and set(placement) == set(range(groups))
     # Every way to divide them.
@@ -36,7 +36,7 @@ def test_equal_pieces_are_divided_evenly():
     assert balanced_placement([9, 1, 1, 1, 1], 3) == (0, 1, 1, 2, 2)  # not only the slowest counts
 
 
-def test_numbers_out_of_range():
+def test_numbers_out_of_range_are_refused():
     with pytest.raises(
         ValueError, match=r"^5 groups of devices for 4 pieces of a step: use 1 to 4 \(mesh.module\), or"
     ):
@@ -63,7 +63,7 @@ def test_bytes_that_move_between_groups():
     assert transfers_between_groups(plan.calls, plan.placement) == expected
 
 
-def test_the_placement_is_by_multiply_adds_unless_given():
+def test_the_default_placement_balances_multiply_adds():
     method = ContSup(cut(resnet(8, classes=10), 4, classes=10, context="R0"), optax.sgd(0.1))
     images, labels = np.zeros((4, 8, 8, 3), np.float32), np.zeros(4, np.int32)
     plan = plan_step(method, images, labels, mesh=device_mesh(1, 2))

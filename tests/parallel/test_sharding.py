@@ -15,7 +15,7 @@ METHOD = ContSup(cut(resnet(8, classes=10), 2, classes=10, context="R1E"), optax
 IMAGE = (8, 8, 3)
 
 
-def test_the_longest_dimension_that_divides():
+def test_an_array_is_divided_along_its_longest_divisible_dimension():
     mesh = device_mesh(4)
     part = {
         "params": {"large": jnp.zeros((3, 64, 128)), "odd": jnp.zeros((65, 67))},
@@ -33,7 +33,7 @@ def test_the_longest_dimension_that_divides():
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("shard", ["optimizer", "state"])
-def test_it_takes_the_step_of_whole_copies_and_needs_less_of_each_device(shard):
+def test_a_divided_state_gives_the_same_step_with_less_memory(shard):
     mesh = device_mesh(4)
     random = np.random.default_rng(0)
     images, labels = random.standard_normal((8, *IMAGE)), np.arange(8, dtype=np.int32)

@@ -22,7 +22,7 @@ def batch(size=6):
     return jax.random.normal(KEY, (size, 8, 8, 3)), jnp.arange(size, dtype=jnp.int32)
 
 
-def test_joined_takes_the_step_that_separate_takes():
+def test_joined_and_separate_steps_are_equal():
     images, labels = batch()
     results = []
     for form in ("separate", "joined"):
@@ -65,7 +65,7 @@ class Independent:
         return {}
 
 
-def test_joined_starts_no_program_before_the_last_one_has_updated_its_part():
+def test_joined_programs_run_one_after_another():
     """Otherwise XLA may run forward passes of several modules first, with the activations of all of them in memory."""
     (call,) = plan_step(Independent(), *batch(), options=JOINED).calls
     jaxpr = jax.make_jaxpr(call.piece.run)(*call.arguments).jaxpr
@@ -89,7 +89,7 @@ def test_joined_starts_no_program_before_the_last_one_has_updated_its_part():
 
 
 @pytest.mark.exhaustive
-def test_another_batch_size_is_another_step():
+def test_another_batch_size_is_refused_and_can_be_compiled():
     images, labels = batch()
     step = compile_step(METHOD, images, labels)
     small = step.for_batch(2)

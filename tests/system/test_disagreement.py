@@ -25,7 +25,7 @@ def ended(*own: Sequence[str], workdir: Path) -> tuple[list[int], list[str], flo
     return [status for status, _, _ in ends], [err for _, _, err in ends], time.monotonic() - began
 
 
-def test_different_learning_rates_end_both_with_the_key(tmp_path: Path) -> None:
+def test_different_learning_rates_are_refused_by_both_processes(tmp_path: Path) -> None:
     rates = [[f"--config.optimizer.learning_rate={rate}"] for rate in (0.1, 0.2)]
     statuses, errors, seconds = ended(*rates, workdir=tmp_path / "run")
     assert statuses == [2, 2], errors
@@ -37,7 +37,9 @@ def test_different_learning_rates_end_both_with_the_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_different_images_end_both_and_so_does_a_missing_folder(prepare: Any, examples: Any, tmp_path: Path) -> None:
+def test_different_images_and_missing_folders_are_refused_by_both_processes(
+    prepare: Any, examples: Any, tmp_path: Path
+) -> None:
     options = []
     for name, count in (("a", 80), ("b", 81)):
         prepare("cifar10", train=examples(count, (32, 32, 3), 10), test=examples(20, (32, 32, 3), 10))

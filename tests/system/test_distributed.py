@@ -60,7 +60,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("lost", [0, 1])
-def test_one_is_killed_the_other_ends_and_the_run_goes_on_to_the_same_end(whole, tmp_path, lost):
+def test_a_killed_process_ends_the_other_and_the_run_resumes_with_the_same_result(whole, tmp_path, lost):
     processes = start_both(tmp_path)
     wait_for_checkpoint(tmp_path, processes)
     processes[lost].send_signal(signal.SIGKILL)
@@ -78,7 +78,7 @@ def test_one_is_killed_the_other_ends_and_the_run_goes_on_to_the_same_end(whole,
 
 
 @pytest.mark.exhaustive
-def test_asked_to_stop_both_save_and_one_process_goes_on_alone(whole, tmp_path):
+def test_a_signal_saves_both_processes_and_one_process_resumes_alone(whole, tmp_path):
     processes = start_both(tmp_path)
     wait_for_checkpoint(tmp_path, processes)
     processes[1].send_signal(signal.SIGTERM)  # the one that writes nothing

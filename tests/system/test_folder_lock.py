@@ -140,7 +140,7 @@ def test_a_holder_that_has_recorded_nothing_yet(tmp_path, row):
         lock_of(tmp_path).__enter__()
 
 
-def test_interrupted_while_waiting_it_is_not_held(tmp_path, row):
+def test_an_interrupted_wait_does_not_take_the_lock(tmp_path, row):
     record(tmp_path)
     with pytest.raises(Interrupted), lock_of(tmp_path, stopped=lambda: True):
         raise AssertionError("held")

@@ -104,7 +104,7 @@ def everywhere() -> None:
     say("end")
 
 
-def test_two_processes_compute_and_decide_as_one(port):
+def test_two_processes_compute_and_decide_together(port):
     ends = finish([start_program("everywhere", index, port) for index in range(2)])
     for index, (status, said, err) in enumerate(ends):
         assert status == 0, err
@@ -199,7 +199,7 @@ def test_a_process_that_aborts_for_its_own_reason_says_so(port, how):
     assert time.monotonic() - started < 40
 
 
-def test_a_process_that_waits_for_others_in_vain(port):
+def test_missing_processes_are_an_error(port):
     started = time.monotonic()
     (status, said, err) = finish([start_program("nothing", 0, port, 1)])[0]
     assert (status, said) == (1, [])
@@ -209,7 +209,7 @@ def test_a_process_that_waits_for_others_in_vain(port):
     assert time.monotonic() - started < 20
 
 
-def test_where_there_is_no_cluster(port):
+def test_a_missing_cluster_is_an_error(port):
     (status, said, _) = finish([start_program("no_cluster", 0, port)])[0]
     assert status == 0
     assert said == [
@@ -257,7 +257,7 @@ def free_ephemeral_port() -> int:
 
 
 @pytest.mark.parametrize("cluster", [slurm, open_mpi])
-def test_a_cluster_tells_who_is_who(cluster):
+def test_a_cluster_manager_gives_coordinator_and_index(cluster):
     port = free_ephemeral_port()
     programs = [start_program("cluster", index, port, **cluster(port, index)) for index in range(2)]
     ends = finish(programs)
@@ -319,7 +319,7 @@ def agreeing() -> None:
             return
 
 
-def test_what_one_wishes_all_do_after_the_same_step(port):
+def test_all_processes_carry_out_a_request_after_the_same_step(port):
     (first, ours, err), (second, theirs, _) = finish([start_program("agreeing", index, port) for index in range(2)])
     assert first == second == 0, err
     assert ours == theirs

@@ -11,7 +11,7 @@ pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("grain")
 
 
-def test_reports_a_table_and_a_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_program_prints_a_table_and_a_line_and_leaves_no_files(tmp_path: Path) -> None:
     arguments = ("--images=20", "--workers=0,1", "--size=64", "--batch=4")
     status, out, err = run("input_bench", *arguments, TMPDIR=str(tmp_path))
     assert (status, err) == (0, "")
@@ -26,7 +26,7 @@ def test_reports_a_table_and_a_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refuses() -> None:
+def test_bad_input_is_refused() -> None:
     commands = [
         (["--workers=two"], "error: --workers=two: use whole numbers from 0, separated by commas"),
         (["--images=0"], "error: --images=0: use 1 or more"),

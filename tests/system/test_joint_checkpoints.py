@@ -167,7 +167,7 @@ def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_two_processes_and_one_go_on_from_each_other(saved_by_two: Path, tmp_path: Path) -> None:
+def test_checkpoints_move_between_one_process_and_two(saved_by_two: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(saved_by_two, tmp_path / "copied")
     assert any("process_1" in name for name in files_of(directory / "3"))
     assert restore_joint(directory) == (3, [])
@@ -177,7 +177,7 @@ def test_two_processes_and_one_go_on_from_each_other(saved_by_two: Path, tmp_pat
     assert restore_joint(directory) == (5, [])
 
 
-def test_what_is_damaged_is_found_once_and_left_by_both(saved_by_two: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported_once_and_skipped_by_both(saved_by_two: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(saved_by_two, tmp_path / "copied")
     (damaged,) = (name for name in files_of(directory / "3") if name.endswith("ocdbt.process_1/manifest.ocdbt"))
     (directory / "3" / damaged).write_bytes(b"")
@@ -187,7 +187,7 @@ def test_what_is_damaged_is_found_once_and_left_by_both(saved_by_two: Path, tmp_
     assert sorted(path.name for path in directory.iterdir()) == ["2", "3", "3.damaged"]
 
 
-def test_what_fails_in_one_process_fails_in_both(tmp_path: Path) -> None:
+def test_an_error_in_one_process_is_raised_in_both(tmp_path: Path) -> None:
     full = f"the disk that holds {tmp_path} is full: checkpoint 2 could not be saved; checkpoint 1 is the last good one"
     older = (
         f"checkpoint 1 cannot be saved in {tmp_path}, which already has checkpoint 3: restore that checkpoint "
@@ -202,7 +202,7 @@ def test_what_fails_in_one_process_fails_in_both(tmp_path: Path) -> None:
     assert restore_joint(tmp_path) == (6, [])
 
 
-def test_a_directory_that_is_not_shared(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_shared_is_refused(tmp_path: Path) -> None:
     (first,), (second,) = said_by(start_both("opens", tmp_path))
     text = "it is not the same folder as in process 0: use a folder that all hosts share"
     assert first == [f"checkpoints cannot be kept in {tmp_path / '0'}: process 1: {text}"]

@@ -59,7 +59,7 @@ def measured(workdir: Path) -> int:
 
 
 @pytest.mark.exhaustive
-def test_stopped_and_gone_on(tmp_path):
+def test_the_same_command_resumes_a_stopped_table(tmp_path):
     workdir = tmp_path / "table"
     arguments = [*SMALL, "--modules=3,1", "--nomeasure"]
     process = start("memory", f"--workdir={workdir}", *arguments)
@@ -118,7 +118,7 @@ def test_stopped_and_gone_on(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_measured_with_and_without_distillation(tmp_path):
+def test_tables_with_and_without_distillation(tmp_path):
     arguments = [f"--workdir={tmp_path}", *SMALL, "--modules=1", TEACHER]
     status, out, err = run("memory", *arguments)
     assert status == 0, err
@@ -150,7 +150,7 @@ def test_measured_with_and_without_distillation(tmp_path):
     assert measured(tmp_path) == 8
 
 
-def test_two_at_once_in_a_folder(tmp_path):
+def test_a_folder_in_use_is_refused(tmp_path):
     workdir = tmp_path / "table"
     workdir.mkdir()
     with FolderLock(workdir, report=print, stopped=lambda: False):
@@ -162,13 +162,13 @@ def test_two_at_once_in_a_folder(tmp_path):
     assert not (workdir / "memory.jsonl").exists()
 
 
-def test_a_row_that_cannot_be_measured_says_why():
+def test_the_reason_is_shown_for_a_row_that_cannot_be_measured():
     environment = {**os.environ, "JAX_PLATFORMS": "nonsense"}
     with pytest.raises(ObservationError, match="nonsense"):
         observe(Row("end_to_end"), default.get_config(), devices=1, environment=environment)
 
 
-def test_refused(tmp_path):
+def test_bad_input_is_refused(tmp_path):
     workdir = tmp_path / "table"
     # The last value of a flag that is given twice counts.
     refused("memory", [([f"--workdir={workdir}", *arguments], message) for arguments, message in BAD_INPUT], NO_LIBTPU)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_it_runs(name, pictures, monkeypatch):
+def test_the_notebook_runs(name, pictures, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("NETWORKS", "resnet8")
     monkeypatch.setenv("BATCH", "32")

@@ -29,6 +29,6 @@ def test_modules_over_devices_are_measured(tmp_path):
     assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path):
+def test_bad_input_is_refused(tmp_path):
     message = "--module=2,x: use whole numbers from 1, separated by commas, such as --module=2,4"
     refused("pipeline", [([f"--workdir={tmp_path}", "--module=2,x"], message)])

@@ -9,7 +9,7 @@ from tests.support.processes import ROOT
 SHAPE = (32, 32, 3)
 
 
-def test_reads_in_silence_and_without_tensorflow(prepare: Any, examples: Any) -> None:
+def test_prepared_data_are_read_without_output_and_without_tensorflow(prepare: Any, examples: Any) -> None:
     data_dir = prepare("cifar100", train=examples(3, SHAPE, 100))
     code = (
         "import sys; from absl import logging; level = logging.get_absl_logger().level; "

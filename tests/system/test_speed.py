@@ -16,7 +16,7 @@ def test_steps_are_timed(tmp_path):
     assert "end_to_end scanned float32: compiled in" in str(said)
 
 
-def test_what_cannot_be_timed_is_refused(tmp_path):
+def test_bad_input_is_refused(tmp_path):
     folder = f"--workdir={tmp_path}"
     refused(
         "speed",

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 @pytest.mark.parametrize(("workers", "first"), [(1, 0), (2, 6)])
-def test_workers_and_the_step_it_starts_from_change_nothing(workers: int, first: int, prepared: PreparedSplit) -> None:
+def test_batches_do_not_depend_on_workers_and_the_first_step(workers: int, first: int, prepared: PreparedSplit) -> None:
     chosen = np.delete(np.arange(EXAMPLES), [3, 4, 17])
     # Four batches in an epoch: from 6 on it is the middle of the second.
     reference = steps_of(split_of(prepared, chosen=chosen), 0, 9)
@@ -37,7 +37,7 @@ def test_workers_and_the_step_it_starts_from_change_nothing(workers: int, first:
     assert_same_steps(steps, reference[first:])
 
 
-def test_workers_change_nothing_in_evaluation(prepared: PreparedSplit) -> None:
+def test_evaluation_batches_do_not_depend_on_workers(prepared: PreparedSplit) -> None:
     alone, workers = (split_of(prepared, workers=n, chosen=np.arange(2, EXAMPLES - 1)) for n in (0, 2))
     for one, other in zip(alone.evaluation_batches(8), workers.evaluation_batches(8), strict=True):
         assert all(map(np.array_equal, one, other))
@@ -120,14 +120,14 @@ def test_a_worker_killed_before_it_has_started_is_an_error(prepared: PreparedSpl
         next(batches)
 
 
-def test_batches_that_are_let_go_of_leave_nothing_behind(prepared: PreparedSplit) -> None:
+def test_deleted_batches_end_their_workers(prepared: PreparedSplit) -> None:
     batches = split_of(prepared, workers=2).training_batches(seed=0, batch_size=3)
     assert len(_workers(2)) == 2
     del batches
     assert multiprocessing.active_children() == []
 
 
-def test_workers_leave_the_accelerator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_do_not_use_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "no_such_accelerator")
 
     def seen(_: int) -> str:
@@ -174,7 +174,7 @@ def program(streamed_folder: Path, tmp_path: Path) -> Callable[..., subprocess.P
     return start
 
 
-def test_a_program_may_end_with_batches_in_hand_and_is_silent(program: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_program_that_ends_with_open_batches_prints_nothing(program: Callable[..., subprocess.Popen[str]]) -> None:
     running = program("end")
     assert running.communicate(timeout=120) == ("", "") and running.returncode == 0
 

@@ -34,7 +34,7 @@ def run_python(code: str, tmp_path: Path) -> str | None:
         ("import os; os.kill(os.getpid(), 6)", "killed by SIGABRT"),
     ],
 )
-def test_a_row_that_fails_is_told_by_its_last_error_line(code, error, tmp_path):
+def test_a_failed_row_is_reported_with_its_last_error_line(code, error, tmp_path):
     assert run_python(code, tmp_path) == error
 
 
@@ -87,7 +87,7 @@ def test_bad_input_is_refused_in_one_message():
     refused("sweep", BAD_INPUT)
 
 
-def test_commands_are_printed_one_a_line_and_nothing_is_run(tmp_path):
+def test_print_commands_prints_a_line_per_row_and_runs_nothing(tmp_path):
     arguments = [*TINY, "--rows=k=4", "--seeds=0,1", f"--workdir={tmp_path / 'sweep'}", "--print_commands"]
     status, out, err = sweep(arguments, tmp_path / "log")
     assert (status, err) == (0, "")
@@ -100,7 +100,7 @@ def test_commands_are_printed_one_a_line_and_nothing_is_run(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_sweep_leaves_table_and_picture_names_what_failed_and_skips_what_is_done(tmp_path):
+def test_a_sweep_writes_table_and_picture_reports_failures_and_skips_finished_runs(tmp_path):
     workdir = tmp_path / "sweep"
     # ResNet-8 has 5 blocks: no 16 modules.
     arguments = [*TINY, "--rows=1,5,2", f"--workdir={workdir}"]
@@ -130,7 +130,7 @@ LONG = [*SMALL, "--config.epochs=40", "--config.data.train_examples=192", "--row
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_stopped_or_killed_the_same_command_goes_on(tmp_path, number):
+def test_the_same_command_resumes_a_stopped_or_killed_sweep(tmp_path, number):
     workdir = tmp_path / "sweep"
     arguments = [*LONG, f"--workdir={workdir}"]
     process = start(arguments, tmp_path / "first")

@@ -22,7 +22,7 @@ def run(workdir: Path, teacher: Path, *more: str) -> tuple[str, dict]:
 
 
 @pytest.mark.exhaustive
-def test_the_program_gives_the_same_with_a_cache_and_fills_it_once(teacher_run, tmp_path):
+def test_a_cache_is_filled_once_and_does_not_change_the_results(teacher_run, tmp_path):
     cache = tmp_path / "cache"
     _, plain = run(tmp_path / "plain", teacher_run)
     out, cached = run(tmp_path / "cached", teacher_run, f"teacher.cache={cache}")
@@ -37,7 +37,7 @@ def test_the_program_gives_the_same_with_a_cache_and_fills_it_once(teacher_run, 
 
 
 @pytest.mark.exhaustive
-def test_of_two_processes_one_fills_it_and_both_read(teacher_run, tmp_path):
+def test_one_of_two_processes_fills_the_cache_and_both_read_it(teacher_run, tmp_path):
     cache = tmp_path / "cache"
     asked = ("mesh.data=2", "epochs=1", "optimizer.warmup_epochs=0", f"teacher.cache={cache}")
     flags = arguments(tmp_path / "two", teacher_run, *asked)

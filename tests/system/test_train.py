@@ -66,7 +66,7 @@ def assert_same(workdir: Path, reference: Path) -> None:
     assert records(workdir) == records(reference)
 
 
-def test_what_a_run_leaves(reference):
+def test_files_of_a_run(reference):
     summary = json.loads((reference / "summary.json").read_text())
     assert {
         k: summary[k] for k in ("method", "network", "dataset", "modules", "context", "seed", "epochs", "steps")
@@ -91,7 +91,7 @@ def test_what_a_run_leaves(reference):
 
 @pytest.mark.usually("2-0")
 @pytest.mark.parametrize(("times", "seed"), [(2, 0), (4, 1)])
-def test_killed_at_random_moments_it_ends_the_same(reference, tmp_path, times, seed):
+def test_a_run_killed_at_random_moments_ends_with_the_same_result(reference, tmp_path, times, seed):
     moments = random.Random(seed)
     kills = 0
     while kills < times:
@@ -114,7 +114,7 @@ def test_killed_at_random_moments_it_ends_the_same(reference, tmp_path, times, s
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_says_so_and_goes_on(reference, tmp_path, number):
+def test_a_signal_saves_the_run_and_the_same_command_resumes(reference, tmp_path, number):
     process = start(tmp_path, **{"checkpoint.seconds": 1000.0})
     wait_until(lambda: (tmp_path / "metrics.jsonl").exists() and records(tmp_path), [process])
     process.send_signal(number)
@@ -149,7 +149,7 @@ def test_a_misspelt_key_is_refused_by_the_program_itself(tmp_path):
     assert "nearest: optimizer.learning_rate" in err
 
 
-def test_a_finished_run_says_its_result_again(reference):
+def test_a_finished_run_shows_its_result_again(reference):
     before = (reference / "summary.json").read_text()
     status, out, err = finish(start(reference))
     assert status == 0, err

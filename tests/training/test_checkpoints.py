@@ -35,7 +35,7 @@ def copied(saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(saved, tmp_path / "copied")
 
 
-def test_comes_back_bit_by_bit_with_its_structure_and_places(copied: Path) -> None:
+def test_a_restored_tree_has_the_same_bits_structure_and_shardings(copied: Path) -> None:
     with Checkpoints(copied) as checkpoints:
         like = example_tree()
         restored = checkpoints.restore_latest(like)
@@ -64,7 +64,7 @@ def test_arrays_may_be_donated_right_after_a_save(tmp_path: Path) -> None:
 
 @pytest.mark.skipif("jax.device_count() < 8", reason="needs 8 devices")
 @pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec("data")])
-def test_moves_between_one_device_and_a_mesh(copied: Path, spec: PartitionSpec) -> None:
+def test_a_checkpoint_moves_between_one_device_and_a_mesh(copied: Path, spec: PartitionSpec) -> None:
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
 
     def on_mesh(leaf: jax.Array) -> NamedSharding:
@@ -88,14 +88,14 @@ def test_moves_between_one_device_and_a_mesh(copied: Path, spec: PartitionSpec) 
     assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(back[1]))
 
 
-def test_keeps_the_last_ones_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     save_all(tmp_path, 1, 2, 3, 10, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "3"]
     save_all(tmp_path, 11, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "11"]
 
 
-def test_leftovers_of_a_killed_process_go_away(copied: Path) -> None:
+def test_files_left_by_a_killed_process_are_deleted(copied: Path) -> None:
     shutil.copytree(copied / "8", copied / "9.orbax-checkpoint-tmp")
     save_all(copied, 12)
     assert sorted(path.name for path in copied.iterdir()) == ["12", "4", "8"]
@@ -130,7 +130,7 @@ def test_every_damaged_file_is_found_and_named(saved: Path, tmp_path: Path, how:
         assert restore(directory) == (4, [])
 
 
-def test_every_bit_of_the_manifest_counts(saved: Path, tmp_path: Path) -> None:
+def test_every_changed_bit_of_the_manifest_is_found(saved: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(saved, tmp_path / "copied")
     path = directory / "8" / MANIFEST
     whole = path.read_bytes()
@@ -171,7 +171,7 @@ def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(copied: Path) -> No
         assert restore(copied) == (8, [])
 
 
-def test_damaged_metadata_of_an_older_checkpoint_does_no_harm(copied: Path) -> None:
+def test_damaged_metadata_of_an_older_checkpoint_are_ignored(copied: Path) -> None:
     shutil.copytree(copied / "4", copied / "2")
     (copied / "2" / "_CHECKPOINT_METADATA").write_text('{"commit_timestamp_nsecs": 9e99}')
     (copied / "8" / MANIFEST).write_text("")
@@ -179,7 +179,7 @@ def test_damaged_metadata_of_an_older_checkpoint_does_no_harm(copied: Path) -> N
     assert step == 4 and len(reports) == 1
 
 
-def test_nothing_to_restore(tmp_path: Path) -> None:
+def test_an_empty_directory_restores_nothing(tmp_path: Path) -> None:
     assert restore(tmp_path / "new" / "directory") == (None, [])
 
 
@@ -217,7 +217,7 @@ def with_other_dtype(tree: PyTree) -> PyTree:
         (with_other_dtype, "step is int32[], expected float32[]"),
     ],
 )
-def test_another_tree_is_refused_by_name(copied: Path, change: Callable[[PyTree], PyTree], text: str) -> None:
+def test_a_tree_of_another_run_is_refused(copied: Path, change: Callable[[PyTree], PyTree], text: str) -> None:
     with Checkpoints(copied) as checkpoints, pytest.raises(CheckpointError) as raised:
         checkpoints.restore_latest(change(example_tree()))
     assert f"checkpoint 8 in {copied} " in str(raised.value) and text in str(raised.value)
@@ -243,7 +243,9 @@ TOO_LARGE = (
         (OSError(errno.EIO, "broken"), "checkpoint 8 could not be saved in {0}: [Errno 5] broken: '{0}/8/origin.json'"),
     ],
 )
-def test_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str) -> None:
+def test_errors_of_the_disk_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
+) -> None:
     def fail(*args: object) -> None:
         raise error
 
@@ -275,7 +277,9 @@ def test_orbax_is_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert not [record for record in caplog.records if record.name == "absl"]
 
 
-def test_what_ended_a_run_is_not_hidden_by_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_does_not_hide_the_error_that_ended_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: object) -> None:
         raise OSError(errno.EIO, "broken")
 
@@ -289,7 +293,7 @@ def test_what_ended_a_run_is_not_hidden_by_a_failed_save(tmp_path: Path, monkeyp
     assert report.startswith("checkpoint 1 could not be saved")
 
 
-def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(CheckpointError, match=f"checkpoints cannot be kept in {path}: "):

@@ -79,7 +79,7 @@ def test_devices_wait_from_the_end_of_their_work_to_the_next_batch():
     assert run(4, data=0.15, step=0.05) == pytest.approx(0.15 + 3 * 0.1)
 
 
-def test_other_work_of_the_host_is_no_wait_for_data():
+def test_other_work_of_the_host_does_not_count_as_waiting():
     assert run(3, data=0.0, step=0.0, other=0.1) == 0
     # Work that ends while the host is busy counts from the request for the next batch.
     assert run(3, data=0.3, step=0.05, other=0.1) == pytest.approx(3 * 0.3)

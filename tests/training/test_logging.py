@@ -135,7 +135,7 @@ def test_of_two_records_of_a_step_the_last_counts_and_all_are_in_order(tmp_path)
         ("local_distillation", "loss of each module 2.000 3.000 4.000\naccuracy 0.400"),
     ],
 )
-def test_the_bar_shows_the_losses_of_what_trains_and_the_deployed_accuracy(name, expected):
+def test_the_bar_shows_losses_of_trained_programs_and_the_deployed_accuracy(name, expected):
     method = METHODS[name]
     # As the loop does: sorted by name, so that a teacher's program comes last.
     shown = dict(sorted(metrics(method).items()))

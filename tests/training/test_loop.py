@@ -44,7 +44,7 @@ class Watch:
         self.epochs.append(record)
 
 
-def test_it_learns_and_tells_what_it_does(data):
+def test_it_learns_and_reports_every_step_and_epoch(data):
     watch = Watch()
     schedule = optax.constant_schedule(0.05)
     method = ContSup(cut(resnet(8, classes=4, widths=(4, 4, 8, 8)), 2, classes=4, context="E"), OPTIMIZER)
@@ -84,7 +84,7 @@ def equal(a, b):
 @pytest.mark.usually("4")
 @pytest.mark.parametrize("stop_at", [1, 4, 6])
 @pytest.mark.exhaustive
-def test_a_run_that_was_interrupted_ends_as_the_one_that_was_not(data, tmp_path, stop_at):
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(data, tmp_path, stop_at):
     whole = train(METHOD, data, epochs=3, batch_size=16, seed=3)
     interruption = Interruption()
     watch = Watch(stop_at, interruption)
@@ -105,7 +105,7 @@ def test_a_run_that_was_interrupted_ends_as_the_one_that_was_not(data, tmp_path,
     equal(whole.state, again.state)
 
 
-def test_seeds_and_steps(data):
+def test_the_seed_determines_the_state(data):
     one, same, other = (train(METHOD, data, epochs=1, steps=2, batch_size=16, seed=seed).state for seed in (1, 1, 2))
     equal(one, same)
     params = lambda state: state["module00"]["params"]["blocks"]["0"]["conv"]["conv"]["kernel"]
@@ -113,7 +113,7 @@ def test_seeds_and_steps(data):
 
 
 @pytest.mark.exhaustive
-def test_a_mesh_gives_what_one_device_gives(data):
+def test_a_mesh_gives_the_results_of_one_device(data):
     one = train(METHOD, data, epochs=2, batch_size=16)
     eight = train(METHOD, data, epochs=2, batch_size=16, mesh=device_mesh(8))
     for a, b in zip(one.records, eight.records, strict=True):
@@ -181,7 +181,7 @@ def test_a_method_may_read_the_epoch(data, mesh):
         assert [record.train[program]["loss"] for record in result.records] == [1, 2, 3]
 
 
-def test_the_epoch_is_measured(data):
+def test_the_footprint_counts_the_epoch(data):
     found = footprint(CountsEpochs(), (8, 8, 1), 16, target("local", devices=2))
     image, label, scalar = 8 * 8 * 8 * 4, 8 * 4, 4
     # The labels are carried although no program reads them.

@@ -75,7 +75,7 @@ def params_of(state):
 @pytest.mark.usually("end_to_end")
 @pytest.mark.parametrize("name", ["end_to_end", "contsup", "kd"])
 @jax.numpy_dtype_promotion("standard")
-def test_batches_accumulated_are_one_batch(name):
+def test_accumulated_batches_give_the_update_of_one_large_batch(name):
     with jax.enable_x64(True):
         whole, parts = (
             steps(methods(make_optimizer("sgd", halving, nesterov=False, accumulate=n))[name], [8 // n] * 2 * n)
@@ -92,7 +92,7 @@ def test_batches_accumulated_are_one_batch(name):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_by_hand(dtype):
+def test_accumulation_by_hand(dtype):
     """Epochs of three batches, two an update: means of 1 and -3, 5 alone, means of 2 and 4, -1 alone."""
     with jax.enable_x64(dtype == np.float64):
         optimizer = make_optimizer(
@@ -115,7 +115,7 @@ def test_by_hand(dtype):
 # Optax's own Adam mixes integers and floats.
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @jax.numpy_dtype_promotion("standard")
-def test_no_accumulation_is_the_optimizer_alone(name):
+def test_accumulation_keeps_the_optimizers_state_and_update(name):
     params = {"a": np.float32([1, 2]), "b": np.float32(3)}
     alone, once, thrice = (
         make_optimizer(name, halving, **given) for given in ({}, {"accumulate": 1}, {"accumulate": 3})
@@ -141,7 +141,7 @@ def convolutions(jaxpr, *, inside):
     return count
 
 
-def test_no_gradient_is_taken_inside_a_branch():
+def test_no_gradient_is_computed_inside_a_branch():
     method = methods(make_optimizer("sgd", halving, accumulate=2))["end_to_end"]
     (program,) = method.programs()
     state = method.init(jax.random.key(0), LIKE)
@@ -151,7 +151,7 @@ def test_no_gradient_is_taken_inside_a_branch():
     assert convolutions(jaxpr, inside=True) == 0
 
 
-def test_updates_and_batches():
+def test_updates_per_epoch_and_schedules_by_batches():
     assert [updates_per_epoch(7, n) for n in (1, 2, 3, 7)] == [7, 4, 3, 1]
     of_batch = by_batches(lambda update: update, batches_per_epoch=7, accumulate=3)
     assert [of_batch(batch) for batch in range(15)] == [0, 0, 0, 1, 1, 1, 2, 3, 3, 3, 4, 4, 4, 5, 6]
@@ -164,7 +164,7 @@ def test_updates_and_batches():
         ({"accumulate": 4, "batches_per_epoch": 3}, "accumulate is 4 for 3 batches: use 1 .* to 3, or smaller batches"),
     ],
 )
-def test_refused(arguments, message):
+def test_bad_accumulation_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_optimizer("sgd", halving, **arguments)
 
@@ -202,7 +202,7 @@ def whole(data):
     return run(data)
 
 
-def test_the_rate_recorded_is_that_of_the_update(whole):
+def test_the_recorded_rate_is_the_rate_of_the_update(whole):
     # The last updates of the epochs are numbers 1, 3 and 5 of six.
     expected = [0.3 * (1 - update / 6) for update in (1, 3, 5)]
     assert [record.learning_rate for record in whole.records] == pytest.approx(expected)
@@ -215,7 +215,7 @@ def test_the_rate_recorded_is_that_of_the_update(whole):
 @pytest.mark.exhaustive
 @pytest.mark.usually("1")
 @pytest.mark.parametrize("stop", [1, 4])
-def test_a_run_stopped_between_the_batches_of_an_update_goes_on_as_if_it_were_not(data, whole, tmp_path, stop):
+def test_a_run_stopped_within_an_update_resumes_with_the_same_result(data, whole, tmp_path, stop):
     with Checkpoints(tmp_path) as checkpoints:
         first = run(data, steps=stop, checkpoints=checkpoints)
     for part in first.state.values():

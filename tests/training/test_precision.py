@@ -45,7 +45,7 @@ def half(request, teacher):
 
 
 @pytest.mark.exhaustive
-def test_it_learns_as_in_float32(half, data, teacher):
+def test_bfloat16_learns_like_float32(half, data, teacher):
     name, low = half
     results = [train(each, data, epochs=6, batch_size=16) for each in (low, method(name, jnp.float32, teacher))]
     ours, plain = (result.records[-1].test.accuracy for result in results)
@@ -78,7 +78,7 @@ def each_program(low):
 
 
 @pytest.mark.exhaustive
-def test_what_is_handed_on_is_bfloat16_and_what_is_kept_float32(half):
+def test_tensors_between_programs_are_bfloat16_and_the_state_is_float32(half):
     name, low = half
     handed = {}
     for program, arguments, own, written, metrics in each_program(low):
@@ -101,7 +101,7 @@ def equations(jaxpr):
             yield from equations(sub)
 
 
-def test_losses_and_sums_are_taken_in_float32_and_convolutions_in_bfloat16(half):
+def test_losses_and_sums_are_float32_and_convolutions_are_bfloat16(half):
     _, low = half
     for program, arguments, *_ in each_program(low):
         seen = {}

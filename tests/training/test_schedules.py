@@ -10,7 +10,7 @@ def at(schedule, step):
     return float(schedule(np.int32(step)))
 
 
-def test_the_specifications_figures():
+def test_published_rates_of_contsup():
     schedule = make_schedule("contsup", 0.8, epochs=160, steps_per_epoch=49, warmup_epochs=10)
     for epoch, rate in [(1, 0.01), (5, 0.32523), (10, 0.71408), (11, 0.79071), (80, 0.4), (160, 0.0)]:
         for step in (49 * (epoch - 1), 49 * epoch - 1):
@@ -60,7 +60,7 @@ def test_arguments_that_would_be_ignored_are_refused(name, arguments, message):
         make_schedule(name, 0.1, epochs=9, steps_per_epoch=2, **arguments)
 
 
-def test_no_milestones_and_no_warmup_rate_are_accepted_for_any_schedule():
+def test_any_schedule_accepts_no_milestones_and_no_warmup_rate():
     make_schedule("cosine", 0.1, epochs=9, steps_per_epoch=2, milestones=(), warmup_rate=0.0)
 
 
@@ -83,7 +83,7 @@ def test_the_schedule_goes_through_an_optimizer():
     assert float(updates) == pytest.approx(-0.01)
 
 
-def test_sgd_is_pytorchs():
+def test_sgd_equals_that_of_pytorch():
     """Two steps of SGD with Nesterov momentum .9 and weight decay .1 by hand, as torch.optim.SGD computes them."""
     optimizer = make_optimizer("sgd", optax.constant_schedule(0.5), weight_decay=0.1)
     w, velocity = 2.0, 0.0

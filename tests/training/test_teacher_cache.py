@@ -64,7 +64,7 @@ def distillation(teachers, cached, objective="kd"):
         ("dist", PLAIN, 1, None, 1e-4),
     ],
 )
-def test_a_cached_run_is_the_run_without_a_cache(tmp_path, objective, augmentation, count, dtype, atol):
+def test_a_cache_does_not_change_a_run(tmp_path, objective, augmentation, count, dtype, atol):
     data = make_data(augmentation)
     teachers = tuple(make_teacher(i, dtype) for i in range(count))
     options = {"epochs": EPOCHS, "batch_size": BATCH, "seed": 3}
@@ -81,7 +81,7 @@ def test_a_cached_run_is_the_run_without_a_cache(tmp_path, objective, augmentati
 
 
 @pytest.mark.exhaustive
-def test_teachers_logits_matter_to_the_run(tmp_path):
+def test_other_cached_logits_change_a_run(tmp_path):
     """So that the comparison above can fail: with another teacher's logits the student becomes another."""
     data, teacher = make_data(VARIED), make_teacher()
     method, options = distillation((teacher,), True), {"epochs": EPOCHS, "batch_size": BATCH, "seed": 3}
@@ -94,7 +94,7 @@ def test_teachers_logits_matter_to_the_run(tmp_path):
     assert np.abs(head(right) - head(wrong)).max() > 1e-2
 
 
-def test_rows_are_the_logits_of_what_each_step_shows(tmp_path):
+def test_a_row_has_the_logits_of_its_steps_batch(tmp_path):
     cache, teacher = make_cache(tmp_path), make_teacher()
     cache.fill()
     rows = contents(cache)
@@ -117,7 +117,7 @@ def test_rows_are_the_logits_of_what_each_step_shows(tmp_path):
         assert np.abs(rows[step, :size] - unvaried).max() > 1e-3
 
 
-def test_without_augmentation_a_row_is_an_image_whatever_seed_and_batch(tmp_path):
+def test_without_augmentation_rows_do_not_depend_on_seed_and_batch_size(tmp_path):
     cache = make_cache(tmp_path, PLAIN)
     supply = cache.fill()
     teacher = make_teacher()
@@ -149,7 +149,7 @@ def forwards(monkeypatch):
 
 
 @pytest.mark.parametrize(("augmentation", "stop", "left"), [(VARIED, 2, 4), (PLAIN, 16, 2)], ids=["augmented", "plain"])
-def test_filling_goes_on_where_it_was_stopped(tmp_path, monkeypatch, augmentation, stop, left):
+def test_filling_resumes_after_a_stop(tmp_path, monkeypatch, augmentation, stop, left):
     whole, cache = (make_cache(tmp_path / name, augmentation) for name in ("whole", "stopped"))
     whole.fill()
     with pytest.raises(Stop):
@@ -168,7 +168,7 @@ def test_filling_goes_on_where_it_was_stopped(tmp_path, monkeypatch, augmentatio
     assert not seen
 
 
-def test_killed_between_a_row_and_its_checksum_or_inside_one(tmp_path):
+def test_a_row_that_a_kill_left_incomplete_is_computed_again(tmp_path):
     cache = make_cache(tmp_path)
     cache.fill()
     good = contents(cache)
@@ -201,7 +201,7 @@ def test_a_damaged_row_is_computed_again(tmp_path, monkeypatch):
     assert cache.path.read_bytes() == good
 
 
-def test_another_caches_file_under_this_name_counts_for_nothing(tmp_path):
+def test_rows_of_another_cache_are_not_used(tmp_path):
     theirs, ours = make_cache(tmp_path, teacher=make_teacher(1)), make_cache(tmp_path)
     theirs.fill()
     for suffix in (".npy", ".crc32.npy"):
@@ -214,7 +214,7 @@ def test_another_caches_file_under_this_name_counts_for_nothing(tmp_path):
     assert theirs.missing().tolist() == [0, 1]
 
 
-def test_all_that_rows_depend_on_is_in_the_name(tmp_path):
+def test_the_file_name_depends_on_everything_that_rows_depend_on(tmp_path):
     data = make_data(VARIED)
     other_image = from_arrays(
         (data.train.images ^ (np.arange(EXAMPLES) == 7).astype(np.uint8)[:, None, None, None], data.train.labels),
@@ -247,7 +247,7 @@ def test_all_that_rows_depend_on_is_in_the_name(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["jax_threefry_partitionable", "jax_default_matmul_precision"])
-def test_so_is_how_jax_draws_and_multiplies(tmp_path, flag):
+def test_the_file_name_depends_on_the_settings_of_jax(tmp_path, flag):
     before = make_cache(tmp_path).path
     value = getattr(jax.config, flag)
     jax.config.update(flag, "float32" if value is None else not value)
@@ -257,7 +257,7 @@ def test_so_is_how_jax_draws_and_multiplies(tmp_path, flag):
         jax.config.update(flag, value)
 
 
-def test_a_longer_run_adds_to_a_shorter_ones_file_and_a_shorter_one_reads_it(tmp_path, monkeypatch):
+def test_longer_and_shorter_runs_share_a_file(tmp_path, monkeypatch):
     short, long = make_cache(tmp_path / "a", steps=4), make_cache(tmp_path / "a", steps=11)
     whole = make_cache(tmp_path / "b", steps=11)
     whole.fill()
@@ -286,7 +286,7 @@ def test_the_size_is_known_before_anything_is_written(tmp_path, augmentation):
     assert json.loads(cache.path.with_suffix(".json").read_text())["platform"] == "cpu"
 
 
-def test_sizes_of_the_fields_protocol():
+def test_cache_sizes_of_the_usual_protocol():
     # CIFAR-100, 240 epochs of 782 batches of 64: 782 * 240 * (64 * 100 * 4 + 4) bytes, and two headers.
     protocol = {"examples": 50_000, "classes": 100, "batch_size": 64, "steps": 782 * 240}
     varied = cache_bytes(cache_shape(VARIED, **protocol))
@@ -297,7 +297,7 @@ def test_sizes_of_the_fields_protocol():
     assert shown_bytes(plain) == "19.3 MiB"
 
 
-def test_a_disk_without_room_is_told_before_anything_is_computed(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_anything_is_computed(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1500)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
     cache, seen = make_cache(tmp_path), forwards(monkeypatch)
@@ -308,7 +308,7 @@ def test_a_disk_without_room_is_told_before_anything_is_computed(tmp_path, monke
     assert not seen and not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_gets_full_is_told_and_what_is_there_stays(tmp_path, monkeypatch):
+def test_a_disk_that_becomes_full_is_reported_and_written_rows_remain(tmp_path, monkeypatch):
     cache, write = make_cache(tmp_path), checked_rows._write
 
     def full(file, offset, content):
@@ -338,7 +338,7 @@ def test_a_batch_that_was_not_cached_is_refused(tmp_path):
             train(method, cache.data, **options, extra={"teacher0_logits": supply})
 
 
-def test_a_mesh_fills_what_one_device_fills(tmp_path):
+def test_a_mesh_computes_the_rows_of_one_device(tmp_path):
     one, eight = make_cache(tmp_path / "1"), make_cache(tmp_path / "8", mesh=device_mesh(8))
     one.fill()
     eight.fill()
@@ -346,6 +346,6 @@ def test_a_mesh_fills_what_one_device_fills(tmp_path):
 
 
 @pytest.mark.parametrize("objective", [name for name, kind in OBJECTIVES.items() if kind.reads != "logits"])
-def test_what_reads_features_is_refused(objective):
+def test_objectives_on_features_are_refused(objective):
     with pytest.raises(ValueError, match=r"reads the teacher's features, and a cache has its logits only"):
         distillation((make_teacher(),), True, objective)

@@ -100,7 +100,7 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
     ],
     ids=["batched", "one by one", "fewer stones", "first stone", "ensemble learns"],
 )
-def test_the_gradient_is_that_of_the_plain_composition(objective):
+def test_the_gradient_equals_that_of_the_plain_composition(objective):
     distillation = method(objective)
     images, labels = batch()
     state = jax.tree.map(jnp.array, distillation.init(jax.random.key(0), LIKE))
@@ -131,13 +131,13 @@ def test_teacher_parameters_are_arguments_and_not_constants():
 
 
 @pytest.mark.parametrize("chosen", [(4,), (0,), (1, 2, 5)])
-def test_stones_that_the_networks_do_not_have(chosen):
+def test_stones_out_of_range_are_refused(chosen):
     with pytest.raises(ValueError, match=rf"stones is {re.escape(str(chosen))}: use all, or numbers from 1 to 3"):
         method(BlockKD(stones=chosen)).init(jax.random.key(0), LIKE)
 
 
 @pytest.mark.parametrize("chosen", ["some", "", "2,3", ()])
-def test_stones_that_are_not_numbers(chosen):
+def test_stones_that_are_not_numbers_are_refused(chosen):
     with pytest.raises(ValueError, match=rf"stones is {re.escape(repr(chosen))}: use all, or the numbers"):
         BlockKD(stones=chosen)
 
@@ -155,7 +155,7 @@ PAIRS = [
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("names", PAIRS, ids=lambda names: "-".join(names))
-def test_pairs_whatever_their_resolutions_and_widths(names):
+def test_pairs_of_any_resolutions_and_widths(names):
     """Shapes only: nothing is computed."""
     student, teacher = (create(name, classes=10) for name in names)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)

@@ -88,7 +88,7 @@ def test_z_is_set_once(training_batches, examples):
 
 
 @pytest.mark.parametrize(("negatives", "examples", "drawn"), [(16384, 11, 10), (3, 11, 3), (11, 11, 10)])
-def test_no_more_negatives_than_others(negatives, examples, drawn, training_batches, monkeypatch):
+def test_negatives_are_limited_by_the_training_set(negatives, examples, drawn, training_batches, monkeypatch):
     batch, objective = training_batches(), CRD(dim=4, negatives=negatives)
     shapes = []
     original = jax.random.randint
@@ -99,7 +99,7 @@ def test_no_more_negatives_than_others(negatives, examples, drawn, training_batc
     assert shapes == [(6, drawn)]
 
 
-def test_images_of_the_own_class_do_not_count(training_batches, examples):
+def test_images_of_the_same_class_are_not_counted(training_batches, examples):
     """With all images known to be of one class there are no negatives left, and p / (p + 1e-7) of the positives."""
     batch, objective = training_batches(), CRD(dim=4, temperature=1.0)
     variables = initialise(objective, batch, examples)

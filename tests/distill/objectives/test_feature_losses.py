@@ -49,7 +49,7 @@ def test_hint_by_hand():
     np.testing.assert_allclose(hint_loss(student, jnp.zeros_like(student)), 30 / 4)
 
 
-def test_fitnet_is_of_the_regressed_hint(training_batches, examples):
+def test_fitnet_compares_the_regressed_features(training_batches, examples):
     batch, objective = training_batches(dtype="float64"), OBJECTIVES["fitnet"](stage=3)
     variables = objective.init(jax.random.key(0), batch, examples=examples)
     _, metrics, batch_stats = objective.loss(variables, batch)
@@ -134,7 +134,7 @@ def test_vid_is_a_likelihood():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_vid_starts_at_the_variance_asked_for():
+def test_vid_starts_at_init_variance():
     student, teacher = jnp.asarray(STUDENT), jnp.zeros(TEACHER.shape)
     variables = Regressor(init_variance=5.0).init(jax.random.key(0), student, teacher, train=True)
     zeros = jax.tree.map(jnp.zeros_like, variables["params"])
@@ -176,7 +176,7 @@ def test_ofd_halves_earlier_stages(training_batches, examples):
 
 @pytest.mark.usually("at")
 @pytest.mark.parametrize("name", ["at", "nst"])
-def test_stages_are_added_up(name, training_batches):
+def test_losses_of_stages_are_summed(name, training_batches):
     batch = training_batches(dtype="float64")
     loss = {"at": attention_loss, "nst": nst_loss}[name]
     _, metrics, _ = OBJECTIVES[name]().loss({}, batch)

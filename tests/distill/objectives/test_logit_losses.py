@@ -55,7 +55,7 @@ def test_standardise_by_hand():
     np.testing.assert_allclose(standardise(jnp.arange(1.0, 6.0)[None]), expected[None], rtol=1e-14)
 
 
-def test_standardise_forgets_shift_and_scale():
+def test_standardise_removes_shift_and_scale():
     logits = jnp.asarray(STUDENT)
     np.testing.assert_allclose(standardise(7 * logits - 3), standardise(logits), rtol=1e-6)
     gradient = jax.grad(lambda x: (standardise(x) * logits).sum())(jnp.ones_like(logits))
@@ -87,7 +87,7 @@ def test_dkd_by_its_definition(alpha, beta):
     np.testing.assert_allclose(found, 16 * np.mean(each), rtol=1e-12)
 
 
-def test_dkd_of_the_right_weight_is_kd():
+def test_dkd_with_the_weight_of_equation_6_is_kd():
     """Eq. 6: KD = TCKD + (1 - the teacher's probability of the label) NCKD."""
     for i in range(len(LABELS)):
         row = slice(i, i + 1)
@@ -115,14 +115,14 @@ def test_correlations_by_their_definition():
     np.testing.assert_allclose(mlkd_loss(student, target, temperatures=(2.0,)), expected, rtol=1e-12)
 
 
-def test_mlkd_adds_temperatures_up():
+def test_mlkd_sums_over_temperatures():
     student, target = jnp.asarray(STUDENT), jnp.asarray(TARGET)
     each = [mlkd_loss(student, target, temperatures=(t,)) for t in (2.0, 3.0, 4.0, 5.0, 6.0)]
     np.testing.assert_allclose(mlkd_loss(student, target), sum(each), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("beta", "gamma", "temperature"), [(1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (2.0, 3.0, 4.0)])
-def test_dist_is_of_pearson_correlations(beta, gamma, temperature):
+def test_dist_by_pearson_correlations(beta, gamma, temperature):
     p, q = softmax(TARGET / temperature), softmax(STUDENT / temperature)
     between = 1 - np.mean([np.corrcoef(p[i], q[i])[0, 1] for i in range(4)])
     within = 1 - np.mean([np.corrcoef(p[:, j], q[:, j])[0, 1] for j in range(5)])
@@ -132,7 +132,7 @@ def test_dist_is_of_pearson_correlations(beta, gamma, temperature):
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_a_distance_is_that_of_its_objective(name, training_batches):
+def test_a_distance_equals_the_loss_of_its_objective(name, training_batches):
     batch = training_batches(dtype="float64")
     numbers = {"temperatures": (2.0,)} if name == "mlkd" else {"temperature": 2.0}
     _, metrics, _ = OBJECTIVES[name](**numbers, standardise=True).loss({}, batch)

@@ -61,7 +61,7 @@ def specification(tree):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_defaults_are_the_published_ones_and_primitive(name):
+def test_defaults_are_published_values_of_primitive_types(name):
     fields = {field.name: field.default for field in dataclasses.fields(OBJECTIVES[name])}
     assert fields == DEFAULTS[name]
     assert all(isinstance(value, float | int | bool | str | tuple) for value in fields.values())
@@ -95,7 +95,7 @@ def test_a_step(name, training_batches, examples):
 @pytest.mark.usually("shapes0-kd", "shapes0-fitnet", "shapes0-at", "shapes1-ofd", "shapes1-simkd")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shapes", [(VGG, ((8, 5), (8, 5), (4, 7), (2, 10))), (((8, 4), (4, 6), (3, 8)), VGG)])
-def test_networks_of_other_stages(name, shapes, training_batches, examples):
+def test_networks_with_different_stages(name, shapes, training_batches, examples):
     objective, batch = OBJECTIVES[name](), training_batches(*shapes)
     variables = initialise(objective, batch, examples)
     total, _, batch_stats, gradients = jax.eval_shape(partial(step, objective, batch), variables)
@@ -115,7 +115,7 @@ def test_a_batch_of_one(name, training_batches, examples):
 @pytest.mark.usually("0.0-kd", "0.0-at", "0.0-rkd", "0.0-crd", "0.0-pkt", "0.0-simkd", "0.0-dist", "None-kd")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [None, 0.0])
-def test_gradients_are_finite_where_all_are_the_same(name, value, training_batches, examples):
+def test_gradients_are_finite_for_equal_outputs(name, value, training_batches, examples):
     """With None the student's outputs are the teacher's; else all outputs are that number: distances are 0."""
     batch = training_batches(teacher=((8, 4), (8, 4), (4, 6), (2, 8)))
     if value is None:
@@ -227,7 +227,7 @@ def test_a_stem_alone_has_no_stages_to_pair(name, training_batches, examples):
         initialise(OBJECTIVES[name](), training_batches(((8, 4),)), examples)
 
 
-def test_a_hint_that_is_not_there(training_batches, examples):
+def test_a_hint_at_a_missing_stage_is_refused(training_batches, examples):
     with pytest.raises(ValueError, match="stage is 4: use a stage of the student that is paired .*: 0, 1, 2, 3"):
         initialise(OBJECTIVES["fitnet"](stage=4), training_batches(), examples)
     with pytest.raises(ValueError, match="stage 0: .* are 1, 2, 3, 4"):

@@ -12,7 +12,7 @@ from kd_local.distill.objectives.reviewkd import ABF, hcl_loss, resize_nearest
 from kd_local.models.layers import average_pool_to
 
 
-def test_hcl_of_a_single_place_is_the_squared_difference():
+def test_hcl_of_a_1x1_map_is_the_squared_difference():
     student, teacher = jnp.full((2, 1, 1, 3), 3.0), jnp.ones((2, 1, 1, 3))
     np.testing.assert_allclose(hcl_loss(student, teacher), 4.0)
 

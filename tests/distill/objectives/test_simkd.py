@@ -19,7 +19,7 @@ def initialise(objective, batch):
 
 
 @pytest.mark.parametrize(("student", "teacher"), SIZES)
-def test_the_projected_features_are_drawn_to_the_teachers(student, teacher, training_batches):
+def test_training_moves_the_projected_features_to_the_teachers(student, teacher, training_batches):
     batch, objective = training_batches(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD(ce_weight=0.5)
     variables = initialise(objective, batch)
     total, metrics, batch_stats = objective.loss(variables, batch)
@@ -45,7 +45,7 @@ def test_the_teachers_classifier_is_deployed(student, teacher, training_batches)
     np.testing.assert_allclose(objective.logits(variables, batch), expected, rtol=1e-5)
 
 
-def test_by_default_the_labels_do_not_count(training_batches):
+def test_the_default_loss_ignores_the_labels(training_batches):
     batch, objective = training_batches(), SimKD()
     total, metrics, _ = objective.loss(initialise(objective, batch), batch)
     assert total == metrics["distillation"]
@@ -58,7 +58,7 @@ def test_projector_has_three_convolutions():
     assert len(params) == 3
 
 
-def test_deployed_are_neither_the_students_classifier_nor_the_teachers_first_blocks(training_batches):
+def test_students_classifier_and_teachers_first_blocks_are_not_deployed(training_batches):
     batch = training_batches()
     student, teacher = (
         {name: {"w": name} for name in network.names} for network in (batch.pair.student, batch.pair.teacher)
