@@ -1,4 +1,4 @@
-"""Files that a killed process leaves whole, and JSON files whose contents are checked as they are read."""
+"""Writes files so that a killed process leaves no part of one, and checks the contents of JSON files."""
 
 import errno
 import json
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 class DamagedFileError(ValueError):
-    """The contents of a file are not what its name promises; the text names the file and a way out."""
+    """The contents of a file are not as expected. The message names the file and a way out."""
 
 
 def read_bytes(path: Path) -> bytes:
     """The contents of a file.
 
     Raises:
-        OSError: it cannot be read; `filename` is set.
+        OSError: the file cannot be read; `filename` is set.
     """
     try:
         with path.open("rb") as file:
@@ -33,7 +33,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def with_name(error: OSError, path: Path) -> OSError:
-    """The error with the file's name, which those of reading and writing lack."""
+    """The error with the file's name, which errors of reading and writing lack."""
     return OSError(error.errno, error.strerror, str(path))
 
 
@@ -41,12 +41,13 @@ def read_json(path: Path, hints: Mapping[str, Any], *, way_out: str) -> dict[str
     """The JSON object of a file.
 
     Args:
-        hints: the types of the keys that it must have, as in annotations.
-        way_out: what to do if it is damaged, for the message.
+        path: path of the file.
+        hints: the keys that the object must have, with the types of their values as in annotations.
+        way_out: the way out for the error's message.
 
     Raises:
-        DamagedFileError: it is not such an object.
-        OSError: it cannot be read.
+        DamagedFileError: the file is not such an object.
+        OSError: the file cannot be read.
     """
     try:
         values = _object(read_bytes(path))
@@ -60,12 +61,14 @@ def read_json(path: Path, hints: Mapping[str, Any], *, way_out: str) -> dict[str
 def read_json_lines(
     path: Path, parse: Callable[[dict[str, Any]], T], report: Callable[[str], None] = lambda text: None
 ) -> list[T]:
-    """What `parse` makes of the JSON objects in a file with one per line; empty if there is no file.
+    """The results of `parse` for the JSON objects in a file with one object per line; empty if there is no file.
 
-    A line is skipped if it holds no JSON object, or if `parse` raises KeyError, TypeError or ValueError. A process that
-    is killed while it appends leaves a line cut short.
+    A line is skipped if it is not a JSON object, or if `parse` raises KeyError, TypeError or ValueError. A process that
+    is killed while it appends leaves an incomplete line.
 
     Args:
+        path: path of the file.
+        parse: turns a JSON object into a result.
         report: called with a sentence about each line that is skipped.
 
     Raises:
@@ -104,7 +107,7 @@ def from_fields(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file atomically: readers see the old text or the new one, never a part."""
+    """Writes a text file atomically: readers see the old text or the new one, never a part."""
     content = text.encode()
     with replacing(path) as file:
         file.write(content)
@@ -112,16 +115,17 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` at the end, when it is on the disk; nothing changes after an error.
+    """A context manager with a new file, which replaces `path` at the end, once it is on the disk.
 
-    Its temporary name is new: it follows no link that somebody else has made. A link at `path` is replaced.
+    After an error nothing is replaced. The file's temporary name is new, so that no link of another user is followed. A
+    link at `path` is replaced.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        # Like `open`, with the permissions that the user's mask leaves.
+        # With the same permissions as a file from `open`.
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with open(descriptor, "w+b") as file:
             yield file
@@ -138,10 +142,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def append_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Append a line with a JSON object; after a line that was cut short it begins a new one.
+    """Appends a line with a JSON object. If the last line is incomplete, a new line is begun.
 
     Raises:
-        OSError: it cannot be written, or `path` is a link.
+        OSError: the file cannot be written, or `path` is a link.
     """
     line = json.dumps(values).encode() + b"\n"
     try:
@@ -157,10 +161,10 @@ def append_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk.
+    """Flushes a file, or the names in a folder, to the disk.
 
     Raises:
-        OSError: it is not there, or cannot be written.
+        OSError: the file or folder does not exist, or cannot be written.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -176,7 +180,7 @@ def _object(content: bytes) -> dict[str, Any]:
     """The JSON object of a text.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: the text is not a JSON object.
     """
     try:
         value = json.loads(content.decode())
@@ -196,7 +200,7 @@ def _check(values: Mapping[str, Any], key: str, hint: Any) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of an annotated type: a scalar's, `list[...]`, `tuple[..., ...]`, `dict` or a union."""
+    """True if a JSON value has an annotated type: a scalar's, `list[...]`, `tuple[..., ...]`, `dict` or a union."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, each) for each in inner)

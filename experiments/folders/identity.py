@@ -51,8 +51,8 @@ class Identity:
 
     Attributes:
         options: see `options`.
-        facts: of images (`images.train`), teachers (`teachers.0.weights`) and versions (`jax`), as JSON has them. A
-            fact that is not known is left out.
+        facts: facts about images (`images.train`), teachers (`teachers.0.weights`) and versions (`jax`), as JSON
+            values. Unknown facts are left out.
     """
 
     options: Mapping[str, Any]
@@ -62,12 +62,12 @@ class Identity:
     def binding(self) -> dict[str, Any]:
         """The options and facts that a checkpoint must agree with.
 
-        These facts are few and remain the same in later versions: digests and numbers. The others follow from options.
+        These facts are digests and numbers, which are the same in later versions. All other facts follow from options.
         """
         free = {"epochs"} if _extendable(self.options) else set()
         facts = {key: self.facts[key] for key in ("images.train", "images.classes", "teachers") if key in self.facts}
         for pair in _digests(self.facts):
-            # The content, or its files where it is not known.
+            # The digest of the content or, if it is not known, that of the files.
             facts |= {key: self.facts[key] for key in [key for key in pair if key in self.facts][:1]}
         if _teachers_known(self.facts, self.facts):
             free.add(_PATHS)

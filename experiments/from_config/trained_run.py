@@ -107,11 +107,11 @@ def as_trained(run: TrainedRun, data: Data) -> Data:
 
 
 def other_images(run: TrainedRun, data: Data) -> str | None:
-    """A sentence if the images of a run have changed since; None if they have not, or are not compared."""
+    """A sentence if the images of a run have changed since; None if they have not changed or cannot be compared."""
     recorded, found = run.facts.get("images.content"), content_digest(data)
     if data.name != run.config.data.name or None in (recorded, found) or recorded == found:
         return None
-    return f"{data.name} has other images now than in the run in {run.folder}: the result is of those of now"
+    return f"{data.name} has other images than in the run in {run.folder}: the result is for the present images"
 
 
 def given_keys(config: ConfigDict, overrides: Collection[str]) -> frozenset[str]:

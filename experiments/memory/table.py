@@ -87,7 +87,7 @@ def write(records: Mapping[Row, RowFigures], workdir: Path, *, title: str) -> No
 
 
 def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict[Row, RowFigures]:
-    """The records of these rows in a folder of an earlier start; what is damaged or of another version is left out."""
+    """The records of these rows from an earlier start. Damaged records and those of another version are left out."""
     found = {}
     for record in read_json_lines(workdir / LINES, partial(from_fields, RowFigures)):
         row = Row(record.method, record.modules, record.context)

@@ -1,4 +1,4 @@
-"""Data sets from arrays."""
+"""Makes data sets from arrays."""
 
 import math
 
@@ -41,7 +41,7 @@ def from_arrays(
     if (test is None) != (test_examples > 0):
         raise ValueError(
             f"test_examples is {test_examples} and test is {'not ' if test is None else ''}given: give the images for "
-            "testing, or test=None and the number to hold out of train"
+            "testing, or test=None and the number of training images to hold out"
         )
     whole = _checked("train", *train)
     given = None if test is None else _checked("test", *test)

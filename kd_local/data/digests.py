@@ -30,9 +30,9 @@ def content_digest(data: Data) -> str | None:
 def files_digest(folder: Path) -> str:
     """A digest of the files of a prepared data set, a folder that `prepared.find` returned.
 
-    It covers the version, the sizes of the splits and of their shards in examples and bytes, the features, and the name
-    and size of each file of examples. It covers the bytes of these files if they have at most `WHOLE_BYTES` together. A
-    larger set with another content in files of the same sizes has the same digest.
+    The digest covers the version, the sizes of the splits and of their shards in examples and bytes, the features, and
+    the name and size of each file of examples. It also covers the bytes of these files if they have at most
+    `WHOLE_BYTES` together. Larger sets with different contents in files of equal sizes have equal digests.
 
     Raises:
         OSError: a file cannot be read.
@@ -52,7 +52,7 @@ def files_digest(folder: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """A digest of the bytes of a file. It is computed once for each size and time of change.
+    """A digest of the bytes of a file, cached until the file's size or time of change differs.
 
     Raises:
         OSError: the file cannot be read.

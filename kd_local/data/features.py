@@ -1,4 +1,4 @@
-"""The features of a prepared data set: which one holds the images, and which one the labels."""
+"""Finds the features of a prepared data set that hold the images and the labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class FeatureKeys:
     """The names of two features of a prepared data set.
 
     Attributes:
-        image: of the images: an `Image`, or a `Tensor` [h, w, c] that is held in memory.
-        label: of the labels: a `ClassLabel`.
+        image: name of the feature of the images: an `Image`, or a `Tensor` [h, w, c] that is held in memory.
+        label: name of the feature of the labels: a `ClassLabel`.
     """
 
     image: str = "image"
@@ -31,7 +31,7 @@ def image_feature(features: Mapping[str, Any], key: str) -> Any:
     """The feature of the images.
 
     Raises:
-        ValueError: there is no feature of that name, or it holds no images of 8 or 16 bits with the channels last.
+        ValueError: no feature has this name, or the feature has no images of 8 or 16 bits with the channels last.
     """
     feature = _of_name(features, key, "image_key")
     image = is_encoded(feature) or (
@@ -51,28 +51,28 @@ def label_feature(features: Mapping[str, Any], key: str) -> Any:
     """The feature of the labels.
 
     Raises:
-        ValueError: there is no feature of that name, or it is no `ClassLabel` that states its number of classes.
+        ValueError: no feature has this name, or the feature is not a `ClassLabel` with a number of classes.
     """
     feature = _of_name(features, key, "label_key")
     if _kind(feature) != "ClassLabel" or not feature.num_classes:
         raise ValueError(
             f"label_key {key!r} names {_described(feature)}: labels are read from a ClassLabel with its number of "
-            f"classes; the features are {_listed(features)}. Name another one, prepare the set with a ClassLabel, or "
-            "use from_arrays"
+            f"classes; the features are {_listed(features)}. Name another feature, prepare the set with a ClassLabel, "
+            "or use from_arrays"
         )
     return feature
 
 
 def is_encoded(feature: Any) -> bool:
-    """Whether a feature holds encoded images."""
+    """True if a feature holds encoded images."""
     return _kind(feature) in ("Image", "LabeledImage")
 
 
 def pixels_of(feature: Any, stored: Any) -> UInt8[np.ndarray, "h w c"]:
-    """The pixels of what a record stores for the feature of the images.
+    """The pixels of an image, from the value that a record has for the feature of the images.
 
     Raises:
-        Exception: it is not an image.
+        Exception: the value is not an image.
     """
     if is_encoded(feature):
         return decode(stored, feature.shape[-1])
@@ -91,7 +91,7 @@ def _listed(features: Mapping[str, Any]) -> str:
 
 
 def _described(feature: Any) -> str:
-    """Such as `ClassLabel of 10 classes`, `Scalar of int64` or `Sequence of ClassLabel of 10 classes`."""
+    """A text such as `ClassLabel of 10 classes`, `Scalar of int64` or `Sequence of ClassLabel of 10 classes`."""
     kind = _kind(feature)
     if kind == "ClassLabel":
         return f"{kind} of {feature.num_classes} classes" if feature.num_classes else f"{kind} without classes"

@@ -1,4 +1,4 @@
-"""Pixels of 8 bits with the channels last: from images of 16 bits, and from encoded images."""
+"""Converts images of 16 bits and encoded images to pixels of 8 bits with the channels last."""
 
 import io
 
@@ -24,7 +24,7 @@ def rgb(image: Image.Image) -> Image.Image:
     """The image in RGB. Grey levels of 16 bits are scaled, see `eight_bits`. Pillow reads 16-bit colours as 8 bits.
 
     Raises:
-        ValueError: its pixels are integers of 32 bits or floats.
+        ValueError: the pixels are integers of 32 bits or floats.
     """
     image = _scaled(image)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -33,8 +33,8 @@ def rgb(image: Image.Image) -> Image.Image:
 def decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
     """The pixels of an encoded image.
 
-    Three channels are those of `rgb`. Colours of a palette are looked up. Another image keeps its channels, which may
-    differ from `channels`.
+    For 3 channels the result is RGB, see `rgb`. The colours of a palette are looked up. Any other image keeps its
+    channels, whose number may differ from `channels`.
 
     Raises:
         ValueError: see `rgb`.
@@ -49,7 +49,7 @@ def decode(encoded: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
 
 
 def check_channels_last(shape: tuple[int, ...], what: str = "images") -> None:
-    """Refuses a shape `[..., h, w, c]` that is evidently `[..., c, h, w]`: c is not 1 to 4, but h is 1, 3 or 4.
+    """Checks that a shape is `[..., h, w, c]`. It is taken for `[..., c, h, w]` if c is not 1 to 4, but h is 1, 3 or 4.
 
     Raises:
         ValueError: the channels come first.

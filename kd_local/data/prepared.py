@@ -110,7 +110,7 @@ class Contents:
         shape: height, width and channels of the images; None for a side that differs between images.
         classes: number of classes; labels are from 0 to `classes - 1`.
         examples: number of examples of each split.
-        encoded: whether the images are encoded; otherwise they are arrays, which can only be held in memory.
+        encoded: True if the images are encoded. Otherwise they are arrays, which can only be held in memory.
     """
 
     shape: tuple[int | None, ...]
@@ -149,7 +149,7 @@ def _open(folder: Path, keys: FeatureKeys) -> tuple[Any, Contents]:
 
 def not_streamed(key: str) -> str:
     """The reason why images that are arrays are not streamed."""
-    return f"its feature {key!r} is a Tensor, which is only read into memory: prepare the set with an Image"
+    return f"its feature {key!r} is a Tensor, which cannot be streamed: prepare the set with an Image"
 
 
 class PreparedSplit:

@@ -152,7 +152,7 @@ def look_up(
 
 
 def _no_other_features(name: str, keys: FeatureKeys) -> ValueError:
-    """The error for names of features that cannot be looked up."""
+    """The error for names of features of a data set that has none, or is not prepared."""
     key, value = next((f"{field}_key", value) for field, value in vars(keys).items() if value != field)
     if name == INCLUDED:
         return ValueError(f"{key} {value!r}: {name} is part of the package, leave {key} out")
@@ -160,8 +160,7 @@ def _no_other_features(name: str, keys: FeatureKeys) -> ValueError:
 
 
 def _with_numbers(name: str, spec: DatasetSpec, folder: Path, keys: FeatureKeys) -> DatasetSpec:
-    """The specification with the numbers of examples that the folder has. Labels that are named by `keys` have their
-    own number of classes."""
+    """The specification with the folder's numbers of examples, and with the classes of the labels that `keys` names."""
     contents = prepared.contents(folder, keys)
     if keys.label != USUAL_KEYS.label:
         spec = replace(spec, classes=contents.classes)

@@ -46,7 +46,7 @@ def describe(
     check_limits(spec.train, train_examples, validation_examples, test_examples)
     if not test_examples and spec.test_split is None:
         raise ValueError(
-            f"{name} has the split train, and none for testing: hold out some of its {spec.train} examples with "
+            f"{name} has the split train, but no split for testing: hold out some of its {spec.train} examples with "
             f"test_examples, such as test_examples={max(spec.train // 5, 1)}"
         )
     left = spec.train - validation_examples - test_examples
@@ -98,8 +98,8 @@ def load(
             own test split; by default none.
         image_key: name of the feature that holds the images: an `Image` of uint8 or uint16, or a small `Tensor`.
         label_key: name of the feature that holds the labels, a `ClassLabel`.
-        augment: False for no random crops or flips. Images of a `StreamedSplit` are then resized and cropped to their
-            centre in training too.
+        augment: if False, there are no random crops and flips, and in training too the images of a `StreamedSplit` are
+            resized and cropped to their centre.
 
     Raises:
         ValueError: an unknown name or feature, features that are no images or labels, a `data_dir` for `digits`, an

@@ -208,14 +208,14 @@ def check_limits(available: int, train_examples: int | None, validation_examples
 
 
 def _left(available: int, taken: Mapping[str, int]) -> str:
-    """Such as `40 training examples (50 minus 10 for validation)`."""
+    """A text such as `40 training examples (50 minus 10 for validation)`."""
     parts = " and ".join(f"{number} for {purpose}" for purpose, number in taken.items() if number)
     left = available - sum(taken.values())
     return f"{left} training examples" + (f" ({available} minus {parts})" if parts else "")
 
 
 class Choice(NamedTuple):
-    """Indices of training, validation and test examples in one split, each in rising order; none is in two of them."""
+    """Indices of training, validation and test examples in one split, each in rising order and without overlap."""
 
     train: Int64[np.ndarray, " train"]
     validation: Int64[np.ndarray, " validation"]
@@ -228,8 +228,8 @@ def choose_examples(
     """Chooses training, validation and test examples of a split by their labels.
 
     Each choice has the class proportions of `labels`, up to one or two examples of each class. A larger choice
-    contains every smaller one. The test examples depend on their number only, the validation examples also on
-    that of the test examples. The numbers must pass `check_limits`.
+    contains every smaller one. The test examples depend only on their number; the validation examples depend also on
+    the number of test examples. The numbers must pass `check_limits`.
     """
     # Each class is spread evenly over 0 to 1, in a fixed random order. In the order of these places, any sequence of
     # consecutive examples has the class proportions of the whole.

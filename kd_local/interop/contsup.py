@@ -8,7 +8,7 @@ The authors' names, for the boundary after block B of stage S (the stem is 0, 0)
     cont_sup_node.encoder_K.encoder.N                                            the image encoder after it
     cont_sup_node.resencoder_K_R.encoder.N                                       the feature encoders after it
 
-R numbers the feature encoders: 0 reads the most recent features. N is the index in an `nn.Sequential`.
+R is the number of a feature encoder; number 0 reads the most recent features. N is the index in an `nn.Sequential`.
 
 Reference: github.com/Tab-ct/ContSup, the code of Yu et al. (arXiv 2312.07636).
 """

@@ -55,8 +55,8 @@ _LAYOUTS: dict[Kind, tuple[_Layout, ...]] = {
 class Layer:
     """A layer's name in PyTorch, such as `layer1.0.conv1`, its path in a collection of our variables, and its kind.
 
-    Tensors of a layer that the variables do not have are ignored. So a convolution with or without bias, and a block
-    with or without a projection, have the same description.
+    Tensors of a layer that the variables lack are ignored, so that convolutions with and without bias, and blocks with
+    and without a projection, have the same description.
     """
 
     name: str
@@ -141,7 +141,7 @@ def read_all(
 
     Raises:
         ValueError: see `read_layers` and `refuse_others`. The error names the first array that does not fit, in the
-            order of the layers. An unexpected array has its place after its predecessor in `arrays`.
+            order of the layers. An unexpected array counts as the successor of the array before it in `arrays`.
     """
     tensors = _tensors(layers, shapes)
     place = {tensor.name: index for index, tensor in enumerate(tensors)}
@@ -193,7 +193,7 @@ def write_layers(
     if flat:
         path = min(flat)
         raise ValueError(
-            f"{'/'.join(path)} of shape {np.shape(flat[path])} is unexpected: give the variables of this network only"
+            f"{'/'.join(path)} of shape {np.shape(flat[path])} is unexpected: give only the variables of this network"
         )
     return arrays
 

@@ -1,4 +1,4 @@
-"""Looks into the pickles of PyTorch's files without unpickling them."""
+"""Inspects the pickles in PyTorch's files without unpickling them."""
 
 import pickletools
 import zipfile
@@ -25,25 +25,29 @@ _UNPICKLED = frozenset(
     {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
     | {f"builtins.{kind}" for kind in ("set", "complex", "bytearray")}
 )
-"""What PyTorch's restricted unpickler creates besides tensors."""
+"""The types and functions that PyTorch's restricted unpickler allows besides tensors."""
 
 
 def is_harmless(name: str) -> bool:
-    """Whether objects of this type are skipped, or read as plain containers: settings and results that programs save
-    beside a network."""
+    """True if objects of this type are skipped or read as plain containers.
+
+    They are settings and results that programs save next to a network.
+    """
     return (
         name in _SETTINGS or name in _DICTIONARIES or name == "collections.deque" or name.rpartition(".")[0] in _NUMPY
     )
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a type or function is neither PyTorch's, nor harmless, nor read by its restricted unpickler."""
+    """True if a type or function is not PyTorch's, not harmless, and not allowed by the restricted unpickler."""
     return name.partition(".")[0] != "torch" and name not in _UNPICKLED and not is_harmless(name)
 
 
 def placeholder(name: str) -> type:
-    """A type that takes the place of a harmless one: its objects are plain containers, or ignore what they are made of.
-    The type itself is not imported."""
+    """A type that replaces a harmless type, which is not imported.
+
+    Its objects are plain containers, or ignore the values that they are created from.
+    """
     module, _, last = name.rpartition(".")
     kind = _Dictionary if name in _DICTIONARIES else _List if name == "collections.deque" else _Ignored
     return type(last, (kind,), {"__module__": module, "__qualname__": last})
@@ -95,7 +99,7 @@ def _globals_of(stream: IO[bytes], pickles: int) -> tuple[tuple[str, ...], int]:
             elif isinstance(argument, str):
                 words = [words[1], argument]
     except ValueError:
-        pass  # the rest is damaged
+        pass  # the rest of the pickle is damaged
     return tuple(names), protocol
 
 
@@ -111,7 +115,7 @@ def _operations(stream: IO[bytes], pickles: int) -> Iterator[tuple[str, Any]]:
 
 
 def is_older_format(path: Path) -> bool:
-    """Whether a file that starts as a pickle is of torch.save's older format."""
+    """True if a file that starts like a pickle has torch.save's older format."""
     with path.open("rb") as stream:
         try:
             return any(argument == MAGIC for _, argument in _operations(stream, 1))

@@ -1,4 +1,4 @@
-"""Reads .safetensors files: the length of a JSON header, the header, and the tensors' bytes.
+"""Reads .safetensors files, which consist of the length of a JSON header, the header, and the tensors' bytes.
 
 Reference: github.com/huggingface/safetensors, "Format".
 """
@@ -19,7 +19,7 @@ _LENGTH = 8
 
 
 def is_safetensors(start: bytes) -> bool:
-    """Whether a file that starts with these bytes (9 or more) may be of this format."""
+    """True if a file that starts with these bytes (9 or more) may have this format."""
     return start[_LENGTH : _LENGTH + 1] == b"{" and int.from_bytes(start[:_LENGTH], "little") < 2**27
 
 
@@ -27,7 +27,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .safetensors file by name, with their dtypes.
 
     Raises:
-        ValueError: the file is not of this format, is cut short, or has a dtype unknown to numpy.
+        ValueError: the file has another format, is incomplete, or has a dtype unknown to numpy.
     """
     content = path.read_bytes()
     end = _LENGTH + int.from_bytes(content[:_LENGTH], "little")

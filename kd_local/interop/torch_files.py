@@ -1,8 +1,8 @@
 """Reads weights from files of PyTorch, .npz and .safetensors files, without executing their contents.
 
-The format is that of the contents, not that of the suffix. Files of PyTorch are pickles. They are read only with
-PyTorch's restricted unpickler, which creates tensors and plain containers, and is safe from PyTorch 2.6 on. Settings
-and results beside the tensors are skipped if their types are of a short list (in `pickles.py`), and refused otherwise.
+The format is recognised by the contents, not by the suffix. Files of PyTorch are pickles. They are read only with
+PyTorch's restricted unpickler, which creates only tensors and plain containers, and is safe since PyTorch 2.6. Settings
+and results next to the tensors are skipped if their types are in a short list (in `pickles.py`), and refused otherwise.
 """
 
 import importlib
@@ -26,7 +26,7 @@ _TO_NPZ = (
     f"d = next((d[k] for k in {(*WRAPPERS, *AVERAGES)} if isinstance(d.get(k), dict)), d); "
     "numpy.savez({target!r}, **{{k: v.detach().float().numpy() for k, v in d.items() if torch.is_tensor(v)}})"
 )
-# Contents that people take for weights: how the file starts, and its name.
+# Contents that are mistaken for weights: the first bytes of the file, and a description.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a pointer of Git LFS: fetch the file with git lfs pull"),
     (b"<", "a web page: download the file itself"),
@@ -39,12 +39,12 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
 def read_state_dict(path: str | Path, *, report: Callable[[str], None] | None = None) -> dict[str, np.ndarray]:
     """The tensors of a file as numpy arrays by their names in PyTorch, in its layouts and with their dtypes.
 
-    The network in a checkpoint is found, and prefixes of its names are removed, as `kd_local.interop.wrappers` says. If
-    an .npz file has names that start with `state/`, only those are read, without `state/`.
+    The network in a checkpoint is found, and prefixes of its names are removed: see `kd_local.interop.wrappers`. If an
+    .npz file has names that start with `state/`, only those arrays are read, without `state/`.
 
     Args:
-        path: an .npz or .safetensors file, for which numpy suffices, or a file of `torch.save`; with any suffix.
-        report: gets a sentence if the file has several networks, of which one is read.
+        path: an .npz or .safetensors file, for which numpy suffices, or a file of `torch.save`, with any suffix.
+        report: called with a sentence if the file has several networks and one of them is read.
 
     Raises:
         ValueError: the file does not exist, has another format, is damaged, has no tensors or several networks, has
@@ -70,7 +70,7 @@ Found = tuple[dict[str, np.ndarray], tuple[str, ...]]
 
 
 def _reader(path: Path, start: bytes) -> Callable[[Path], Found]:
-    """The function that reads a file whose contents start like this."""
+    """The function that reads a file whose first bytes are `start`."""
     if start.startswith(b"PK\x03\x04"):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -118,7 +118,7 @@ def _read_safetensors(path: Path) -> Found:
 
 
 def _read_npz(path: Path) -> Found:
-    # For damaged files numpy and zipfile raise many kinds of exceptions.
+    # numpy and zipfile raise many kinds of exceptions for damaged files.
     try:
         with np.load(path, allow_pickle=False) as file:
             names = {name: name for name in file.files}
@@ -146,7 +146,7 @@ def _read_torch(path: Path) -> Found:
     skipped = [placeholder(name) for name in names if is_harmless(name)]
     try:
         with torch.serialization.safe_globals(skipped), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle's protocol
+            warnings.simplefilter("ignore")  # a warning about the pickle's protocol
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise _unread(path, names, protocol, error) from error

@@ -18,8 +18,8 @@ AVERAGES: tuple[str, ...] = (
     "state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "model_ema_state_dict", "net_ema", "params_ema", "ema"
 )  # fmt: skip
 _ADDED = ("total_ops", "total_params", "n_averaged")
-# What may be beside the names with a prefix. Names that begin with a text of the first tuple are left out, those that
-# begin with a text of the second are kept: the last layer beside a backbone.
+# Names that may occur next to names with a prefix: those that begin with a text of the first tuple are left out, those
+# that begin with a text of the second tuple (the last layer next to a backbone) are kept.
 _PREFIXES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "module.": ((), ()),
     "_orig_mod.": ((), ()),
@@ -31,14 +31,14 @@ _PREFIXES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def find_state(saved: Any, is_array: Callable[[Any], bool]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The arrays of a network by their names, from the contents of a file; and what the reader should know.
+    """The arrays of a network by their names, from the contents of a file.
 
     Args:
         saved: nested dictionaries, as a training program saves them.
-        is_array: whether a value is an array.
+        is_array: returns True if a value is an array.
 
     Returns:
-        `(arrays, notes)`: the arrays, with names as in the file, and a sentence for each choice between networks.
+        `(arrays, notes)`: the arrays with their names in the file, and a sentence for each choice between networks.
 
     Raises:
         ValueError: there are no arrays by name, or several networks.
@@ -47,14 +47,14 @@ def find_state(saved: Any, is_array: Callable[[Any], bool]) -> tuple[dict[str, A
     if not found:
         inside = f"entries {', '.join(map(repr, saved))}" if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(
-            f"has no tensors by name but {inside}: save a network's state_dict(), alone or as the entry "
+            f"has no named tensors, only {inside}: save a network's state_dict(), alone or as the entry "
             f"{WRAPPERS[0]!r} or {WRAPPERS[1]!r}"
         )
     averages = [place for place in found if not set(place).isdisjoint(AVERAGES)]
     own = [place for place in found if place not in averages] or averages
     if len(own) > 1:
         raise ValueError(
-            f"holds several networks, {', '.join(repr('.'.join(place)) for place in own)}: save the one to read alone, "
+            f"holds several networks, {', '.join(repr('.'.join(place)) for place in own)}: save one of them alone, "
             "torch.save(network.state_dict(), PATH)"
         )
     notes: tuple[str, ...] = ()
@@ -68,8 +68,10 @@ def find_state(saved: Any, is_array: Callable[[Any], bool]) -> tuple[dict[str, A
 def _candidates(
     saved: Any, is_array: Callable[[Any], bool], place: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """The dictionaries of arrays with text for names, each with its place in the file. Where there are wrappers, only
-    these are looked into: beside them are optimizers, results and settings."""
+    """Yields the dictionaries of named arrays, each with its path in the file.
+
+    If a dictionary has wrappers, only these are searched: its other entries are optimizers, results and settings.
+    """
     if not isinstance(saved, Mapping):
         return
     inner = {name: tuple(_candidates(value, is_array, (*place, name))) for name, value in saved.items()
@@ -77,7 +79,7 @@ def _candidates(
     inner = {name: candidates for name, candidates in inner.items() if candidates}
     wrappers = [name for name in inner if name in WRAPPERS or name in AVERAGES]
     own = [name for name, value in saved.items() if isinstance(name, str) and is_array(value)]
-    # Without a dot, arrays beside other dictionaries of arrays are results, such as the best accuracy.
+    # Arrays next to other dictionaries of arrays, and without a dot in their names, are results such as an accuracy.
     if own and not wrappers and (not inner or any("." in name for name in own)):
         yield place, saved
         return
@@ -88,10 +90,10 @@ def _candidates(
 def plain_names(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], tuple[str, ...]]:
     """The arrays by the names of their layers, without prefixes of wrapping modules and without additions.
 
-    A prefix is removed where all names have it, or all but those that its programs write beside it.
+    A prefix is removed if all names have it, except names that the programs with this prefix write next to it.
 
     Returns:
-        `(arrays, notes)`: a sentence for each network that is left out.
+        `(arrays, notes)`: the arrays, and a sentence for each network that is left out.
     """
     arrays = {name: x for name, x in arrays.items() if name.rpartition(".")[2] not in _ADDED}
     notes: tuple[str, ...] = ()
@@ -114,7 +116,7 @@ def plain_names(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], tuple[st
 
 
 def _prefix(names: Mapping[str, Any]) -> str | None:
-    """The prefix that the names have, or None."""
+    """The prefix of the names; None if they have none."""
     for prefix, beside in _PREFIXES.items():
         others = (*beside[0], *beside[1])
         without = [name for name in names if not name.startswith(prefix)]

@@ -11,7 +11,7 @@
     MobileNetV2            conv1.{0,1}, blocks.G.B.conv.{0,1, 3,4, 6,7}, conv2.{0,1}, classifier.0
         torchvision's      features.B.conv.{0.0,0.1, 1.0,1.1, 2,3}, features.18.{0,1}, classifier.1
 
-Stages S and blocks B are those of our names, except for MobileNets. These number all blocks in one sequence
+Stages S and blocks B are the same as in our names, except for MobileNets: their names number all blocks in one sequence
 (torchvision from 1, the stem is 0), or within groups G of equal width. The code base of a file is detected from its
 names.
 

@@ -28,8 +28,8 @@ _warn = logging.getLogger(__name__).warning
 class Log:
     """Writes a record of each epoch and of some steps.
 
-    A run that resumes drops the records after the step from which it resumes, and writes them anew. It also drops lines
-    that are damaged.
+    When a run resumes, the records after the step from which it resumes are deleted and written again. Damaged lines
+    are deleted too.
 
     Args:
         report: called with a sentence about each line that is damaged.
@@ -48,7 +48,7 @@ class Log:
         self._writer = SummaryWriter(str(self.tensorboard), purge_step=plan.first_step + 1)
 
     def _keep(self, path: Path, parse: Callable[[Mapping[str, Any]], R], last: int) -> None:
-        """Drop the records after a step, and what is damaged."""
+        """Deletes the records after a step, and damaged lines."""
         kept = [values for step, (values, _) in _read(path, parse, self._report).items() if step <= last]
         replace_text(path, "".join(json.dumps(_with_checksum(values)) + "\n" for values in kept))
 
@@ -73,19 +73,19 @@ class Log:
 
 
 def read_epochs(workdir: Path) -> list[EpochRecord]:
-    """The epochs of the run in a folder, of all its starts, in order; damaged lines are left out."""
+    """The records of all epochs of the run in a folder, in order. Damaged lines are left out."""
     return [record for _, record in _read(workdir / METRICS, EpochRecord.from_json).values()]
 
 
 def read_steps(workdir: Path) -> list[StepRecord]:
-    """The steps that the run in a folder has recorded, in order; damaged lines are left out."""
+    """The records of the steps of the run in a folder, in order. Damaged lines are left out."""
     return [record for _, record in _read(workdir / STEPS, StepRecord.from_json).values()]
 
 
 def _read(
     path: Path, parse: Callable[[Mapping[str, Any]], R], report: Callable[[str], None] = lambda text: None
 ) -> dict[int, tuple[dict[str, Any], R]]:
-    """The JSON object and the record of each step, in order; of two records of a step, the one written last."""
+    """The JSON object and the record of each step, in order. If a step has two records, the later one is used."""
 
     def checked(values: dict[str, Any]) -> tuple[dict[str, Any], R]:
         checksum = values.pop(_CHECKSUM, None)

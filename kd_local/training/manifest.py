@@ -13,7 +13,7 @@ from kd_local.files import DamagedFileError, read_json, replace_text, sync, with
 MANIFEST = "manifest.json"
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
-"""The errors of a file that is not there. Any other may pass: of a disk, of the network, of too many open files."""
+"""The errors of a missing file. Any other error may be temporary: of a disk, the network, or too many open files."""
 
 
 def write_manifest(folder: Path) -> None:
@@ -50,16 +50,16 @@ def damage(folder: Path) -> str | None:
 
 
 def _digests(folder: Path) -> Mapping[str, str]:
-    """The digests by the paths of the files, which are below the folder.
+    """The digests by the paths of the files, which are in the folder or below it.
 
     Raises:
-        DamagedFileError: it is no manifest.
+        DamagedFileError: the manifest is damaged.
     """
     digests = read_json(folder / MANIFEST, {}, way_out="use another checkpoint")
     for name, digest in digests.items():
         path = PurePosixPath(name)
         if not isinstance(digest, str) or path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise DamagedFileError(f"{name!r} in {folder / MANIFEST} is not the digest of a file of that folder")
+            raise DamagedFileError(f"{name!r} in {folder / MANIFEST} is not the digest of a file of this folder")
     if not digests:
         raise DamagedFileError(f"{folder / MANIFEST} names no file")
     return digests
@@ -67,7 +67,7 @@ def _digests(folder: Path) -> Mapping[str, str]:
 
 def _digest(path: Path) -> str:
     try:
-        # A pipe would be waited for.
+        # To read from a pipe would wait.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The record of the step from which a run resumes, made again from the state if the run's files lack it."""
+"""Makes the record of the step from which a run resumes, if it is missing in the run's files."""
 
 from collections.abc import Collection
 
@@ -22,9 +22,9 @@ def missing_record(
     mesh: Mesh,
     schedule: optax.Schedule | None,
 ) -> EpochRecord | None:
-    """The record of the plan's first step, if that is the end of an epoch or of the run and is not among `recorded`.
+    """The record of the plan's first step, if this step ends an epoch or the run and is not among `recorded`.
 
-    The state is evaluated. The training metrics and times of that epoch are lost.
+    The record has the scores of the state. The training metrics and times of this epoch are lost.
     """
     step = plan.first_step
     if recorded is None or step in recorded or not step or (step % plan.steps_per_epoch and step != plan.last_step):

@@ -1,4 +1,4 @@
-"""What orbax and tensorstore say: errors as a sentence, and messages that a user cannot act on, which are not shown."""
+"""Turns errors of orbax and tensorstore into a sentence, and hides their messages that a user cannot act on."""
 
 import errno
 import gc
@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"os_error_code='(\d+)'")
 
 
 def reason(error: Exception, directory: Path, step: int) -> str:
-    """Why a checkpoint could not be saved; errors of tensorstore have only their text."""
+    """The reason why a checkpoint could not be saved. Errors of tensorstore are recognised by their text."""
     text = str(error)
     match = _NUMBER.search(text)
     number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
@@ -33,10 +33,10 @@ def reason(error: Exception, directory: Path, step: int) -> str:
 
 
 class Quiet:
-    """Keeps orbax' log, and what its other writes say after the first has failed, from the terminal.
+    """Hides orbax's log and, after a failed write, the messages of its other writes.
 
-    After the first failed write orbax closes its event loop. Each later write then calls that loop, which Python shows
-    as a traceback, and each later failure is logged as one that nobody asked for.
+    After a failed write orbax closes its event loop. Each later write then calls this loop, which Python reports with a
+    traceback, and each later failure is logged as an exception that was never retrieved.
     """
 
     def __init__(self) -> None:
@@ -47,10 +47,10 @@ class Quiet:
         self._asyncio.addFilter(_asked_for)
 
     def end(self, *, failed: bool) -> None:
-        """Show them again. If a save has failed, its late messages are not shown until the process ends."""
+        """Shows messages again. If a save has failed, its late messages stay hidden until the process ends."""
         self._absl.removeFilter(_not_from_orbax)
         if failed:
-            gc.collect()  # which logs the failures
+            gc.collect()  # this logs the failures
             return
         self._asyncio.removeFilter(_asked_for)
         if sys.unraisablehook == self._unraisable:

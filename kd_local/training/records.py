@@ -1,7 +1,7 @@
 """The records of a training run, and the interface of its observers.
 
 `to_json` returns a record as one flat JSON object, a line of metrics.jsonl or steps.jsonl, with names such as
-`train/module03/loss`. `from_json` reads such an object, and raises KeyError or ValueError for another one.
+`train/module03/loss`. `from_json` reads such an object, and raises KeyError or ValueError for any other object.
 """
 
 from collections.abc import Mapping
@@ -88,7 +88,7 @@ class EpochRecord:
         test: scores on the test split.
         validation: scores on the validation split; None if there is none.
         seconds: time of training, without compilation and evaluation, and without the part of the epoch that was done
-            before the run resumed. 0 in a record that was lost and is made again from the state.
+            before the run resumed; 0 in a record that was lost and made again from the state.
         images_per_second: images trained in `seconds`, per second; 0 if `seconds` is 0.
         data_wait_seconds: the part of `seconds` in which the devices were idle and waited for images.
         learning_rate: learning rate of the last step; None if `train` got no schedule.

@@ -1,4 +1,4 @@
-"""The folders of a run's checkpoints: which of them are complete, their steps and their run, and damaged ones."""
+"""The folders of a run's checkpoints: finds complete and damaged ones, and checks their step and their run."""
 
 import errno
 import json
@@ -14,21 +14,22 @@ from kd_local.files import read_json, replace_text, sync
 from kd_local.training.manifest import MANIFEST, damage, write_manifest
 
 ORIGIN = "origin.json"
-"""The file of a checkpoint with its step and the facts of its run. Checkpoints of earlier versions do not have it."""
+"""The file with a checkpoint's step and the facts of its run. Checkpoints of earlier versions do not have it."""
 
 _ASIDE = ".damaged"
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be saved or restored; the text says which, why, and what is left."""
+    """A checkpoint could not be saved or restored. The message has the checkpoint, the reason, and what remains."""
 
 
 @dataclass(frozen=True)
 class StepFolders:
-    """The checkpoints in a directory, in a folder for each step.
+    """The checkpoints in a directory, with a folder for each step.
 
     Attributes:
-        run: what the run depends on, by name; values of JSON.
+        directory: the directory.
+        run: the facts that the run depends on, by name; JSON values.
         report: called with a sentence about each checkpoint that is damaged or unfinished.
     """
 
@@ -46,11 +47,12 @@ class StepFolders:
         return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
     def seal(self, step: int, records: Iterable[Path], *, keep: int) -> None:
-        """Make a checkpoint complete whose files are written, and delete all but the last ones.
+        """Completes a checkpoint whose files are written, and deletes older checkpoints.
 
         Args:
-            records: files that are flushed to the disk before the checkpoint counts, if they exist.
-            keep: the number of checkpoints kept.
+            step: the step of the checkpoint.
+            records: files that are flushed to the disk before the checkpoint is complete, if they exist.
+            keep: number of checkpoints to keep.
         """
         for path in records:
             if path.exists():
@@ -62,10 +64,10 @@ class StepFolders:
             shutil.rmtree(self.folder(old))
 
     def newest_good(self) -> tuple[int | None, dict[int, str]]:
-        """The newest complete checkpoint, and the damage of each newer one.
+        """The step of the newest complete checkpoint, and the damage of each newer checkpoint.
 
         Raises:
-            CheckpointError: a file cannot be read, so that nothing is known about its checkpoint.
+            CheckpointError: a file cannot be read, so the state of its checkpoint is unknown.
         """
         damaged: dict[int, str] = {}
         for step in reversed(self._readable(self.steps)):
@@ -79,8 +81,8 @@ class StepFolders:
         """The newest complete checkpoint, after damaged ones were moved aside; None if no step was ever completed.
 
         Raises:
-            CheckpointError: a file cannot be read, all checkpoints are damaged, or the newest complete one is of
-                another step or run. Then nothing is moved.
+            CheckpointError: a file cannot be read, all checkpoints are damaged, or the newest complete checkpoint is
+                of another step or run. Nothing is moved then.
         """
         good, damaged = self.newest_good()
         aside = self._readable(lambda: sorted(self.directory.glob(f"*{_ASIDE}*")))
@@ -98,7 +100,7 @@ class StepFolders:
         return good
 
     def remove_unsealed(self, step: int) -> None:
-        """Delete what a failed save has left of a step; a complete checkpoint and one that cannot be read remain."""
+        """Deletes the remains of a failed save of a step. A complete or unreadable checkpoint is kept."""
         try:
             what = damage(self.folder(step))
         except OSError:
@@ -118,7 +120,7 @@ class StepFolders:
             ) from error
 
     def _check_nothing_is_lost(self, damaged: Mapping[int, str], aside: Iterable[Path]) -> None:
-        """Check that the folders are at most those of processes that were killed during their first save."""
+        """Checks that no step was ever completed: all folders are remains of a first save that was killed."""
         complete_once = [path.name for path in aside if (path / MANIFEST).exists()]
         unfinished = len(damaged) <= 1 and not any((self.folder(step) / MANIFEST).exists() for step in damaged)
         if unfinished and not complete_once:
@@ -131,7 +133,7 @@ class StepFolders:
         )
 
     def _check_origin(self, step: int) -> None:
-        """Check that a complete checkpoint is of this step, and of this run if both are known."""
+        """Checks that a complete checkpoint is of this step and, if both runs are known, of this run."""
         path = self.folder(step) / ORIGIN
         origin: Mapping[str, Any] = {"step": step, "run": None}
         if path.exists():
@@ -160,7 +162,7 @@ class StepFolders:
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each fact in which two runs differ, inner mappings key by key; a fact that is missing is null."""
+    """A line for each fact in which two runs differ. Inner mappings are compared key by key; a missing fact is null."""
     old, new = _flat(there), _flat(json.loads(json.dumps(now)))
     return [
         f"{key}: {json.dumps(old.get(key))} there, {json.dumps(new.get(key))} now"

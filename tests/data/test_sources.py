@@ -222,7 +222,9 @@ def test_any_prepared_images_of_one_shape_are_held_in_memory_if_they_are_small(p
 def test_prepared_sets_that_cannot_be_trained_on(prepare: Any, examples: Any, tmp_path: Path) -> None:
     prepare("alone", features=_features(4, shape=(8, 8, 3)), train=examples(20, (8, 8, 3), 4))
     for read in (describe, load):
-        with pytest.raises(ValueError, match=r"alone has the split train, and none for testing: .* test_examples=4"):
+        with pytest.raises(
+            ValueError, match=r"alone has the split train, but no split for testing: .* test_examples=4"
+        ):
             read("alone", data_dir=tmp_path)
     prepare("untrained", features=_features(4, shape=(8, 8, 3)), test=examples(4, (8, 8, 3), 4))
     with pytest.raises(ValueError, match=r"untrained/1.0.0 has no split 'train', only test: use another"):

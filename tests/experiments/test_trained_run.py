@@ -97,5 +97,5 @@ def test_images_that_have_changed_are_said(run):
     folder = run({"images.mean": [1.0], "images.std": [2.0], "images.content": content_digest(digits)})
     assert other_images(read_run(folder), digits) is None
     fewer = load("digits", train_examples=99)
-    assert "digits has other images now than in the run in" in str(other_images(read_run(folder), fewer))
+    assert "digits has other images than in the run in" in str(other_images(read_run(folder), fewer))
     assert other_images(read_run(folder), replace(fewer, name="plants")) is None

@@ -168,10 +168,10 @@ def test_files_of_torch_without_tensors_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "a.pth"
     torch.save({"epoch": 7, "state_dict": {"lr": 0.1}}, path)
-    with pytest.raises(ValueError, match=r"a.pth has no tensors by name but entries 'epoch', 'state_dict': save a"):
+    with pytest.raises(ValueError, match=r"a.pth has no named tensors, only entries 'epoch', 'state_dict': save a"):
         read_state_dict(path)
     torch.save([torch.zeros(1)], path)
-    with pytest.raises(ValueError, match="a.pth has no tensors by name but list"):
+    with pytest.raises(ValueError, match="a.pth has no named tensors, only list"):
         read_state_dict(path)
 
 

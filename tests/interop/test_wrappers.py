@@ -48,14 +48,14 @@ def test_a_choice_between_a_network_and_its_average_is_reported(saved, note):
 @pytest.mark.parametrize(
     ("saved", "text"),
     [
-        ({"student": STATE, "teacher": STATE}, "holds several networks, 'student', 'teacher': save the one to read"),
+        ({"student": STATE, "teacher": STATE}, "holds several networks, 'student', 'teacher': save one of them"),
         ({"a": {"model": STATE, "net": STATE}}, "holds several networks, 'a.model', 'a.net'"),
         (
             {"epoch": 7, "model": {"lr": 0.1}},
-            "has no tensors by name but entries 'epoch', 'model': save a network's st",
+            "has no named tensors, only entries 'epoch', 'model': save a network's st",
         ),
-        ([X], "has no tensors by name but list: save"),
-        ({0: X}, "has no tensors by name but entries 0"),
+        ([X], "has no named tensors, only list: save"),
+        ({0: X}, "has no named tensors, only entries 0"),
     ],
 )
 def test_several_networks_and_none_are_refused(saved, text):
