@@ -1,5 +1,7 @@
-"""How all tests run: eight forced CPU devices, strict promotion, and compiled code kept between runs; and which of
-them: those marked `system` or `exhaustive` are left out unless asked for, see CONTRIBUTING.md."""
+"""Settings of all tests: eight forced CPU devices, strict dtype promotion, and compiled code that is kept between runs.
+
+Tests marked `system` or `exhaustive` run only on request, see CONTRIBUTING.md.
+"""
 
 import gc
 import getpass
@@ -39,7 +41,7 @@ from kd_local.allocator import keep_freed_memory  # noqa: E402
 from tests.support.time_limit import TimeLimit  # noqa: E402
 
 keep_freed_memory()
-gc.set_threshold(50_000)  # tracing makes many objects that live on; to look through them takes a twentieth of the time
+gc.set_threshold(50_000)  # tracing makes many long-lived objects; with the default, collections take 5 % of the time
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -81,7 +83,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="session")
 def teacher_run(tmp_path_factory):
-    """The folder of a run of a ResNet-8, as far as a student reads it; its weights are those of the start."""
+    """The folder of a run of a ResNet-8, with the files that a student reads. Its weights are untrained."""
     from experiments.from_config.teachers import save_network
     from kd_local.models import create
 
@@ -94,7 +96,7 @@ def teacher_run(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="module")
 def free_executables():
-    """Each executable maps memory, and a process may have only so many mappings (65530 on Linux): then it crashes."""
+    """Frees executables: each maps memory, and a process with more mappings than allowed (65530 on Linux) crashes."""
     yield
     if not MAPPINGS.exists() or MAPPINGS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
@@ -115,4 +117,4 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.exhaustive)
     misspelt = {test: names for test, names in unknown.items() if names}
     if misspelt and not any("::" in argument for argument in config.args):
-        raise pytest.UsageError(f"usually(...) names parameters that are not there: {misspelt}")
+        raise pytest.UsageError(f"usually(...) names parameters that do not exist: {misspelt}")

@@ -1,4 +1,4 @@
-"""Every method, context, head and loss through the same checks of the contract."""
+"""Every method, context, head and loss passes the same checks of the contract."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The README and the guides: their code runs, their links and paths lead somewhere, and they stay short."""
+"""The README and the guides: their code runs, their links and paths exist, and they are short."""
 
 import re
 from pathlib import Path

@@ -20,7 +20,7 @@ def _pixels(encoded: bytes) -> np.ndarray:
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:
-    """By a triangle as wide as what becomes one pixel, but no narrower than two pixels: rows, then columns."""
+    """Resizes rows, then columns, by a triangle filter as wide as the source of one pixel, at least two pixels."""
     for axis in (0, 1):
         scale = image.shape[axis] / size
         centres = (np.arange(size) + 0.5) * scale
@@ -109,7 +109,7 @@ def test_large_images_are_decoded_smaller_with_little_effect(
         part = Image.fromarray(_pixels(encoded)[top : top + height, left : left + width])
         difference = small.astype(np.float64) - np.asarray(part.resize((24, 24), Image.Resampling.BILINEAR))
         assert np.abs(difference).mean() < 3
-        # A crop that lies elsewhere by one pixel is further from it.
+        # A crop that is shifted by one pixel differs more.
         moved = np.roll(small, 1, axis=1).astype(np.float64) - small
         assert np.abs(moved).mean() > 3 * np.abs(difference).mean()
 

@@ -1,4 +1,4 @@
-"""Which features of a prepared data set are images and labels, and what is said of others."""
+"""The features of images and labels in a prepared data set, and the errors for other features."""
 
 from typing import Any
 

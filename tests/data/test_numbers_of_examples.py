@@ -1,4 +1,4 @@
-"""The number of examples has one source: the prepared data, where there are any."""
+"""The number of examples comes from the prepared data, if there are any."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reading what tensorflow-datasets prepared, and what is said where it cannot be read."""
+"""Reads data sets that tensorflow-datasets prepared, and tests the errors if they cannot be read."""
 
 import importlib.util
 import json

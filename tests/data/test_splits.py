@@ -1,4 +1,4 @@
-"""Which examples are trained on and which are held out."""
+"""The choice of training examples and of examples that are held out."""
 
 from itertools import islice
 from typing import Any
@@ -105,7 +105,7 @@ def test_possible_limits_are_accepted() -> None:
         (HostShare(0, 2, 4), 8, (0, 4)),
         (HostShare(1, 2, 4), 8, (4, 8)),
         (HostShare(2, 3, 3), 12, (8, 12)),
-        # What the devices cannot be given parts of, each has whole.
+        # A batch that the devices do not divide is whole on each.
         (HostShare(1, 2, 4), 6, (0, 6)),
         (HostShare(1, 2, 4), 3, (0, 3)),
     ],

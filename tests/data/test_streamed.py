@@ -1,4 +1,4 @@
-"""Batches of images that are not held in memory: the same from any step and in any process."""
+"""Streamed batches are the same from any step and in any process."""
 
 import importlib.util
 import io

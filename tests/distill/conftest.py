@@ -1,4 +1,4 @@
-"""Small made-up outputs of a student and a teacher: what an objective is given, without running networks."""
+"""Small synthetic outputs of a student and a teacher, the inputs of an objective, without networks."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,7 @@ TEACHER = ((8, 5), (8, 5), (4, 7), (2, 10))
 
 @pytest.fixture(scope="session")
 def outputs() -> Callable[..., Outputs]:
-    """Random outputs of stages of these (resolution, channels), a stem first; ReLU gives the features."""
+    """Random outputs of stages with these (resolution, channels), the stem first. ReLU gives the features."""
 
     def make(seed: int, stages: Sequence[tuple[int, int]], *, batch: int = 6, dtype: str = "float32") -> Outputs:
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Connectors, and which stages stand beside each other."""
+"""Connectors, and pairs of stages."""
 
 import jax
 import jax.numpy as jnp

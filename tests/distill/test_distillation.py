@@ -1,4 +1,4 @@
-"""The method around an objective: teachers, what is deployed, what is refused."""
+"""The method `Distillation`: teachers, the deployed network, and bad arguments."""
 
 from dataclasses import replace
 from functools import partial

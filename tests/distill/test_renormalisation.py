@@ -1,4 +1,4 @@
-"""A teacher that was trained with another normalisation sees the images as it was trained with them."""
+"""A teacher that was trained with another normalisation gets the images in its own normalisation."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""Stepping stones: where they are, their weights, and a teacher's blocks that several stones share."""
+"""Stepping stones: their stages and weights, and teacher's blocks that several stones share."""
 
 from functools import partial
 

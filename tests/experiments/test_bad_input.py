@@ -1,4 +1,4 @@
-"""What a user can get wrong on the command line: each refused at once, in one message, with the way out."""
+"""Mistakes on the command line: each is refused at once, with one message and a way out."""
 
 import contextlib
 import io

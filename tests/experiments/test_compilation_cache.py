@@ -1,4 +1,4 @@
-"""Where the rows of a sweep keep compiled steps."""
+"""The folder in which the rows of a sweep store compiled steps."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The keys of the config: each is explained, and docs/configuration.md is what the keys give."""
+"""The keys of the config: each is explained, and docs/configuration.md is current."""
 
 from pathlib import Path
 

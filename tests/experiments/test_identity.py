@@ -1,4 +1,4 @@
-"""What a run depends on: options, images, teachers. A difference is refused by its key, or said."""
+"""The identity of a run: options, images and teachers. A difference is refused by its key, or reported."""
 
 import json
 import shutil

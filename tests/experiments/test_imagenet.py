@@ -1,4 +1,4 @@
-"""The ImageNet configs: what each describes."""
+"""The ImageNet configs and their options."""
 
 import importlib
 

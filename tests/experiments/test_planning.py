@@ -1,4 +1,4 @@
-"""Cuts that a config leaves to measurement."""
+"""Decisions of a config that need measurements."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_balanced_boundaries_are_found_once_and_stored(tmp_path, capsys):
     assert "measured: 3 modules, cut after " in capsys.readouterr().out
     plan = json.loads((tmp_path / PLAN).read_text())
     assert plan["peak_bytes"] == peak(found)
-    # The plan that stands there decides, whatever would be measured now.
+    # The stored plan is used. Nothing is measured again.
     (tmp_path / PLAN).write_text(json.dumps({**plan, "boundaries": ["stem", "stage3/0"]}))
     assert build(planned(one, tmp_path)).boundaries == ("stem", "stage3/0")
 

@@ -1,4 +1,4 @@
-"""The table and the picture of a sweep, from what its runs have left in their folders."""
+"""The table and the picture of a sweep, made from the folders of its runs."""
 
 import json
 from dataclasses import asdict
@@ -20,7 +20,7 @@ def rows_of(name: str, **overrides) -> Rows:
 
 
 def leave(rows: Rows, run: Run, workdir: Path, *, error: float, **changes) -> Path:
-    """What a run of that error leaves in its folder."""
+    """Writes the files of a finished run with this test error."""
     config = rows.config(run)
     folder = run.folder(workdir)
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The steps that the program of speed times are those that training runs."""
+"""The speed program times the same steps as training."""
 
 from dataclasses import replace
 from functools import partial

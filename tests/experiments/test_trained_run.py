@@ -1,4 +1,4 @@
-"""The folder of a run brings what belongs to its weights: network, normalisation, images."""
+"""The folder of a run has the network, the normalisation and the images of its weights."""
 
 import json
 from dataclasses import replace

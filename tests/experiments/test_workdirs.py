@@ -1,4 +1,4 @@
-"""Which run a folder belongs to: across versions of the package, and for keys that change a step or do not."""
+"""Folders of runs: their identity across versions of the package, and for keys that do and do not change a step."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def config(**changes) -> ConfigDict:
 
 
 def record(folder: Path, one: ConfigDict, *, without: tuple[str, ...] = (), **extra) -> Path:
-    """The folder of a run, as a version without these keys and with those extra ones left it."""
+    """The folder of a run from a version that lacks some keys and has others."""
     values = one.to_dict()
     for key in without:
         *groups, name = key.split(".")

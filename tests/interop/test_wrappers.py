@@ -1,4 +1,4 @@
-"""Which network of a file is read, and by which names: arrays stand for tensors, so no torch is needed."""
+"""The network of a file that is read, and its names. Arrays replace tensors, so torch is not needed."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What local learning is for: a step of the cut network needs a fraction of the end-to-end step's memory."""
+"""A step of a cut network needs a fraction of the memory of the end-to-end step."""
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def test_every_part_of_the_peak_is_counted_once():
 
 @pytest.mark.exhaustive
 def test_a_divided_state_needs_less_memory_per_device():
-    """Counted as it lies on the devices, and as the compiler counts its arguments."""
+    """Compares the state's bytes on each device with the compiler's count of the arguments."""
     mesh, method = target("local", devices=4).mesh, contsup(2, "R0")
     state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"))
     need, known = {}, CompilationRecords()

@@ -1,4 +1,4 @@
-"""What each group of devices needs, and how long it takes at least."""
+"""The memory of each group of devices, and a lower bound of its time."""
 
 from dataclasses import replace
 

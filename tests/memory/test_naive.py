@@ -1,4 +1,4 @@
-"""The one-jit form computes what local learning computes: only its memory differs."""
+"""The one-function form computes the same as local learning, but needs more memory."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Where the peak of a step cannot be measured."""
+"""The measured peak on a platform that does not report it."""
 
 import optax
 

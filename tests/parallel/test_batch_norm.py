@@ -32,7 +32,7 @@ def batch(size: int):
 
 
 def in_parts(method, parts: int, size: int):
-    """A step on one device, of a batch that falls into parts."""
+    """A step on one device with a batch in several parts."""
     state, metrics = start(method), {}
     images, labels = batch(size)
     tensors = {"images": images, "labels": labels}
@@ -81,7 +81,7 @@ def test_a_batch_that_is_not_divided_is_normalised_as_a_whole():
 
 
 def test_normalisation_per_device_needs_no_communication():
-    """Of a layer's statistics only the running ones are told to other devices, and those wait for nothing."""
+    """Only running statistics are sent to other devices, and no computation waits for them."""
     collectives = {}
     for each in ("global", "device"):
         images, labels = jax.ShapeDtypeStruct((16, *IMAGE), jnp.float32), jax.ShapeDtypeStruct((16,), jnp.int32)

@@ -1,4 +1,4 @@
-"""Arguments of distributed runs that are refused, errors that mean a lost process, and a process alone."""
+"""Bad arguments of distributed runs, errors caused by a lost process, and a single process."""
 
 import socket
 import time

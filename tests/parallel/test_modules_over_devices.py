@@ -1,4 +1,4 @@
-"""Modules on devices of their own, working at once: what one device gives, bit by bit."""
+"""Modules on separate devices that work at the same time give the same bits as one device."""
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ def test_each_part_is_on_the_devices_of_its_group(data):
 
 @pytest.mark.exhaustive
 def test_groups_of_several_devices(data):
-    """Three groups of two: in float64 what one device gives, to rounding."""
+    """Three groups of two devices give the results of one device in float64, up to rounding."""
     method = contsup("R1E")
     random = np.random.default_rng(1)
     images, labels = random.standard_normal((16, *IMAGE)), np.arange(16, dtype=np.int32) % 4

@@ -1,4 +1,4 @@
-"""A compiled step: both forms, what it knows, what it refuses."""
+"""A compiled step: its two forms, its plan, and bad arguments."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Programs that tests start: starting them, what they print, and how they end."""
+"""Starts programs, and returns their output and exit status."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def succeed(program: str, *arguments: object, **environment: str) -> str:
 def wait_until(
     condition: Callable[[], object], processes: Sequence[subprocess.Popen[str]] = (), seconds: float = 300
 ) -> None:
-    """Waits for a condition that running processes are to fulfil."""
+    """Waits until running processes fulfil a condition."""
     deadline = time.monotonic() + seconds
     while not condition():
         for process in processes:

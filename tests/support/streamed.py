@@ -1,4 +1,4 @@
-"""Splits whose images are read when they are needed: a prepared folder, its batches, and a check for what is left."""
+"""Streamed splits: a prepared folder, its batches, and a check for workers and memory that remain."""
 
 import contextlib
 import gc
@@ -35,7 +35,7 @@ def prepared(streamed_folder: Path) -> PreparedSplit:
 
 @pytest.fixture
 def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No worker, and no shared memory that this process has been handed."""
+    """Checks that no worker and no shared memory of this process remain."""
     opened: list[str] = []
     init = SharedMemory.__init__
 

@@ -1,4 +1,4 @@
-"""Checkpoints of processes that are killed, and on disks that are full: they come back bit by bit, or not at all."""
+"""Checkpoints of killed processes and on full disks: they are restored bit by bit, or not at all."""
 
 import errno
 import os
@@ -80,7 +80,7 @@ def test_a_disk_with_no_byte_left(small_disk: Path) -> None:
 
 
 def numbers(step: int) -> PyTree:
-    """What a process that is to be killed saves at a step."""
+    """The tree that a process saves at a step before it is killed."""
     return {"a": jnp.full((64, 64), step, jnp.float32), "b": {"c": jnp.full(9, -step, jnp.int32)}}
 
 
@@ -90,7 +90,7 @@ def save_forever(directory: Path) -> None:
     while True:
         step += 1
         checkpoints.save(step, numbers(step))
-        # Whoever reads this may rely on the checkpoint before.
+        # Once this is printed, the checkpoint before must be restorable.
         print(step - 1, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Two processes of one run that were given different configs, or find different files: both end at once."""
+"""Two processes of one run with different configs or different files: both end at once."""
 
 import time
 from collections.abc import Sequence

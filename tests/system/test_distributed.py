@@ -39,7 +39,7 @@ def wait_for_checkpoint(workdir: Path, processes: list[subprocess.Popen[str]]) -
 
 
 def last_record(workdir):
-    """What the last epoch ended with: it depends on every parameter and statistic, and on every batch of the epoch."""
+    """The metrics of the last epoch, which depend on every parameter and statistic and on every batch of the epoch."""
     record = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     return {
         name: value
@@ -50,7 +50,7 @@ def last_record(workdir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of two processes that nothing happens to."""
+    """A run of two processes without interruption."""
     workdir = tmp_path_factory.mktemp("whole")
     statuses, outputs = ended(start_both(workdir))
     assert statuses == [0, 0], outputs

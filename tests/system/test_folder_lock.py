@@ -1,4 +1,4 @@
-"""The lock of a folder: who holds it, which process is asked to stop, and that nothing is written without it."""
+"""The lock of a folder: its holder, the process that is asked to stop, and a program that does not get it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Processes that train as one: what they compute and agree on, and how they end when one of them is killed."""
+"""Several processes of one run: their computations, decisions, and ends when one of them is killed."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def wait_until_going(programs: Sequence[subprocess.Popen]) -> None:
 
 
 def everywhere() -> None:
-    """Arrays on the devices of both, and what they tell each other."""
+    """Arrays on the devices of both processes, and messages between them."""
     index, mesh = jax.process_index(), device_mesh(jax.device_count())
     say(jax.process_count(), jax.device_count(), jax.config.values["jax_cpu_collectives_implementation"])
     rows = np.arange(24, dtype=np.float64).reshape(8, 3)
@@ -125,7 +125,7 @@ def test_two_processes_compute_and_decide_together(port):
 
 
 def steps(how: str) -> None:
-    """Computes with the others until one is lost; or has computed, and then waits for something else."""
+    """Computes with the other processes until one is lost, or waits for something else after a computation."""
     aborts.GRACE_SECONDS = 1.0
     mesh = device_mesh(jax.device_count())
     mean = jax.jit(lambda x: x + jnp.mean(x), out_shardings=over_the_batch(mesh, 8))
@@ -305,7 +305,7 @@ def test_modules_over_the_devices_of_two_processes(port):
 
 
 def agreeing() -> None:
-    """Each wishes something at a time of its own; nobody is further ahead than a computation of all allows."""
+    """Each process makes a request at its own time. No process is further ahead than a joint computation allows."""
     mesh = device_mesh(jax.device_count())
     total = jax.jit(jnp.sum, out_shardings=on_every_device(mesh))
     x = move(np.ones(8, np.float32), over_the_batch(mesh, 8))

@@ -31,7 +31,7 @@ def photograph(number: int) -> bytes:
 
 
 def write(folder: Path, train: list[bytes], test: list[bytes]) -> Path:
-    """What a user has whose own photographs tensorflow-datasets prepared."""
+    """A data set of photographs that tensorflow-datasets prepared for a user."""
     tfds = pytest.importorskip("tensorflow_datasets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder))  # a builder leaves a folder behind

@@ -1,4 +1,4 @@
-"""The program that measures the input: its report, and what it refuses."""
+"""The program `input_bench`: its report, and bad input."""
 
 import json
 from pathlib import Path

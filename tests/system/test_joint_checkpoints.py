@@ -1,4 +1,4 @@
-"""Checkpoints of two processes: whole or not at all, damaged, full or killed in one of them, and read by one alone."""
+"""Checkpoints of two processes, with damage, full disks and kills, restored by two processes and by one."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ FULL = os.strerror(errno.ENOSPC)
 
 
 def joint_numbers(step: int) -> PyTree:
-    """What several processes save: arrays of which each has the whole, and one that is divided among their devices."""
+    """The tree that two processes save: arrays that each has, and an array that is divided over their devices."""
     rows = np.random.default_rng(step).normal(size=(16, 5)).astype(np.float32)
     return {"same": {"a": rows[:3], "b": rows[0].astype(jnp.bfloat16)}, "divided": rows, "step": np.int32(step)}
 
@@ -141,7 +141,7 @@ def start_both(what: str, directory: Path, *arguments: object, devices: int = 1)
 
 
 def said_by(programs: Sequence[subprocess.Popen[str]]) -> list[list[list]]:
-    """What each said, once both have ended well."""
+    """The values of each process, after both have ended without an error."""
     ends = finish_all(programs, 60)
     assert [status for status, _, _ in ends] == [0, 0], ends
     return [said_values(out) for _, out, _ in ends]

@@ -1,4 +1,4 @@
-"""The memory table, as a user makes it."""
+"""The memory program."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""Notebooks run from their first cell to their last; what they claim they assert themselves."""
+"""Notebooks run from their first cell to the last. They assert their claims themselves."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Workers that decode images: they change no batch, end with what started them, and name what ended one of them."""
+"""Workers that decode images: batches do not depend on them, and they end with the process that started them."""
 
 import contextlib
 import multiprocessing
@@ -100,7 +100,7 @@ def test_a_killed_worker_is_an_error(prepared: PreparedSplit) -> None:
 
 
 def _started() -> list[int]:
-    """Of the processes of this one those that are to be workers, however little of them there is yet."""
+    """The child processes that are workers, including those that have not started completely."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -193,7 +193,7 @@ def test_workers_end_with_a_main_process_that_is_killed(program: Callable[..., s
 
 def _is_running(process: int) -> bool:
     try:
-        # Where nobody waits for it, an ended process stays as a zombie.
+        # A process that has ended remains as a zombie if no process waits for it.
         return not re.search(r"\) Z ", Path(f"/proc/{process}/stat").read_text())
     except FileNotFoundError:
         return False

@@ -1,4 +1,4 @@
-"""Sweeps as users start them: processes that are refused, fail, are stopped and killed, and go on."""
+"""The sweep program: bad input, failing rows, stops, kills and resumption."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""The key `teacher.cache`, as a user trains with it."""
+"""The key `teacher.cache` in the training program."""
 
 import json
 from pathlib import Path

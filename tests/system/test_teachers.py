@@ -1,4 +1,4 @@
-"""A teacher trained by one command, learnt from by the next, evaluated by a third."""
+"""A teacher is trained by one command, used by the next, and evaluated by a third."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The program as a user starts it: a process of its own, stopped and killed and started again."""
+"""The training program in its own process: stopped, killed and started again."""
 
 import json
 import random
@@ -37,7 +37,7 @@ def start(workdir: Path, **changes: object) -> subprocess.Popen[str]:
 
 
 def final(workdir: Path):
-    """The tree of the last checkpoint, by the program's own way of reading it."""
+    """The tree of the last checkpoint."""
     experiment = build(ConfigDict(json.loads((workdir / "config.json").read_text())))
     state = experiment.method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
     with Checkpoints(workdir / "checkpoints") as checkpoints:

@@ -252,7 +252,7 @@ def test_errors_of_the_disk_are_reported(
     def fail_to_save_8(checkpoints: Checkpoints) -> str:
         checkpoints.wait()
         with monkeypatch.context() as patch:
-            # Behind the commit, before the manifest: nothing may be deleted yet.
+            # After the commit and before the manifest, nothing may be deleted.
             patch.setattr("os.replace", fail)
             with pytest.raises(CheckpointError) as raised:
                 checkpoints.save(8, example_tree(8))

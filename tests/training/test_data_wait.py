@@ -37,7 +37,7 @@ class Devices:
         self.queue.append((work, wait.dispatched({"loss": work, "accuracy": np.zeros(())})))
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and finish the work that ends meanwhile."""
+        """Advances the clock, and completes the work that ends before the new time."""
         until = self.now + seconds
         while self.queue and self.queue[0][0].ends <= until:
             work, done = self.queue.popleft()

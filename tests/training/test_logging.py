@@ -137,7 +137,7 @@ def test_of_two_records_of_a_step_the_last_counts_and_all_are_in_order(tmp_path)
 )
 def test_the_bar_shows_losses_of_trained_programs_and_the_deployed_accuracy(name, expected):
     method = METHODS[name]
-    # As the loop does: sorted by name, so that a teacher's program comes last.
+    # Sorted by name as in the loop, so that a teacher's program comes last.
     shown = dict(sorted(metrics(method).items()))
     assert ProgressBar(Console(file=io.StringIO()), method).metrics_text(shown) == expected
 

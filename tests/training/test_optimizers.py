@@ -131,7 +131,7 @@ def test_accumulation_keeps_the_optimizers_state_and_update(name):
 
 
 def convolutions(jaxpr, *, inside):
-    """How many there are, of them only those inside a branch."""
+    """The number of convolutions; with `inside`, only of those inside a branch."""
     count = 0
     for equation in jaxpr.eqns:
         count += equation.primitive.name == "conv_general_dilated" and not inside

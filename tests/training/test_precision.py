@@ -61,7 +61,7 @@ def test_bfloat16_learns_like_float32(half, data, teacher):
 
 
 def each_program(low):
-    """Each program, and its arguments by shape, the tensors handed on being those that programs before it write."""
+    """Yields each program with the shapes of its arguments; its tensors are written by the programs before it."""
     state = jax.eval_shape(low.init, KEY, jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32))
     there = {
         "images": jax.ShapeDtypeStruct((8, *SHAPE), jnp.float32),
@@ -92,7 +92,7 @@ def test_tensors_between_programs_are_bfloat16_and_the_state_is_float32(half):
 
 
 def equations(jaxpr):
-    """All but those of loops, where a CPU sums filter gradients, in float32."""
+    """All operations except those in loops, where a CPU sums filter gradients in float32."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
             continue

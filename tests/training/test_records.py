@@ -1,4 +1,4 @@
-"""Records and the flat JSON objects that are written of them."""
+"""Records, and the flat JSON objects that are written for them."""
 
 from kd_local.training.records import EpochRecord, Scores, SplitScores, StepRecord, TrainingPlan
 

@@ -1,4 +1,4 @@
-"""Which folder of a checkpoint counts: damage, files that cannot be read, other steps and other runs."""
+"""Folders of checkpoints: damage, files that cannot be read, other steps and other runs."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Cached runs against runs whose teacher answers in every step; what stopping, damage and full disks do to a cache."""
+"""Runs with and without a cache of the teacher's logits, and caches after stops, damage and full disks."""
 
 import errno
 import json
@@ -82,7 +82,7 @@ def test_a_cache_does_not_change_a_run(tmp_path, objective, augmentation, count,
 
 @pytest.mark.exhaustive
 def test_other_cached_logits_change_a_run(tmp_path):
-    """So that the comparison above can fail: with another teacher's logits the student becomes another."""
+    """Shows that the comparison above can fail: the logits of another teacher change the student."""
     data, teacher = make_data(VARIED), make_teacher()
     method, options = distillation((teacher,), True), {"epochs": EPOCHS, "batch_size": BATCH, "seed": 3}
     right, wrong = (
@@ -142,7 +142,7 @@ def stop_after(rows):
 
 
 def forwards(monkeypatch):
-    """Counts the batches that a teacher is shown."""
+    """Counts the batches that a teacher evaluates."""
     seen, logits = [], module._logits
     monkeypatch.setattr(module, "_logits", lambda *args: seen.append(len(args[2])) or logits(*args))
     return seen

@@ -1,4 +1,4 @@
-"""Block-KD against its equations written out plainly: no batching, nothing shared, one network after the other."""
+"""Block-KD against a plain implementation of its equations, which applies one network after the other."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""SimKD: what is learnt, and what is deployed."""
+"""SimKD: its loss, and the network that is deployed."""
 
 import jax
 import jax.numpy as jnp
