@@ -53,7 +53,7 @@ def published_loss_scale(network: str, data: str, modules: int, *, balanced: boo
     (5.0, 0.05, 0.2, 0.5)
 
     If no scale was published for a number of modules, the scale of the nearest number is used, or of the larger one if
-    two are equally near. Another data set gets the scale of CIFAR-10, another network that of ResNet-32. Balanced
+    two are equally near. Another data set gets the scale of CIFAR-10, another network the scale of ResNet-32. Balanced
     boundaries without a scale get the scale of equal layers.
 
     Args:

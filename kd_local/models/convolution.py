@@ -57,7 +57,8 @@ def conv2d(
     Args:
         x: images.
         kernel: filters of the same floating dtype, which is also the dtype of the result.
-        stride: of rows and columns. The output's height is (h + 2 * padding - kh) // stride + 1, its width likewise.
+        stride: stride of rows and columns. The output's height is (h + 2 * padding - kh) // stride + 1; its width is
+            computed in the same way.
         padding: rows and columns of zeros; None: half of the filter's size, rounded down.
         groups: channels and features are divided into `groups` groups of consecutive ones, all of equal size. A group
             of features depends only on the same group of channels, so that c_group = c / groups.
