@@ -13,7 +13,7 @@ from experiments.configs import default
 from kd_local.errors import unknown
 
 USAGE_STATUS = 2
-CONFIG_HELP = "Config file, with its options after a colon. The default is experiments/configs/default.py."
+CONFIG_HELP = "Config file; its options may follow a colon. The default is experiments/configs/default.py."
 DEFAULT_CONFIG = Path(default.__file__)
 
 

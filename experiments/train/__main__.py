@@ -1,7 +1,8 @@
 """Train a network: python -m experiments.train [--config=FILE.py[:OPTIONS]] [--config.KEY=VALUE ...] [--workdir=DIR]
 
-The same command resumes a run that was stopped. The program writes metrics.jsonl, steps.jsonl,
-tensorboard/, summary.json, curves.png, checkpoints/ and config.json.
+The config describes the run; docs/configuration.md explains every KEY. The same command resumes a run that was stopped.
+The program writes metrics.jsonl, steps.jsonl, tensorboard/, summary.json, curves.png, checkpoints/ and config.json to
+the folder of the run.
 """
 
 import errno
@@ -52,11 +53,15 @@ _BARRIER_SECONDS = 600  # how long the other processes wait for process 0
 _READ_SECONDS = 1.5
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. By default its name is made from the config.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes, on this host or on others.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0. The default is the cluster manager's.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes. The default is the cluster manager's.")
-_INDEX = flags.DEFINE_integer("index", None, "Index of this process, from 0. The default is the cluster manager's.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The default is runs/NAME; the config gives NAME.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Connect to the run's other processes, on this host or on others."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0. The cluster manager gives the default."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes. The cluster manager gives a default.")
+_INDEX = flags.DEFINE_integer("index", None, "Index of this process, from 0. The cluster manager gives a default.")
 
 
 def main(_: list[str]) -> None:
