@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kd_local.errors import unknown
 from kd_local.rematerialization import rematerialize
 
 Collection = dict[str, Any]
@@ -131,7 +132,7 @@ class Network:
             ValueError: no block has this name.
         """
         if name not in self.names:
-            raise ValueError(f"no block {name!r}: the blocks are {', '.join(self.names)}")
+            raise unknown("block", name, self.names)
         return self.names.index(name)
 
     @property

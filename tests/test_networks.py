@@ -82,7 +82,7 @@ def test_init_takes_shapes_for_images(network, variables):
 
 def test_a_block_by_name(network):
     assert network["stem"] is network.modules[0]
-    with pytest.raises(ValueError, match=r"no block 'stage9/0': the blocks are stem, stage1/0"):
+    with pytest.raises(ValueError, match=r"unknown block 'stage9/0': use stem, stage1/0"):
         network["stage9/0"]
 
 

@@ -85,7 +85,9 @@ class Rows:
         if all(part.strip().isdecimal() for part in parts):
             numbers = sorted({int(part) for part in parts})
             if not 1 <= numbers[0] <= numbers[-1] <= len(self.names):
-                raise ValueError(f"--rows={text}: {self.path} has rows 1 to {len(self.names)}{self._listed()}")
+                raise ValueError(
+                    f"--rows={text}: use numbers of rows of {self.path}, 1 to {len(self.names)}{self._listed()}"
+                )
             return tuple(self.names[number - 1] for number in numbers)
         exact = tuple(row for row in self.names if set(parts) <= set(row.split(",")))
         selected = exact or tuple(row for row in self.names if all(part in row for part in parts))

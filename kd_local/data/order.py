@@ -49,7 +49,7 @@ def epoch_order(seed: int, epoch: int, examples: int) -> Int64[np.ndarray, " exa
     """
     _check_seed(seed)
     if epoch < 0:
-        raise ValueError(f"epoch {epoch}: epochs count from 0")
+        raise ValueError(f"epoch {epoch}: use 0 or more; epochs count from 0")
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(examples)
     return np.argsort(bits, kind="stable").astype(np.int64)
 
@@ -75,7 +75,7 @@ def batch_indices(examples: int, *, seed: int, batch_size: int, start_step: int 
     """
     _check_seed(seed)
     if start_step < 0:
-        raise ValueError(f"step {start_step}: steps count from 0")
+        raise ValueError(f"step {start_step}: use 0 or more; steps count from 0")
     epoch, position = divmod(start_step, steps_per_epoch(examples, batch_size))
     return _batch_indices(examples, seed, batch_size, start_step, epoch, position)
 

@@ -177,7 +177,7 @@ class PreparedSplit:
         self.shape, self.classes = held.shape, held.classes
         self._origin = folder, split, keys
         if split not in held.examples:
-            raise ValueError(f"{folder} has no split {split!r}, only {', '.join(held.examples)}")
+            raise ValueError(f"{folder} has no split {split!r}: use {', '.join(held.examples)}")
         self._keys, self._image = keys, builder.info.features[keys.image]
         info = builder.info.splits[split]
         self._files = [Path(path) for path in info.filepaths]

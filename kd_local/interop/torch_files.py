@@ -55,7 +55,7 @@ def read_state_dict(path: str | Path, *, report: Callable[[str], None] | None = 
     if path.is_dir():
         raise ValueError(f"{path} is a folder: expected a file of weights")
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise ValueError(f"{path}: there is no such file; give the path of a file of weights")
     with path.open("rb") as stream:
         start = stream.read(512)
     arrays, chosen = _reader(path, start)(path)

@@ -84,4 +84,4 @@ class ConvClassifier(nn.Module):
 def check_classes(classes: int) -> None:
     """Raises ValueError unless there is at least one class."""
     if classes < 1:
-        raise ValueError(f"classes is {classes}: a network needs at least 1")
+        raise ValueError(f"classes is {classes}: use 1 or more")

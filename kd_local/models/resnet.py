@@ -80,7 +80,7 @@ def resnet(
     if depth < 8 or (depth - 2) % 6:
         lower = max(8, (depth - 2) // 6 * 6 + 2)
         raise ValueError(
-            f"no CIFAR ResNet of depth {depth}: the depth is 6n+2 (8, 14, 20, 32, 44, 56, 110, ...); near are "
+            f"no CIFAR ResNet of depth {depth}: use 6n+2 (8, 14, 20, 32, 44, 56, 110, ...); the nearest are "
             f"{lower} and {lower + 6}"
         )
     check_classes(classes)

@@ -201,7 +201,7 @@ def vision_transformer(
     if depth < STAGES or depth % STAGES:
         lower = max(STAGES, depth // STAGES * STAGES)
         raise ValueError(
-            f"depth is {depth}: use a multiple of {STAGES}, one for each stage; near are {lower} and {lower + STAGES}"
+            f"depth is {depth}: use a multiple of the {STAGES} stages, such as {lower} or {lower + STAGES}"
         )
     if patch_size < 1:
         raise ValueError(f"patch_size is {patch_size}: use 1 or more, such as 16 for images of 224x224")
@@ -217,6 +217,4 @@ def _check_width(width: int) -> None:
     """Raises ValueError unless the channels divide into sines and cosines of x and y with at least two frequencies."""
     if width < 8 or width % 4:
         lower = max(8, width // 4 * 4)
-        raise ValueError(
-            f"width is {width}: positions need a multiple of 4, at least 8; near are {lower} and {lower + 4}"
-        )
+        raise ValueError(f"width is {width}: use a multiple of 4, at least 8, such as {lower} or {lower + 4}")

@@ -87,7 +87,7 @@ def wide_resnet(depth: int, width: int, *, classes: int, dtype: DType = None) ->
     if depth < 10 or (depth - 4) % 6:
         lower = max(10, (depth - 4) // 6 * 6 + 4)
         raise ValueError(
-            f"no Wide ResNet of depth {depth}: the depth is 6n+4 (10, 16, 22, 28, 34, 40, ...); near are {lower} and "
+            f"no Wide ResNet of depth {depth}: use 6n+4 (10, 16, 22, 28, 34, 40, ...); the nearest are {lower} and "
             f"{lower + 6}"
         )
     if width < 1:

@@ -105,7 +105,7 @@ def test_impossible_seeds_and_steps_are_refused() -> None:
         epoch_order(-1, 0, 5)
     with pytest.raises(ValueError, match="seed 18446744073709551616"):
         _split(5).training_batches(seed=2**64, batch_size=2)
-    with pytest.raises(ValueError, match="epoch -2: epochs count from 0"):
+    with pytest.raises(ValueError, match="epoch -2: use 0 or more; epochs count from 0"):
         epoch_order(0, -2, 5)
-    with pytest.raises(ValueError, match="step -1: steps count from 0"):
+    with pytest.raises(ValueError, match="step -1: use 0 or more; steps count from 0"):
         _split(5).training_batches(seed=0, batch_size=2, start_step=-1)

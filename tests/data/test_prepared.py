@@ -122,7 +122,7 @@ def test_damaged_metadata_are_an_error(prepare: Any, examples: Any) -> None:
 
 def test_an_unknown_split_is_refused(prepare: Any, examples: Any) -> None:
     folder = find("cifar100", prepare("cifar100", train=examples(3, SHAPE, 100)))
-    with pytest.raises(ValueError, match="has no split 'test', only train"):
+    with pytest.raises(ValueError, match="has no split 'test': use train"):
         PreparedSplit(folder, "test")
 
 

@@ -126,7 +126,7 @@ def test_impossible_arguments_are_refused_at_once(prepared: PreparedSplit) -> No
     split = split_of(prepared, workers=1)
     with pytest.raises(ValueError, match="batch_size 31 for 30 examples: use 1 to 30"):
         split.training_batches(seed=0, batch_size=31)
-    with pytest.raises(ValueError, match="step -1: steps count from 0"):
+    with pytest.raises(ValueError, match="step -1: use 0 or more; steps count from 0"):
         split.training_batches(seed=0, batch_size=3, start_step=-1)
     with pytest.raises(ValueError, match="batch_size 0: use 1 or more"):
         split.evaluation_batches(0)

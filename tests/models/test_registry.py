@@ -146,5 +146,5 @@ def test_options_of_other_families_are_refused(name):
         ValueError, match=f"shortcut 'padding' is not for {name}: leave it at 'projection', or use a CIF"
     ):
         create(name, classes=3, shortcut="padding")
-    with pytest.raises(ValueError, match="classes is 0: a network needs at least 1"):
+    with pytest.raises(ValueError, match="classes is 0: use 1 or more"):
         create(name, classes=0)

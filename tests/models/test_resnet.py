@@ -124,9 +124,9 @@ def test_initialisation():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 33}, r"no CIFAR ResNet of depth 33: the depth is 6n\+2 .* near are 32 and 38"),
-        ({"depth": 2}, r"no CIFAR ResNet of depth 2: .* near are 8 and 14"),
-        ({"classes": 0}, "classes is 0: a network needs at least 1"),
+        ({"depth": 33}, r"no CIFAR ResNet of depth 33: use 6n\+2 .* the nearest are 32 and 38"),
+        ({"depth": 2}, r"no CIFAR ResNet of depth 2: .* the nearest are 8 and 14"),
+        ({"classes": 0}, "classes is 0: use 1 or more"),
         ({"widths": (16, 16, 0, 64)}, r"widths is \(16, 16, 0, 64\): use four positive numbers"),
     ],
 )

@@ -234,13 +234,13 @@ def test_the_gradient_equals_the_difference_quotient_and_reaches_every_weight():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"classes": 0}, "classes is 0: a network needs at least 1"),
-        ({"width": 14}, "width is 14: positions need a multiple of 4, at least 8; near are 12 and 16"),
-        ({"width": 4}, "width is 4: positions need a multiple of 4, at least 8; near are 8 and 12"),
+        ({"classes": 0}, "classes is 0: use 1 or more"),
+        ({"width": 14}, "width is 14: use a multiple of 4, at least 8, such as 12 or 16"),
+        ({"width": 4}, "width is 4: use a multiple of 4, at least 8, such as 8 or 12"),
         ({"heads": 5}, "heads is 5: use a positive divisor of the width 12, such as one for 64 channels"),
         ({"heads": 0}, "heads is 0: use a positive divisor of the width 12"),
-        ({"depth": 6}, "depth is 6: use a multiple of 4, one for each stage; near are 4 and 8"),
-        ({"depth": 0}, "depth is 0: use a multiple of 4, one for each stage; near are 4 and 8"),
+        ({"depth": 6}, "depth is 6: use a multiple of the 4 stages, such as 4 or 8"),
+        ({"depth": 0}, "depth is 0: use a multiple of the 4 stages, such as 4 or 8"),
         ({"patch_size": 0}, "patch_size is 0: use 1 or more, such as 16 for images of 224x224"),
     ],
 )

@@ -48,8 +48,8 @@ def test_with_zero_weights_a_block_is_its_shortcut(stride, channels):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((20, 1), r"no Wide ResNet of depth 20: the depth is 6n\+4 .* near are 16 and 22"),
-        ((4, 1), r"no Wide ResNet of depth 4: .* near are 10 and 16"),
+        ((20, 1), r"no Wide ResNet of depth 20: use 6n\+4 .* the nearest are 16 and 22"),
+        ((4, 1), r"no Wide ResNet of depth 4: .* the nearest are 10 and 16"),
         ((16, 0), "width is 0: use a positive factor"),
     ],
 )
