@@ -193,10 +193,11 @@ def test_an_error_in_one_process_is_raised_in_both(tmp_path: Path) -> None:
         f"checkpoint 1 cannot be saved in {tmp_path}, which already has checkpoint 3: restore that checkpoint "
         "first, or use an empty directory"
     )
-    broken = "checkpoint {} could not be saved in {}: {}[Errno 5] broken; checkpoint 3 is the last good one"
+    broken = "checkpoint {} could not be saved in {}: {}[Errno 5] broken{}; checkpoint 3 is the last good one"
     for index, said in enumerate(said_by(start_both("fails", tmp_path))):
         sealing, saving = ("", "process 1: ") if index == 0 else ("process 0: ", "")
-        sealing, saving = broken.format(4, tmp_path, sealing), broken.format(5, tmp_path, saving)
+        file = f": {str(tmp_path / '4' / 'origin.json')!r}"
+        sealing, saving = broken.format(4, tmp_path, sealing, file), broken.format(5, tmp_path, saving, "")
         assert said == [[1], [full, True], [3], [sealing, True], [older, True], [saving, True], [6]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "6"]
     assert restore_joint(tmp_path) == (6, [])
