@@ -11,13 +11,13 @@ from kd_local.networks import Network, Variables
 
 @dataclass(frozen=True)
 class Renormalisation:
-    """An affine map of each channel, from images as the student takes them to images as the teacher takes them.
+    """An affine map of each channel, from images with the student's normalisation to images with the teacher's.
 
     >>> float(Renormalisation.between(([100.0], [50.0]), ([150.0], [25.0]))(jnp.full((1, 1, 1, 1), 3.0)).item())
     4.0
 
     Attributes:
-        scale, shift: of each channel.
+        scale, shift: one number per channel.
     """
 
     scale: tuple[float, ...]
@@ -29,9 +29,7 @@ class Renormalisation:
         student: tuple[Sequence[float], Sequence[float]],
         teacher: tuple[Sequence[float], Sequence[float]],
     ) -> "Renormalisation | None":
-        """The map between two normalisations, each given as mean and standard deviation of each channel.
-
-        Returns None for equal normalisations.
+        """The map between two normalisations, given as `(mean, std)` with a number per channel; None if they are equal.
 
         Raises:
             ValueError: the teacher's images have another number of channels.
@@ -39,7 +37,7 @@ class Renormalisation:
         (mean, std), (own_mean, own_std) = student, teacher
         if len(mean) != len(own_mean):
             raise ValueError(
-                f"a teacher of images with {len(own_mean)} channels, for images with {len(mean)}: use another teacher"
+                f"the teacher's images have {len(own_mean)} channels, the student's {len(mean)}: use another teacher"
             )
         if (tuple(mean), tuple(std)) == (tuple(own_mean), tuple(own_std)):
             return None
@@ -48,13 +46,13 @@ class Renormalisation:
         return cls(scale, shift)
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """The images as the teacher takes them, in the same dtype."""
+        """The images with the teacher's normalisation, in the same dtype."""
         scale, shift = (jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1) for values in (self.scale, self.shift))
         return images * scale + shift
 
 
 def renormalised(images: Float[Array, "n h w c"], by: Renormalisation | None) -> Float[Array, "n h w c"]:
-    """The images of a teacher; unchanged if its normalisation is the student's."""
+    """The images with a teacher's normalisation; unchanged if `by` is None."""
     return images if by is None else by(images)
 
 

@@ -17,8 +17,11 @@ from kd_local.parallel.plan import NOTHING, StepPlan, number_type, plan_step, se
 from kd_local.parallel.transfer import move
 
 Watch = Callable[[int, str, float, Sequence[Metrics]], None]
-"""Called after each piece is dispatched: its group, its name, the time before the dispatch (`time.perf_counter`) and
-its programs' metrics."""
+"""A function that is called after each piece is dispatched.
+
+Its arguments are the piece's group and name, the time before the dispatch (`time.perf_counter`), and the metrics of the
+piece's programs.
+"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,13 +89,14 @@ def recorded(plan: StepPlan, run: Callable[[Watch], object]) -> Timeline:
 
 
 def working(observed: Sequence[Span]) -> list[Span]:
-    """When each piece worked, from when it was dispatched and when its end was noticed.
+    """The spans in which the pieces worked, from the times of dispatch and the times at which ends were noticed.
 
-    A thread may notice an end late. A piece ends before every later piece of its batch and of its group, so its end is
-    the earliest that was noticed of these. No piece takes a negative time.
+    A thread may notice an end late. But a piece ends before every later piece of its batch and of its group. Therefore
+    its end is the earliest time at which any of these ends was noticed. No piece takes a negative time.
 
     Args:
-        observed: in the order of dispatch; `start` is the time before the dispatch, `end` when the end was noticed.
+        observed: spans in the order of dispatch: `start` is the time before the dispatch, `end` the time at which the
+            end was noticed.
     """
     ends: dict[tuple[str, int], float] = {}
     spans = []
@@ -113,5 +114,5 @@ def working(observed: Sequence[Span]) -> list[Span]:
 
 
 def _order(span: Span) -> tuple[tuple[str, int], ...]:
-    """What works on one piece after another: the batch and the group."""
+    """The two sequences that a piece belongs to, its batch and its group: their pieces run one after another."""
     return ("batch", span.batch), ("group", span.group)

@@ -69,7 +69,7 @@ class TeacherCache:
         folder: the folder of the files.
         batch_size, seed, steps: the arguments of `train`; `steps` is the number of steps of the whole run.
         mesh: the devices that compute the logits, all of this process.
-        renormalisation: of the teacher, see `Teacher`.
+        renormalisation: the teacher's, see `Teacher`.
     """
 
     network: Network

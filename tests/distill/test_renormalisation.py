@@ -32,7 +32,7 @@ def test_images_are_mapped_from_one_normalisation_to_the_other():
     assert BETWEEN is not None
     np.testing.assert_allclose(BETWEEN(normalise(STUDENTS, PIXELS)), normalise(OWN, PIXELS), rtol=1e-5, atol=1e-5)
     assert Renormalisation.between((OWN.mean, OWN.std), (OWN.mean, OWN.std)) is None
-    with pytest.raises(ValueError, match="a teacher of images with 1 channels, for images with 3"):
+    with pytest.raises(ValueError, match="the teacher.s images have 1 channels, the student.s 3"):
         Renormalisation.between((OWN.mean, OWN.std), ((0.5,), (0.5,)))
 
 
