@@ -141,6 +141,22 @@ class Network:
         stage = [name.split("/")[0] for name in self.names]
         return tuple(name for i, name in enumerate(self.names[:-1]) if stage[i] != stage[i + 1])
 
+    def check_maps(self, use: str) -> None:
+        """Checks that the features between blocks are maps (batch, height, width, channels).
+
+        A block with other features has the attribute `maps = False`. `use` is what needs the maps.
+
+        Raises:
+            ValueError: they are not maps.
+        """
+        for name, module in self:
+            if not getattr(module, "maps", True):
+                raise ValueError(
+                    f"{use} needs maps between the blocks of a network, and block {name!r} ({type(module).__name__}) "
+                    "gives none: use a network of maps, such as a ResNet, vit_ti16 or vit_s16, or a method that needs "
+                    "logits only: end_to_end, kd, dkd, mlkd, dist"
+                )
+
     def select(self, variables: Variables) -> Variables:
         """The variables of this network's blocks, from the variables of a network that contains these blocks."""
         return by_block({name: of_block(variables, name) for name in self.names})

@@ -79,6 +79,7 @@ def method_from_config(
 
 
 def _contsup(config: ConfigDict, of: Ingredients) -> Method:
+    of.contsup.check_maps()
     return of.contsup
 
 

@@ -44,8 +44,8 @@ class Distillation:
         cached: if True, no teacher runs: the extra tensors `teacher0_logits`, ... contain the teachers' logits.
 
     Raises:
-        ValueError: there is no teacher, a number is out of range, or `cached` is set for an objective that reads more
-            than logits.
+        ValueError: there is no teacher, a number is out of range, or `cached` is set, or networks without maps are given,
+            for an objective that reads more than logits.
     """
 
     student: Network
@@ -60,6 +60,9 @@ class Distillation:
             raise ValueError("no teacher: give at least one")
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"examples is {self.examples}: use 1 or more, the number of training images")
+        if self.objective.reads == "features":
+            for network in (self.student, *(teacher.network for teacher in self.teachers)):
+                network.check_maps(type(self.objective).__name__)
         if self.cached and self.objective.reads != "logits":
             raise ValueError(
                 f"{type(self.objective).__name__} reads the teacher's features, and a cache has its logits only: train "

@@ -73,7 +73,7 @@ class LocalDistillation:
         shape: height, width and channels of the images.
 
     Raises:
-        ValueError: `objective.stones` names a stone that the two networks do not have.
+        ValueError: `objective.stones` names a stone that the two networks do not have, or a network has no maps.
     """
 
     student: Network
@@ -83,6 +83,8 @@ class LocalDistillation:
     shape: tuple[int, int, int]
 
     def __post_init__(self) -> None:
+        for network in (self.student, self.teacher.network):
+            network.check_maps("local distillation")
         _ = self.modules  # refuses stones that do not exist
 
     @property

@@ -4,8 +4,10 @@ A network is described once, as layers with a name in PyTorch and a path in our 
 same description, so that they are consistent.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from kd_local.models.layers import DType
 from kd_local.networks import Variables
 
-Kind = Literal["convolution", "linear", "batch_norm"]
+Kind = Literal["convolution", "linear", "batch_norm", "layer_norm", "attention_input", "attention_output", "parameter"]
 Path = tuple[str, ...]
 
 _HINT = "compare depth, widths and classes of the network, and how it is cut, with those of the weights"
@@ -24,13 +26,21 @@ _UNUSED = ".num_batches_tracked"
 
 @dataclass(frozen=True)
 class _Layout:
-    """One tensor of a layer: its name in PyTorch, its collection and name in our variables, and the permutation of
-    axes."""
+    """One tensor of a layer.
+
+    Attributes:
+        theirs: its name in PyTorch; empty if it is that of the layer.
+        collection: of our variables.
+        ours: its name in our variables; empty if the layer's path has it.
+        axes: the permutation from PyTorch's axes to ours.
+        merged: numbers of PyTorch's axes, as `axes` counts them, that are one axis there; empty: each is its own.
+    """
 
     theirs: str
     collection: str
     ours: str
     axes: tuple[int, ...] = (0,)
+    merged: tuple[int, ...] = ()
 
 
 _LAYOUTS: dict[Kind, tuple[_Layout, ...]] = {
@@ -48,6 +58,19 @@ _LAYOUTS: dict[Kind, tuple[_Layout, ...]] = {
         _Layout("running_mean", "batch_stats", "mean"),
         _Layout("running_var", "batch_stats", "var"),
     ),
+    "layer_norm": (
+        _Layout("weight", "params", "scale"),
+        _Layout("bias", "params", "bias"),
+    ),
+    "attention_input": (  # query, key or value: (heads * c, in) to (in, heads, c)
+        _Layout("weight", "params", "kernel", (2, 0, 1), (2, 1)),
+        _Layout("bias", "params", "bias", (0, 1), (2,)),
+    ),
+    "attention_output": (  # (out, heads * c) to (heads, c, out)
+        _Layout("weight", "params", "kernel", (1, 2, 0), (1, 2)),
+        _Layout("bias", "params", "bias"),
+    ),
+    "parameter": (_Layout("", "params", "", (0, 1, 2)),),
 }
 
 
@@ -57,11 +80,17 @@ class Layer:
 
     Tensors of a layer that the variables lack are ignored, so that convolutions with and without bias, and blocks with
     and without a projection, have the same description.
+
+    Attributes:
+        part: the layer's place in tensors that several layers share, and their number. They divide the first axis.
+        separator: the text between the layer's name and the names of its tensors.
     """
 
     name: str
     path: Path
     kind: Kind
+    part: tuple[int, int] = (0, 1)
+    separator: str = "."
 
 
 def conv_norm(convolution: str, norm: str, path: Path) -> tuple[Layer, Layer]:
@@ -73,18 +102,33 @@ def conv_norm(convolution: str, norm: str, path: Path) -> tuple[Layer, Layer]:
 class _Tensor:
     name: str
     path: Path
-    axes: tuple[int, ...]
     shape: tuple[int, ...]
+    layout: _Layout
+    part: tuple[int, int]
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        return array.transpose(self.axes)
+        rows = self._merged_shape[:1]
+        own = array[self.part[0] * rows[0] :][: rows[0]] if self.part[1] > 1 else array
+        return own.reshape(self._permuted_shape).transpose(self.layout.axes)
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        return array.transpose(np.argsort(self.axes))
+        return array.transpose(np.argsort(self.layout.axes)).reshape(self._merged_shape)
 
     @property
     def their_shape(self) -> tuple[int, ...]:
-        return tuple(self.shape[self.axes.index(i)] for i in range(len(self.axes)))
+        first, *others = self._merged_shape
+        return (first * self.part[1], *others)
+
+    @property
+    def _permuted_shape(self) -> tuple[int, ...]:
+        axes = self.layout.axes
+        return tuple(self.shape[axes.index(i)] for i in range(len(axes)))
+
+    @property
+    def _merged_shape(self) -> tuple[int, ...]:
+        sizes = iter(self._permuted_shape)
+        counts = self.layout.merged or (1,) * len(self.layout.axes)
+        return tuple(math.prod(islice(sizes, count)) for count in counts)
 
 
 def _tensors(layers: Iterable[Layer], shapes: Mapping[str, Any]) -> list[_Tensor]:
@@ -92,9 +136,10 @@ def _tensors(layers: Iterable[Layer], shapes: Mapping[str, Any]) -> list[_Tensor
     tensors = []
     for layer in layers:
         for layout in _LAYOUTS[layer.kind]:
-            path = (layout.collection, *layer.path, layout.ours)
+            path = (layout.collection, *layer.path, *filter(None, [layout.ours]))
             if path in leaves:
-                tensors.append(_Tensor(f"{layer.name}.{layout.theirs}", path, layout.axes, leaves[path].shape))
+                name = f"{layer.name}{layer.separator}{layout.theirs}" if layout.theirs else layer.name
+                tensors.append(_Tensor(name, path, leaves[path].shape, layout, layer.part))
     if unnamed := leaves.keys() - {tensor.path for tensor in tensors}:
         raise ValueError(f"{'/'.join(min(unnamed))} has no name in PyTorch: describe its layer too")
     return tensors
@@ -106,7 +151,7 @@ def names(layers: Iterable[Layer], shapes: Mapping[str, Any]) -> tuple[str, ...]
     Raises:
         ValueError: a variable belongs to no layer.
     """
-    return tuple(tensor.name for tensor in _tensors(layers, shapes))
+    return tuple(dict.fromkeys(tensor.name for tensor in _tensors(layers, shapes)))
 
 
 def read_layers(
@@ -179,7 +224,7 @@ def write_layers(
         ValueError: the variables do not have the structure and shapes of `shapes`, or a variable belongs to no layer.
     """
     flat = flatten_dict(variables)
-    arrays = {}
+    parts: dict[str, list[np.ndarray]] = {}
     for tensor in _tensors(layers, shapes):
         place = "/".join(tensor.path)
         if tensor.path not in flat:
@@ -189,13 +234,14 @@ def write_layers(
             raise ValueError(
                 f"{place} has shape {array.shape}, expected {tensor.shape}: give variables of this network"
             )
-        arrays[tensor.name] = np.array(tensor.to_theirs(array), order="C")
+        parts.setdefault(tensor.name, []).append(tensor.to_theirs(array))
     if flat:
         path = min(flat)
         raise ValueError(
             f"{'/'.join(path)} of shape {np.shape(flat[path])} is unexpected: give only the variables of this network"
         )
-    return arrays
+    return {name: np.concatenate(arrays) if len(arrays) > 1 else np.array(arrays[0], order="C")
+            for name, arrays in parts.items()}  # fmt: skip
 
 
 def refuse_others(arrays: Mapping[str, Any], known: Iterable[str]) -> None:

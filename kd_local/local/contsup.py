@@ -46,8 +46,18 @@ class ContSup:
     def __post_init__(self) -> None:
         self.cut_network.heads_for(self.answer)
 
+    def check_maps(self) -> None:
+        """Raises ValueError unless the features at the boundaries are maps, as heads and contexts take them."""
+        if len(self.cut_network.modules) > 1:
+            self.cut_network.network.check_maps("local learning")
+
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A new state with one part per module. Only the shape and dtype of `images` matter."""
+        """A new state with one part per module. Only the shape and dtype of `images` matter.
+
+        Raises:
+            ValueError: several modules of a network whose features are not maps.
+        """
+        self.check_maps()
         return {
             name: new_part(variables, self.optimizer) for name, variables in self.cut_network.init(rng, images).items()
         }

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from kd_local.errors import unknown
+from kd_local.models.class_token import class_token_transformer
 from kd_local.models.imagenet_resnet import imagenet_resnet
 from kd_local.models.layers import DType
 from kd_local.models.mobilenet import mobilenetv1, mobilenetv2
@@ -31,8 +32,19 @@ _OTHERS: dict[str, Callable[..., Network]] = {
     "mobilenetv2_half": partial(mobilenetv2, width=0.5, relu6=False, small_images=True),
     "shufflenetv1": shufflenetv1,
     "shufflenetv2": shufflenetv2,
+    **{f"vgg{depth}_bn": partial(vgg, depth, small_images=False) for depth in (11, 13, 16, 19)},
+    **{
+        f"shufflenet_v2_x{width:.1f}".replace(".", "_"): partial(shufflenetv2, width=width, small_images=False)
+        for width in (0.5, 1.0, 1.5, 2.0)
+    },
     "vit_ti16": partial(vision_transformer, width=192, heads=3),
     "vit_s16": partial(vision_transformer, width=384, heads=6),
+    "vit_ti_16": partial(class_token_transformer, width=192, heads=3),
+    "vit_s_16": partial(class_token_transformer, width=384, heads=6),
+    "vit_b_16": partial(class_token_transformer, width=768, heads=12),
+    "vit_b_32": partial(class_token_transformer, width=768, heads=12, patch_size=32),
+    "vit_l_16": partial(class_token_transformer, width=1024, heads=16, depth=24),
+    "vit_l_32": partial(class_token_transformer, width=1024, heads=16, depth=24, patch_size=32),
 }
 
 NAMES = (*_CIFAR_RESNETS, *_OTHERS)

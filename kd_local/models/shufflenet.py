@@ -1,7 +1,8 @@
-"""ShuffleNets, versions 1 and 2, for small images: a 1x1 stem and three stages that halve the resolution.
+"""ShuffleNets, versions 1 and 2: for small images, with a 1x1 stem and three stages that halve the resolution; and
+version 2 for ImageNet, whose stem and maximum pooling halve it twice before.
 
 Reference: Zhang et al., "ShuffleNet" (arXiv 1707.01083), table 1 (3 groups); Ma et al., "ShuffleNet V2" (arXiv
-1807.11164), table 5 (1x). Forms for small images: Tian et al., arXiv 1910.10699.
+1807.11164), table 5. Forms for small images: Tian et al., arXiv 1910.10699.
 """
 
 from typing import ClassVar
@@ -10,8 +11,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kd_local.errors import unknown
 from kd_local.models.ends import Classifier, ConvClassifier, Stem, check_classes
-from kd_local.models.layers import ConvNorm, DType, average_pool
+from kd_local.models.layers import ConvNorm, DType, average_pool, max_pool
 from kd_local.networks import Network
 
 _GROUPS = 3
@@ -68,15 +70,21 @@ class SplitUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Unit of version 2 with stride 2: concatenates the branches (depthwise 3x3, 1x1) and (1x1, depthwise 3x3, 1x1)."""
+    """Unit of version 2 with stride 2: concatenates the branches (depthwise 3x3, 1x1) and (1x1, depthwise 3x3, 1x1).
+
+    With `pool_first`, 3x3 maximum pooling comes first.
+    """
 
     features: int
     dtype: DType = None
     relu: bool = True
+    pool_first: bool = False
     layers: ClassVar[int] = 3
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 k"]:
+        if self.pool_first:
+            x = max_pool(x, 3, stride=2, padding=1)
         half, channels, dtype = self.features // 2, x.shape[-1], self.dtype
         left = ConvNorm(channels, stride=2, groups=channels, relu=False, dtype=dtype, name="conv1")(x, train=train)
         left = ConvNorm(half, kernel_size=1, relu=self.relu, dtype=dtype, name="conv2")(left, train=train)
@@ -107,20 +115,33 @@ def shufflenetv1(*, classes: int, dtype: DType = None) -> Network:
     return Network.of(blocks)
 
 
-def shufflenetv2(*, classes: int, dtype: DType = None) -> Network:
-    """ShuffleNetV2 of size 1x, for images of 8x8 to 96x96. The last 1x1 convolution belongs to the head.
+_V2_FEATURES = {0.5: (48, 96, 192, 1024), 1.0: (116, 232, 464, 1024), 1.5: (176, 352, 704, 1024),
+                2.0: (244, 488, 976, 2048)}  # fmt: skip
+
+
+def shufflenetv2(*, classes: int, width: float = 1.0, small_images: bool = True, dtype: DType = None) -> Network:
+    """ShuffleNetV2. The last 1x1 convolution belongs to the head.
 
     Args:
         classes: number of logits, at least 1.
+        width: 0.5, 1, 1.5 or 2, the size of the network.
+        small_images: True, for images of 8x8 to 96x96: the stem is a 1x1 convolution. False, for 224x224: it is a 3x3
+            convolution with stride 2, and maximum pooling follows.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:
-        ValueError: `classes` is out of range.
+        ValueError: an argument is out of range.
     """
     check_classes(classes)
-    blocks: dict[str, nn.Module] = {"stem": Stem(24, kernel_size=1, dtype=dtype)}
-    for stage, (features, units) in enumerate(((116, 4), (232, 8), (464, 4)), start=1):
+    if width not in _V2_FEATURES:
+        raise unknown("width of ShuffleNetV2", width, map(str, _V2_FEATURES))
+    *features, last = _V2_FEATURES[width]
+    stem = Stem(24, kernel_size=1, dtype=dtype) if small_images else Stem(24, stride=2, dtype=dtype)
+    blocks: dict[str, nn.Module] = {"stem": stem}
+    for stage, (channels, units) in enumerate(zip(features, (4, 8, 4), strict=True), start=1):
         for index in range(units):
-            blocks[f"stage{stage}/{index}"] = SplitUnit(features, dtype) if index else DownUnit(features, dtype)
-    blocks["head"] = ConvClassifier(classes, 1024, dtype=dtype)
+            pool_first = stage == 1 and not small_images
+            unit = SplitUnit(channels, dtype) if index else DownUnit(channels, dtype, pool_first=pool_first)
+            blocks[f"stage{stage}/{index}"] = unit
+    blocks["head"] = ConvClassifier(classes, last, dtype=dtype)
     return Network.of(blocks)

@@ -98,19 +98,24 @@ class PatchEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h2 w2 k"]:
-        height, width, patch = *x.shape[1:3], self.patch_size
-        if height % patch or width % patch:
-            near = "x".join(str(max(1, size // patch) * patch) for size in (height, width))
-            raise ValueError(
-                f"images of {height}x{width} do not divide into patches of {patch}x{patch}: crop or resize them to "
-                f"multiples of {patch}, such as {near}, or use another patch_size"
-            )
+        patch = self.patch_size
+        check_patches(x.shape[1], x.shape[2], patch)
         shape = (patch, patch, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv2d(x, kernel, stride=patch, padding=0) + bias.reshape(1, 1, 1, -1)
         return y + jnp.asarray(positions(y.shape[1], y.shape[2], self.features), y.dtype)[None]
+
+
+def check_patches(height: int, width: int, patch: int) -> None:
+    """Raises ValueError unless images of this size divide into patches."""
+    if height % patch or width % patch:
+        near = "x".join(str(max(1, size // patch) * patch) for size in (height, width))
+        raise ValueError(
+            f"images of {height}x{width} do not divide into patches of {patch}x{patch}: crop or resize them to "
+            f"multiples of {patch}, such as {near}, or use another patch_size"
+        )
 
 
 def attend(
@@ -132,10 +137,16 @@ class EncoderBlock(nn.Module):
     """Self-attention over all positions of the map, then two linear layers with GELU and 4 times the channels between.
 
     Both steps start with a layer normalisation and have a shortcut. The output has no ReLU.
+
+    Attributes:
+        heads: number of attention heads.
+        dtype: compute dtype.
+        exact_gelu: GELU with the error function, as in PyTorch; False: its approximation with tanh, as in big_vision.
     """
 
     heads: int
     dtype: DType = None
+    exact_gelu: bool = False
     # Query, key and value are parallel and count as one layer.
     layers: ClassVar[int] = 4
 
@@ -150,7 +161,8 @@ class EncoderBlock(nn.Module):
         x = x.astype(y.dtype) + y
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
         y = nn.Dense(4 * channels, dtype=self.dtype, kernel_init=_XAVIER, bias_init=_TINY, name="linear1")(y)
-        y = nn.Dense(channels, dtype=self.dtype, kernel_init=_XAVIER, bias_init=_TINY, name="linear2")(nn.gelu(y))
+        y = nn.gelu(y, approximate=not self.exact_gelu)
+        y = nn.Dense(channels, dtype=self.dtype, kernel_init=_XAVIER, bias_init=_TINY, name="linear2")(y)
         return x + y
 
 
@@ -196,6 +208,20 @@ def vision_transformer(
     """
     check_classes(classes)
     _check_width(width)
+    check_sizes(classes=classes, width=width, heads=heads, depth=depth, patch_size=patch_size)
+    stem, head = PatchEmbedding(width, patch_size, dtype), LayerNormClassifier(classes, dtype)
+    return in_four_stages(stem, EncoderBlock(heads, dtype), head, depth)
+
+
+def in_four_stages(stem: nn.Module, block: nn.Module, head: nn.Module, depth: int) -> Network:
+    """A network of equal blocks in four stages, between a stem and a head."""
+    blocks = {f"stage{stage}/{i}": block for stage in range(1, STAGES + 1) for i in range(depth // STAGES)}
+    return Network.of({"stem": stem, **blocks, "head": head})
+
+
+def check_sizes(*, classes: int, width: int, heads: int, depth: int, patch_size: int) -> None:
+    """Raises ValueError unless a transformer can have these sizes."""
+    check_classes(classes)
     if heads < 1 or width % heads:
         raise ValueError(f"heads is {heads}: use a positive divisor of the width {width}, such as one for 64 channels")
     if depth < STAGES or depth % STAGES:
@@ -205,12 +231,6 @@ def vision_transformer(
         )
     if patch_size < 1:
         raise ValueError(f"patch_size is {patch_size}: use 1 or more, such as 16 for images of 224x224")
-    blocks: dict[str, nn.Module] = {"stem": PatchEmbedding(width, patch_size, dtype)}
-    for stage in range(1, STAGES + 1):
-        for index in range(depth // STAGES):
-            blocks[f"stage{stage}/{index}"] = EncoderBlock(heads, dtype)
-    blocks["head"] = LayerNormClassifier(classes, dtype)
-    return Network.of(blocks)
 
 
 def _check_width(width: int) -> None:

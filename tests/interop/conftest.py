@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 
-def _weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def weights_by_name(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Weights for names and shapes in PyTorch."""
     arrays = {}
     for name, shape in shapes.items():
         rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -24,4 +25,4 @@ def _weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 @pytest.fixture
 def weights():
     """The function from names and shapes in PyTorch to weights."""
-    return _weights
+    return weights_by_name

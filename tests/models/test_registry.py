@@ -25,7 +25,7 @@ FAMILIES = (
     "shufflenetv2",
 )
 # Vision transformers have tests of their own: their heads start at zero, and patches must divide the images.
-ELSEWHERE = ("vit_ti16", "vit_s16")
+ELSEWHERE = tuple(name for name in NAMES if name.startswith("vit_"))
 # Without slow ones: bottlenecks are trained in test_imagenet_resnet.py, MobileNetV2 in its smaller form.
 SMALL = tuple(name for name in FAMILIES if name not in ("resnet50_cifar", "mobilenetv2"))
 # Blocks without ReLU at the end, or with ReLU6.
@@ -65,7 +65,10 @@ def test_blocks_with_relu_at_the_end_have_the_field(name):
         *[(f"vgg{depth}", depth - 2) for depth in (8, 11, 13, 16, 19)],
         *[("mobilenetv1", 28), ("mobilenetv2", 53), ("mobilenetv2_half", 54)],
         *[("shufflenetv1", 50), ("shufflenetv2", 51)],
-        *[("vit_ti16", 50), ("vit_s16", 50)],
+        *[(f"vgg{depth}_bn", depth) for depth in (11, 13, 16, 19)],
+        *[(f"shufflenet_v2_{width}", 51) for width in ("x0_5", "x1_0", "x1_5", "x2_0")],
+        *[(f"vit_{size}", 50) for size in ("ti16", "s16", "ti_16", "s_16", "b_16", "b_32")],
+        *[("vit_l_16", 98), ("vit_l_32", 98)],
     ],
 )
 def test_layers_are_counted(name, layers):
