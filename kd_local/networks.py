@@ -144,17 +144,20 @@ class Network:
     def check_maps(self, use: str) -> None:
         """Checks that the features between blocks are maps (batch, height, width, channels).
 
-        A block with other features has the attribute `maps = False`. `use` is what needs the maps.
+        A block with other features has the attribute `maps = False`.
+
+        Args:
+            use: the method or objective that needs maps, for the error's message.
 
         Raises:
-            ValueError: they are not maps.
+            ValueError: the features are not maps.
         """
         for name, module in self:
             if not getattr(module, "maps", True):
                 raise ValueError(
-                    f"{use} needs maps between the blocks of a network, and block {name!r} ({type(module).__name__}) "
-                    "gives none: use a network of maps, such as a ResNet, vit_ti16 or vit_s16, or a method that needs "
-                    "logits only: end_to_end, kd, dkd, mlkd, dist"
+                    f"{use} needs maps between the blocks of a network, but block {name!r} ({type(module).__name__}) "
+                    "returns none: use a network with maps, such as a ResNet, vit_ti16 or vit_s16, or a method that "
+                    "needs only logits: end_to_end, kd, dkd, mlkd, dist"
                 )
 
     def select(self, variables: Variables) -> Variables:

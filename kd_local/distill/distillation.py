@@ -44,8 +44,8 @@ class Distillation:
         cached: if True, no teacher runs: the extra tensors `teacher0_logits`, ... contain the teachers' logits.
 
     Raises:
-        ValueError: there is no teacher, a number is out of range, or an objective that reads more than logits gets
-            `cached` or a network without maps.
+        ValueError: there is no teacher, a number is out of range, or the objective reads more than logits and `cached`
+            is set or a network has no maps.
     """
 
     student: Network

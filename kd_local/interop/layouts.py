@@ -29,11 +29,12 @@ class _Layout:
     """One tensor of a layer.
 
     Attributes:
-        theirs: its name in PyTorch; empty if it is that of the layer.
-        collection: of our variables.
-        ours: its name in our variables; empty if the layer's path has it.
+        theirs: the tensor's name in PyTorch; empty if it is the layer's name.
+        collection: the collection of our variables.
+        ours: the tensor's name in our variables; empty if the layer's path contains it.
         axes: the permutation from PyTorch's axes to ours.
-        merged: numbers of PyTorch's axes, as `axes` counts them, that are one axis there; empty: each is its own.
+        merged: for each axis of the tensor in PyTorch, the number of consecutive axes in `axes` that it merges; empty
+            if no axes are merged.
     """
 
     theirs: str
@@ -82,7 +83,7 @@ class Layer:
     and without a projection, have the same description.
 
     Attributes:
-        part: the layer's place in tensors that several layers share, and their number. They divide the first axis.
+        part: the layer's index in tensors that several layers share along the first axis, and the number of layers.
         separator: the text between the layer's name and the names of its tensors.
     """
 

@@ -23,7 +23,7 @@ _POSITIONS = ("encoder.pos_embedding", "pos_embed")
 
 
 def transformer_layers(network: Network, arrays: Mapping[str, Any] | None = None) -> list[Layer]:
-    """The layers with the names of `arrays`; if None, with torchvision's."""
+    """The layers with the names of `arrays`; if `arrays` is None, with torchvision's names."""
     timm = arrays is not None and "cls_token" in arrays
     stem = ("cls_token", "patch_embed.proj", "pos_embed") if timm else ("class_token", "conv_proj", _POSITIONS[0])
     layers = [
@@ -40,7 +40,7 @@ def transformer_layers(network: Network, arrays: Mapping[str, Any] | None = None
 
 
 def image_size(network: Network, arrays: Mapping[str, Any]) -> int:
-    """Height and width of the square images to which the positions of the weights belong; 0 if they have none."""
+    """The side of the square images that the weights' positions were learned for; 0 if there are no positions."""
     stem = network.modules[0]
     found = [np.shape(arrays[name]) for name in _POSITIONS if name in arrays]
     if not found or len(found[0]) != 3 or not isinstance(stem, TokenEmbedding):

@@ -117,7 +117,7 @@ def _shapes(network: Network, channels: int, size: int = 0) -> Variables:
 
 
 def _flattened(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    """timm's VGG has convolutions where torchvision's has linear layers, with the same numbers in the same order."""
+    """The arrays with timm's convolutions in the head of VGG as linear layers, which have the same numbers in order."""
     names = [name for name in ("pre_logits.fc1.weight", "pre_logits.fc2.weight") if name in arrays]
     return {**arrays, **{name: np.asarray(arrays[name]).reshape(len(arrays[name]), -1) for name in names}}
 
@@ -221,7 +221,7 @@ def _imagenet_shufflenet(network: Network) -> list[Layer]:
     for name in network.names[1:-1]:
         stage, index = name.removeprefix("stage").split("/")
         block = f"stage{int(stage) + 1}.{index}"
-        # Depthwise convolutions have no ReLU behind their normalisation.
+        # Depthwise convolutions have no ReLU after their normalisation.
         places = [("branch2", 0), ("branch2", 3), ("branch2", 5)]
         if index == "0":
             places = [("branch1", 0), ("branch1", 2), *places]

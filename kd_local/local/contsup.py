@@ -47,7 +47,7 @@ class ContSup:
         self.cut_network.heads_for(self.answer)
 
     def check_maps(self) -> None:
-        """Raises ValueError unless the features at the boundaries are maps, as heads and contexts take them."""
+        """Raises ValueError unless the features at the boundaries are maps, which heads and contexts need."""
         if len(self.cut_network.modules) > 1:
             self.cut_network.network.check_maps("local learning")
 
@@ -55,7 +55,7 @@ class ContSup:
         """A new state with one part per module. Only the shape and dtype of `images` matter.
 
         Raises:
-            ValueError: several modules of a network whose features are not maps.
+            ValueError: the network is cut into several modules, and its features are not maps.
         """
         self.check_maps()
         return {

@@ -1,7 +1,7 @@
-"""Vision transformers with a class token and learned positions, as torchvision, timm and DeiT have them.
+"""Vision transformers with a class token and learned positions, as in torchvision, timm and DeiT.
 
-The features between blocks are sequences: (batch, 1, 1 + patches, channels), the class token first. They are not maps,
-so local heads, contexts and connectors do not take them. `vision_transformer` is the form whose features are maps.
+The features between blocks are sequences (batch, 1, 1 + patches, channels) with the class token first. They are not
+maps, so local heads, contexts and connectors cannot use them. The features of `vision_transformer` are maps.
 
 Reference: Dosovitskiy et al., "An image is worth 16x16 words" (arXiv 2010.11929), table 1.
 """
@@ -28,7 +28,7 @@ from kd_local.networks import Network
 class TokenEmbedding(nn.Module):
     """Stem: a convolution with its size as stride, a class token before the patches, plus learned positions.
 
-    The number of positions is that of the images at `init`.
+    The images at `init` determine the number of positions.
 
     Raises:
         ValueError: the height or width of the images is not a multiple of the patch size.
@@ -84,9 +84,9 @@ class TokenClassifier(nn.Module):
 def class_token_transformer(
     *, classes: int, width: int, heads: int, depth: int = 12, patch_size: int = 16, dtype: DType = None
 ) -> Network:
-    """The vision transformer of a given width with a class token. Its positions belong to images of one size.
+    """The vision transformer of a given width with a class token, for images of the size given to `init`.
 
-    The arguments are those of `vision_transformer`; the width is any multiple of `heads`.
+    The arguments are those of `vision_transformer`, but the width may be any multiple of `heads`.
 
     Raises:
         ValueError: an argument is out of range.

@@ -1,5 +1,6 @@
-"""ShuffleNets, versions 1 and 2: for small images, with a 1x1 stem and three stages that halve the resolution; and
-version 2 for ImageNet, whose stem and maximum pooling halve it twice before.
+"""ShuffleNets, versions 1 and 2, for small images: a 1x1 stem and three stages that halve the resolution.
+
+Version 2 also has a form for ImageNet, whose stem and maximum pooling halve the resolution twice before the stages.
 
 Reference: Zhang et al., "ShuffleNet" (arXiv 1707.01083), table 1 (3 groups); Ma et al., "ShuffleNet V2" (arXiv
 1807.11164), table 5. Forms for small images: Tian et al., arXiv 1910.10699.
@@ -125,8 +126,8 @@ def shufflenetv2(*, classes: int, width: float = 1.0, small_images: bool = True,
     Args:
         classes: number of logits, at least 1.
         width: 0.5, 1, 1.5 or 2, the size of the network.
-        small_images: True, for images of 8x8 to 96x96: the stem is a 1x1 convolution. False, for 224x224: it is a 3x3
-            convolution with stride 2, and maximum pooling follows.
+        small_images: if True (images of 8x8 to 96x96), the stem is a 1x1 convolution. If False (224x224), the stem is a
+            3x3 convolution with stride 2, and maximum pooling follows.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:

@@ -1,7 +1,7 @@
 """VGG with batch normalisation, with one block per convolution: for small images and for ImageNet.
 
-The pooling between two stages is the first layer of the second one. As usual for small images, the head has global
-average pooling and one linear layer instead of the paper's three linear layers, which the form for ImageNet has.
+The pooling between two stages is the first layer of the second stage. As usual for small images, the head has global
+average pooling and one linear layer. The form for ImageNet has the paper's three linear layers.
 
 Reference: Simonyan and Zisserman, "Very deep convolutional networks" (arXiv 1409.1556), table 1, A, B, D and E. VGG-8:
 Tian et al., "Contrastive representation distillation" (arXiv 1910.10699), section 6.1.
@@ -47,7 +47,7 @@ class ConvBlock(nn.Module):
 class ThreeLinearClassifier(nn.Module):
     """Head: 2x2 maximum pooling, average pooling to 7x7, two hidden layers with ReLU and a linear layer.
 
-    Returns the logits. The dropout of the original, in training only, is left out.
+    Returns the logits. The published head has dropout in training, which is left out here.
     """
 
     classes: int
@@ -80,9 +80,9 @@ def vgg(depth: int, *, classes: int, small_images: bool = True, hidden: int = _H
     Args:
         depth: 8, 11, 13, 16 or 19: the number of layers of the published network, with its three linear layers.
         classes: number of logits, at least 1.
-        small_images: True, for images of 2x2 to 96x96 and larger: one linear layer. False, for 224x224 and other images
-            of at least 32x32: three linear layers, and pooling before them.
-        hidden: units of the first two of three linear layers.
+        small_images: if True (images of 2x2 to 96x96 and larger), the head has one linear layer. If False (224x224 and
+            other images of at least 32x32), it has three linear layers after pooling.
+        hidden: units of the first two of the three linear layers.
         dtype: compute dtype; parameters stay float32. None computes in the common type of images and parameters.
 
     Raises:

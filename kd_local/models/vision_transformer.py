@@ -141,7 +141,8 @@ class EncoderBlock(nn.Module):
     Attributes:
         heads: number of attention heads.
         dtype: compute dtype.
-        exact_gelu: GELU with the error function, as in PyTorch; False: its approximation with tanh, as in big_vision.
+        exact_gelu: True for GELU with the error function, as in PyTorch; False for its approximation with tanh, as in
+            big_vision.
     """
 
     heads: int
