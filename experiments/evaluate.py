@@ -20,6 +20,7 @@ from rich.console import Console
 
 from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, parse
 from experiments.folders.workdirs import CONFIG, SUMMARY
+from experiments.from_config.deployed_runs import has_state, load_state
 from experiments.from_config.experiment import build, count_parameters
 from experiments.from_config.teachers import load_weights
 from experiments.from_config.trained_run import (
@@ -31,6 +32,7 @@ from experiments.from_config.trained_run import (
 )
 from experiments.tables import summary_table
 from experiments.train.summary import named_scores
+from kd_local.contract import Method
 from kd_local.costs import multiply_adds
 from kd_local.files import replace_text
 from kd_local.local import EndToEnd
@@ -45,7 +47,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     with config.unlocked():
-        config.method = "end_to_end"  # any method's weights are evaluated as one network
+        config.method = "end_to_end"  # of a file of weights; that of a run's folder is in its config
     try:
         if _WEIGHTS.value is None:
             raise ValueError("--weights is not set: give a file of weights, or the folder of a run")
@@ -54,9 +56,15 @@ def main(_: list[str]) -> None:
             flag: Any = flags.FLAGS["config"]
             config = evaluation_config(run, config, given_keys(config, config_flags.get_override_values(flag)))
         experiment = build(config)
-        variables = load_weights(experiment.network, Path(_WEIGHTS.value))
         images = jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32)
-        experiment.network.check(variables, images)
+        method: Method
+        if run is not None and has_state(run.folder):
+            same_data = run.config.data.name == config.data.name
+            method, state = load_state(run, config.data.data_dir if same_data else None)
+        else:
+            variables = load_weights(experiment.network, Path(_WEIGHTS.value))
+            experiment.network.check(variables, images)
+            method, state = EndToEnd(experiment.network, optax.identity()), {"network": dict(variables)}
         data = experiment.read()
         if run is not None:
             data = as_trained(run, data)
@@ -69,8 +77,7 @@ def main(_: list[str]) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
 
-    method = EndToEnd(experiment.network, optax.identity())
-    state = {"network": jax.tree.map(jnp.asarray, dict(variables))}
+    state = jax.tree.map(jnp.asarray, state)
     start = time.perf_counter()
     results = evaluate(method, state, data, batch_size=min(500, len(data.test)), mesh=experiment.mesh)
     seconds = time.perf_counter() - start
@@ -79,6 +86,7 @@ def main(_: list[str]) -> None:
         "dataset": config.data.name,
         "weights": str(_WEIGHTS.value),
         **named_scores(results),
+        "exits": {name: {"test_accuracy": scores.accuracy} for name, scores in results["test"].exits.items()},
         "parameters": count_parameters(method.deployed(state)),
         "multiply_adds": multiply_adds(method.logits, state, images),
         "seconds": round(seconds, 3),
@@ -86,7 +94,8 @@ def main(_: list[str]) -> None:
         "device": f"{experiment.mesh.size} x {jax.devices()[0].device_kind}",
     }
     replace_text(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    Console().print(summary_table(summary))
+    exits = {f"{name} test_accuracy": values["test_accuracy"] for name, values in summary["exits"].items()}
+    Console().print(summary_table({**{name: value for name, value in summary.items() if name != "exits"}, **exits}))
 
 
 if __name__ == "__main__":

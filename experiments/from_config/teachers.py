@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from experiments.from_config.deployed_runs import STATE, deployed_teacher, has_state
 from experiments.from_config.trained_run import Normalisation, read_run
 from kd_local.distill import Renormalisation, Teacher
 from kd_local.errors import unknown
@@ -39,8 +40,8 @@ def load_weights(network: Network, weights: Path) -> Variables:
     path = weights / WEIGHTS if weights.is_dir() else weights
     if weights.is_dir() and not path.is_file():
         raise ValueError(
-            f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended, with a method that trains an "
-            "unmodified network (end_to_end, or any distillation except simkd)"
+            f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended; if an earlier version made it, "
+            "repeat the command of that run, which writes what is missing"
         )
     if not path.exists():
         raise ValueError(f"{weights}: there is no such file or folder")
@@ -65,7 +66,9 @@ def teacher_places(config: ConfigDict) -> list[Path]:
 
 def weights_file(place: Path) -> Path:
     """The file of weights at a path, which may be the folder of a run."""
-    return place / WEIGHTS if place.is_dir() else place
+    if not place.is_dir():
+        return place
+    return place / (STATE if has_state(place) and not (place / WEIGHTS).is_file() else WEIGHTS)
 
 
 def teachers(
@@ -122,7 +125,10 @@ def teachers(
                     "teacher.network"
                 )
         network = create(name, classes=classes, shortcut=shortcut, dtype=DTYPES[settings.dtype])
-        if place is None:
+        if place is not None and weights_file(place) == place / STATE:
+            same_data = run.config.data.name == config.data.name
+            network, variables = deployed_teacher(run, config.data.data_dir if same_data else None)
+        elif place is None:
             variables = jax.eval_shape(network.init, jax.random.key(0), images)
             variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
         else:

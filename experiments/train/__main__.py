@@ -23,6 +23,7 @@ from rich.console import Console
 from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, parse
 from experiments.folders import workdirs
 from experiments.folders.identity import NOTED
+from experiments.from_config.deployed_runs import save_state
 from experiments.from_config.experiment import Experiment, build
 from experiments.from_config.facts import facts_of_run
 from experiments.from_config.planning import PLAN, left_to_measurement, planned
@@ -105,6 +106,7 @@ def main(_: list[str]) -> None:
                 variables = experiment.method.network_variables(state)
                 if variables is not None:
                     save_network(variables, workdir)
+            save_state(experiment.method, state, experiment.shape, workdir)
             assert result.peak_bytes is not None
             peaks = peak_memory(experiment, config.batch_size, result.peak_bytes, workdir)
             _show(console, _write_results(experiment, config, state, compared, peaks, workdir), workdir)

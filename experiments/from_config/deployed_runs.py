@@ -1,0 +1,76 @@
+"""Saves and loads the state of a run whose deployed network is more than a network of the zoo, or that has other exits.
+
+The state is that of the run's method: contexts, local heads, connectors, and the teacher's blocks if they are used.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from experiments.folders.identity import options
+from experiments.from_config.trained_run import TrainedRun
+from kd_local.contract import Method, State, TrainsNetwork
+from kd_local.distill.deployed import deployed_network, deployed_variables
+from kd_local.networks import COLLECTIONS, Network, Variables
+
+STATE = "method.npz"
+"""The file of a method's state without optimizer states. The name of an array is its part, collection and path, joined
+by `:`."""
+
+
+def save_state(method: Method, state: State, shape: tuple[int, int, int], workdir: Path) -> None:
+    """Writes the state of a method to the folder of its run, if the file of its network does not have all of it."""
+    whole = isinstance(method, TrainsNetwork) and method.network_variables(state) is not None
+    if whole and not jax.eval_shape(method.exits, state, jax.ShapeDtypeStruct((1, *shape), jnp.float32)):
+        return
+    parts = {name: {key: part[key] for key in COLLECTIONS} for name, part in state.items()}
+    arrays: dict[str, Any] = flatten_dict(jax.device_get(parts), sep=":")
+    np.savez(workdir / STATE, **arrays)
+
+
+def has_state(folder: Path) -> bool:
+    """Whether the folder of a run has the state of its method."""
+    return (folder / STATE).is_file()
+
+
+def load_state(run: TrainedRun, data_dir: str | None) -> tuple[Method, State]:
+    """The method of a run and its state without optimizer states.
+
+    Raises:
+        ValueError: the file is damaged or of another method, or the run's config cannot be built here.
+    """
+    from experiments.from_config.experiment import build  # builds teachers, which come from here
+    from experiments.from_config.planning import left_to_measurement, planned
+
+    config = ConfigDict(run.config.to_dict())
+    config.mesh.data = config.mesh.module = 1
+    config.mesh.batch_norm = "global"
+    if data_dir is not None:
+        config.data.data_dir = data_dir
+    if left_to_measurement(config):
+        config = planned(config, run.folder)
+    try:
+        method = build(config, fresh_teachers=True).method
+        with np.load(run.folder / STATE, allow_pickle=False) as file:
+            found = unflatten_dict({tuple(name.split(":")): file[name] for name in file.files})
+    except Exception as error:
+        raise ValueError(f"the network of {run.folder} cannot be built: {error}") from error
+    return method, {name: {key: part.get(key, {}) for key in COLLECTIONS} for name, part in found.items()}
+
+
+def deployed_teacher(run: TrainedRun, data_dir: str | None) -> tuple[Network, Variables]:
+    """The deployed network of a run as a teacher that gives logits only, and its variables.
+
+    Raises:
+        ValueError: see `load_state`.
+    """
+    method, state = load_state(run, data_dir)
+    label = hashlib.sha256(json.dumps(options(run.config), sort_keys=True, default=str).encode()).hexdigest()
+    return deployed_network(method, label), deployed_variables(state)
