@@ -47,7 +47,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     with config.unlocked():
-        config.method = "end_to_end"  # of a file of weights; that of a run's folder is in its config
+        config.method = "end_to_end"  # for a file of weights; a run's folder has the method in its config
     try:
         if _WEIGHTS.value is None:
             raise ValueError("--weights is not set: give a file of weights, or the folder of a run")

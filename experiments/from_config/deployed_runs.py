@@ -1,6 +1,6 @@
 """Saves and loads the state of a run whose deployed network is more than a network of the zoo, or that has other exits.
 
-The state is that of the run's method: contexts, local heads, connectors, and the teacher's blocks if they are used.
+It is the state of the run's method: with contexts, local heads, connectors, and the teacher's blocks if they are used.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from kd_local.distill.deployed import deployed_network, deployed_variables
 from kd_local.networks import COLLECTIONS, Network, Variables
 
 STATE = "method.npz"
-"""The file of a method's state without optimizer states. The name of an array is its part, collection and path, joined
+"""The file of a method's state without optimizer state. The name of an array is its part, collection and path, joined
 by `:`."""
 
 
 def save_state(method: Method, state: State, shape: tuple[int, int, int], workdir: Path) -> None:
-    """Writes the state of a method to the folder of its run, if the file of its network does not have all of it."""
+    """Writes the state of a method to the folder of its run, unless the file of the network has all of it."""
     whole = isinstance(method, TrainsNetwork) and method.network_variables(state) is not None
     if whole and not jax.eval_shape(method.exits, state, jax.ShapeDtypeStruct((1, *shape), jnp.float32)):
         return
@@ -36,15 +36,15 @@ def save_state(method: Method, state: State, shape: tuple[int, int, int], workdi
 
 
 def has_state(folder: Path) -> bool:
-    """Whether the folder of a run has the state of its method."""
+    """True if the folder of a run has the state of its method."""
     return (folder / STATE).is_file()
 
 
 def load_state(run: TrainedRun, data_dir: str | None) -> tuple[Method, State]:
-    """The method of a run and its state without optimizer states.
+    """`(method, state)` of a run, without optimizer state.
 
     Raises:
-        ValueError: the file is damaged or of another method, or the run's config cannot be built here.
+        ValueError: the file is damaged or of another method, or the method cannot be built from the run's config.
     """
     from experiments.from_config.experiment import build  # builds teachers, which come from here
     from experiments.from_config.planning import left_to_measurement, planned
@@ -66,7 +66,7 @@ def load_state(run: TrainedRun, data_dir: str | None) -> tuple[Method, State]:
 
 
 def deployed_teacher(run: TrainedRun, data_dir: str | None) -> tuple[Network, Variables]:
-    """The deployed network of a run as a teacher that gives logits only, and its variables.
+    """`(network, variables)`: the deployed network of a run, for a teacher that gives only logits.
 
     Raises:
         ValueError: see `load_state`.

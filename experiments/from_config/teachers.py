@@ -41,7 +41,7 @@ def load_weights(network: Network, weights: Path) -> Variables:
     if weights.is_dir() and not path.is_file():
         raise ValueError(
             f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended; if an earlier version made it, "
-            "repeat the command of that run, which writes what is missing"
+            "repeat the command of the run, which writes the missing files"
         )
     if not path.exists():
         raise ValueError(f"{weights}: there is no such file or folder")

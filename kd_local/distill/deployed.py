@@ -1,6 +1,6 @@
-"""The deployed network of a method as a teacher's network: contexts and other layers of the method included.
+"""Makes a teacher's network of the deployed network of a method, with contexts and other layers of the method.
 
-It gives logits only, for methods whose deployed network is not a sequence of blocks: ContSup, SimKD.
+It is for methods whose deployed network is not a sequence of blocks (ContSup, SimKD), and gives only logits.
 """
 
 from typing import Any, ClassVar
@@ -16,8 +16,8 @@ class DeployedMethod(nn.Module):
     """The logits of a method's deployed network, in evaluation mode.
 
     Attributes:
-        method: the method; its state without optimizer states is the block's variables.
-        label: a text in `repr`, which identifies the method.
+        method: the method. The block's variables are the method's state without optimizer state.
+        label: a text for `repr` that identifies the method.
     """
 
     method: Method
@@ -42,7 +42,7 @@ class DeployedMethod(nn.Module):
 
 
 class GivenLogits(nn.Module):
-    """Head behind `DeployedMethod`: its input are the logits."""
+    """Head after `DeployedMethod`. Its input is the logits."""
 
     layers: ClassVar[int] = 0
     maps: ClassVar[bool] = False
@@ -63,12 +63,12 @@ _FIRST, _LAST = "deployed/0", "deployed/1"
 
 
 def deployed_network(method: Method, label: str = "") -> Network:
-    """The deployed network of a method as two blocks; its features are not maps."""
+    """The deployed network of a method as two blocks. Its features are not maps."""
     return Network.of({_FIRST: DeployedMethod(method, label), _LAST: GivenLogits()})
 
 
 def deployed_variables(state: State) -> Variables:
-    """The variables of `deployed_network`, from the state of its method. Optimizer states may be missing."""
+    """The variables of `deployed_network`, from the state of its method. Optimizer state may be missing."""
     return {
         collection: {_FIRST: {name: part[collection] for name, part in state.items() if part.get(collection)}}
         for collection in COLLECTIONS
