@@ -1,20 +1,16 @@
 """Parses the flags of the programs. An error is one line with the value, what was expected and a way out."""
 
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from experiments.configs import default
-from kd_local.errors import unknown
+from experiments.config_flag import config_flag, split_arguments
+from experiments.configs.reference import usage
 
 USAGE_STATUS = 2
-CONFIG_HELP = "Config file; its options may follow a colon. The default is experiments/configs/default.py."
-DEFAULT_CONFIG = Path(default.__file__)
+_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-?"}
 
 
 def fail(message: object, status: int) -> NoReturn:
@@ -24,91 +20,60 @@ def fail(message: object, status: int) -> NoReturn:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parse absl flags and return the other arguments. An error ends the program with status 2.
+    """Parse flags, those of flag files included, load the config, and return the other arguments.
 
-    The default config is inserted here: a default of the flag would be read, with overrides, when the flag is defined,
-    and its errors could not be caught.
+    An error ends the program with status 2, `--help` with status 0.
     """
-    if "config" in flags.FLAGS and not any(re.match(r"--?config(=|$)", argument) for argument in argv):
-        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
-    sys.argv = list(argv)  # where ml_collections looks for overrides
+    if _HELP & set(argv[1:]):
+        _show_help()
     try:
-        _check(argv[1:])
-        rest = flags.FLAGS(list(argv))
+        arguments = _with_flag_files(argv[1:])
+        config = config_flag()
+        texts: dict[str, str] = {}
+        if config is not None:
+            arguments, texts = split_arguments(arguments)
+            if len({argument for argument in arguments if argument.startswith(("--config=", "-config="))}) > 1:
+                raise ValueError("--config is given twice: give one config file")
+        rest = flags.FLAGS([argv[0], *arguments])
         if len(rest) > 1:
             raise ValueError(f"unexpected argument {rest[1]!r}: use flags, such as --NAME=VALUE")
+        if config is not None:
+            config.load(texts)
         return rest
     except (flags.Error, ValueError, TypeError, OSError) as error:
-        fail(_innermost(str(error)), USAGE_STATUS)
+        fail(error, USAGE_STATUS)
 
 
-def numbers(flag: str, text: str, *, example: str, lowest: int = 0, highest: int | None = None) -> tuple[int, ...]:
-    """The whole numbers in a flag's text, in order and without repetitions.
-
-    Args:
-        flag: the flag's name.
-        text: the flag's value, such as `1,2,4`.
-        example: a valid value for the error.
-        lowest: the lowest allowed number.
-        highest: the highest allowed number; None: no limit.
+def numbers(flag: str, text: str, *, example: str, lowest: int = 0, highest: int = 10**6) -> tuple[int, ...]:
+    """The distinct whole numbers in a flag's text, in its order.
 
     Raises:
         ValueError: a part of the text is not a number, or is out of range.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and lowest <= int(part) <= (highest or int(part)) for part in parts):
-        limits = f"from {lowest}" if highest is None else f"from {lowest} to {highest}"
+    if not all(part.isdecimal() and lowest <= int(part) <= highest for part in parts):
         raise ValueError(
-            f"--{flag}={text}: use whole numbers {limits}, separated by commas, such as --{flag}={example}"
+            f"--{flag}={text}: use whole numbers from {lowest} to {highest}, separated by commas, such as "
+            f"--{flag}={example}"
         )
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def _check(arguments: Sequence[str]) -> None:
-    keys = dict(_keys(default.get_config()))
-    for i, argument in enumerate(arguments):
-        match = re.fullmatch(r"--?(no)?config((?:\.\w+)*)(?:=(.*))?", argument, re.DOTALL)
-        if match is None:
-            continue
-        key, value = match[2].removeprefix("."), match[3]
-        if not key:
-            file = value if value is not None else "".join(arguments[i + 1 : i + 2])
-            path = Path(file.split(":")[0])
-            if not path.is_file():
-                raise _no_such_file(path)
-        elif key not in keys:
-            raise unknown("config key", key, [name for name, group in keys.items() if not group])
-        elif keys[key]:
-            members = [name for name in keys if name.startswith(key + ".")]
-            raise ValueError(f"config key {key!r} is a group: set one of {', '.join(members)}")
+def _with_flag_files(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with the contents of flag files in place of `--flagfile=FILE`.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    try:
+        return flags.FLAGS.read_flags_from_files(list(arguments), force_gnu=True)
+    except flags.CantOpenFlagFileError as error:
+        raise ValueError(f"a flag file cannot be read: {str(error).rpartition('flagfile: ')[2]}") from None
 
 
-def _no_such_file(path: Path) -> ValueError:
-    """The error for a missing config file; it lists the config files of its folder, or of all folders."""
-    here = [file for file in path.parent.glob("*.py") if _is_config(file)]
-    files = here if len(here) > 1 else [file for file in DEFAULT_CONFIG.parent.glob("*/*.py") if _is_config(file)]
-    root = DEFAULT_CONFIG.parents[2]
-    names = sorted(str(file.relative_to(root) if file.is_relative_to(root) else file) for file in files)
-    return ValueError(f"no config file {str(path)!r}: use {', '.join(names)}")
-
-
-def _is_config(path: Path) -> bool:
-    return "def get_config(" in path.read_text()
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Yields every key, with the names of its groups before it, and whether the key is a group."""
-    for name in config:
-        value: Any = config.get_ref(name).get()
-        group = isinstance(value, ConfigDict)
-        yield prefix + name, group
-        if group:
-            yield from _keys(value, f"{prefix}{name}.")
-
-
-def _innermost(text: str) -> str:
-    """The message of an error. For an error in a config file absl has a traceback, with the error as its last line."""
-    if "Traceback" not in text:
-        return text
-    last = [line.strip() for line in text.splitlines() if line.strip()][-1]
-    return re.sub(r"^\w+(Error|Exception): ", "", last)
+def _show_help() -> NoReturn:
+    module = sys.modules["__main__"]
+    print(f"{module.__doc__ or ''}\nFlags:\n{flags.FLAGS.main_module_help()}\n")
+    if config_flag() is not None:
+        print("Keys of the config, each with its default:\n" + "\n".join(usage()))
+    sys.exit(0)

@@ -8,17 +8,19 @@ program writes summary.json.
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags, logging
-from ml_collections import config_flags
 from rich.console import Console
 
-from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, parse
+from experiments.command_line import USAGE_STATUS, fail, parse
+from experiments.config_flag import define_config
+from experiments.config_flag import given_keys as keys_of_command_line
+from experiments.configs.checks import check_given
+from experiments.configs.keys import objective_keys
 from experiments.folders.workdirs import CONFIG, SUMMARY
 from experiments.from_config.deployed_runs import has_state, load_state
 from experiments.from_config.experiment import build, count_parameters
@@ -36,10 +38,18 @@ from kd_local.contract import Method
 from kd_local.costs import multiply_adds
 from kd_local.files import replace_text
 from kd_local.local import EndToEnd
+from kd_local.paths import missing, read_folder, read_path
 from kd_local.training import evaluate
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+_CONFIG = define_config()
 _WEIGHTS = flags.DEFINE_string("weights", None, "File of PyTorch weights, or the folder of a run.")
+_TRAINING = "it is for training, leave it out"
+_IGNORED = {
+    **dict.fromkeys(("method", "epochs", "steps", "step", "seed", "batch_size", "optimizer."), _TRAINING),
+    **dict.fromkeys(("end_to_end.", "checkpoint.", "distributed.", "teacher."), _TRAINING),
+    **dict.fromkeys((f"{name}." for name in objective_keys()), _TRAINING),
+}
+"""Keys that nothing here depends on."""
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the result. The default is runs/evaluate-NETWORK-DATA.")
 
 
@@ -51,10 +61,13 @@ def main(_: list[str]) -> None:
     try:
         if _WEIGHTS.value is None:
             raise ValueError("--weights is not set: give a file of weights, or the folder of a run")
-        run = read_run(Path(_WEIGHTS.value)) if Path(_WEIGHTS.value).is_dir() else None
+        check_given(keys_of_command_line(), _IGNORED)
+        weights = read_path(_WEIGHTS.value, "weights")
+        if not weights.exists():
+            raise missing(weights, "weights")
+        run = read_run(weights) if weights.is_dir() else None
         if run is not None:
-            flag: Any = flags.FLAGS["config"]
-            config = evaluation_config(run, config, given_keys(config, config_flags.get_override_values(flag)))
+            config = evaluation_config(run, config, given_keys(config, keys_of_command_line()))
         experiment = build(config)
         images = jax.ShapeDtypeStruct((1, *experiment.shape), jnp.float32)
         method: Method
@@ -62,7 +75,7 @@ def main(_: list[str]) -> None:
             same_data = run.config.data.name == config.data.name
             method, state = load_state(run, config.data.data_dir if same_data else None)
         else:
-            variables = load_weights(experiment.network, Path(_WEIGHTS.value))
+            variables = load_weights(experiment.network, weights)
             experiment.network.check(variables, images)
             method, state = EndToEnd(experiment.network, optax.identity()), {"network": dict(variables)}
         data = experiment.read()
@@ -70,7 +83,8 @@ def main(_: list[str]) -> None:
             data = as_trained(run, data)
             if note := other_images(run, data):
                 print(f"note: {note}", file=sys.stderr)
-        workdir = Path(_WORKDIR.value or f"runs/evaluate-{config.network.name}-{config.data.name}")
+        default = f"runs/evaluate-{config.network.name}-{config.data.name}"
+        workdir = read_folder(default if _WORKDIR.value is None else _WORKDIR.value, "workdir")
         if (workdir / CONFIG).exists():
             raise ValueError(f"workdir {str(workdir)!r} is the folder of a training run: use another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)

@@ -11,15 +11,16 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, numbers, parse
+from experiments.command_line import USAGE_STATUS, fail, numbers, parse
+from experiments.config_flag import define_config, given_keys
+from experiments.configs.checks import check_given, check_used
 from experiments.folders import workdirs
 from experiments.from_config.experiment import Experiment, build
 from experiments.from_config.step_timer import StepTimer
@@ -28,11 +29,22 @@ from experiments.timeline_plot import draw_timeline
 from kd_local.files import replace_text
 from kd_local.memory import TARGETS, CompilationRecords, group_footprints, target
 from kd_local.parallel import Timeline, check_step, device_mesh
+from kd_local.paths import read_folder
 from kd_local.sizes import MIB
 
+_IGNORED = {
+    "mesh.data": "use --data",
+    "mesh.module": "use --module",
+    "steps": "use --steps",
+    "checkpoint.": "nothing is saved",
+    "distributed.": "leave it out",
+    "local.memory_budget": "name the modules or their number",
+    "teacher.cache": "teachers run in each step",
+}
+"""Keys that the meshes set, or that nothing here depends on, each with the way out."""
 LINES, PICTURE = "pipeline.jsonl", "timeline.png"
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+_CONFIG = define_config()
 _MODULE = flags.DEFINE_string("module", "2,4", "Numbers of groups of devices over which the modules are divided.")
 _DATA = flags.DEFINE_string("data", "2,4", "Numbers of devices over which a batch is divided.")
 _TARGET = flags.DEFINE_string("target", "local", f"Devices to compile for: {', '.join(TARGETS)}.")
@@ -71,9 +83,11 @@ def main(_: list[str]) -> None:
         if _TARGET.value != "local":
             jax.config.update("jax_platforms", "cpu")
         config = _CONFIG.value
+        check_given(given_keys(), _IGNORED)
         experiment = build(config, fresh_teachers=True)
         modules = numbers("module", _MODULE.value, example="2,4", lowest=1)
         data = numbers("data", _DATA.value, example="2,4", lowest=1)
+        check_used(config, {"mesh.module": (1, *modules), "mesh.data": (1, *data)})
         meshes = [(1, 1), *((each, 1) for each in modules if each > 1), *((1, each) for each in data if each > 1)]
         here = target(_TARGET.value)
         for module, each in meshes:
@@ -82,7 +96,8 @@ def main(_: list[str]) -> None:
                     f"a batch of {config.batch_size} cannot be divided over {each} devices: use another --data"
                 )
             check_step(experiment.method, device_mesh(each, module, here.devices), experiment.options)
-        workdir = Path(_WORKDIR.value or f"runs/pipeline-{config.network.name}-{_TARGET.value.replace(':', '-')}")
+        default = f"runs/pipeline-{config.network.name}-{_TARGET.value.replace(':', '-')}"
+        workdir = read_folder(default if _WORKDIR.value is None else _WORKDIR.value, "workdir")
         workdirs.claim(workdir, config)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)

@@ -1,162 +1,288 @@
-"""Every config key with its default and its meaning. `experiments.configs.reference` writes docs/configuration.md."""
+"""Every config key: default, range, meaning, and what uses it. The checks of values, their errors, `--help` and
+docs/configuration.md (which `experiments.configs.reference` writes) come from here."""
 
-import inspect
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from functools import cache
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FieldReference, placeholder
+from ml_collections.config_dict import placeholder
 
+from experiments.configs.description import Group, Key, above, attributes, path, when
+from experiments.configs.uses import (
+    CACHED,
+    CONTSUP,
+    DISTRIBUTED,
+    HIDDEN,
+    IMAGE_CONTEXT,
+    LOCAL_DISTILLATION,
+    METHODS,
+    NO_BUDGET,
+    PIECEWISE,
+    SEVERAL_MODULES,
+    SGD,
+    TAUGHT,
+    WIDE,
+)
+from experiments.from_config.numbers import numbers
 from kd_local.distill import OBJECTIVES, StoneLoss
+from kd_local.distill.hyperparameters import ranges_of
+from kd_local.errors import unknown
+from kd_local.local import HEADS, LOSSES, REMATERIALIZABLE, Context
+from kd_local.local.contexts import IMAGE_ENCODERS
+from kd_local.local.cut import RANGES as CUT
+from kd_local.local.loss_scales import check_loss_scale
 from kd_local.models.registry import NAMES
+from kd_local.models.resnet import SHORTCUTS
+from kd_local.parallel import BATCH_NORMS, FORMS, SHARDED
+from kd_local.ranges import Choice, Number, Switch, Text
+from kd_local.sizes import parse_bytes
+from kd_local.training import OPTIMIZERS, SCHEDULES
+from kd_local.training.optimizers import RANGES as OPTIMIZER
+from kd_local.training.schedules import RANGES as SCHEDULE
+
+DTYPES = ("float32", "bfloat16")
+PLACEMENTS = ("operations", "time")
 
 
-@dataclass(frozen=True)
-class Key:
-    """A config key.
+def _each(noun: str, names: tuple[str, ...], *single: str) -> Callable[[str], None]:
+    """Checks names with commas between, or a single word."""
 
-    Attributes:
-        default: its value unless a config or the command line sets another; a placeholder has a type and no value.
-        meaning: what it sets, with its choices, range or unit.
-    """
+    def check(text: str) -> None:
+        for name in () if text in single else text.split(","):
+            if name.strip() not in names:
+                raise unknown(noun, name.strip(), (*single, *names))
 
-    default: Any
-    meaning: str
-
-    @property
-    def shown(self) -> str:
-        """The default as a command line takes it, or the type that a key without a default takes."""
-        if isinstance(self.default, FieldReference):
-            return f"none ({self.default.get_type().__name__})"
-        if isinstance(self.default, tuple):
-            return ",".join(map(str, self.default)) or "none"
-        return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
-
-    def value(self) -> Any:
-        """The default as a config holds it."""
-        return placeholder(self.default.get_type()) if isinstance(self.default, FieldReference) else self.default
+    return check
 
 
-Group = Mapping[str, Key]
+def _loss_scale(text: str) -> None:
+    if text != "published":
+        check_loss_scale(numbers("local.loss_scale", text, "'published', or four numbers", "5,0.05,0.2,0.5"))
+
+
+_REMAT = Text("auto, none, or names with commas between", _each("name in remat", REMATERIALIZABLE, "auto", "none"))
+_NETWORKS = Text("names of networks with commas between", _each("network", NAMES))
+_SIZE = Number(1, 100_000, whole=True)
+_SECONDS = Number(1, 604_800, whole=True)
 
 KEYS: Mapping[str, Key | Group] = {
-    "method": Key("contsup", "`contsup`, `end_to_end`, or a method of distillation (last rows of this table)"),
-    "seed": Key(0, "of initialisation, order and augmentation; 0 to 2^32 - 1"),
-    "epochs": Key(30, "passes through the training images"),
-    "batch_size": Key(64, "images of a step, over all devices"),
-    "steps": Key(placeholder(int), "limit on the number of steps"),
+    "method": Key("contsup", Choice("method", METHODS), "what is trained, and how"),
+    "seed": Key(0, Number(0, 2**32 - 1, whole=True), "of initialisation, order and augmentation"),
+    "epochs": Key(30, SCHEDULE["epochs"], "passes through the training images"),
+    "batch_size": Key(64, Number(1, 1_000_000, whole=True), "images of a step, over all devices"),
+    "steps": Key(placeholder(int), Number(1, 2**31 - 1, whole=True), "limit on the number of steps"),
     "network": {
-        "name": Key("resnet8", ", ".join(f"`{name}`" for name in NAMES)),
-        "dtype": Key("float32", "of the computation: `float32` or `bfloat16`; parameters are float32"),
-        "shortcut": Key("projection", "of CIFAR ResNets: `projection`, or `padding` (option A of He et al.)"),
+        "name": Key("resnet8", Choice("network", NAMES), "the network that is trained"),
+        "dtype": Key("float32", Choice("dtype", DTYPES), "of the computation; parameters are float32"),
+        "shortcut": Key(
+            "projection", Choice("shortcut", SHORTCUTS), "of CIFAR ResNets; `padding`: option A of He et al."
+        ),
     },
     "data": {
-        "name": Key("digits", "`digits` (included), `cifar10`, `imagenet2012`, or another prepared data set"),
-        "data_dir": Key(placeholder(str), "folder of tensorflow-datasets; none: its default folder"),
-        "image_size": Key(placeholder(int), "height and width of streamed images, in pixels; none: 224"),
-        "workers": Key(placeholder(int), "processes that decode streamed images; none: one for each core"),
-        "train_examples": Key(placeholder(int), "limit on the number of training images"),
-        "validation_examples": Key(0, "training images held out for validation"),
-        "test_examples": Key(0, "training images held out for testing, in place of the test split; 0: none"),
-        "image_key": Key("image", "feature of a prepared data set that holds the images"),
-        "label_key": Key("label", "feature of a prepared data set that holds the labels, a `ClassLabel`"),
-        "augment": Key(True, "random crops and flips, as usual for the data set; false: none, or central crops"),
-        "mean": Key(placeholder(str), "of pixels in [0, 1], by channel: `0.485,0.456,0.406`; none: the data set's"),
-        "std": Key(placeholder(str), "of pixels, by channel, in (0, 1]; none: the data set's"),
+        "name": Key(
+            "digits", Text("a name"), "`digits` (included), `cifar10`, `imagenet2012`, or another prepared set"
+        ),
+        "data_dir": path("folder of tensorflow-datasets; none: its default folder"),
+        "image_size": Key(
+            placeholder(int), Number(1, 4096, whole=True), "height and width of streamed images, in pixels; none: 224"
+        ),
+        "workers": Key(
+            placeholder(int),
+            Number(0, 1024, whole=True),
+            "processes that decode streamed images; none: one for each core",
+        ),
+        "train_examples": Key(
+            placeholder(int), Number(2, 2**31 - 1, whole=True), "limit on the number of training images"
+        ),
+        "validation_examples": Key(0, Number(0, 2**31 - 1, whole=True), "training images held out for validation"),
+        "test_examples": Key(
+            0,
+            Number(0, 2**31 - 1, whole=True),
+            "training images held out for testing, in place of the test split; 0: none",
+        ),
+        "image_key": Key("image", Text("a name"), "feature of a prepared data set that holds the images"),
+        "label_key": Key(
+            "label", Text("a name"), "feature of a prepared data set that holds the labels, a `ClassLabel`"
+        ),
+        "augment": Key(
+            True, Switch(), "random crops and flips, as usual for the data set; false: none, or central crops"
+        ),
+        "mean": Key(
+            placeholder(str),
+            Text("numbers in [0, 1]"),
+            "of pixels, by channel: `0.485,0.456,0.406`; none: the data set's",
+        ),
+        "std": Key(placeholder(str), Text("numbers in [0.001, 1]"), "of pixels, by channel; none: the data set's"),
     },
     "local": {
-        "modules": Key(4, "number K of gradient-isolated modules"),
-        "context": Key("R1E", "context supply: `R0`, `E`, `R1`, `R1E`, or `Rn` and `RnE` with n of 1 or more"),
-        "boundaries": Key("equal", "`equal` (layers), `balanced` (memory), `published`, or blocks: `stem,stage1/2`"),
-        "image_encoder": Key("full", "of context E: `full` (the paper's) or `pooled`, a third of the cost"),
-        "head": Key("1c2f", "n convolutions, m linear layers: `0c1f`, `0c2f`, `1c1f`, `1c2f`, `1c3f`, `2c2f`"),
-        "loss": Key("softmax", "local loss: `softmax` or `contrast`"),
-        "decoder": Key(False, "adds InfoPro's reconstruction of the image to each local loss"),
+        "modules": Key(4, CUT["modules"], "number K of gradient-isolated modules", (CONTSUP, NO_BUDGET)),
+        "context": Key("R1E", Text("R0, E, Rn or RnE with n from 1", Context.parse), "context supply", SEVERAL_MODULES),
+        "boundaries": Key(
+            "equal",
+            Text("equal, balanced, published, or blocks"),
+            "`equal` (layers), `balanced` (memory), `published`, or blocks: `stem,stage1/2`",
+            (CONTSUP,),
+        ),
+        "image_encoder": Key(
+            "full",
+            Choice("image encoder", IMAGE_ENCODERS),
+            "of context E: the paper's, or `pooled`, a third of the cost",
+            (*SEVERAL_MODULES, IMAGE_CONTEXT),
+        ),
+        "head": Key("1c2f", Choice("head", HEADS), "n convolutions, m linear layers", SEVERAL_MODULES),
+        "loss": Key("softmax", Choice("local loss", tuple(LOSSES)), "local loss", SEVERAL_MODULES),
+        "decoder": Key(
+            False, Switch(), "adds InfoPro's reconstruction of the image to each local loss", SEVERAL_MODULES
+        ),
         "loss_scale": Key(
             "published",
-            "weights of reconstruction and head at the first and at the last boundary: `published`, or four numbers"
-            " `5,0.05,0.2,0.5`; only with a decoder",
+            Text("published, or four numbers", _loss_scale),
+            "weights of reconstruction and head at the first and at the last boundary: `5,0.05,0.2,0.5`",
+            (*SEVERAL_MODULES, when("local.decoder", True)),
         ),
-        "aux_width": Key(1.0, "multiplies the channels of heads, decoders and image encoders; 1/12 or more"),
-        "feature_width": Key(128, "hidden units of a head, and features of the contrastive loss"),
-        "remat": Key("auto", "what is recomputed: any of `blocks,contexts,head,decoder`; `none`; `auto`: `contexts`"),
-        "memory_budget": Key(placeholder(str), "of one device, `8GiB`: the fewest modules that fit replace `modules`"),
-        "answer": Key("last", "deployed head: `last`, a module's name (early exit), or `ensemble`"),
+        "aux_width": Key(
+            1.0,
+            CUT["aux_width"],
+            "multiplies the channels of heads, decoders and image encoders",
+            (*SEVERAL_MODULES, WIDE),
+        ),
+        "feature_width": Key(
+            128,
+            CUT["feature_width"],
+            "hidden units of a head, and features of the contrastive loss",
+            (*SEVERAL_MODULES, HIDDEN),
+        ),
+        "remat": Key(
+            "auto", _REMAT, "what is recomputed: any of `blocks,contexts,head,decoder`; `auto`: `contexts`", (CONTSUP,)
+        ),
+        "memory_budget": Key(
+            placeholder(str),
+            Text("a size, such as 8GiB", parse_bytes),
+            "of one device: the fewest modules that fit replace `local.modules`",
+            (CONTSUP, when("local.boundaries", "equal", "balanced")),
+        ),
+        "answer": Key(
+            "last",
+            Text("last, ensemble, or a module"),
+            "deployed head: `last`, a module's name (early exit), or `ensemble`",
+            SEVERAL_MODULES,
+        ),
     },
-    "end_to_end": {"remat": Key(False, "stores only the blocks' outputs and recomputes the rest")},
+    "end_to_end": {
+        "remat": Key(
+            False, Switch(), "stores only the blocks' outputs and recomputes the rest", (when("method", "end_to_end"),)
+        )
+    },
     "teacher": {
-        "network": Key(placeholder(str), "name, or several with commas; none: read from the run's config.json"),
-        "weights": Key(placeholder(str), "file of PyTorch's weights or folder of a run; several with commas"),
-        "shortcut": Key("projection", "as `network.shortcut`, for weights from a file"),
-        "dtype": Key("float32", "of the teacher's computation: `float32` or `bfloat16`"),
-        "cache": Key(placeholder(str), "folder for the teacher's logits; for `kd`, `dkd`, `mlkd` and `dist`"),
+        "network": Key(placeholder(str), _NETWORKS, "several with commas; none: read from the run's folder", (TAUGHT,)),
+        "weights": path("file of PyTorch's weights or folder of a run; several with commas", TAUGHT),
+        "shortcut": Key(
+            "projection", Choice("shortcut", SHORTCUTS), "as `network.shortcut`, for weights from a file", (TAUGHT,)
+        ),
+        "dtype": Key("float32", Choice("dtype", DTYPES), "of the teacher's computation", (TAUGHT,)),
+        "cache": path("folder for the teacher's logits", when("method", *CACHED)),
     },
     "optimizer": {
-        "name": Key("sgd", "`sgd`, `adam`, `adamw`, `lamb` or `lion`"),
-        "learning_rate": Key(0.1, "peak of the schedule"),
-        "momentum": Key(placeholder(float), "of sgd, in [0, 1); none: 0.9"),
-        "nesterov": Key(placeholder(bool), "of sgd; none: if there is momentum"),
-        "weight_decay": Key(1e-4, "L2 for sgd and adam, decoupled for the others"),
-        "schedule": Key("contsup", "`contsup`, `cosine`, `constant`, `linear` or `piecewise`"),
-        "warmup_epochs": Key(5, "epochs of linear warm-up; 0: none"),
-        "warmup_rate": Key(placeholder(float), "learning rate at the start of the warm-up; none: 0.01"),
-        "milestones": Key((), "of piecewise: the epochs at which the rate is multiplied by `decay`"),
-        "decay": Key(placeholder(float), "of piecewise, in (0, 1]; none: 0.1"),
-        "accumulate": Key(1, "batches whose gradients are averaged for one update, within an epoch"),
+        "name": Key("sgd", Choice("optimizer", OPTIMIZERS), "the optimizer"),
+        "learning_rate": Key(0.1, SCHEDULE["rate"], "peak of the schedule"),
+        "momentum": Key(placeholder(float), OPTIMIZER["momentum"], "none: 0.9", (SGD,)),
+        "nesterov": Key(placeholder(bool), Switch(), "none: if there is momentum", (SGD,)),
+        "weight_decay": Key(1e-4, OPTIMIZER["weight_decay"], "L2 for sgd and adam, decoupled for the others"),
+        "schedule": Key("contsup", Choice("schedule", SCHEDULES), "of the learning rate"),
+        "warmup_epochs": Key(5, SCHEDULE["warmup_epochs"], "epochs of linear warm-up; 0: none"),
+        "warmup_rate": Key(
+            placeholder(float),
+            SCHEDULE["warmup_rate"],
+            "learning rate at the start of the warm-up; none: 0.01",
+            (above("optimizer.warmup_epochs", 0),),
+        ),
+        "milestones": Key(
+            (), SCHEDULE["milestones"], "the epochs at which the rate is multiplied by `decay`", (PIECEWISE,)
+        ),
+        "decay": Key(placeholder(float), SCHEDULE["decay"], "of the rate at each milestone; none: 0.1", (PIECEWISE,)),
+        "accumulate": Key(
+            1, SCHEDULE["accumulate"], "batches whose gradients are averaged for one update, within an epoch"
+        ),
     },
-    "step": Key("separate", "an executable per module (`separate`) or per step (`joined`: faster, more memory)"),
+    "step": Key(
+        "separate",
+        Choice("form of the step", FORMS),
+        "an executable per module (`separate`) or per step (`joined`: faster, more memory)",
+    ),
     "mesh": {
-        "data": Key(1, "devices over which each batch is divided"),
-        "module": Key(1, "groups of `mesh.data` devices over which the modules are divided"),
-        "placement": Key("operations", "balances the groups by `operations` (multiply-adds) or measured `time`"),
-        "batch_norm": Key("global", "statistics of the whole batch (`global`) or of each device's part (`device`)"),
-        "shard": Key("nothing", "divided over `mesh.data` (ZeRO): `nothing`, `optimizer` or `state`"),
+        "data": Key(1, _SIZE, "devices over which each batch is divided"),
+        "module": Key(1, _SIZE, "groups of `mesh.data` devices over which the modules are divided"),
+        "placement": Key(
+            "operations",
+            Choice("placement", PLACEMENTS),
+            "balances the groups by multiply-adds or measured time",
+            (above("mesh.module", 1),),
+        ),
+        "batch_norm": Key(
+            "global",
+            Choice("batch normalisation", BATCH_NORMS),
+            "statistics of the whole batch (`global`) or of each device's part (`device`)",
+            (above("mesh.data", 1),),
+        ),
+        "shard": Key(
+            "nothing",
+            Choice("part of the state to shard", tuple(SHARDED)),
+            "divided over `mesh.data` (ZeRO)",
+            (above("mesh.data", 1),),
+        ),
     },
     "distributed": {
-        "start_seconds": Key(300, "how long processes wait for each other at the start"),
-        "heartbeat_seconds": Key(100, "a process that is silent for this long counts as lost, and the run ends"),
+        "start_seconds": Key(300, _SECONDS, "how long processes wait for each other at the start", (DISTRIBUTED,)),
+        "heartbeat_seconds": Key(
+            100, _SECONDS, "a process that is silent for this long counts as lost, and the run ends", (DISTRIBUTED,)
+        ),
     },
     "checkpoint": {
-        "keep": Key(3, "number of checkpoints kept"),
-        "seconds": Key(10.0, "least time between two checkpoints; the end of a run is always saved"),
+        "keep": Key(3, Number(1, 10_000, whole=True), "number of checkpoints kept"),
+        "seconds": Key(10.0, Number(0, 1e7), "least time between two checkpoints; the end of a run is always saved"),
     },
 }
 
 
 def objective_keys() -> dict[str, Group]:
-    """The hyper-parameters of every objective by its name; meanings are the `Attributes` of its class's docstring."""
-    return {
-        name: {field.name: Key(field.default, attributes(objective).get(field.name, "")) for field in fields(objective)}
-        for name, objective in {**OBJECTIVES, "local_distillation": StoneLoss}.items()
-    }
+    """The hyper-parameters of every objective by its name: ranges are those of its class, meanings the `Attributes` of
+    its docstring."""
+    found: dict[str, Group] = {}
+    for name, objective in {**OBJECTIVES, LOCAL_DISTILLATION: StoneLoss}.items():
+        ranges, meanings, uses = ranges_of(objective), attributes(objective), (when("method", name),)
+        found[name] = {
+            field.name: Key(field.default, ranges[field.name], meanings.get(field.name, ""), uses)
+            for field in fields(objective)
+        }
+    return found
+
+
+def flat_keys() -> Iterator[tuple[str, Key]]:
+    """Every key of `KEYS` with its group's name in front, `local.modules`."""
+    yield from _flat(KEYS)
+
+
+@cache
+def all_keys() -> Mapping[str, Key]:
+    """Every key by its full name, the objectives' hyper-parameters included."""
+    return dict(_flat({**KEYS, **objective_keys()}))
 
 
 def default_config() -> ConfigDict:
-    """A new config with all defaults. Its placeholders are its own, so changing it does not change another config."""
+    """A new config with all defaults, to which no key can be added. Its placeholders are its own, so changing it does
+    not change another config."""
     groups = {**KEYS, **objective_keys()}
     return ConfigDict(
         {
             name: one.value() if isinstance(one, Key) else {key: entry.value() for key, entry in one.items()}
             for name, one in groups.items()
         }
-    )
+    ).lock()
 
 
-def attributes(documented: type) -> dict[str, str]:
-    """The `Attributes` section of a class's docstring: the text of each attribute, on one line."""
-    section = re.search(r"^Attributes:\n((?:    .*\n?|\n)*)", inspect.getdoc(documented) or "", re.MULTILINE)
-    found = {}
-    for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", section[1] if section else "", re.MULTILINE):
-        for name in names.split(", "):
-            found[name] = " ".join(text.split())
-    return found
-
-
-def flat_keys() -> Iterator[tuple[str, Key]]:
-    """Every key of `KEYS` with its group's name in front, `local.modules`."""
-    for name, one in KEYS.items():
+def _flat(groups: Mapping[str, Key | Group]) -> Iterator[tuple[str, Key]]:
+    for name, one in groups.items():
         if isinstance(one, Key):
             yield name, one
         else:

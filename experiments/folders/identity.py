@@ -28,6 +28,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs import default
+from experiments.configs.checks import unused
 from kd_local.training.optimizers import MOMENTUM
 from kd_local.training.schedules import DECAY, WARMUP_RATE
 
@@ -161,7 +162,10 @@ def _extendable(values: Mapping[str, Any]) -> bool:
 
 def _effective(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """All values that bind, as JSON values. A key that is not given has its default."""
-    values = {**flattened(default.get_config()), **flattened(config)}
+    defaults = flattened(default.get_config())
+    values = {**defaults, **flattened(config)}
+    # Earlier versions recorded values that have no effect.
+    values |= {key: defaults[key] for key in unused(values) if key in defaults}
     normalised = values["mesh.batch_norm"]
     if normalised == "device":  # the same as "global" on one device
         normalised = f"device, of {values['mesh.data']}" if values["mesh.data"] > 1 else "global"

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from experiments.from_config.teachers import teachers
 from kd_local.contract import Method
 from kd_local.data import DatasetSpec
-from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss, Teacher
+from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss
+from kd_local.distill.stepping_stones import stone_numbers
 from kd_local.errors import unknown
 from kd_local.local import ContSup, CutNetwork, EndToEnd
 from kd_local.networks import Network
@@ -137,13 +138,5 @@ def _hyper_parameters(section: ConfigDict) -> dict[str, Any]:
         name: tuple(value) if isinstance(value, list) else value for name, value in section.to_dict().items()
     }
     if "stones" in numbers:
-        numbers["stones"] = _stones(numbers["stones"])
+        numbers["stones"] = stone_numbers(numbers["stones"])
     return numbers
-
-
-def _stones(text: str) -> tuple[int, ...] | str:
-    """The numbers in `2,3` or `(2, 3)`. Any other text is returned unchanged, and the objective checks it."""
-    try:
-        return tuple(int(number) for number in text.strip("()").split(","))
-    except ValueError:
-        return text

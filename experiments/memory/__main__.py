@@ -16,10 +16,12 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, numbers, parse
+from experiments.command_line import USAGE_STATUS, fail, numbers, parse
+from experiments.config_flag import define_config, given_keys
+from experiments.configs.checks import check_given, check_used
 from experiments.folders import workdirs
 from experiments.folders.folder_lock import FolderLock, InUseError
 from experiments.from_config.experiment import build
@@ -39,11 +41,28 @@ from experiments.memory.table import RowFigures, memory_table
 from experiments.tables import say
 from kd_local.local import Context
 from kd_local.memory import TARGETS, Target, target
+from kd_local.paths import read_folder
 from kd_local.sizes import MIB
 
+_IGNORED = {
+    "method": "the table has rows of several methods",
+    "seed": "memory does not depend on it",
+    "steps": "nothing is trained",
+    "checkpoint.": "nothing is trained",
+    "distributed.": "leave it out",
+    "end_to_end.remat": "the table has a row of it",
+    "local.modules": "use --modules",
+    "local.context": "use --contexts",
+    "local.decoder": "use --decoders",
+    "local.answer": "nothing is trained",
+    "local.memory_budget": "the table shows what fits",
+    "mesh.data": "use --devices",
+    "mesh.module": "the rows are for one group of devices",
+}
+"""Keys that the rows set, or that nothing here depends on, each with the way out."""
 DEFAULT_DISTILLATION = (KD, BLOCK_KD, LOCAL_DISTILLATION)
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+_CONFIG = define_config()
 _MODULES = flags.DEFINE_string("modules", "1,2,4,8,16", "Numbers of modules K.")
 _CONTEXTS = flags.DEFINE_string("contexts", "R0,E,R1,R1E", "Contexts of local learning.")
 _DECODERS = flags.DEFINE_bool("decoders", True, "Add rows of local learning with decoders.")
@@ -68,6 +87,7 @@ def main(_: list[str]) -> None:
             jax.config.update("jax_platforms", "cpu")
         # The accelerator's memory is left to the process that runs real steps.
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        check_given(given_keys(), _IGNORED)
         base = _base(_CONFIG.value)
         modules = sorted(numbers("modules", _MODULES.value, example="1,2,4,8,16", lowest=1))
         rows = rows_of(modules, _contexts(_CONTEXTS.value), decoders=_DECODERS.value)
@@ -79,9 +99,10 @@ def main(_: list[str]) -> None:
                 "--devices, or --config.batch_size"
             )
         if _MEASURE.value and not on.present:
-            raise ValueError(f"--measure: this machine has no {_TARGET.value} to run steps on; leave out --measure")
+            raise ValueError(f"--measure: there is no {_TARGET.value} here to run steps on; leave it out")
+        check_used(_CONFIG.value, _alternatives(rows))
         _check(_CONFIG.value, rows)
-        workdir = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir(base)
+        workdir = _default_workdir(base) if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")
         workdirs.claim(workdir, base)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
@@ -186,6 +207,19 @@ def _check(config: ConfigDict, rows: Sequence[Row]) -> None:
     build(config, fresh_teachers=has_teacher(config))
     for row in rows:
         build(row.config(_base(config)), fresh_teachers=True)
+
+
+def _alternatives(rows: Sequence[Row]) -> dict[str, Sequence[Any]]:
+    """What the rows set in place of the config's values."""
+    local = [row for row in rows if row.context is not None]
+    return {
+        "method": ["contsup", "end_to_end", *(row.method for row in rows if row.taught)],
+        "local.modules": sorted({row.modules for row in local}) or [1],
+        "local.context": sorted({row.context or "R0" for row in local}) or ["R0"],
+        "local.decoder": [False, True] if _DECODERS.value else [False],
+        "local.memory_budget": [None],
+        "mesh.data": [_DEVICES.value],
+    }
 
 
 def _contexts(text: str) -> tuple[str, ...]:

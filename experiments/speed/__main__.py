@@ -21,23 +21,37 @@ from typing import Any
 
 import jax
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, numbers, parse
+from experiments.command_line import USAGE_STATUS, fail, numbers, parse
+from experiments.config_flag import define_config, given_keys
+from experiments.configs.checks import check_given, check_used
 from experiments.from_config.experiment import build
 from experiments.speed.jax_step import configured
 from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow
 from experiments.tables import say, terminal_table
 from kd_local.files import replace_text
 from kd_local.local.contexts import Context
+from kd_local.paths import read_folder
 from kd_local.sizes import MIB
 
 LINES = "speed.jsonl"
+_IGNORED = {
+    "method": "use --methods",
+    "local.context": "use --contexts",
+    "teacher.dtype": "use --dtypes",
+    "teacher.cache": "teachers run in each step",
+    "steps": "use --steps",
+    "checkpoint.": "nothing is saved",
+    "distributed.": "leave it out",
+    "data.workers": "the images are random",
+}
+"""Keys that the rows set, or that nothing here depends on, each with the way out."""
 IN_PYTORCH = ("end_to_end", "contsup", "kd")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+_CONFIG = define_config()
 _METHODS = flags.DEFINE_list(
     "methods", ["end_to_end", "contsup"], "Methods; those of distillation need a teacher in the config."
 )
@@ -96,12 +110,15 @@ def main(_: list[str]) -> None:
         config = _CONFIG.value
         modules = _MODULES.value or str(config.local.modules)
         rows = rows_of(numbers("modules", modules, example="4,16", lowest=1))
+        check_given(given_keys(), _IGNORED)
+        check_used(config, _alternatives(rows))
         check_ignored(config)
         for row in {row.work: row for row in rows}.values():
             build(configured(row, config), fresh_teachers=True)
+        workdir = read_folder(_WORKDIR.value, "workdir")
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
-    console, workdir = Console(), Path(_WORKDIR.value)
+    console = Console()
     workdir.mkdir(parents=True, exist_ok=True)
     request = {"config": config.to_dict(), "steps": _STEPS.value}
     ready = compiled_rows(rows, request, workdir, console)
@@ -122,6 +139,15 @@ def main(_: list[str]) -> None:
     console.print(table(results, f"{config.network.name}, batch {config.batch_size}", config.batch_size))
     if len(results) < len(rows):
         fail(f"{len(rows) - len(results)} of {len(rows)} rows failed or were late, see above", 1)
+
+
+def _alternatives(rows: Sequence[SpeedRow]) -> dict[str, Sequence[Any]]:
+    """What the rows set in place of the config's values."""
+    return {
+        "method": sorted({row.method for row in rows}),
+        "local.modules": sorted({row.modules for row in rows}),
+        "local.context": sorted({row.context or "R0" for row in rows}),
+    }
 
 
 def check_ignored(config: ConfigDict) -> None:

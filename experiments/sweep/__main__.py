@@ -7,18 +7,15 @@ error_over_modules.png.
 
 import shlex
 import sys
-from pathlib import Path
-from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from experiments.command_line import USAGE_STATUS, fail, numbers, parse
-from experiments.sweep.rows import Rows, Run, overriding_arguments, read_rows
+from experiments.config_flag import config_flag, define_config
+from experiments.sweep.rows import Run, read_rows
+from kd_local.paths import read_folder
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A config file with ROWS, such as experiments/configs/contsup/table1.py.", lock_config=True
-)
+_CONFIG = define_config("A config file with ROWS, such as experiments/configs/contsup/table1.py.")
 _SEEDS = flags.DEFINE_string("seeds", None, "Seeds of every row, such as 0,1,2. The default is --config.seed.")
 _ROWS = flags.DEFINE_string("rows", None, "Rows to run: numbers (1,3) or options (k=8). The default is all rows.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep. The default is runs/sweep-CONFIG-DATA.")
@@ -27,15 +24,14 @@ _PRINT = flags.DEFINE_bool("print_commands", False, "Print the command of each r
 
 def main(_: list[str]) -> None:
     try:
-        flag: Any = flags.FLAGS["config"]
-        rows = read_rows(
-            flag.config_filename,
-            overriding_arguments(sys.argv, lambda name: not flags.FLAGS[name].boolean),
-            config_flags.get_override_values(flag),
-        )
-        runs = [Run(row, seed) for seed in _seeds(rows) for row in rows.select(_ROWS.value)]
-        workdir = Path(_WORKDIR.value) if _WORKDIR.value else rows.default_workdir()
-    except (ValueError, TypeError, OSError, SyntaxError) as error:
+        flag = config_flag()
+        assert flag is not None
+        texts = {name: text for name, text in flag.texts.items() if name != "seed"}
+        rows = read_rows(flag.file, texts, {name: flag.given[name] for name in texts})
+        seeds = _seeds("seed" in flag.given)
+        runs = [Run(row, seed) for seed in seeds for row in rows.select(_ROWS.value)]
+        workdir = rows.default_workdir() if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")
+    except (ValueError, OSError) as error:
         fail(error, USAGE_STATUS)
     if _PRINT.value:
         for run in runs:
@@ -47,10 +43,10 @@ def main(_: list[str]) -> None:
     run_series(rows, runs, workdir, command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]))
 
 
-def _seeds(rows: Rows) -> tuple[int, ...]:
+def _seeds(given: bool) -> tuple[int, ...]:
     if _SEEDS.value is None:
         return (_CONFIG.value.seed,)
-    if "seed" in rows.overrides:
+    if given:
         raise ValueError("--config.seed and --seeds both set the seed: leave one of them out")
     return numbers("seeds", _SEEDS.value, example="0,1,2", highest=2**32 - 1)
 

@@ -1,15 +1,19 @@
 """The rows of a sweep, from the tuple `ROWS` of a config file, and the command that trains each row.
 
-An item of `ROWS` is a text with the options of one row. This file does not import JAX, so that errors appear at once.
+Nothing is compiled or read here, so errors appear at once.
 """
 
-import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from experiments.config_flag import set_keys
+from experiments.configs.checks import check_used, flat_values, unused
+from experiments.configs.config_file import config_of, read_module
+from kd_local.paths import read_path
 
 
 @dataclass(frozen=True)
@@ -35,22 +39,29 @@ class Rows:
         path: path of the config file.
         options: options that apply to all rows; they precede each row's own.
         names: the options of each row, in the file's order.
-        arguments: overrides of the config, as command-line arguments.
-        overrides: the values of these overrides by key.
+        texts: the keys that the command line sets for all rows, as they were written. A row takes those that it uses.
+        overrides: the same, read.
     """
 
     path: str
     options: str
     names: tuple[str, ...]
-    arguments: tuple[str, ...]
+    texts: Mapping[str, str]
     overrides: Mapping[str, Any]
     get_config: Callable[[str], ConfigDict]
 
     def config(self, run: Run) -> ConfigDict:
         """The config that trains the run."""
         config = self.get_config(self._options(run.row))
-        config.update_from_flattened_dict({**self.overrides, "seed": run.seed})
+        file = flat_values(config)
+        set_keys(config, {**self.overrides, "seed": run.seed})
+        set_keys(config, {name: file[name] for name in unused(flat_values(config)) if name in self.overrides})
         return config
+
+    def used(self, run: Run) -> tuple[str, ...]:
+        """The keys of the command line that the run uses."""
+        ignored = unused(flat_values(self.config(run)))
+        return tuple(name for name in self.texts if name not in ignored)
 
     def command(self, run: Run, workdir: Path, *, python: str = "python") -> list[str]:
         """The command that trains the run in its folder."""
@@ -59,7 +70,7 @@ class Rows:
             "-m",
             "experiments.train",
             f"--config={self.path}:{self._options(run.row)}",
-            *self.arguments,
+            *(f"--config.{name}={self.texts[name]}" for name in self.used(run)),
             f"--config.seed={run.seed}",
             f"--workdir={run.folder(workdir)}",
         ]
@@ -104,51 +115,45 @@ class Rows:
         return ":\n" + "\n".join(f"  {number} {row}" for number, row in enumerate(self.names, start=1))
 
 
-def read_rows(file: str, arguments: Sequence[str], overrides: Mapping[str, Any]) -> Rows:
-    """The rows of a config file.
+def read_rows(file: str, texts: Mapping[str, str], overrides: Mapping[str, Any]) -> Rows:
+    """The rows of a config file, each checked.
 
     Args:
-        file: path of the config file; options for all rows may follow after a colon.
-        arguments: overrides as command-line arguments, without that of the seed.
-        overrides: the values of these overrides by key.
+        file: its path, and behind a colon options for all of its rows, if any.
+        texts: keys to set, as they were written, the seed left out.
+        overrides: the same, read.
 
     Raises:
-        ValueError: the file has no `ROWS`, a row is not a valid config, or a row sets an option that is given for all
-            rows.
+        ValueError: it has no `ROWS`; a row is no config of it, sets an option given for all, or has a key that would be
+            ignored; or no row uses one of the keys.
     """
     path, _, options = file.partition(":")
-    specification = importlib.util.spec_from_file_location("rows_config", path)
-    if specification is None or specification.loader is None:
-        raise ValueError(f"{path} is not a Python file: use {_with_rows()}")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    place = read_path(path, "config")
+    module = read_module(place)
     names = getattr(module, "ROWS", ())
     if not names:
         raise ValueError(f"{path} has no ROWS, a tuple of its rows' options: use {_with_rows()}")
-    rows = Rows(path, options, tuple(names), tuple(arguments), overrides, module.get_config)
+    rows = Rows(
+        path, options, tuple(names), dict(texts), overrides, lambda options: config_of(module, place, options or None)
+    )
     given = {item.partition("=")[0] for item in options.split(",") if item}
     for row in rows.names:
         for name in given & {item.partition("=")[0] for item in row.split(",")}:
-            raise ValueError(f"option {name!r} of {file}: its rows set this option; select rows by --rows={name}=...")
-        rows.config(Run(row, 0))
+            raise ValueError(f"option {name!r} of {file} is what its rows differ in: choose rows by --rows={name}=...")
+    runs = [Run(row, 0) for row in rows.names]
+    configs = [rows.config(run) for run in runs]
+    for row, config in zip(rows.names, configs, strict=True):
+        try:
+            check_used(config)
+        except ValueError as error:
+            raise ValueError(f"row {row} of {path}: {error}") from None
+    idle = [unused(flat_values(config)) for config in configs]
+    for name in overrides:
+        if all(name in ignored for ignored in idle):
+            raise ValueError(
+                f"--config.{name}: no row of {path} uses it: it has an effect only with {idle[0][name].text}"
+            )
     return rows
-
-
-def overriding_arguments(argv: Sequence[str], takes_value: Callable[[str], bool]) -> list[str]:
-    """The arguments of a command line that override keys of the config, except the seed.
-
-    Args:
-        argv: a valid command line.
-        takes_value: returns True if a value follows the flag with this name when it is written without `=`.
-    """
-    kept = []
-    for i, argument in enumerate(argv):
-        name, equals, _ = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name.startswith(("config.", "noconfig.")) and name != "config.seed":
-            kept.append(argument)
-            if not equals and name.startswith("config.") and takes_value(name):
-                kept.append(argv[i + 1])
-    return kept
 
 
 def _with_rows() -> str:

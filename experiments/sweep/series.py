@@ -8,11 +8,13 @@ from pathlib import Path
 from signal import Signals
 from statistics import mean
 
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.command_line import USAGE_STATUS, fail
 from experiments.folders.compilation_cache import compilation_cache
 from experiments.folders.folder_lock import FolderLock, Interrupted, InUseError
+from experiments.from_config.images import describe_images
 from experiments.sweep.error_plot import PICTURE, plot_errors
 from experiments.sweep.results import (
     Line,
@@ -43,8 +45,9 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
     try:
         for run in runs:
             check(run.folder(workdir), rows.config(run))
+        _check_data([rows.config(run) for run in runs if finished(run.folder(workdir), rows.config(run)) is None])
         workdir.mkdir(parents=True, exist_ok=True)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
     except OSError as error:
         fail(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir", USAGE_STATUS)
@@ -76,6 +79,16 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
     if stop.received is not None:
         name = Signals(stop.received).name
         fail(f"interrupted by {name}; saved in {workdir}: the same command resumes from there", 128 + stop.received)
+
+
+def _check_data(configs: Sequence[ConfigDict]) -> None:
+    """Check the data sets of the runs that are not done, each once, before the first run starts.
+
+    Raises:
+        ValueError, FileNotFoundError: see `experiments.from_config.images.describe_images`.
+    """
+    for config in {str(config.data.to_dict()): config for config in configs}.values():
+        describe_images(config)
 
 
 def _run_all(

@@ -17,10 +17,12 @@ from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.command_line import CONFIG_HELP, USAGE_STATUS, fail, parse
+from experiments.command_line import USAGE_STATUS, fail, parse
+from experiments.config_flag import define_config
+from experiments.configs.checks import check_used
 from experiments.folders import workdirs
 from experiments.folders.identity import NOTED
 from experiments.from_config.deployed_runs import save_state
@@ -38,6 +40,7 @@ from kd_local.data import Data, DataError
 from kd_local.files import replace_text
 from kd_local.parallel import hosts
 from kd_local.parallel.barriers import Barrier
+from kd_local.paths import read_folder
 from kd_local.sizes import shown_bytes
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
@@ -53,7 +56,7 @@ from kd_local.training.teacher_cache import CacheError, TeacherCache
 _BARRIER_SECONDS = 600  # how long the other processes wait for process 0
 _READ_SECONDS = 1.5
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The default is runs/NAME; the config gives NAME.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Connect to the run's other processes, on this host or on others."
@@ -119,9 +122,10 @@ def main(_: list[str]) -> None:
 
 def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str, TeacherCache], Path]:
     """Everything that is needed before training: config, experiment, data, caches, and the run's own folder."""
+    check_used(config, {"--distributed": (_DISTRIBUTED.value,)})
+    workdir = workdirs.default_workdir(config) if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")
     _join(config)
     agree(shared_options(config), seconds=_BARRIER_SECONDS)
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default_workdir(config)
     with Barrier("preparation").together(seconds=_BARRIER_SECONDS):
         experiment = build(config)
         data = experiment.read()
@@ -241,6 +245,7 @@ def _describe(console: Console, experiment: Experiment, config: ConfigDict, work
         f"workdir: {workdir}",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
 
 

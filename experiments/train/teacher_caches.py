@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from signal import Signals
 
 from ml_collections import ConfigDict
@@ -10,10 +9,12 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from experiments.from_config.experiment import Experiment
+from experiments.tables import say
 from kd_local.data import Data, steps_per_epoch
 from kd_local.distill import Distillation
 from kd_local.parallel import device_mesh, groups, hosts
 from kd_local.parallel.barriers import Barrier
+from kd_local.paths import read_folder
 from kd_local.sizes import shown_bytes
 from kd_local.training.inputs import ExtraTensor
 from kd_local.training.interruption import Interruption
@@ -41,7 +42,7 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
     method = experiment.method
     if not isinstance(method, Distillation) or not method.cached:
         return {}
-    folder = Path(config.teacher.cache)
+    folder = read_folder(config.teacher.cache, "teacher.cache")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,7 +84,7 @@ def cached_logits(
     found = {}
     filled = Barrier("teacher caches")
     for name, cache in of.items():
-        console.print(f"{name}: {_size(cache)}, {cache.path}", soft_wrap=True, highlight=False)
+        say(console, f"{name}: {_size(cache)}, {cache.path}")
         with filled.together(seconds=_FILLING_SECONDS):
             if hosts.is_first():
                 with Progress(console=console, disable=not console.is_terminal) as bar:

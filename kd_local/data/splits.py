@@ -187,22 +187,22 @@ def check_limits(available: int, train_examples: int | None, validation_examples
         ValueError: a number is negative, all together exceed `available`, or no training example is left.
     """
     tested, held_out = operator.index(test_examples), operator.index(validation_examples)
-    if not 0 <= tested < available:
+    if not 0 <= tested <= available - 2:
         raise ValueError(
             f"test_examples {tested} of {available} training examples: use 0 (the data set's own test split) to "
-            f"{available - 1}"
+            f"{available - 2}"
         )
-    if not 0 <= held_out < available - tested:
+    if not 0 <= held_out <= available - tested - 2:
         raise ValueError(
             f"validation_examples {held_out} of {_left(available, {'testing': tested})}: use 0 (no validation split) "
-            f"to {available - tested - 1}"
+            f"to {available - tested - 2}"
         )
     if train_examples is None:
         return
     limit, left = operator.index(train_examples), available - held_out - tested
-    if not 1 <= limit <= left:
+    if not 2 <= limit <= left:
         raise ValueError(
-            f"train_examples {limit} of {_left(available, {'testing': tested, 'validation': held_out})}: use 1 to "
+            f"train_examples {limit} of {_left(available, {'testing': tested, 'validation': held_out})}: use 2 to "
             f"{left}, or None for all of them"
         )
 

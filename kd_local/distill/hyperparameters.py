@@ -1,31 +1,48 @@
-"""Hyper-parameters of objectives: checks of their ranges, and weights that grow over the first epochs."""
+"""Hyper-parameters of objectives: checks of their ranges, and weights that grow over the first epochs.
 
-import math
+The range of a hyper-parameter is part of its annotation: `temperature: Temperature = 4.0`, see `kd_local.ranges`.
+"""
+
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kd_local.ranges import WEIGHT, Number, Range, Switch, Text
 
-def check_weights(**weights: float | int) -> None:
-    """Checks that the weights of a loss's terms are finite and not negative.
+_OF_TYPE: dict[Any, Range] = {
+    float: Number(-1e9, 1e9),
+    int: Number(-(10**9), 10**9, whole=True),
+    bool: Switch(),
+    str: Text("text"),
+}
+
+
+def ranges_of(kind: type) -> dict[str, Range]:
+    """The range of each hyper-parameter of a class; without a range in its annotation, that of its type."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = {}
+    for field in fields(kind):
+        annotated = getattr(hints[field.name], "__metadata__", ())
+        range_ = annotated[0] if annotated else _OF_TYPE.get(hints[field.name])
+        if range_ is not None:
+            found[field.name] = range_
+    return found
+
+
+def check_hyperparameters(of: Any) -> None:
+    """Refuse hyper-parameters outside of their ranges, and weights of a loss's terms that are all 0.
 
     Raises:
-        ValueError: a weight is out of range; the error names the first one.
+        ValueError: the first of them, by its name.
     """
-    for name, value in weights.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is {value}: use a finite number, 0 or larger; 0 leaves the term out")
-
-
-def check_positive(**numbers: float | int) -> None:
-    """Checks that numbers such as temperatures and sizes are finite and above 0.
-
-    Raises:
-        ValueError: a number is out of range; the error names the first one.
-    """
-    for name, value in numbers.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} is {value}: use a finite number above 0")
+    ranges = ranges_of(type(of))
+    for name, range_ in ranges.items():
+        range_.check(name, getattr(of, name))
+    weights = [name for name, range_ in ranges.items() if range_ is WEIGHT]
+    if weights and not any(getattr(of, name) for name in weights):
+        raise ValueError(f"{' and '.join(weights)} {'are' if len(weights) > 1 else 'is'} 0, so no term trains: set one")
 
 
 def warmup(epoch: Float[Array, ""], epochs: float | int) -> Float[Array, ""]:

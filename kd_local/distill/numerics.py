@@ -1,4 +1,4 @@
-"""Casts, roots and norms for losses, in float32 at least. Values and gradients are finite at zero."""
+"""Casts, roots, norms and divergences for losses, in float32 at least. Values and gradients are finite at zero."""
 
 from typing import Any
 
@@ -34,6 +34,27 @@ def unit_vectors(x: Float[Array, "*shape n"]) -> Float[Array, "*shape n"]:
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     large = squares > 1e-24
     return jnp.where(large, x * jax.lax.rsqrt(jnp.where(large, squares, 1)), 0)
+
+
+def divergence(
+    log_p: Float[Array, "*shape n"], log_q: Float[Array, "*shape n"], difference: Float[Array, "*shape n"]
+) -> Float[Array, "*shape"]:
+    """KL(p || q) along the last axis, accurate and not negative for nearly equal p and q too.
+
+    The sum of p d with d = log(p / q) has terms of both signs that cancel. That of p (d + exp(-d) - 1) is the same,
+    since p and q each sum to 1, and has none below 0; for small d its terms are a power series.
+
+    Args:
+        log_p: logarithms of probabilities, which sum to 1.
+        log_q: the same of q.
+        difference: d. An error that is the same for all terms has no effect in first order.
+    """
+    p, q, d = jnp.exp(log_p), jnp.exp(log_q), difference
+    small = jnp.abs(d) < (0.25 if d.dtype == jnp.float32 else 0.01)
+    near = jnp.where(small, d, 0)
+    series = 1 / 2 - near * (1 / 6 - near * (1 / 24 - near * (1 / 120 - near * (1 / 720 - near / 5040))))
+    far = jnp.where(small, 0, d)
+    return jnp.where(small, p * near * near * series, p * far + (q - p)).sum(axis=-1)
 
 
 def product(a: Float[Array, "m n"], b: Float[Array, "n k"]) -> Float[Array, "m k"]:

@@ -12,6 +12,7 @@ import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.contract import Metrics
+from kd_local.distill.hyperparameters import check_hyperparameters
 from kd_local.networks import Collection, Network, Variables
 
 
@@ -108,6 +109,14 @@ class Objective:
     reads: ClassVar[Literal["logits", "features"]] = "features"
     needs_indices: ClassVar[bool] = False
     deploys_student: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Checks the hyper-parameters.
+
+        Raises:
+            ValueError: see `kd_local.distill.hyperparameters.check_hyperparameters`.
+        """
+        check_hyperparameters(self)
 
     @property
     def needs_epoch(self) -> bool:

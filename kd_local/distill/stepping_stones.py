@@ -7,6 +7,7 @@ Reference: Yu et al., "Decoupling dark knowledge via block-wise logit distillati
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -25,9 +26,37 @@ def check_stones(stones: object) -> None:
     Raises:
         ValueError: `stones` is anything else.
     """
-    numbers = isinstance(stones, tuple) and stones and all(isinstance(number, int) for number in stones)
-    if not numbers and stones != "all":
+    if stones == "all":
+        return
+    if not (isinstance(stones, tuple) and stones and all(type(number) is int for number in stones)) or len(
+        set(stones)
+    ) < len(stones):
         raise ValueError(f"stones is {stones!r}: use all, or the numbers of some stones, such as (2, 3)")
+
+
+@dataclass(frozen=True)
+class StoneNumbers:
+    """The range of `Stones`; a config has the numbers as text."""
+
+    def check(self, name: str, value: Any) -> None:
+        if isinstance(value, str) and value != "all":
+            value = stone_numbers(value)
+        check_stones(value)
+
+    def read(self, name: str, text: str) -> str:
+        self.check(name, text)
+        return text
+
+    def __str__(self) -> str:
+        return "all, or numbers from 1 with commas between"
+
+
+def stone_numbers(text: str) -> Stones:
+    """`2,3` or `(2, 3)` as numbers; any other text unchanged."""
+    try:
+        return tuple(int(number) for number in text.strip("()").split(",") if number.strip())
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """The loss of a stepping stone's logits in local distillation."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from jaxtyping import Array
 
 from kd_local.contract import Metrics
-from kd_local.distill.hyperparameters import check_positive, check_weights
-from kd_local.distill.objectives.distances import logit_distance
-from kd_local.distill.stepping_stones import Stones, check_stones
+from kd_local.distill.hyperparameters import check_hyperparameters
+from kd_local.distill.objectives.distances import DISTANCE, logit_distance
+from kd_local.distill.stepping_stones import StoneNumbers, Stones, check_stones
 from kd_local.local.losses import softmax
+from kd_local.ranges import Flag, Temperature, Weight
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,16 @@ class StoneLoss:
         ValueError: a negative weight, a temperature that is not above 0, or an unknown distance.
     """
 
-    alpha: float = 0.1
-    beta: float = 0.9
-    distance: str = "kd"
-    temperature: float = 4.0
-    standardise: bool = False
-    stones: Stones = "all"
+    alpha: Weight = 0.1
+    beta: Weight = 0.9
+    distance: Annotated[str, DISTANCE] = "kd"
+    temperature: Temperature = 4.0
+    standardise: Flag = False
+    stones: Annotated[Stones, StoneNumbers()] = "all"
 
     def __post_init__(self) -> None:
-        check_weights(alpha=self.alpha, beta=self.beta)
-        check_positive(temperature=self.temperature)
+        check_hyperparameters(self)
         check_stones(self.stones)
-        logit_distance(self.distance, temperature=self.temperature)
 
     def __call__(self, logits: Array, target: Array, labels: Array) -> tuple[Array, Metrics]:
         """`(loss, metrics)` of the logits of a stone or of the student: the loss, its terms and the accuracy."""

@@ -25,7 +25,16 @@ from kd_local.local.module import REMATERIALIZABLE, LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
 from kd_local.models.layers import DType
 from kd_local.networks import Collection, Network, Variables
+from kd_local.ranges import Number, Range, check_arguments
 
+RANGES: Mapping[str, Range] = {
+    "modules": Number(1, 1000, whole=True),
+    # With 1/12 an image encoder has one channel.
+    "aux_width": Number(1 / 12, 64, example=1),
+    "feature_width": Number(1, 65536, whole=True, example=FEATURE_WIDTH),
+    "channels_at_once": Number(1, 65536, whole=True, example=8),
+}
+"""Of the arguments of `cut`."""
 Boundaries = Literal["equal"] | Sequence[str]
 
 
@@ -246,16 +255,22 @@ def cut(
         )
     if image_encoder not in IMAGE_ENCODERS:
         raise unknown("image encoder", image_encoder, IMAGE_ENCODERS)
-    if not 1 / 12 <= aux_width < math.inf:  # with 1/12 an image encoder has one channel
-        raise ValueError(f"aux_width is {aux_width}: use 1/12 or more; 1 is the published width")
+    check_arguments(RANGES, aux_width=aux_width, feature_width=feature_width, channels_at_once=channels_at_once)
     if int(feature_width * aux_width) < 1:
-        raise ValueError(f"feature_width is {feature_width}: use 1 or more; {FEATURE_WIDTH} is the published width")
+        raise ValueError(
+            f"feature_width is {feature_width}, of which aux_width {aux_width} leaves none: use a larger one; "
+            f"{FEATURE_WIDTH} is the published width"
+        )
     for name in remat:
         if name not in REMATERIALIZABLE:
             raise unknown("name in remat", name, REMATERIALIZABLE)
-    if channels_at_once < 1:
-        raise ValueError(f"channels_at_once is {channels_at_once}: use 1 or more, such as 8")
     scale = check_loss_scale(loss_scale)
+    if decoder is not None:
+        for i, name in enumerate(boundaries):
+            if not any(loss_weights(scale, i, len(boundaries))):
+                raise ValueError(
+                    f"loss scale {scale}: both weights are 0 after {name}, so that module would not train; set one"
+                )
     contexts = Context.parse(context)
     needed = {source for module in range(count) for source in contexts.sources(module)}
     outputs = classes if loss == "softmax" else feature_width

@@ -7,10 +7,10 @@ decoder is the head's loss, with weight 1.
 Reference: the values of Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021).
 """
 
-import math
 from collections.abc import Sequence
 
 LossScale = tuple[float, float, float, float]
+_LARGEST = 1e6
 
 # SVHN, K=4: the last number is 0 in the authors' code, which would train no head at the last boundary. Their row is a
 # copy of InfoPro's, whose last number, 1, is used here.
@@ -80,10 +80,10 @@ def check_loss_scale(scale: Sequence[float]) -> LossScale:
     Raises:
         ValueError: the scale does not have four numbers, or a number is negative or not finite.
     """
-    if len(scale) != 4 or not all(math.isfinite(number) and number >= 0 for number in scale):
+    if len(scale) != 4 or not all(0 <= number <= _LARGEST for number in scale):
         raise ValueError(
-            f"loss scale {tuple(scale)}: give four numbers >= 0, the weights of reconstruction and head at the first "
-            "boundary and at the last, such as (5, 0.05, 0.2, 0.5)"
+            f"loss scale {tuple(scale)}: give four numbers >= 0, at most 1e6: weights of reconstruction and head at "
+            "the first boundary and at the last, such as (5, 0.05, 0.2, 0.5)"
         )
     first_reconstruction, first_head, last_reconstruction, last_head = map(float, scale)
     return first_reconstruction, first_head, last_reconstruction, last_head

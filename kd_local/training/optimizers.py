@@ -1,6 +1,6 @@
 """Optimizers by name. All are those of optax."""
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,9 +9,15 @@ import optax
 
 from kd_local.errors import unknown
 from kd_local.precision import at_least_float32
+from kd_local.ranges import Number, Range, check_arguments
 from kd_local.training.schedules import updates_per_epoch
 
 OPTIMIZERS: tuple[str, ...] = ("sgd", "adam", "adamw", "lamb", "lion")
+RANGES: Mapping[str, Range] = {
+    "momentum": Number(0, 1, open_high=True, example=0.9),
+    "weight_decay": Number(0, 100, example=1e-4, note="0 is none"),
+}
+"""Of the arguments of `make_optimizer`."""
 MOMENTUM = 0.9
 """The default momentum of sgd."""
 
@@ -50,12 +56,9 @@ def make_optimizer(
             if value:
                 raise ValueError(f"{argument} is {value}, but optimizer {name!r} has none: leave it out, or use sgd")
     momentum = MOMENTUM if momentum is None else momentum
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum is {momentum}: use a number in [0, 1), such as 0.9")
+    check_arguments(RANGES, momentum=momentum, weight_decay=weight_decay)
     if nesterov and momentum == 0:
         raise ValueError("nesterov is True, but momentum is 0: set a momentum, such as 0.9, or nesterov to False")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay is {weight_decay}: use 0 (none) or a positive number, such as 1e-4")
     optimizer = _named(name, schedule, momentum, nesterov is not False and momentum > 0, weight_decay)
     if accumulate < 1:
         raise ValueError(f"accumulate is {accumulate}: use 1 (an update for every batch) or more")

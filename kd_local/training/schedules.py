@@ -4,15 +4,25 @@ than batches.
 Reference: `contsup` is the schedule of the ContSup authors' code (Yu et al., arXiv 2312.07636); the others are optax's.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from kd_local.errors import unknown
+from kd_local.ranges import Number, Numbers, Range
 
+RANGES: Mapping[str, Range] = {
+    "rate": Number(1e-12, 1e4, example=0.1),
+    "epochs": Number(1, 100_000, whole=True),
+    "warmup_epochs": Number(0, 100_000, whole=True, note="0 is no warm-up"),
+    "warmup_rate": Number(0, 1e4, example=0.01),
+    "milestones": Numbers(Number(1, 100_000, whole=True), rising=True, example=(60, 80)),
+    "decay": Number(1e-6, 1, example=0.1),
+    "accumulate": Number(1, 1_000_000, whole=True, note="1 is an update for every batch"),
+}
+"""Of the arguments of `make_schedule` and of `updates_per_epoch`."""
 SCHEDULES: tuple[str, ...] = ("contsup", "cosine", "constant", "linear", "piecewise")
 WARMUP_RATE = 0.01
 """The default learning rate at the start of a warm-up."""
@@ -109,10 +119,9 @@ def make_schedule(
     """
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
-    if not 0 < rate < math.inf:
-        raise ValueError(f"the learning rate is {rate}: use a positive number, such as 0.1")
-    if warmup_epochs < 0:
-        raise ValueError(f"warmup_epochs is {warmup_epochs}: use 0 (none) or more")
+    RANGES["rate"].check("the learning rate", rate)
+    RANGES["epochs"].check("epochs", epochs)
+    RANGES["warmup_epochs"].check("warmup_epochs", warmup_epochs)
     if warmup_rate and warmup_epochs == 0:
         raise ValueError(
             f"warmup_rate is {warmup_rate}, but warmup_epochs is 0: leave it out (or 0), or use 1 warm-up epoch or more"
@@ -124,9 +133,13 @@ def make_schedule(
                     f"{argument} is {value}, but schedule {name!r} has none: leave it out, or use piecewise"
                 )
     warmup_rate = WARMUP_RATE if warmup_rate is None else warmup_rate
-    if not 0 <= warmup_rate < math.inf:
-        raise ValueError(f"warmup_rate is {warmup_rate}: use 0 or a positive number, such as 0.01")
+    RANGES["warmup_rate"].check("warmup_rate", warmup_rate)
     if name == "contsup":
+        if epochs == 1 and (warmup_epochs == 0 or warmup_rate == 0):
+            raise ValueError(
+                "epochs is 1, and schedule 'contsup' has rate 0 in its last epoch, so nothing would be trained: use 2 "
+                "epochs or more, or schedule cosine, linear or constant"
+            )
         return contsup(
             rate,
             epochs=epochs,
@@ -153,11 +166,11 @@ def make_schedule(
 def _piecewise(
     rate: float, milestones: Sequence[int], decay: float, first: int, epochs: int, steps_per_epoch: int
 ) -> Callable[[Any], Any]:
-    if not milestones or list(milestones) != sorted(set(milestones)) or not first < milestones[0]:
+    RANGES["milestones"].check("milestones", tuple(milestones))
+    if not milestones or not first < milestones[0] or not milestones[-1] < epochs:
         raise ValueError(
-            f"milestones are {tuple(milestones)}: a piecewise schedule needs increasing epochs after the warm-up "
-            f"({first} epochs), such as {(epochs // 2, epochs * 3 // 4)}"
+            f"milestones are {tuple(milestones)}: a piecewise schedule of {epochs} epochs needs increasing epochs "
+            f"after the warm-up ({first} epochs) and before the last one, such as {(epochs // 2, epochs * 3 // 4)}"
         )
-    if not 0 < decay <= 1:
-        raise ValueError(f"decay is {decay}: use a number in (0, 1], such as 0.1")
+    RANGES["decay"].check("decay", decay)
     return optax.piecewise_constant_schedule(rate, {(epoch - first) * steps_per_epoch: decay for epoch in milestones})

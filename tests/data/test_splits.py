@@ -80,11 +80,12 @@ def test_impossible_limits_with_test_examples(train: int | None, validation: int
 @pytest.mark.parametrize(
     ("train", "validation", "text"),
     [
-        (None, -1, r"validation_examples -1 of 50 training examples: use 0 .* to 49"),
-        (None, 50, r"validation_examples 50 of 50 training examples: use 0 .* to 49"),
-        (0, 0, r"train_examples 0 of 50 training examples: use 1 to 50, or None"),
+        (None, -1, r"validation_examples -1 of 50 training examples: use 0 .* to 48"),
+        (None, 49, r"validation_examples 49 of 50 training examples: use 0 .* to 48"),
+        (0, 0, r"train_examples 0 of 50 training examples: use 2 to 50, or None"),
+        (1, 0, r"train_examples 1 of 50 training examples: use 2 to 50"),
         (-3, 10, r"train_examples -3 of 40 training examples \(50 minus 10 for validation\)"),
-        (41, 10, r"train_examples 41 of 40 .*: use 1 to 40, or None for all"),
+        (41, 10, r"train_examples 41 of 40 .*: use 2 to 40, or None for all"),
     ],
 )
 def test_impossible_limits_are_refused(train: int | None, validation: int, text: str) -> None:
@@ -95,7 +96,7 @@ def test_impossible_limits_are_refused(train: int | None, validation: int, text:
 def test_possible_limits_are_accepted() -> None:
     check_limits(50, None, 0)
     check_limits(50, 50, 0)
-    check_limits(50, 1, 49)
+    check_limits(50, 2, 48)
 
 
 @pytest.mark.parametrize(

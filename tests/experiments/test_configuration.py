@@ -5,7 +5,8 @@ from pathlib import Path
 from flax.traverse_util import flatten_dict
 
 from experiments.configs import default
-from experiments.configs.keys import Key, attributes, flat_keys, objective_keys
+from experiments.configs.description import Key, attributes
+from experiments.configs.keys import flat_keys, objective_keys
 from experiments.configs.reference import reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -24,10 +25,9 @@ def test_every_key_of_the_default_config_is_explained():
 
 
 def test_attributes_are_read_from_a_docstring():
-    assert attributes(Key) == {
-        "default": "its value unless a config or the command line sets another; a placeholder has a type and no value.",
-        "meaning": "what it sets, with its choices, range or unit.",
-    }
+    found = attributes(Key)
+    assert list(found) == ["default", "values", "meaning", "uses", "path"]
+    assert found["uses"] == "conditions under which it has an effect, all of which are met; none: it always has."
 
 
 def test_a_change_of_a_config_does_not_change_the_default():

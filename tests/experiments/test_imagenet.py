@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from experiments.configs.checks import check_used
 from experiments.from_config.experiment import build
 
 
@@ -36,6 +37,8 @@ def with_values(config: ConfigDict, **values: object) -> ConfigDict:
 def test_options_set_network_modules_and_context_only(file: str, option: str) -> None:
     network, k, context = (item.partition("=")[2] for item in option.split(","))
     values = {"network__name": network, "local__modules": int(k), "local__context": context}
+    if not context.endswith("E"):
+        values["local__image_encoder"] = "full"
     assert config_of(file, option).to_dict() == with_values(config_of(file), **values).to_dict()
 
 
@@ -53,7 +56,19 @@ def test_options_set_the_pair_and_its_dkd_weight_only(file: str, option: str) ->
 
 @pytest.mark.parametrize("file", TAUGHT)
 def test_options_set_the_method_of_distillation(file: str) -> None:
-    assert config_of(file, "method=dkd").to_dict() == with_values(config_of(file), method="dkd").to_dict()
+    groups = ("method", "dkd", "block_kd")
+    given, default = (config_of(file, option).to_dict() for option in ("method=dkd", ""))
+    assert (given["method"], default["method"]) == ("dkd", "block_kd")
+    assert {key: given[key] for key in given if key not in groups} == {
+        key: default[key] for key in default if key not in groups
+    }
+
+
+@pytest.mark.parametrize("file", CUT)
+def test_one_module_is_end_to_end(file: str) -> None:
+    config = config_of(file, "k=1")
+    assert config.method == "end_to_end"
+    check_used(config)
 
 
 @pytest.mark.parametrize("file", ["contsup.imagenet", "contsup.vit"])

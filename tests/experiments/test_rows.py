@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from experiments.config_flag import split_arguments
 from experiments.configs import default
+from experiments.configs.checks import check_used, read
+from experiments.configs.config_file import config_of, read_module
 from experiments.configs.options import parse_options
 from experiments.from_config.experiment import build
-from experiments.sweep.rows import Rows, Run, overriding_arguments, read_rows
+from experiments.sweep.rows import Rows, Run, read_rows
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs" / "contsup"
 COUNTS = {
@@ -31,7 +34,7 @@ BUILT = [
 
 
 def rows_of(name: str, **overrides) -> Rows:
-    return read_rows(str(CONFIGS / f"{name}.py"), [], overrides)
+    return read_rows(str(CONFIGS / f"{name}.py"), {key: str(value) for key, value in overrides.items()}, overrides)
 
 
 def keys(config: ConfigDict) -> set[str]:
@@ -52,6 +55,9 @@ def test_every_row_sets_what_its_options_name(name, row):
     assert keys(config) == DEFAULT_KEYS
     wanted = parse_options(row, k=16, context="", loss="", decoder=False, network="", data="")
     assert config.method == ("end_to_end" if wanted["k"] == 1 else "contsup")
+    if wanted["k"] == 1:
+        assert config.local.to_dict() == default.get_config().local.to_dict()
+        return
     assert config.local.modules == wanted["k"]
     for option, key in (("network", "network.name"), ("data", "data.name"), ("context", "local.context"),
                         ("loss", "local.loss")):  # fmt: skip
@@ -116,16 +122,15 @@ def test_rows_are_selected_by_number_or_by_options(text, numbers):
     assert rows.select(text) == tuple(rows.names[number - 1] for number in numbers)
 
 
-def test_the_command_of_a_row_by_hand():
-    argv = ["sweep", "--config=x.py", "--config.epochs", "3", "--seeds=1", "--config.local.decoder", "--rows", "k=1",
-            "-config.seed=4", "--noconfig.optimizer.nesterov", "--config.data.data_dir=a b"]  # fmt: skip
-    arguments = overriding_arguments(argv, lambda name: name != "config.local.decoder")
-    assert arguments == ["--config.epochs", "3", "--config.local.decoder", "--noconfig.optimizer.nesterov",
-                         "--config.data.data_dir=a b"]  # fmt: skip
-    rows = read_rows(f"{CONFIGS}/dgl.py:data=stl10", arguments, {"epochs": 3})
+def test_a_command_is_what_a_user_would_type():
+    arguments = ["--config=x.py", "--config.epochs", "3", "--seeds=1", "--config.local.decoder", "--rows", "k=1",
+                 "--noconfig.optimizer.nesterov", "--config.data.data_dir=a b"]  # fmt: skip
+    others, texts = split_arguments(arguments)
+    assert others == ["--config=x.py", "--seeds=1", "--rows", "k=1"]
+    rows = read_rows(f"{CONFIGS}/dgl.py:data=stl10", texts, {name: read(name, text) for name, text in texts.items()})
     assert shlex.join(rows.command(Run("k=4", 2), Path("runs/x"))) == (
-        f"python -m experiments.train --config={CONFIGS}/dgl.py:data=stl10,k=4 --config.epochs 3 "
-        "--config.local.decoder --noconfig.optimizer.nesterov '--config.data.data_dir=a b' --config.seed=2 "
+        f"python -m experiments.train --config={CONFIGS}/dgl.py:data=stl10,k=4 --config.epochs=3 "
+        "--config.local.decoder=true --config.optimizer.nesterov=false '--config.data.data_dir=a b' --config.seed=2 "
         "--workdir=runs/x/k=4-seed2"
     )
     config = rows.config(Run("k=4", 2))
@@ -133,3 +138,33 @@ def test_the_command_of_a_row_by_hand():
     assert rows.default_workdir() == Path("runs/sweep-dgl-data=stl10-stl10")
     assert rows_of("table1").default_workdir() == Path("runs/sweep-table1-cifar10")
     assert rows_of("table3", **{"data.name": "digits"}).default_workdir() == Path("runs/sweep-table3-digits")
+
+
+def test_a_row_takes_the_keys_of_the_command_line_that_it_uses():
+    overrides = {"teacher.weights": "runs/teacher", "kd.temperature": 2.0}
+    texts = {name: str(value) for name, value in overrides.items()}
+    rows = read_rows(str(CONFIGS.parent / "blockkd" / "digits.py"), texts, overrides)
+    by_row = {row: rows.config(Run(row, 0)) for row in rows.names}
+    assert by_row["method=end_to_end"].teacher.weights is None
+    assert by_row["method=dkd"].teacher.weights == "runs/teacher"
+    assert [by_row[f"method={name}"].kd.temperature for name in ("kd", "dkd")] == [2.0, 4.0]
+    command = rows.command(Run("method=end_to_end", 0), Path("runs/x"))
+    assert not any("teacher" in argument for argument in command)
+    with pytest.raises(
+        ValueError,
+        match=r"--config.local.head: no row of .*digits.py uses it: it has an effect only with method=contsup",
+    ):
+        read_rows(str(CONFIGS.parent / "blockkd" / "digits.py"), {"local.head": "0c1f"}, {"local.head": "0c1f"})
+
+
+FILES = sorted((CONFIGS.parent).glob("*/*.py"))
+
+
+@pytest.mark.parametrize(
+    "path", [file for file in FILES if "get_config" in file.read_text()], ids=lambda path: path.stem
+)
+def test_no_config_file_sets_what_is_ignored(path):
+    module = read_module(path)
+    check_used(config_of(module, path, None))
+    for row in getattr(module, "ROWS", ()):
+        check_used(config_of(module, path, row))

@@ -81,8 +81,11 @@ def test_an_unknown_recorded_key_binds_if_it_was_set(tmp_path, value, same):
         ({}, {"mesh.batch_norm": "device"}, True),  # the same on one device
         ({}, {"mesh.module": 2, "mesh.shard": "state", "mesh.placement": "time"}, True),
         ({}, {"steps": 3, "checkpoint.keep": 1, "data.workers": 2, "distributed.start_seconds": 9}, True),
-        ({"teacher.cache": "/here"}, {"teacher.cache": "/there"}, True),
-        ({}, {"teacher.cache": "/there"}, False),
+        ({"method": "kd", "teacher.cache": "/here"}, {"method": "kd", "teacher.cache": "/there"}, True),
+        ({"method": "kd"}, {"method": "kd", "teacher.cache": "/there"}, False),
+        ({}, {"teacher.weights": "/there", "kd.temperature": 3.0}, True),  # not used
+        ({"method": "kd"}, {"method": "kd", "kd.temperature": 3.0}, False),
+        ({"method": "end_to_end"}, {"method": "end_to_end", "local.modules": 2, "local.head": "0c1f"}, True),
         ({}, {"optimizer.learning_rate": 0.2}, False),
     ],
 )

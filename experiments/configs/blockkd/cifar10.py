@@ -18,7 +18,8 @@ ROWS = tuple(f"method={method}" for method in ("end_to_end", "kd", "dkd", "revie
 def get_config(options: str = "") -> ConfigDict:
     choice = parse_options(options, method="block_kd", student="resnet20")
     config = taught(choice["student"], "resnet56", "cifar10", choice["method"])
-    config.teacher.shortcut = "padding"
+    if config.method != "end_to_end":
+        config.teacher.shortcut = "padding"
     config.data.mean = "0.485,0.456,0.406"
     config.data.std = "0.229,0.224,0.225"
     return config

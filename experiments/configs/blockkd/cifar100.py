@@ -47,5 +47,6 @@ def get_config(options: str = "") -> ConfigDict:
         raise unknown("pair", choice["pair"], PUBLISHED)
     teacher, student = choice["pair"].split("-")
     config = taught(student, teacher, "cifar100", choice["method"])
-    config.dkd.beta = BETA.get(choice["pair"], 8.0)
+    if config.method == "dkd":
+        config.dkd.beta = BETA.get(choice["pair"], 8.0)
     return config

@@ -33,7 +33,10 @@ def get_config(options: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 0.2
     config.optimizer.weight_decay = 1e-4
     config.optimizer.milestones = (30, 60, 90)
-    config.block_kd.update(alpha=0.5, beta=0.5, gamma=0.5, temperature=1.0)
-    config.kd.update(ce_weight=0.5, weight=0.5, temperature=1.0)
-    config.dkd.update(beta=BETA[choice["pair"]], temperature=1.0, warmup_epochs=1)
+    if config.method == "block_kd":
+        config.block_kd.update(alpha=0.5, beta=0.5, gamma=0.5, temperature=1.0)
+    elif config.method == "kd":
+        config.kd.update(ce_weight=0.5, weight=0.5, temperature=1.0)
+    elif config.method == "dkd":
+        config.dkd.update(beta=BETA[choice["pair"]], temperature=1.0, warmup_epochs=1)
     return config

@@ -33,8 +33,9 @@ def protocol(network: str, data: str) -> ConfigDict:
 
 
 def taught(student: str, teacher: str, data: str, method: str) -> ConfigDict:
-    """The config that trains a student; `teacher.weights` is not set."""
+    """The config that trains a student; `teacher.weights` is not set. `end_to_end` has no teacher."""
     config = protocol(student, data)
     config.method = method
-    config.teacher.network = teacher
+    if method != "end_to_end":
+        config.teacher.network = teacher
     return config

@@ -26,8 +26,10 @@ def get_config(options: str = "") -> ConfigDict:
     if choice["pair"] not in PAIRS:
         raise unknown("pair", choice["pair"], PAIRS)
     teacher, student = choice["pair"].split("-")
-    config = vit.get_config(f"network={student}")
+    config = vit.get_config(f"network={student},k=1")
     config.method = choice["method"]
-    config.teacher.network = teacher
-    config.block_kd.update(alpha=0.5, beta=0.5, gamma=0.5, temperature=1.0)
+    if config.method != "end_to_end":
+        config.teacher.network = teacher
+    if config.method == "block_kd":
+        config.block_kd.update(alpha=0.5, beta=0.5, gamma=0.5, temperature=1.0)
     return config

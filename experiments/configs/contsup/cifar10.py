@@ -20,7 +20,8 @@ def get_config(options: str = "") -> ConfigDict:
     config.network.name = "resnet32"
     config.data.name = "cifar10"
     config.local.modules = choice["k"]
-    config.local.context = choice["context"]
+    if choice["k"] > 1:
+        config.local.context = choice["context"]
     config.optimizer.learning_rate = 0.1 * choice["batch"] / 128
     config.optimizer.warmup_epochs = 10
     return config

@@ -2,7 +2,7 @@
 
 Command: python -m experiments.train --config=experiments/configs/contsup/imagenet.py:network=resnet101,k=2,context=R0 \
              --config.data.data_dir=DIR
-Options: network, k, context. End to end: `--config.method=end_to_end`. On N devices: `--config.mesh.data=N`.
+Options: network, k, context; k=1 is end to end. On N devices: `--config.mesh.data=N`.
 
 90 epochs of SGD with Nesterov momentum, batch 1024, rate 0.4 with cosine decay by step and no warm-up, weight decay
 1e-4, softmax loss, no decoder. The image encoder is pooled, because the paper's (`--config.local.image_encoder=full`)
@@ -22,11 +22,15 @@ from experiments.configs.options import parse_options
 def get_config(options: str = "") -> ConfigDict:
     choice = parse_options(options, network="resnet50", k=2, context="R1E")
     config = default.get_config()
-    config.network.name, config.local.modules, config.local.context = choice.values()
+    config.network.name = choice["network"]
     config.epochs = 90
     config.batch_size = 1024
     config.data.name = "imagenet2012"
-    config.local.image_encoder = "pooled"
+    if choice["k"] == 1:
+        config.method = "end_to_end"
+    else:
+        config.local.modules, config.local.context = choice["k"], choice["context"]
+        config.local.image_encoder = "pooled" if config.local.context.endswith("E") else "full"
     config.optimizer.learning_rate = 0.4
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_epochs = 0

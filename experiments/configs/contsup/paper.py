@@ -33,12 +33,15 @@ def published(
     config.optimizer.weight_decay = 1e-4
     config.optimizer.schedule = "contsup"
     config.optimizer.warmup_epochs = 10
-    config.method = "end_to_end" if k == 1 else "contsup"
+    if k == 1:
+        config.method = "end_to_end"
+        return config
+    config.method = "contsup"
     config.local.modules = k
     config.local.context = context
     config.local.loss = loss
     config.local.decoder = decoder
-    config.local.loss_scale = "published"  # only used with the decoder
+    config.local.loss_scale = "published"
     config.local.boundaries = boundaries
     config.local.head = head
     return config

@@ -2,7 +2,7 @@
 
 Command: python -m experiments.train --config=experiments/configs/contsup/vit.py:network=vit_s16,k=4,context=R0 \
              --config.data.data_dir=DIR
-Options: network, k, context. End to end: `--config.method=end_to_end`. On N devices: `--config.mesh.data=N`.
+Options: network, k, context; k=1 is end to end. On N devices: `--config.mesh.data=N`.
 
 90 epochs of AdamW, batch 1024, rate 0.001 with cosine decay after 8 epochs (10,000 steps) of warm-up, weight decay 0.1
 times the rate. The image encoder is pooled: see kd_local/models/vision_transformer.py.

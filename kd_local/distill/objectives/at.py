@@ -1,17 +1,18 @@
 """Attention transfer: the student's features should be large at the positions where the teacher's are large."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import unit_vectors, widened
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Number, Weight
 
 
 def attention_loss(
@@ -48,14 +49,9 @@ class AT(Objective):
         ValueError: a negative weight, or a power below 1.
     """
 
-    ce_weight: float = 1.0
-    weight: float = 1000.0
-    power: int = 2
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight)
-        if self.power < 1:
-            raise ValueError(f"power is {self.power}: use 1 or more")
+    ce_weight: Weight = 1.0
+    weight: Weight = 1000.0
+    power: Annotated[int, Number(1, 8, whole=True)] = 2
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         pair_stages(batch.student, batch.teacher)

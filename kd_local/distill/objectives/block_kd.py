@@ -10,7 +10,7 @@ protocol, gamma equals beta, no gradient flows into the ensemble as a target, an
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,21 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics
 from kd_local.distill.connector import Connector, apply_connectors, init_connectors
-from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
+from kd_local.distill.hyperparameters import warmup
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
-from kd_local.distill.objectives.distances import logit_distance
-from kd_local.distill.stepping_stones import Stone, Stones, check_stones, connector_to, stepping_stones, through_teacher
+from kd_local.distill.objectives.distances import DISTANCE, logit_distance
+from kd_local.distill.stepping_stones import (
+    Stone,
+    StoneNumbers,
+    Stones,
+    check_stones,
+    connector_to,
+    stepping_stones,
+    through_teacher,
+)
 from kd_local.local.losses import softmax
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Flag, Temperature, WarmupEpochs, Weight
 
 
 @dataclass(frozen=True)
@@ -53,22 +62,20 @@ class BlockKD(Objective):
         ValueError: a negative weight, a temperature that is not above 0, or an unknown distance.
     """
 
-    alpha: float = 0.1
-    beta: float = 0.9
-    gamma: float = 0.9
-    distance: str = "kd"
-    temperature: float = 4.0
-    standardise: bool = False
-    stones: Stones = "all"
-    ensemble_gradient: bool = False
-    warmup_epochs: int = 0
-    batched: bool = True
+    alpha: Weight = 0.1
+    beta: Weight = 0.9
+    gamma: Weight = 0.9
+    distance: Annotated[str, DISTANCE] = "kd"
+    temperature: Temperature = 4.0
+    standardise: Flag = False
+    stones: Annotated[Stones, StoneNumbers()] = "all"
+    ensemble_gradient: Flag = False
+    warmup_epochs: WarmupEpochs = 0
+    batched: Flag = True
 
     def __post_init__(self) -> None:
-        check_weights(alpha=self.alpha, beta=self.beta, gamma=self.gamma, warmup_epochs=self.warmup_epochs)
-        check_positive(temperature=self.temperature)
+        super().__post_init__()
         check_stones(self.stones)
-        logit_distance(self.distance, temperature=self.temperature)
 
     @property
     def needs_epoch(self) -> bool:

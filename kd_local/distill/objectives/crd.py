@@ -5,7 +5,7 @@ larger than the number of draws, selecting first would be less work.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,12 +15,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import product, unit_vectors, widened
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.models.layers import Linear
 from kd_local.networks import Collection, Variables
 from kd_local.precision import at_least_float32
+from kd_local.ranges import Number, Weight
 
 EPSILON = 1e-7
 SIDES = ("student", "teacher")
@@ -98,18 +98,12 @@ class CRD(Objective):
     """
 
     needs_indices: ClassVar[bool] = True
-    ce_weight: float = 1.0
-    weight: float = 0.8
-    dim: int = 128
-    negatives: int = 16384
-    temperature: float = 0.07
-    momentum: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight)
-        check_positive(dim=self.dim, negatives=self.negatives, temperature=self.temperature)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum}: use 0 or more, below 1; 0 keeps only the newest embedding")
+    ce_weight: Weight = 1.0
+    weight: Weight = 0.8
+    dim: Annotated[int, Number(1, 65536, whole=True)] = 128
+    negatives: Annotated[int, Number(1, 10**7, whole=True)] = 16384
+    temperature: Annotated[float, Number(0.02, 1e4, example=0.07)] = 0.07
+    momentum: Annotated[float, Number(0, 1, open_high=True, note="0 remembers the newest alone")] = 0.5
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         if examples is None:

@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import norms
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Flag, Temperature, Weight
 
 EPSILON = 1e-8
 
@@ -61,15 +61,11 @@ class DIST(Objective):
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "logits"
-    ce_weight: float = 1.0
-    beta: float = 1.0
-    gamma: float = 1.0
-    temperature: float = 1.0
-    standardise: bool = False
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, beta=self.beta, gamma=self.gamma)
-        check_positive(temperature=self.temperature)
+    ce_weight: Weight = 1.0
+    beta: Weight = 1.0
+    gamma: Weight = 1.0
+    temperature: Temperature = 1.0
+    standardise: Flag = False
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = dist_loss(

@@ -6,12 +6,11 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
-from kd_local.distill.hyperparameters import check_positive
 from kd_local.distill.objectives.dist import dist_loss
 from kd_local.distill.objectives.dkd import dkd_loss
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.distill.objectives.mlkd import mlkd_loss
-from kd_local.errors import unknown
+from kd_local.ranges import TEMPERATURE, Choice
 
 Distance = Callable[
     [Float[Array, "batch classes"], Float[Array, "batch classes"], Int[Array, " batch"]], Float[Array, ""]
@@ -19,6 +18,7 @@ Distance = Callable[
 """`(student's logits, target logits, labels) -> mean over the batch`."""
 
 DISTANCES: tuple[str, ...] = ("kd", "dkd", "mlkd", "dist")
+DISTANCE = Choice("logit distance", DISTANCES)
 
 
 def logit_distance(name: str, *, temperature: float, standardise: bool = False) -> Distance:
@@ -27,9 +27,10 @@ def logit_distance(name: str, *, temperature: float, standardise: bool = False) 
     MLKD uses this one temperature. Gradients flow into both logits; apply `stop_gradient` to a fixed target.
 
     Raises:
-        ValueError: an unknown name, or a temperature that is not above 0.
+        ValueError: an unknown name, or a temperature outside of `TEMPERATURE`.
     """
-    check_positive(temperature=temperature)
+    TEMPERATURE.check("temperature", temperature)
+    DISTANCE.check("distance", name)
     numbers: dict[str, Any] = {"temperature": temperature, "standardised": standardise}
     match name:
         case "kd":
@@ -38,8 +39,6 @@ def logit_distance(name: str, *, temperature: float, standardise: bool = False) 
             return partial(dkd_loss, **numbers)
         case "mlkd":
             loss = partial(mlkd_loss, temperatures=(temperature,), standardised=standardise)
-        case "dist":
-            loss = partial(dist_loss, **numbers)
         case _:
-            raise unknown("logit distance", name, DISTANCES)
+            loss = partial(dist_loss, **numbers)
     return lambda student, target, labels: loss(student, target)

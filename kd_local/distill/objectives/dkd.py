@@ -9,10 +9,12 @@ from jaxtyping import Array, Float, Int
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
+from kd_local.distill.hyperparameters import warmup
+from kd_local.distill.numerics import divergence
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Flag, Temperature, WarmupEpochs, Weight
 
 
 def dkd_loss(
@@ -33,20 +35,22 @@ def dkd_loss(
     Reference: Zhao et al., "Decoupled knowledge distillation" (CVPR 2022), eq. 7.
     """
     student, target = logits_to_compare(student, target, standardised=standardised)
+    if student.shape[-1] < 2:
+        raise ValueError("1 class: dkd compares a label's class with the others, so use 2 classes or more, or kd")
+    target, student = target / temperature, student / temperature
     others = labels[:, None] != jnp.arange(student.shape[-1], dtype=labels.dtype)[None, :]
 
     def decoupled(logits: Array) -> tuple[Array, Array]:
-        log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
+        log_p = jax.nn.log_softmax(logits, axis=-1)
         log_others = jax.nn.logsumexp(log_p, axis=-1, keepdims=True, where=others)
         log_label = jnp.where(others, 0, log_p).sum(axis=-1, keepdims=True)
-        # The label itself has the logarithm 0 in both, which adds 0 to the divergence.
-        return jnp.concatenate([log_label, log_others], axis=-1), jnp.where(others, log_p - log_others, 0)
-
-    def divergence(log_p: Array, log_q: Array, counted: Array | bool = True) -> Array:
-        return jnp.where(counted, jnp.exp(log_p) * (log_p - log_q), 0).sum(axis=-1).mean()
+        # Of the label itself nothing: a logarithm of 0 in both, which adds 0.
+        among = jnp.where(others, log_p - log_others, 0)
+        return jnp.concatenate([log_label, log_others], axis=-1), among
 
     (binary_p, among_p), (binary_q, among_q) = decoupled(target), decoupled(student)
-    tckd, nckd = divergence(binary_p, binary_q), divergence(among_p, among_q, others)
+    tckd = divergence(binary_p, binary_q, binary_p - binary_q).mean()
+    nckd = divergence(among_p, among_q, among_p - among_q).mean()
     return temperature**2 * (alpha * tckd + beta * nckd)
 
 
@@ -69,16 +73,12 @@ class DKD(Objective):
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "logits"
-    ce_weight: float = 1.0
-    alpha: float = 1.0
-    beta: float = 8.0
-    temperature: float = 4.0
-    warmup_epochs: int = 20
-    standardise: bool = False
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, alpha=self.alpha, beta=self.beta, warmup_epochs=self.warmup_epochs)
-        check_positive(temperature=self.temperature)
+    ce_weight: Weight = 1.0
+    alpha: Weight = 1.0
+    beta: Weight = 8.0
+    temperature: Temperature = 4.0
+    warmup_epochs: WarmupEpochs = 20
+    standardise: Flag = False
 
     @property
     def needs_epoch(self) -> bool:

@@ -1,7 +1,7 @@
 """FitNets: the student's features at one stage are regressed onto the teacher's, the hint."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import Metrics
 from kd_local.distill.connector import Connector, apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import widened
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import pair_stages, rectified
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Number, Weight
 
 
 def hint_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch h w c"]) -> Float[Array, ""]:
@@ -40,14 +40,9 @@ class FitNet(Objective):
         ValueError: a negative weight or stage.
     """
 
-    ce_weight: float = 1.0
-    weight: float = 100.0
-    stage: int = 2
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight)
-        if self.stage < 0:
-            raise ValueError(f"stage is {self.stage}: use 0 for the stem, or the index of a later stage")
+    ce_weight: Weight = 1.0
+    weight: Weight = 100.0
+    stage: Annotated[int, Number(0, 1000, whole=True, note="0 is the stem")] = 2
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         hint, _, regressor = self._hint(batch)

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_positive, check_weights
+from kd_local.distill.numerics import divergence
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Flag, Temperature, Weight
 
 
 def kd_loss(
@@ -27,8 +27,10 @@ def kd_loss(
     Reference: Hinton et al., "Distilling the knowledge in a neural network" (arXiv 1503.02531), section 2.
     """
     student, target = logits_to_compare(student, target, standardised=standardised)
-    log_p, log_q = (jax.nn.log_softmax(logits / temperature, axis=-1) for logits in (target, student))
-    return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1).mean()
+    target, student = target / temperature, student / temperature
+    sums = [jax.nn.logsumexp(logits, axis=-1, keepdims=True) for logits in (target, student)]
+    difference = (target - student) - (sums[0] - sums[1])
+    return temperature**2 * divergence(target - sums[0], student - sums[1], difference).mean()
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,10 @@ class KD(Objective):
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "logits"
-    ce_weight: float = 0.1
-    weight: float = 0.9
-    temperature: float = 4.0
-    standardise: bool = False
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight)
-        check_positive(temperature=self.temperature)
+    ce_weight: Weight = 0.1
+    weight: Weight = 0.9
+    temperature: Temperature = 4.0
+    standardise: Flag = False
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = kd_loss(

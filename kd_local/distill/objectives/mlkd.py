@@ -1,7 +1,7 @@
 """Multi-level logit distillation: predictions, and correlations of samples and of classes, at several temperatures."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import product, widened
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import TEMPERATURE, Flag, Numbers, Weight
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 
@@ -81,17 +81,10 @@ class MLKD(Objective):
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "logits"
-    ce_weight: float = 0.1
-    weight: float = 0.9
-    temperatures: tuple[float, ...] = TEMPERATURES
-    standardise: bool = False
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight)
-        if not self.temperatures:
-            raise ValueError(f"temperatures is {self.temperatures}: give at least one, such as {TEMPERATURES}")
-        for temperature in self.temperatures:
-            check_positive(temperature=temperature)
+    ce_weight: Weight = 0.1
+    weight: Weight = 0.9
+    temperatures: Annotated[tuple[float, ...], Numbers(TEMPERATURE, least=1, example=(2, 3, 4))] = TEMPERATURES
+    standardise: Flag = False
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = mlkd_loss(

@@ -8,11 +8,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import unit_vectors, widened
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Weight
 
 
 def nst_loss(student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"]) -> Float[Array, ""]:
@@ -50,11 +50,8 @@ class NST(Objective):
         ValueError: a negative weight.
     """
 
-    ce_weight: float = 1.0
-    weight: float = 50.0
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight)
+    ce_weight: Weight = 1.0
+    weight: Weight = 50.0
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         pair_stages(batch.student, batch.teacher)

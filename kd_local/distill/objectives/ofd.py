@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import Metrics
 from kd_local.distill.connector import Connector, apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import widened
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Weight
 
 
 def margins(preactivations: Float[Array, "batch h w c"]) -> Float[Array, " c"]:
@@ -60,11 +60,8 @@ class OFD(Objective):
         ValueError: a negative weight.
     """
 
-    ce_weight: float = 1.0
-    weight: float = 0.001
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight)
+    ce_weight: Weight = 1.0
+    weight: Weight = 0.001
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         connectors, inputs, _ = self._connectors(batch)

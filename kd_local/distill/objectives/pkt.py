@@ -7,10 +7,10 @@ from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import norms, product, widened
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Weight
 
 EPSILON = 1e-7
 
@@ -48,11 +48,8 @@ class PKT(Objective):
         ValueError: a negative weight.
     """
 
-    ce_weight: float = 1.0
-    weight: float = 30000.0
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight)
+    ce_weight: Weight = 1.0
+    weight: Weight = 30000.0
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = pkt_loss(batch.student.pooled, batch.teacher.pooled)

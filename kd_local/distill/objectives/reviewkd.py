@@ -1,7 +1,7 @@
 """Knowledge review: a stage's features are fused with those of deeper stages and compared with the teacher's."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -11,13 +11,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_positive, check_weights, warmup
+from kd_local.distill.hyperparameters import warmup
 from kd_local.distill.numerics import widened
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import pair_stages
 from kd_local.models.convolution import Conv, uniform_by_fan_in
 from kd_local.models.layers import ConvNorm, average_pool_to
 from kd_local.networks import Collection, Variables, by_block, of_block
+from kd_local.ranges import Flag, Number, WarmupEpochs, Weight
 
 POOLED_SIZES = (4, 2, 1)
 
@@ -103,15 +104,11 @@ class ReviewKD(Objective):
         ValueError: a negative weight, or no channels.
     """
 
-    ce_weight: float = 1.0
-    weight: float = 1.0
-    warmup_epochs: int = 20
-    max_middle: int = 512
-    preactivations: bool = False
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight, warmup_epochs=self.warmup_epochs)
-        check_positive(max_middle=self.max_middle)
+    ce_weight: Weight = 1.0
+    weight: Weight = 1.0
+    warmup_epochs: WarmupEpochs = 20
+    max_middle: Annotated[int, Number(1, 65536, whole=True)] = 512
+    preactivations: Flag = False
 
     @property
     def needs_epoch(self) -> bool:

@@ -9,10 +9,10 @@ from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.numerics import unit_vectors, widened
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Weight
 
 EPSILON = 1e-12
 
@@ -63,12 +63,9 @@ class RKD(Objective):
         ValueError: a negative weight.
     """
 
-    ce_weight: float = 1.0
-    distance_weight: float = 25.0
-    angle_weight: float = 50.0
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, distance_weight=self.distance_weight, angle_weight=self.angle_weight)
+    ce_weight: Weight = 1.0
+    distance_weight: Weight = 25.0
+    angle_weight: Weight = 50.0
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = rkd_loss(

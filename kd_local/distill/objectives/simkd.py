@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_weights
 from kd_local.distill.objective import EvaluationBatch, Objective, Pair, TrainingBatch
 from kd_local.distill.objectives.fitnet import hint_loss
 from kd_local.distill.stages import rectified
 from kd_local.models.layers import ConvNorm, average_pool_to
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Number, Weight
 
 
 class Projector(nn.Module):
@@ -58,14 +58,9 @@ class SimKD(Objective):
 
     deploys_student = False
 
-    ce_weight: float = 0.0
-    weight: float = 1.0
-    factor: int = 2
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight)
-        if self.factor < 1:
-            raise ValueError(f"factor is {self.factor}: use 1 or more; 1 keeps the projector as wide as the teacher")
+    ce_weight: Weight = 0.0
+    weight: Weight = 1.0
+    factor: Annotated[int, Number(1, 1024, whole=True)] = 2
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         return init_connectors(self._projector(batch), rng, {"projector": (batch.student.features[-1],)})

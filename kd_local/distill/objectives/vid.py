@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import check_positive, check_weights
 from kd_local.distill.numerics import widened
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.models.convolution import Conv
 from kd_local.networks import Collection, Variables
+from kd_local.ranges import Number, Weight
 
 EPSILON = 1e-5
 
@@ -72,15 +72,9 @@ class VID(Objective):
         ValueError: a negative weight, or an initial variance that is not above 1e-5.
     """
 
-    ce_weight: float = 1.0
-    weight: float = 1.0
-    init_variance: float = 5.0
-
-    def __post_init__(self) -> None:
-        check_weights(ce_weight=self.ce_weight, weight=self.weight)
-        check_positive(init_variance=self.init_variance)
-        if self.init_variance <= EPSILON:
-            raise ValueError(f"init_variance is {self.init_variance}: use more than {EPSILON}, which is added to it")
+    ce_weight: Weight = 1.0
+    weight: Weight = 1.0
+    init_variance: Annotated[float, Number(EPSILON, 1e4, open_low=True)] = 5.0
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         regressors, inputs = self._regressors(batch)
