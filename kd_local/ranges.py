@@ -186,6 +186,7 @@ class Numbers:
     def read(self, name: str, text: str) -> tuple[float, ...]:
         parts = [part.strip() for part in text.strip().removeprefix("(").removesuffix(")").split(",")]
         parts = parts[:-1] if parts[-1] == "" else parts  # (3,)
+        parts = [] if parts == ["none"] else parts
         try:
             value = tuple(self.each.read(name, part) for part in parts)
         except ValueError:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from experiments.from_config.teachers import teachers
 from kd_local.contract import Method
 from kd_local.data import DatasetSpec
-from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss
+from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss, Teacher
 from kd_local.distill.stepping_stones import stone_numbers
 from kd_local.errors import unknown
 from kd_local.local import ContSup, CutNetwork, EndToEnd

@@ -51,7 +51,6 @@ _IGNORED = {
     "checkpoint.": "nothing is trained",
     "distributed.": "leave it out",
     "end_to_end.remat": "the table has a row of it",
-    "local.modules": "use --modules",
     "local.context": "use --contexts",
     "local.decoder": "use --decoders",
     "local.answer": "nothing is trained",
@@ -99,7 +98,7 @@ def main(_: list[str]) -> None:
                 "--devices, or --config.batch_size"
             )
         if _MEASURE.value and not on.present:
-            raise ValueError(f"--measure: there is no {_TARGET.value} here to run steps on; leave it out")
+            raise ValueError(f"--measure: this machine has no {_TARGET.value} to run steps on; leave out --measure")
         check_used(_CONFIG.value, _alternatives(rows))
         _check(_CONFIG.value, rows)
         workdir = _default_workdir(base) if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")

@@ -187,12 +187,12 @@ def check_limits(available: int, train_examples: int | None, validation_examples
         ValueError: a number is negative, all together exceed `available`, or no training example is left.
     """
     tested, held_out = operator.index(test_examples), operator.index(validation_examples)
-    if not 0 <= tested <= available - 2:
+    if not 0 <= tested <= max(available - 2, 0):
         raise ValueError(
             f"test_examples {tested} of {available} training examples: use 0 (the data set's own test split) to "
             f"{available - 2}"
         )
-    if not 0 <= held_out <= available - tested - 2:
+    if not 0 <= held_out <= max(available - tested - 2, 0):
         raise ValueError(
             f"validation_examples {held_out} of {_left(available, {'testing': tested})}: use 0 (no validation split) "
             f"to {available - tested - 2}"

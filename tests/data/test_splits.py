@@ -61,9 +61,9 @@ def test_test_examples_are_the_same_for_any_number_of_others() -> None:
 @pytest.mark.parametrize(
     ("train", "validation", "test", "text"),
     [
-        (None, 0, -1, r"test_examples -1 of 50 training examples: use 0 .the data set's own test split. to 49"),
-        (None, 0, 50, r"test_examples 50 of 50 training examples: .* to 49"),
-        (None, 40, 10, r"validation_examples 40 of 40 training examples \(50 minus 10 for testing\): use 0 .* to 39"),
+        (None, 0, -1, r"test_examples -1 of 50 training examples: use 0 .the data set's own test split. to 48"),
+        (None, 0, 49, r"test_examples 49 of 50 training examples: .* to 48"),
+        (None, 40, 10, r"validation_examples 40 of 40 training examples \(50 minus 10 for testing\): use 0 .* to 38"),
         (
             31,
             10,

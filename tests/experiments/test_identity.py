@@ -62,7 +62,7 @@ def test_differences_of_facts(there, now, refused, undecided, noted):
 
 
 def test_a_teacher_may_move_if_its_digest_is_known():
-    here, elsewhere = {"teacher.weights": "/a/teacher"}, {"teacher.weights": "/b/teacher"}
+    here, elsewhere = ({"method": "kd", "teacher.weights": f"/{place}/teacher"} for place in "ab")
     moved = compare(of(TEACHER, **here), of(TEACHER, **elsewhere))
     assert not moved.refused and moved.noted == ('teacher.weights: "/a/teacher" there, "/b/teacher" now',)
     assert compare(of({}, **here), of(TEACHER, **elsewhere)).refused

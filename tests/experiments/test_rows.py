@@ -161,7 +161,7 @@ FILES = sorted((CONFIGS.parent).glob("*/*.py"))
 
 
 @pytest.mark.parametrize(
-    "path", [file for file in FILES if "get_config" in file.read_text()], ids=lambda path: path.stem
+    "path", [file for file in FILES if "def get_config" in file.read_text()], ids=lambda path: path.stem
 )
 def test_no_config_file_sets_what_is_ignored(path):
     module = read_module(path)

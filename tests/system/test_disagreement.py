@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.processes import devices, finish_all, free_port, start
 
-SHORT = ("--config.epochs=1", "--config.optimizer.warmup_epochs=0", "--config.method=end_to_end")
+SHORT = ("--config.epochs=2", "--config.optimizer.warmup_epochs=0", "--config.method=end_to_end")
 BOTH = ("--config.mesh.data=2", "--distributed", "--processes=2")
 
 

@@ -87,7 +87,9 @@ def test_a_signal_saves_both_processes_and_one_process_resumes_alone(whole, tmp_
     stopped = [re.search(r"interrupted by SIGTERM after step (\d+)", output) for output in outputs]
     assert stopped[0] and stopped[1] and stopped[0][1] == stopped[1][1]
 
-    status, _, err = run("train", f"--workdir={tmp_path}", *SETTING)
+    status, _, err = run(
+        "train", f"--workdir={tmp_path}", *(option for option in SETTING if "distributed." not in option)
+    )
     assert status == 0, err
     assert "warning" not in err
     # Sums in another order: rounding, which a few dozen steps make larger.

@@ -43,7 +43,10 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--modules=1", "--distillation=kd"], "no teacher for kd: name its network, such as --config.teacher.network"),
     (["--modules=1", "--distillation=kdd", TEACHER], r"unknown distillation method 'kdd': use kd, .*\(nearest: kd\)"),
     (["--modules=1", "--config.teacher.network=resnet9"], r"unknown network 'resnet9': use .* \(nearest: resnet"),
-    (["--modules=1", "--config.method=kd"], "teacher.weights is not set: method 'kd' needs a trained teacher"),
+    (
+        ["--modules=1", "--config.method=kd"],
+        "--config.method: this program does not use it; the table has",
+    ),
     (["--modules=1", "--config.teacher.network=resnet8,resnet14"], "2 teachers for local_distillation: give one"),
     (["--modules=1", "--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*; use another --workdir"),
 ]

@@ -39,7 +39,7 @@ def test_a_cache_is_filled_once_and_does_not_change_the_results(teacher_run, tmp
 @pytest.mark.exhaustive
 def test_one_of_two_processes_fills_the_cache_and_both_read_it(teacher_run, tmp_path):
     cache = tmp_path / "cache"
-    asked = ("mesh.data=2", "epochs=1", "optimizer.warmup_epochs=0", f"teacher.cache={cache}")
+    asked = ("mesh.data=2", "epochs=1", "optimizer.schedule=constant", f"teacher.cache={cache}")
     flags = arguments(tmp_path / "two", teacher_run, *asked)
     (status, out, err), (other, _, _) = finish_all(start_two("train", *flags, devices_of_each=8))
     assert (status, other) == (0, 0), err
@@ -47,7 +47,7 @@ def test_one_of_two_processes_fills_the_cache_and_both_read_it(teacher_run, tmp_
     assert "teacher0_logits: 9.0 KiB for 1 epochs" in out
     written = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert len(written) == 3
-    _, one = run(tmp_path / "one", teacher_run, "epochs=1", "optimizer.warmup_epochs=0", f"teacher.cache={cache}")
+    _, one = run(tmp_path / "one", teacher_run, "epochs=1", "optimizer.schedule=constant", f"teacher.cache={cache}")
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
     for name in ("test_accuracy", "test_loss", "agreement"):
         assert two[name] == pytest.approx(one[name], rel=1e-3), name
