@@ -18,6 +18,7 @@ from kd_local.interop import load_network, read_state_dict
 from kd_local.models import create
 from kd_local.models.layers import DType
 from kd_local.networks import Network, Variables
+from kd_local.training import check_finite
 
 WEIGHTS = "network.npz"
 """The file of a run's trained network. The name of a variable is its collection, block and path, joined by `:`."""
@@ -34,7 +35,8 @@ def load_weights(network: Network, weights: Path) -> Variables:
     """Variables of a network from a file of PyTorch weights or the folder of a run.
 
     Raises:
-        ValueError: there is no such file or folder, the run has not ended, or the weights are of another network.
+        ValueError: there is no such file or folder, the run has not ended, or the weights are of another network or not
+            finite.
         ModuleNotFoundError: the file needs PyTorch, which is not installed.
     """
     path = weights / WEIGHTS if weights.is_dir() else weights
@@ -47,11 +49,14 @@ def load_weights(network: Network, weights: Path) -> Variables:
         raise ValueError(f"{weights}: there is no such file or folder")
     arrays = read_state_dict(path, report=_report)
     if all(":" in name for name in arrays):
-        return unflatten_dict({tuple(name.split(":")): x for name, x in arrays.items()})
-    try:
-        return load_network(network, arrays, dtype=jnp.float32)
-    except ValueError as error:
-        raise ValueError(f"{weights}: {error}") from error
+        variables = unflatten_dict({tuple(name.split(":")): x for name, x in arrays.items()})
+    else:
+        try:
+            variables = load_network(network, arrays, dtype=jnp.float32)
+        except ValueError as error:
+            raise ValueError(f"{weights}: {error}") from error
+    check_finite(variables, of=str(weights))
+    return variables
 
 
 def _report(note: str) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,10 +45,10 @@ from kd_local.paths import read_folder
 from kd_local.sizes import shown_bytes
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
+from kd_local.training.finite import NotFiniteError
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.logging import METRICS, STEPS, Log, read_epochs, read_steps
 from kd_local.training.loop import Result, train
-from kd_local.training.metrics import NotFiniteError
 from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
 from kd_local.training.records import TrainingPlan
@@ -55,6 +56,7 @@ from kd_local.training.teacher_cache import CacheError, TeacherCache
 
 _BARRIER_SECONDS = 600  # how long the other processes wait for process 0
 _READ_SECONDS = 1.5
+_END_SECONDS = 5  # how long a process that has printed why all end waits for the others
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The default is runs/NAME; the config gives NAME.")
@@ -197,7 +199,7 @@ def _end_after(error: Exception, workdir: Path, good: str) -> NoReturn:
         case FillingStopped():
             _end(error, 128 + error.number)
         case NotFiniteError():
-            _end(f"{error}; {good}; a lower --config.optimizer.learning_rate may help", 1)
+            _end(f"{error}; {good}; a lower --config.optimizer.learning_rate may help", 1, together=True)
         case _ if hosts.is_loss(error):
             _end(f"{hosts.lost()}; {resumes}", 1)
         case CheckpointError() | CacheError() | hosts.HostsError():
@@ -230,11 +232,15 @@ def _join(config: ConfigDict) -> None:
         raise ValueError(f"--{name} is set without --distributed: add --distributed, or leave out --{name}")
 
 
-def _end(message: object, status: int) -> NoReturn:
-    """Prints the error and ends the process. It does not wait for the other processes, which end by themselves."""
+def _end(message: object, status: int, *, together: bool = False) -> NoReturn:
+    """Prints the error and ends the process. It does not wait for the other processes, which end by themselves. If all
+    end for the same reason (`together`), it first waits a moment until the others have printed it too."""
     if jax.process_count() == 1:
         fail(message, status)
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if together:
+        with suppress(hosts.HostsError):
+            Barrier("end").wait(seconds=_END_SECONDS)
     hosts.leave(status)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
@@ -32,7 +33,7 @@ class Augmentation:
 
     Raises:
         ValueError: an unknown padding, a negative pad, or `mean` and `std` without one finite number (`std` above 0)
-            for each channel.
+            for each channel, or by which pixels are not finite in float32.
     """
 
     padding: Literal["reflect", "zero"] = "zero"
@@ -52,6 +53,14 @@ class Augmentation:
             raise ValueError(f"mean {self.mean}: use finite numbers, on the scale 0 to 255")
         if not all(math.isfinite(std) and std > 0 for std in self.std):
             raise ValueError(f"std {self.std}: use finite numbers above 0, on the scale 0 to 255")
+        with np.errstate(all="ignore"):
+            mean, std = (np.asarray(numbers, np.float32) for numbers in (self.mean, self.std))
+            black, white = (np.float32(0) - mean) / std, (np.float32(255) - mean) / std
+        if not np.isfinite([black, white]).all():
+            raise ValueError(
+                f"mean {self.mean} and std {self.std}: images normalised by them are not finite in float32; use "
+                "numbers on the scale 0 to 255"
+            )
 
 
 def check_shape(augmentation: Augmentation, shape: tuple[int, ...]) -> None:

@@ -2,14 +2,15 @@
 
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import evaluate
+from kd_local.training.finite import CHECK_EVERY, NotFiniteError, check_finite
 from kd_local.training.loop import Result, train
-from kd_local.training.metrics import NotFiniteError
 from kd_local.training.optimizers import OPTIMIZERS, make_optimizer
 from kd_local.training.records import EpochRecord, Observer, StepRecord, TrainingPlan
 from kd_local.training.schedules import SCHEDULES, make_schedule
 from kd_local.training.teacher_cache import CacheError, TeacherCache
 
 __all__ = [
+    "CHECK_EVERY",
     "OPTIMIZERS",
     "SCHEDULES",
     "CacheError",
@@ -22,6 +23,7 @@ __all__ = [
     "StepRecord",
     "TeacherCache",
     "TrainingPlan",
+    "check_finite",
     "evaluate",
     "make_optimizer",
     "make_schedule",

@@ -15,13 +15,19 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from kd_local.contract import HasTeachers, Method, State
 from kd_local.data import Augmentation, Data, Examples, normalise
 from kd_local.parallel import all_devices, move, on_every_device, put_rows
+from kd_local.training.finite import check_finite
 from kd_local.training.inputs import share_of
 from kd_local.training.records import Scores, SplitScores
 
 
 def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> dict[str, SplitScores]:
-    """Scores of the deployed network and of every exit, by split: `test`, and `validation` if there is one."""
+    """Scores of the deployed network and of every exit, by split: `test`, and `validation` if there is one.
+
+    Raises:
+        ValueError: the state is not finite.
+    """
     mesh, here = all_devices(mesh), gather(state, mesh)
+    check_finite(here, of="the state to evaluate")
     results = {}
     for name, split in (("validation", data.validation), ("test", data.test)):
         if split is None:

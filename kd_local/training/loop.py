@@ -24,6 +24,7 @@ from kd_local.training.agreement import Agreement
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.data_wait import DataWait
 from kd_local.training.evaluation import evaluate
+from kd_local.training.finite import StateCheck, check_scores
 from kd_local.training.inputs import ExtraTensor
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.metrics import EpochMetrics
@@ -114,15 +115,19 @@ def train(
             an epoch and that step is missing, the state is evaluated and the record is made again. None: no check.
 
     Raises:
-        ValueError: see `training_plan` and `kd_local.parallel.plan_step`.
-        NotFiniteError: a loss is not finite; the state after that step was not saved.
+        ValueError: see `training_plan` and `kd_local.parallel.plan_step`; or a fresh state, teachers included, that is
+            not finite.
+        CheckpointError: see `Checkpoints`; or a checkpoint that is not finite.
+        NotFiniteError: the run diverged. A metric is looked at after every step, the state at the end of every epoch,
+            before it is saved, and after every `CHECK_EVERY` steps, see `kd_local.training.finite`.
         Interrupted: the interruption received a signal; the state was saved.
     """
     mesh = device_mesh() if mesh is None else mesh
     plan = training_plan(len(data.train), epochs=epochs, batch_size=batch_size, steps=steps, mesh=mesh)
     take_step, state = prepare_step(method, data, plan, seed=seed, mesh=mesh, options=options, extra=extra)
     metrics = EpochMetrics(take_step.plan, partial(_notify, observers))
-    state, plan = restore(checkpoints, state, metrics, plan)
+    check = StateCheck(take_step.plan, state)
+    state, plan = restore(checkpoints, state, metrics, plan, check)
     plan = replace(plan, peak_bytes=compiled_peak(take_step.compiled[batch_size]))
     for observer in observers:
         observer.on_start(plan)
@@ -131,7 +136,7 @@ def train(
     records: list[EpochRecord] = [] if again is None else [again]
     for observer in observers if again is not None else ():
         observer.on_epoch(records[0])
-    saving = Saving(checkpoints, checkpoint_seconds, interruption, Agreement(len(take_step.plan.groups)))
+    saving = Saving(checkpoints, checkpoint_seconds, interruption, Agreement(len(take_step.plan.groups)), check)
     step, stop = max(plan.first_step, plan.last_step), None
     stream = data.train.training_batches(
         seed=seed, batch_size=batch_size, start_step=plan.first_step, share=take_step.share
@@ -143,12 +148,15 @@ def train(
             state, step_metrics = take_step(state, *batch)
             wait.dispatched(step_metrics[take_step.plan.programs[0][-1]])
             metrics.add(step, step_metrics, size)
+            check.after(step, state)
             images += size
             last, ended = step == plan.last_step, step % plan.steps_per_epoch == 0
             if ended or last:
                 metrics.settle()
+                check.settle(step, state)
                 seconds = time.monotonic() - started
                 scores = evaluate(method, state, data, batch_size=batch_size, mesh=mesh)
+                check_scores(scores, step)
                 with jax.transfer_guard("allow"):
                     learning_rate = None if schedule is None else float(schedule(step - 1))
                 record = EpochRecord(

@@ -12,11 +12,8 @@ from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
 from kd_local.parallel import StepPlan, move, on_every_device
+from kd_local.training.finite import metric_not_finite
 from kd_local.training.records import ProgramMetrics, StepRecord
-
-
-class NotFiniteError(Exception):
-    """A loss became infinite or not a number."""
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -44,12 +41,20 @@ class EpochMetrics:
         self._unread: deque[tuple[int, list[Array]]] = deque()
         self._replicated = [on_every_device(group) for group in plan.groups]
         self._programs = plan.programs
+        self._step = 0
         self.reset()
 
     @property
     def sums(self) -> Float[Array, " metrics"]:
-        """The sums for a checkpoint: in the order of the metrics' names, on the devices of the first group."""
+        """The sums for a checkpoint: in the order of the metrics' names, on the devices of the first group.
+
+        Raises:
+            NotFiniteError: a sum of finite metrics is above the greatest number of float32.
+        """
         sums = dict(zip(self._order(), np.concatenate(jax.device_get(self._sums)), strict=True))
+        for (program, metric), total in sums.items():
+            if not math.isfinite(total):
+                raise metric_not_finite(program, f"sum over the epoch's {metric}", total, self._step)
         return move(np.array([sums[name] for name in self.names], np.float32), self._replicated[0])
 
     def reset(self) -> None:
@@ -69,9 +74,10 @@ class EpochMetrics:
         """Adds the metrics of a step, counted from 1, whose batch had `size` images.
 
         Raises:
-            NotFiniteError: a loss of an earlier step is not finite.
+            NotFiniteError: a metric of an earlier step is not finite.
         """
         self._count += size
+        self._step = step
         values = []
         for group, programs in enumerate(self._programs):
             given = {name: metrics[name] for name in programs}
@@ -88,7 +94,7 @@ class EpochMetrics:
             self._read(*self._unread.popleft())
 
     def means(self) -> ProgramMetrics:
-        """Means over the epoch's images so far."""
+        """Means over the epoch's images so far; raises as `sums`."""
         return self._by_program([total / self._count for total in jax.device_get(self.sums).tolist()])
 
     def _by_program(self, values: Iterable[float]) -> ProgramMetrics:
@@ -110,5 +116,5 @@ class EpochMetrics:
         for program, metric in self.names:
             value = metrics[program, metric]
             if not math.isfinite(value):
-                raise NotFiniteError(f"the {metric} of {program} is {value} at step {step}")
+                raise metric_not_finite(program, metric, value, step)
         self._on_step(StepRecord(step, self._by_program(metrics[name] for name in self.names)))

@@ -30,6 +30,7 @@ from kd_local.networks import Network, Variables
 from kd_local.parallel import device_mesh, on_every_device, over_the_batch
 from kd_local.sizes import shown_bytes
 from kd_local.training.checked_rows import CheckedRows
+from kd_local.training.finite import check_finite
 from kd_local.training.inputs import ExtraTensor, batch_inputs, keys
 
 Rows = tuple[Int64[np.ndarray, " rows"], Float32[np.ndarray, "rows *shape"]]
@@ -161,8 +162,10 @@ class TeacherCache:
                 exception, filling ends, and complete rows remain.
 
         Raises:
-            CacheError: a file cannot be read or written, or the disk has no room for it.
+            ValueError: the teacher's variables are not finite.
+            CacheError: a file cannot be read or written, the disk has no room for it, or a logit is not finite.
         """
+        check_finite(self.variables, of="the teacher")
         missing = self.missing()
         if missing.size:
             done, total = self.shape[0] - len(missing), self.shape[0]
@@ -223,6 +226,11 @@ class TeacherCache:
 
     def _as_rows(self, indices: Int64[np.ndarray, " rows"], logits: Array) -> Rows:
         found = np.asarray(logits)
+        if not np.isfinite(found).all():
+            raise CacheError(
+                f"the teacher's logits of {self.path} are not finite, although its weights are: compute them in "
+                "float32, or use another teacher"
+            )
         if not varies(self.data.augmentation):
             return indices, found[: len(indices)]
         return indices, np.pad(found, ((0, self.batch_size - len(found)), (0, 0)))[None]

@@ -22,6 +22,7 @@ from kd_local.parallel import (
     on_every_device,
     put_rows,
 )
+from kd_local.training.finite import check_finite
 from kd_local.training.inputs import ExtraTensor, batch_inputs, keys, share_of
 from kd_local.training.records import TrainingPlan
 
@@ -65,10 +66,14 @@ class TrainingStep:
             chosen: positions in the training set of all images of the batch.
             images: this process's rows of the batch.
             labels: labels of these rows.
+
+        Raises:
+            ValueError: an extra tensor is not finite.
         """
         size, rows, first_group = len(chosen), self.share.rows(len(chosen)), self.plan.groups[0]
         inputs, step_rng = batch_inputs(self.augmentation, first_group, self.rng, step, images, size)
         tensors = {name: tensor(step, chosen) for name, tensor in self.extra.items()}
+        check_finite(tensors, of=f"the extra tensors of step {step + 1}")
         tensors = {name: array[rows] if array.ndim else array for name, array in tensors.items()}
         placed, tensors = put_rows((labels, tensors), first_group, size)
         return self.compiled[size](state, inputs, placed, step_rng, tensors)
@@ -84,10 +89,15 @@ def prepare_step(
     options: StepOptions,
     extra: Mapping[str, ExtraTensor],
 ) -> tuple[TrainingStep, State]:
-    """`(step, state)`: the compiled step of a run and a new state, on the devices of the mesh."""
+    """`(step, state)`: the compiled step of a run and a new state, on the devices of the mesh.
+
+    Raises:
+        ValueError: the new state, teachers included, is not finite; see `kd_local.parallel.plan_step` too.
+    """
     rng, init_rng = keys(seed)
     shape, batch_size = data.train.shape, plan.batch_size
     state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    check_finite(state, of="the state before the first step")
     offered: dict[str, ExtraTensor] = {"indices": _int32, "epoch": partial(_epoch, plan.steps_per_epoch), **extra}
     read = {name: offered[name] for name in extra_names(method.programs()) if name in offered}
     first_batch = next(batch_indices(len(data.train), seed=seed, batch_size=batch_size))
