@@ -67,16 +67,16 @@ _SIZE = Number(1, 100_000, whole=True)
 _SECONDS = Number(1, 604_800, whole=True)
 
 KEYS: Mapping[str, Key | Group] = {
-    "method": Key("contsup", Choice("method", METHODS), "what is trained, and how"),
-    "seed": Key(0, Number(0, 2**32 - 1, whole=True), "of initialisation, order and augmentation"),
+    "method": Key("contsup", Choice("method", METHODS), "the method: what is trained, and with which losses"),
+    "seed": Key(0, Number(0, 2**32 - 1, whole=True), "seed of initialisation, order and augmentation"),
     "epochs": Key(30, SCHEDULE["epochs"], "passes through the training images"),
     "batch_size": Key(64, Number(1, 1_000_000, whole=True), "images of a step, over all devices"),
     "steps": Key(placeholder(int), Number(1, 2**31 - 1, whole=True), "limit on the number of steps"),
     "network": {
         "name": Key("resnet8", Choice("network", NAMES), "the network that is trained"),
-        "dtype": Key("float32", Choice("dtype", DTYPES), "of the computation; parameters are float32"),
+        "dtype": Key("float32", Choice("dtype", DTYPES), "compute dtype; parameters are float32"),
         "shortcut": Key(
-            "projection", Choice("shortcut", SHORTCUTS), "of CIFAR ResNets; `padding`: option A of He et al."
+            "projection", Choice("shortcut", SHORTCUTS), "shortcuts of CIFAR ResNets; `padding`: option A of He et al."
         ),
     },
     "data": {
@@ -111,9 +111,9 @@ KEYS: Mapping[str, Key | Group] = {
         "mean": Key(
             placeholder(str),
             Text("numbers in [0, 1]"),
-            "of pixels, by channel: `0.485,0.456,0.406`; none: the data set's",
+            "mean of each channel of the pixels: `0.485,0.456,0.406`; none: the data set's",
         ),
-        "std": Key(placeholder(str), Text("numbers in [0.001, 1]"), "of pixels, by channel; none: the data set's"),
+        "std": Key(placeholder(str), Text("numbers in [0.001, 1]"), "deviation of each channel; none: the data set's"),
     },
     "local": {
         "modules": Key(4, CUT["modules"], "number K of gradient-isolated modules", (CONTSUP, NO_BUDGET)),
@@ -127,7 +127,7 @@ KEYS: Mapping[str, Key | Group] = {
         "image_encoder": Key(
             "full",
             Choice("image encoder", IMAGE_ENCODERS),
-            "of context E: the paper's, or `pooled`, a third of the cost",
+            "context network of E: `full` (the paper's), or `pooled`, at a third of the cost",
             (*SEVERAL_MODULES, IMAGE_CONTEXT),
         ),
         "head": Key("1c2f", Choice("head", HEADS), "n convolutions, m linear layers", SEVERAL_MODULES),
@@ -154,12 +154,12 @@ KEYS: Mapping[str, Key | Group] = {
             (*SEVERAL_MODULES, HIDDEN),
         ),
         "remat": Key(
-            "auto", _REMAT, "what is recomputed: any of `blocks,contexts,head,decoder`; `auto`: `contexts`", (CONTSUP,)
+            "auto", _REMAT, "parts to recompute: any of `blocks,contexts,head,decoder`; `auto`: `contexts`", (CONTSUP,)
         ),
         "memory_budget": Key(
             placeholder(str),
             Text("a size, such as 8GiB", parse_bytes),
-            "of one device: the fewest modules that fit replace `local.modules`",
+            "memory of one device: the fewest modules that fit replace `local.modules`",
             (CONTSUP, when("local.boundaries", "equal", "balanced")),
         ),
         "answer": Key(
@@ -175,21 +175,25 @@ KEYS: Mapping[str, Key | Group] = {
         )
     },
     "teacher": {
-        "network": Key(placeholder(str), _NETWORKS, "several with commas; none: read from the run's folder", (TAUGHT,)),
-        "weights": path("file of PyTorch's weights or folder of a run; several with commas", TAUGHT),
+        "network": Key(
+            placeholder(str), _NETWORKS, "networks of the teachers; none: read from their folders", (TAUGHT,)
+        ),
+        "weights": path("file of PyTorch weights or folder of a run; several are separated by commas", TAUGHT),
         "shortcut": Key(
             "projection", Choice("shortcut", SHORTCUTS), "as `network.shortcut`, for weights from a file", (TAUGHT,)
         ),
-        "dtype": Key("float32", Choice("dtype", DTYPES), "of the teacher's computation", (TAUGHT,)),
+        "dtype": Key("float32", Choice("dtype", DTYPES), "compute dtype of the teacher", (TAUGHT,)),
         "cache": path("folder for the teacher's logits", when("method", *CACHED)),
     },
     "optimizer": {
         "name": Key("sgd", Choice("optimizer", OPTIMIZERS), "the optimizer"),
         "learning_rate": Key(0.1, SCHEDULE["rate"], "peak of the schedule"),
-        "momentum": Key(placeholder(float), OPTIMIZER["momentum"], "none: 0.9", (SGD,)),
-        "nesterov": Key(placeholder(bool), Switch(), "none: if there is momentum", (SGD,)),
-        "weight_decay": Key(1e-4, OPTIMIZER["weight_decay"], "L2 for sgd and adam, decoupled for the others"),
-        "schedule": Key("contsup", Choice("schedule", SCHEDULES), "of the learning rate"),
+        "momentum": Key(placeholder(float), OPTIMIZER["momentum"], "momentum; none: 0.9", (SGD,)),
+        "nesterov": Key(placeholder(bool), Switch(), "Nesterov momentum; none: if there is momentum", (SGD,)),
+        "weight_decay": Key(
+            1e-4, OPTIMIZER["weight_decay"], "weight decay: L2 for sgd and adam, decoupled for the others"
+        ),
+        "schedule": Key("contsup", Choice("schedule", SCHEDULES), "schedule of the learning rate"),
         "warmup_epochs": Key(5, SCHEDULE["warmup_epochs"], "epochs of linear warm-up; 0: none"),
         "warmup_rate": Key(
             placeholder(float),
@@ -200,7 +204,9 @@ KEYS: Mapping[str, Key | Group] = {
         "milestones": Key(
             (), SCHEDULE["milestones"], "the epochs at which the rate is multiplied by `decay`", (PIECEWISE,)
         ),
-        "decay": Key(placeholder(float), SCHEDULE["decay"], "of the rate at each milestone; none: 0.1", (PIECEWISE,)),
+        "decay": Key(
+            placeholder(float), SCHEDULE["decay"], "factor of the rate at each milestone; none: 0.1", (PIECEWISE,)
+        ),
         "accumulate": Key(
             1, SCHEDULE["accumulate"], "batches whose gradients are averaged for one update, within an epoch"
         ),
@@ -228,7 +234,7 @@ KEYS: Mapping[str, Key | Group] = {
         "shard": Key(
             "nothing",
             Choice("part of the state to shard", tuple(SHARDED)),
-            "divided over `mesh.data` (ZeRO)",
+            "part of the state that is divided over `mesh.data` (ZeRO)",
             (above("mesh.data", 1),),
         ),
     },
