@@ -14,7 +14,7 @@ from experiments.configs.config_file import read_config
 from experiments.configs.keys import all_keys
 from kd_local.ranges import Switch
 
-HELP = "Config file, with its options after a colon. The default is experiments/configs/default.py."
+HELP = "Config file; its options may follow a colon. The default is experiments/configs/default.py."
 DEFAULT_FILE = str(Path(default.__file__))
 
 

@@ -50,10 +50,10 @@ def default_values() -> Values:
 
 
 def check_values(config: ConfigDict) -> None:
-    """Check that a config has every key, no other, and each with a value of its range.
+    """Checks that a config has every key and no other, and that each value is in its range.
 
     Raises:
-        ValueError: the first that is not so.
+        ValueError: a key is unknown or missing, or a value is out of range; the error names the first one.
     """
     values = flat_values(config)
     for name in values:
@@ -87,7 +87,7 @@ def unused(values: Values, alternatives: Mapping[str, Sequence[Any]] = _OPEN) ->
 
 
 def check_used(config: ConfigDict, alternatives: Mapping[str, Sequence[Any]] = _OPEN) -> None:
-    """Check that no key differs from its default and has no effect.
+    """Checks that every key that differs from its default has an effect.
 
     Raises:
         ValueError: the keys that would be ignored, each with what uses it.

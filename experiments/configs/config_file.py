@@ -19,7 +19,7 @@ def read_module(path: Path) -> ModuleType:
     """A config file as a module that has run, with a function `get_config`.
 
     Raises:
-        ValueError: there is no such file, it is no Python, it fails, or it has no `get_config`.
+        ValueError: there is no such file, it is not Python, it raises an error, or it has no `get_config`.
     """
     if path.is_dir():
         raise ValueError(f"config file {str(path)!r} is a folder: use {_known(path)}")

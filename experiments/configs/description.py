@@ -20,7 +20,7 @@ class Use:
 
     Attributes:
         text: the condition in words, such as `optimizer.name=sgd`.
-        holds: whether the values meet it.
+        holds: returns True if the values meet the condition.
     """
 
     text: str
@@ -33,10 +33,10 @@ class Key:
 
     Attributes:
         default: its value unless a config or the command line sets another; a placeholder has a type and no value.
-        values: its range.
-        meaning: what it sets.
-        uses: conditions under which it has an effect, all of which are met; none: it always has.
-        path: True if it names a file or folder.
+        values: the range of its values.
+        meaning: the meaning of its value.
+        uses: the conditions that must all be met for the key to have an effect; empty if it always has an effect.
+        path: True if the key names a file or folder.
     """
 
     default: Any

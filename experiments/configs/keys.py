@@ -113,7 +113,9 @@ KEYS: Mapping[str, Key | Group] = {
             Text("numbers in [0, 1]"),
             "mean of each channel of the pixels: `0.485,0.456,0.406`; none: the data set's",
         ),
-        "std": Key(placeholder(str), Text("numbers in [0.001, 1]"), "deviation of each channel; none: the data set's"),
+        "std": Key(
+            placeholder(str), Text("numbers in [0.001, 1]"), "standard deviation of each channel; none: the data set's"
+        ),
     },
     "local": {
         "modules": Key(4, CUT["modules"], "number K of gradient-isolated modules", (CONTSUP, NO_BUDGET)),
