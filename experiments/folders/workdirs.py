@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 
 from experiments.folders.identity import VERSION, Differences, Identity, compare, options
 from kd_local import __version__
-from kd_local.files import replace_text
+from kd_local.files import read_json, replace_text
 from kd_local.training.checkpoints import MANIFEST
 
 CONFIG = "config.json"
 FACTS = "identity.json"
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
+_WAY_OUT = "restore it, or use another --workdir"
 NOTHING: Mapping[str, Any] = {}
 
 
@@ -55,7 +56,9 @@ def belongs(folder: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING
     return not found.refused and not found.undecided
 
 
-def claim(workdir: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING) -> tuple[str, ...]:
+def claim(
+    workdir: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING, last_step: int | None = None
+) -> tuple[str, ...]:
     """Creates the folder with config and facts, or checks that an existing folder belongs to the same run.
 
     Returns the differences that do not change the run's numbers, and a note if the folder had no facts.
@@ -69,6 +72,8 @@ def claim(workdir: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING)
         workdir.mkdir(parents=True, exist_ok=True)
         if (workdir / CONFIG).exists():
             notes, known = check(workdir, config, facts), dict(recorded_identity(workdir).facts)
+            if last_step is not None:
+                check_steps(workdir, last_step)
             if facts and not known:
                 notes += (f"it has no {FACTS}, its images and teachers are taken to be those of now",)
         # The config comes last: without it the folder belongs to no run.
@@ -131,7 +136,7 @@ def recorded_config(folder: Path) -> dict[str, Any]:
         ValueError: the file is damaged.
         OSError: the file cannot be read.
     """
-    return _json_object(folder / CONFIG)
+    return read_json(folder / CONFIG, {}, way_out=_WAY_OUT)
 
 
 def recorded_identity(folder: Path) -> Identity:
@@ -145,8 +150,8 @@ def recorded_identity(folder: Path) -> Identity:
     try:
         values = options(recorded)
     except (TypeError, KeyError, AttributeError):
-        raise _damaged(folder / CONFIG) from None
-    return Identity(values, _json_object(folder / FACTS) if (folder / FACTS).exists() else NOTHING)
+        raise ValueError(f"{str(folder / CONFIG)!r} is damaged: {_WAY_OUT}") from None
+    return Identity(values, read_json(folder / FACTS, {}, way_out=_WAY_OUT) if (folder / FACTS).exists() else NOTHING)
 
 
 def _has_options(folder: Path, config: ConfigDict) -> bool:
@@ -154,17 +159,3 @@ def _has_options(folder: Path, config: ConfigDict) -> bool:
         return recorded_identity(folder).options == options(config)
     except (OSError, ValueError):
         return False
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        recorded = json.loads(path.read_text())
-    except ValueError:
-        recorded = None
-    if not isinstance(recorded, dict):
-        raise _damaged(path)
-    return recorded
-
-
-def _damaged(path: Path) -> ValueError:
-    return ValueError(f"{str(path)!r} is damaged: restore it, or use another --workdir")

@@ -25,7 +25,7 @@ from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.config_flag import define_config
 from experiments.configs.checks import check_used
 from experiments.folders import workdirs
-from experiments.folders.identity import NOTED
+from experiments.folders.identity import NOTED, Identity, options
 from experiments.from_config.deployed_runs import save_state
 from experiments.from_config.experiment import Experiment, build
 from experiments.from_config.facts import facts_of_run
@@ -51,7 +51,6 @@ from kd_local.training.logging import METRICS, STEPS, Log, read_epochs, read_ste
 from kd_local.training.loop import Result, train
 from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
-from kd_local.training.records import TrainingPlan
 from kd_local.training.teacher_cache import CacheError, TeacherCache
 
 _BARRIER_SECONDS = 600  # how long the other processes wait for process 0
@@ -73,7 +72,7 @@ _INDEX = flags.DEFINE_integer("index", None, "Index of this process, from 0. The
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
-        config, experiment, data, cached, workdir = _prepare(_CONFIG.value)
+        config, experiment, data, cached, workdir, identity = _prepare(_CONFIG.value)
     except (ValueError, FileNotFoundError, ModuleNotFoundError, hosts.HostsError) as error:
         if jax.process_count() > 1 and hosts.is_first():
             time.sleep(_READ_SECONDS)  # this process serves the messages: the others read why it ends
@@ -99,6 +98,7 @@ def main(_: list[str]) -> None:
             Checkpoints(
                 workdir / workdirs.CHECKPOINTS,
                 keep=config.checkpoint.keep,
+                run=identity.binding,
                 records=(workdir / METRICS, workdir / STEPS),
                 report=_report,
             ) as checkpoints,
@@ -122,8 +122,8 @@ def main(_: list[str]) -> None:
             log.close()
 
 
-def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str, TeacherCache], Path]:
-    """Everything that is needed before training: config, experiment, data, caches, and the run's own folder."""
+def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str, TeacherCache], Path, Identity]:
+    """Everything that is needed before training: config, experiment, data, caches, the run's folder and identity."""
     check_used(config, {"--distributed": (_DISTRIBUTED.value,)})
     workdir = workdirs.default_workdir(config) if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")
     _join(config)
@@ -134,7 +134,10 @@ def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str
         facts = facts_of_run(config, experiment.method, data)
         cached = caches(experiment, config, data)
     agree(facts, seconds=_BARRIER_SECONDS, free=NOTED)
-    notes = Barrier("workdir").decide(lambda: _claim(workdir, config, facts, experiment.plan), seconds=_BARRIER_SECONDS)
+    identity = Identity(options(config), facts)
+    notes = Barrier("workdir").decide(
+        lambda: workdirs.claim(workdir, config, facts, experiment.plan.last_step), seconds=_BARRIER_SECONDS
+    )
     for note in notes if hosts.is_first() else ():
         print(f"note: {workdir}: {note}", file=sys.stderr)
     if left_to_measurement(config):
@@ -145,14 +148,7 @@ def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str
             )
         config = planned(config, workdir)
         experiment = build(config)
-    return config, experiment, data, cached, workdir
-
-
-def _claim(workdir: Path, config: ConfigDict, facts: Mapping[str, Any], plan: TrainingPlan) -> tuple[str, ...]:
-    if (workdir / workdirs.CONFIG).exists():
-        workdirs.check(workdir, config, facts)
-        workdirs.check_steps(workdir, plan.last_step)
-    return workdirs.claim(workdir, config, facts)
+    return config, experiment, data, cached, workdir, identity
 
 
 def _train(
