@@ -46,7 +46,7 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "File of PyTorch weights, or the
 _TRAINING = "it is for training, leave it out"
 _IGNORED = {
     **dict.fromkeys(("method", "epochs", "steps", "step", "seed", "batch_size", "optimizer."), _TRAINING),
-    **dict.fromkeys(("end_to_end.", "checkpoint.", "distributed.", "teacher."), _TRAINING),
+    **dict.fromkeys(("end_to_end.", "checkpoint.", "distributed.", "teacher.", "network.weights"), _TRAINING),
     **dict.fromkeys((f"{name}." for name in objective_keys()), _TRAINING),
 }
 """Keys that nothing here depends on."""
@@ -57,7 +57,8 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     with config.unlocked():
-        config.method = "end_to_end"  # for a file of weights; a run's folder has the method in its config
+        # For a file of weights; a run has its method in its config.
+        config.method, config.network.weights = "end_to_end", None
     try:
         if _WEIGHTS.value is None:
             raise ValueError("--weights is not set: give a file of weights, or the folder of a run")

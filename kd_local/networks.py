@@ -1,14 +1,14 @@
 """Networks as named sequences of blocks: the structure that `local` cuts and `distill` splices."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, overload
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.errors import unknown
@@ -94,6 +94,7 @@ class Network:
 
     names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
+    start: Variables | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.names or len(self.names) != len(self.modules):
@@ -122,7 +123,7 @@ class Network:
     def __getitem__(self, index: slice | str) -> "Network | nn.Module":
         """`network[:4]` is a network of the first four blocks; `network["stem"]` is a block."""
         if isinstance(index, slice):
-            return Network(self.names[index], self.modules[index])
+            return Network(self.names[index], self.modules[index], self.start)
         return self.modules[self.position(index)]
 
     def position(self, name: str) -> int:
@@ -195,9 +196,18 @@ class Network:
         created: dict[str, Mapping[str, Any]] = {}
         x: Any = jax.ShapeDtypeStruct(images.shape, images.dtype)
         for (name, block), key in zip(self, jax.random.split(rng, len(self)), strict=True):
-            created[name] = init_block(block, key, x)
+            created[name] = self._started(name, init_block(block, key, x))
             x, _ = jax.eval_shape(partial(apply_block, block, train=False), created[name], x)
         return by_block(created)
+
+    def _started(self, name: str, new: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The new variables of a block with the values of `start`, copied, because a step may donate them."""
+        if self.start is None:
+            return new
+        flat = flatten_dict(dict(new), keep_empty_nodes=True)
+        given = flatten_dict(of_block(self.start, name))
+        return unflatten_dict({path: jnp.array(given[path], x.dtype) if path in given else x
+                               for path, x in flat.items()})  # fmt: skip
 
     def features(
         self,

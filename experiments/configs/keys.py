@@ -78,6 +78,7 @@ KEYS: Mapping[str, Key | Group] = {
         "shortcut": Key(
             "projection", Choice("shortcut", SHORTCUTS), "shortcuts of CIFAR ResNets; `padding`: option A of He et al."
         ),
+        "weights": path("start weights: a file of PyTorch weights or the folder of a run; none: new ones"),
     },
     "data": {
         "name": Key(

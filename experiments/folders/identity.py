@@ -15,6 +15,7 @@ Some options are free: a step computes the same with any value of them, so a run
 - `steps`: where the run ends; the learning rate depends on `epochs` only.
 - `epochs`, if the schedule is constant or piecewise: the learning rate of an epoch is the same in a longer run.
 - `teacher.cache`: the folder of the cache. Whether there is a cache binds: with a cache the state has no teacher.
+- `network.weights`: the path of the start weights. Whether there are any binds, and their digest.
 - `teacher.weights`, if the digests of the weights are known.
 
 A recorded key that this version does not know has an unknown effect: it binds, unless its value is null (not set).
@@ -66,7 +67,11 @@ class Identity:
         These facts are digests and numbers, which are the same in later versions. All other facts follow from options.
         """
         free = {"epochs"} if _extendable(self.options) else set()
-        facts = {key: self.facts[key] for key in ("images.train", "images.classes", "teachers") if key in self.facts}
+        facts = {
+            key: self.facts[key]
+            for key in ("images.train", "images.classes", "teachers", "start.file")
+            if key in self.facts
+        }
         for pair in _digests(self.facts):
             # The digest of the content or, if it is not known, that of the files.
             facts |= {key: self.facts[key] for key in [key for key in pair if key in self.facts][:1]}
@@ -171,6 +176,8 @@ def _effective(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
         normalised = f"device, of {values['mesh.data']}" if values["mesh.data"] > 1 else "global"
     if values["teacher.cache"] is not None:
         values["teacher.cache"] = "a folder"
+    if values["network.weights"] is not None:
+        values["network.weights"] = "start weights"
     values |= _effective_optimizer(
         {key.rpartition(".")[2]: values[key] for key in values if key.startswith(_OPTIMIZER)}
     )

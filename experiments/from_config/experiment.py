@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from experiments.from_config.cutting import check_measurements, cut_from_config
 from experiments.from_config.images import describe_images, read_images
 from experiments.from_config.methods import CUT_METHODS, method_from_config
+from experiments.from_config.start_weights import with_start
 from experiments.from_config.step_options import step_options
 from experiments.from_config.teachers import DTYPES
 from kd_local.contract import Method, trained_programs
@@ -88,6 +89,8 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     plan = training_plan(data.train, epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=mesh)
     _check_run(config)
     network = _network(config, data)
+    if not fresh_teachers:
+        network = with_start(config, network, data.classes, data.shape)
     schedule, optimizer = _optimization(config.optimizer, plan, config.epochs)
     options = step_options(config)
     # Cut for every method, so that a mistake in `local` is refused even if the method does not use it.

@@ -5,6 +5,7 @@ They are the part of a run's identity that is not in its config, see `experiment
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -60,6 +61,8 @@ def _facts_of_files(config: ConfigDict) -> dict[str, Any]:
         folder = find(name, config.data.data_dir)
         found["data.data_dir"] = str(folder).removesuffix(f"/{name}/{folder.name}")
         found |= {"images.version": folder.name, "images.files": files_digest(folder)}
+    if config.network.weights is not None:
+        found["start.file"] = file_digest(weights_file(Path(config.network.weights).expanduser()))
     if config.method in (*OBJECTIVES, "local_distillation"):
         places = teacher_places(config)
         found["teachers"] = len(places)

@@ -87,6 +87,7 @@ def evaluation_config(run: TrainedRun, config: ConfigDict, given: Collection[str
         merged.update_from_flattened_dict(
             {key: value for key, value in recorded.items() if key.startswith(taken) and key not in given}
         )
+        merged.network.weights = None  # those of the run's start
     return merged
 
 

@@ -13,7 +13,7 @@ from experiments.folders.identity import VERSION, flattened
 from kd_local.parallel.barriers import Barrier
 from kd_local.parallel.hosts import HostsError
 
-_OWN = ("data.data_dir", "data.workers", "distributed.", "teacher.weights", "teacher.cache")
+_OWN = ("data.data_dir", "data.workers", "distributed.", "network.weights", "teacher.weights", "teacher.cache")
 """Options that may differ between processes: paths on the host, and waiting times."""
 _READ_SECONDS = 10
 

@@ -24,7 +24,7 @@ from kd_local.local.losses import local_loss
 from kd_local.local.module import REMATERIALIZABLE, LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
 from kd_local.models.layers import DType
-from kd_local.networks import Collection, Network, Variables
+from kd_local.networks import Collection, Network, Variables, by_block, of_block
 from kd_local.ranges import Number, Range, check_arguments
 
 RANGES: Mapping[str, Range] = {
@@ -289,7 +289,7 @@ def cut(
             reconstruction = Reconstruction(Decoder(width, dtype), decoder, reads.index(IMAGES))
         local_modules.append(
             LocalModule(
-                blocks=Network(tuple(str(j) for j in range(end - start)), network.modules[start:end]),
+                blocks=_numbered(network[start:end]),
                 contexts=contexts.networks(i, image_encoder=image_encoder, width=aux_width, dtype=dtype),
                 head=None if last else local,
                 loss=local_loss("softmax") if last else local_loss(loss),
@@ -306,3 +306,12 @@ def cut(
             )
         )
     return CutNetwork(network, boundaries, tuple(local_modules))
+
+
+def _numbered(blocks: Network) -> Network:
+    """The same blocks with the names "0", "1", ..., so that equal modules are equal."""
+    numbers = {name: str(i) for i, name in enumerate(blocks.names)}
+    started = None
+    if blocks.start is not None:
+        started = by_block({number: of_block(blocks.start, name) for name, number in numbers.items()})
+    return Network(tuple(numbers.values()), blocks.modules, started)

@@ -1,0 +1,93 @@
+"""The weights with which a run's network starts: `network.weights`."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from experiments.from_config.deployed_runs import has_state, load_state
+from experiments.from_config.teachers import WEIGHTS, load_weights
+from experiments.from_config.trained_run import read_run
+from kd_local.interop import read_state_dict
+from kd_local.interop.zoo import classes_of
+from kd_local.local import ContSup
+from kd_local.models import create
+from kd_local.networks import Network, Variables, by_block, of_block
+
+_LAST = "linear"
+"""The part of a head whose shape depends on the number of classes."""
+
+
+def with_start(config: ConfigDict, network: Network, classes: int, shape: tuple[int, int, int]) -> Network:
+    """The network that starts with the weights that a config names; the same network if it names none.
+
+    The last linear layer starts new if the weights have another number of classes.
+
+    Raises:
+        ValueError: there is no such file or folder, or the weights are of another network.
+        ModuleNotFoundError: the file needs PyTorch, which is not installed.
+    """
+    if config.network.weights is None:
+        return network
+    place = Path(config.network.weights).expanduser()
+    start, found = _start(config, network, place)
+    if found != classes:
+        print(f"note: {place} has {found} classes, the data have {classes}: the last layer starts new", file=sys.stderr)
+        flat = flatten_dict(start)
+        start = unflatten_dict({path: x for path, x in flat.items() if path[1:3] != (network.names[-1], _LAST)})
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    expected = flatten_dict(jax.eval_shape(network.init, jax.random.key(0), images), sep="/")
+    given = flatten_dict(start, sep="/")
+    for name, like in expected.items():
+        if name in given and given[name].shape != like.shape:
+            raise ValueError(f"network.weights: {place}: {name} is {given[name].shape}, expected {like.shape}")
+        if name not in given and (found == classes or f"/{network.names[-1]}/{_LAST}/" not in name):
+            raise ValueError(f"network.weights: {place}: {name} is missing: give weights of {config.network.name}")
+    return replace(network, start=start)
+
+
+def _start(config: ConfigDict, network: Network, place: Path) -> tuple[Variables, int]:
+    """The weights at a path, and their number of classes."""
+
+    def of_classes(classes: int) -> Network:
+        return create(config.network.name, classes=classes, shortcut=config.network.shortcut)
+
+    if not place.is_dir():
+        if not place.is_file():
+            raise ValueError(f"network.weights: {place}: there is no such file or folder")
+        arrays = read_state_dict(place)
+        ours = all(":" in name for name in arrays)
+        found = _classes(load_weights(network, place), network) if ours else classes_of(network, arrays)
+        return load_weights(of_classes(found or 1), place), found or 1
+    run = read_run(place)
+    for key in ("name", "shortcut"):
+        if run.config.network[key] != config.network[key]:
+            raise ValueError(
+                f"network.weights: {place} is a run with network.{key}={run.config.network[key]}, and this one has "
+                f"{config.network[key]}: use the same network"
+            )
+    if has_state(place) and not (place / WEIGHTS).is_file():
+        method, state = load_state(run, None)
+        if not isinstance(method, ContSup):
+            raise ValueError(f"network.weights: {place} is a run of {run.config.method}, without a whole network")
+        variables: Variables = by_block(
+            {
+                name: of_block(of_block(state[module.name], "blocks"), str(i))
+                for module in method.cut_network.modules
+                for i, name in enumerate(module.names)
+            }
+        )
+    else:
+        variables = load_weights(network, place)
+    return variables, _classes(variables, network)
+
+
+def _classes(variables: Mapping[str, Any], network: Network) -> int:
+    head = flatten_dict(variables["params"][network.names[-1]][_LAST])
+    return int(next(x.shape[-1] for path, x in head.items() if path[-1] == "bias"))
