@@ -19,6 +19,7 @@ from experiments.from_config.trained_run import TrainedRun
 from kd_local.contract import Method, State, TrainsNetwork
 from kd_local.distill.deployed import deployed_network, deployed_variables
 from kd_local.networks import COLLECTIONS, Network, Variables
+from kd_local.training import check_finite
 
 STATE = "method.npz"
 """The file of a method's state without optimizer state. The name of an array is its part, collection and path, joined
@@ -62,7 +63,9 @@ def load_state(run: TrainedRun, data_dir: str | None) -> tuple[Method, State]:
             found = unflatten_dict({tuple(name.split(":")): file[name] for name in file.files})
     except Exception as error:
         raise ValueError(f"the network of {run.folder} cannot be built: {error}") from error
-    return method, {name: {key: part.get(key, {}) for key in COLLECTIONS} for name, part in found.items()}
+    state = {name: {key: part.get(key, {}) for key in COLLECTIONS} for name, part in found.items()}
+    check_finite(state, of=str(run.folder / STATE))
+    return method, state
 
 
 def deployed_teacher(run: TrainedRun, data_dir: str | None) -> tuple[Network, Variables]:

@@ -75,3 +75,12 @@ def test_a_state_that_is_damaged_is_refused(contsup, tmp_path):
     (tmp_path / STATE).write_bytes(b"no arrays")
     with pytest.raises(ValueError, match=f"the network of {tmp_path} cannot be built"):
         load_state(read_run(tmp_path), None)
+
+
+def test_a_state_that_is_not_finite_is_refused(contsup, tmp_path):
+    folder, method, state = contsup
+    (tmp_path / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+    poisoned = jax.tree.map(lambda x: np.full_like(x, np.nan), state)
+    save_state(method, poisoned, SHAPE, tmp_path)
+    with pytest.raises(ValueError, match="method.npz"):
+        load_state(read_run(tmp_path), None)
