@@ -35,7 +35,7 @@ class Key:
         default: its value unless a config or the command line sets another; a placeholder has a type and no value.
         values: the range of its values.
         meaning: the meaning of its value.
-        uses: the conditions that must all be met for the key to have an effect; empty if it always has an effect.
+        uses: conditions that must all be met for the key to have an effect; empty if it always has one.
         path: True if the key names a file or folder.
     """
 

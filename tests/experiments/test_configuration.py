@@ -27,7 +27,7 @@ def test_every_key_of_the_default_config_is_explained():
 def test_attributes_are_read_from_a_docstring():
     found = attributes(Key)
     assert list(found) == ["default", "values", "meaning", "uses", "path"]
-    assert found["uses"] == "conditions under which it has an effect, all of which are met; none: it always has."
+    assert found["uses"] == "conditions that must all be met for the key to have an effect; empty if it always has one."
 
 
 def test_a_change_of_a_config_does_not_change_the_default():
