@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 
 from experiments.folders.identity import VERSION, Differences, Identity, compare, options
 from kd_local import __version__
-from kd_local.files import read_json, replace_text
+from kd_local.files import DamagedFileError, read_json, replace_text
 from kd_local.training.checkpoints import MANIFEST
 
 CONFIG = "config.json"
 FACTS = "identity.json"
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"
-_WAY_OUT = "restore it, or use another --workdir"
 NOTHING: Mapping[str, Any] = {}
+_WAY_OUT = "restore it, or use another --workdir"
 
 
 def default_workdir(config: ConfigDict, root: Path = Path("runs")) -> Path:
@@ -136,7 +136,10 @@ def recorded_config(folder: Path) -> dict[str, Any]:
         ValueError: the file is damaged.
         OSError: the file cannot be read.
     """
-    return read_json(folder / CONFIG, {}, way_out=_WAY_OUT)
+    config = read_json(folder / CONFIG, {}, way_out=_WAY_OUT)
+    if not config:
+        raise DamagedFileError(f"{str(folder / CONFIG)!r} is damaged (no keys): {_WAY_OUT}")
+    return config
 
 
 def recorded_identity(folder: Path) -> Identity:
@@ -150,8 +153,13 @@ def recorded_identity(folder: Path) -> Identity:
     try:
         values = options(recorded)
     except (TypeError, KeyError, AttributeError):
-        raise ValueError(f"{str(folder / CONFIG)!r} is damaged: {_WAY_OUT}") from None
-    return Identity(values, read_json(folder / FACTS, {}, way_out=_WAY_OUT) if (folder / FACTS).exists() else NOTHING)
+        path = str(folder / CONFIG)
+        raise DamagedFileError(f"{path!r} is damaged (a value of another type): {_WAY_OUT}") from None
+    try:
+        facts = read_json(folder / FACTS, {}, way_out=_WAY_OUT)
+    except FileNotFoundError:
+        return Identity(values)
+    return Identity(values, facts)
 
 
 def _has_options(folder: Path, config: ConfigDict) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.from_config.experiment import build
-from kd_local.files import replace_text
+from kd_local.files import read_json, replace_text
 from kd_local.local import REMATERIALIZABLE, ContSup
 from kd_local.memory import CompilationRecords, Target, balance, fit, target
 from kd_local.sizes import parse_bytes, shown_bytes
@@ -50,8 +50,11 @@ def planned(
     if not left_to_measurement(config):
         return config
     path = workdir / PLAN
-    plan = json.loads(path.read_text()) if path.exists() else _plan(config, on, records)
-    if not path.exists():
+    try:
+        hints = {"modules": int, "boundaries": list[str], "remat": str, "peak_bytes": int}
+        plan = read_json(path, hints, way_out="restore it, or use another --workdir")
+    except FileNotFoundError:
+        plan = _plan(config, on, records)
         replace_text(path, json.dumps(plan, indent=2) + "\n")
     report(
         f"measured: {plan['modules']} modules, cut after {', '.join(plan['boundaries']) or 'no block'}, "

@@ -14,6 +14,7 @@ from experiments.from_config.deployed_runs import STATE, deployed_teacher, has_s
 from experiments.from_config.trained_run import Normalisation, read_run
 from kd_local.distill import Renormalisation, Teacher
 from kd_local.errors import unknown
+from kd_local.files import replacing
 from kd_local.interop import load_network, read_state_dict
 from kd_local.models import create
 from kd_local.models.layers import DType
@@ -28,7 +29,8 @@ DTYPES: Mapping[str, DType] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 def save_network(variables: Variables, workdir: Path) -> None:
     """Writes a trained network to the folder of its run."""
-    np.savez(workdir / WEIGHTS, **flatten_dict(jax.device_get(variables), sep=":"))
+    with replacing(workdir / WEIGHTS) as file:
+        np.savez(file, **flatten_dict(jax.device_get(variables), sep=":"))
 
 
 def load_weights(network: Network, weights: Path) -> Variables:

@@ -1,6 +1,5 @@
 """The table of a sweep. A line has a row's means over the seeds whose runs are done."""
 
-import json
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,15 @@ from experiments.folders import workdirs
 from experiments.from_config.facts import facts_of_files
 from experiments.sweep.rows import Rows, Run
 from experiments.tables import terminal_table
-from kd_local.files import replace_text
+from kd_local.files import DamagedFileError, read_json, replace_text
+from kd_local.training.logging import read_epochs
+
+_SUMMARY = {
+    "method": str, "network": str, "dataset": str, "modules": int | None, "epochs": float, "steps": int,
+    "test_accuracy": float, "train_seconds": float, "images_per_second": float | None, "parameters_trained": int,
+    "parameters_deployed": int, "multiply_adds": int,
+}  # fmt: skip
+"""The values of a run's summary that a sweep reads."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,13 @@ def finished(folder: Path, config: ConfigDict) -> dict[str, Any] | None:
     if not workdirs.belongs(folder, config, facts_of_files(config)):
         return None
     try:
-        summary: dict[str, Any] = json.loads((folder / workdirs.SUMMARY).read_text())
-        far = summary["epochs"] == config.epochs or (config.steps is not None and summary["steps"] == config.steps)
-    except (OSError, json.JSONDecodeError, KeyError):
+        summary = read_json(folder / workdirs.SUMMARY, _SUMMARY, way_out="the same command makes it again")
+        records = read_epochs(folder)
+    except (OSError, DamagedFileError):
         return None
+    if records and (records[-1].step, records[-1].test.accuracy) != (summary["steps"], summary["test_accuracy"]):
+        return None  # the training program makes the summary and the records agree
+    far = summary["epochs"] == config.epochs or (config.steps is not None and summary["steps"] == config.steps)
     return summary if far else None
 
 

@@ -5,7 +5,6 @@ The data must be on a local disk in the array_record format. Nothing is download
 
 import importlib
 import importlib.util
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 
 from kd_local.data.features import USUAL_KEYS, FeatureKeys, image_feature, is_encoded, label_feature, pixels_of
+from kd_local.files import read_json
 
 _CHUNK = 1000
 _FORMAT = "array_record"
@@ -86,14 +86,9 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
             + _how_to_prepare(name, root)
         )
     folder = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
-    try:
-        info = json.loads((folder / "dataset_info.json").read_text())
-        formats = [info["fileFormat"], *info.get("alternativeFileFormats", [])]
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"{folder / 'dataset_info.json'} cannot be read ({error!r}): remove {folder} and "
-            + _how_to_prepare(name, root)
-        ) from error
+    way_out = f"remove {folder} and {_how_to_prepare(name, root)}"
+    info = read_json(folder / "dataset_info.json", {"fileFormat": str}, way_out=way_out)
+    formats = [info["fileFormat"], *(info.get("alternativeFileFormats") or [])]
     if _FORMAT not in formats:
         raise ValueError(
             f"{folder} is prepared as {formats[0]}, which has no random access without "

@@ -26,6 +26,7 @@ import kd_local
 from kd_local.data import Augmentation, Data, Split, batch_indices, indices_at, normalise
 from kd_local.distill.digests import variables_digest
 from kd_local.distill.teacher import Renormalisation, renormalised
+from kd_local.files import replace_text
 from kd_local.networks import Network, Variables
 from kd_local.parallel import device_mesh, on_every_device, over_the_batch
 from kd_local.sizes import shown_bytes
@@ -172,7 +173,7 @@ class TeacherCache:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._check_room(len(missing))
-                self.path.with_suffix(".json").write_text(json.dumps(self.facts, indent=2) + "\n")  # for people
+                replace_text(self.path.with_suffix(".json"), json.dumps(self.facts, indent=2) + "\n")  # for people
                 with self._rows.writing() as write:
                     for indices, rows in self._computed(missing):
                         for i, row in zip(indices.tolist(), rows, strict=True):

@@ -115,9 +115,10 @@ def test_damaged_metadata_are_an_error(prepare: Any, examples: Any) -> None:
     (folder / "features.json").unlink()
     with pytest.raises(ValueError, match="is not a prepared set of labelled images"):
         PreparedSplit(folder, "train")
-    (folder / "dataset_info.json").write_text('{"fileFormat": ')
-    with pytest.raises(ValueError, match=r"dataset_info.json cannot be read \(JSONDecodeError"):
-        find("cifar100", data_dir)
+    for content, problem in (('{"fileFormat": ', "no JSON"), ("[]", "a JSON list in"), ("{}", "no 'fileFormat'")):
+        (folder / "dataset_info.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"dataset_info.json' is damaged \({problem}.*: remove .* and prepare"):
+            find("cifar100", data_dir)
 
 
 def test_an_unknown_split_is_refused(prepare: Any, examples: Any) -> None:

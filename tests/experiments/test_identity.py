@@ -164,7 +164,12 @@ def test_an_exchanged_teacher_is_refused(teacher_run, tmp_path):
 def test_runs_of_different_epochs_differ(tmp_path, limit, far):
     constant = {"optimizer.schedule": "constant", "optimizer.warmup_epochs": 0}
     workdirs.claim(tmp_path, config(epochs=6, **constant))
-    (tmp_path / "summary.json").write_text(json.dumps({"epochs": 6, "steps": 138}))
+    summary = {
+        "method": "contsup", "network": "resnet32", "dataset": "digits", "modules": 8, "epochs": 6, "steps": 138,
+        "test_accuracy": 0.9, "train_seconds": 1.0, "images_per_second": 1.0, "parameters_trained": 1,
+        "parameters_deployed": 1, "multiply_adds": 1,
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
     wanted = config(**({"epochs": 9} | limit), **constant)
     assert (finished(tmp_path, wanted) is not None) is far
     saved = tmp_path / "checkpoints" / "138"

@@ -31,6 +31,14 @@ def test_a_config_without_measurements_is_unchanged(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("content", ["", "[]", "null", "5", "{}", '{"modules": 3, "boundaries": "stem"}'])
+def test_a_damaged_plan_is_refused_with_a_way_out(tmp_path, content):
+    (tmp_path / PLAN).write_text(content)
+    with pytest.raises(ValueError, match=r"plan.json' is damaged \(.*\): restore it, or use another --workdir"):
+        planned(config(modules=3, boundaries="balanced"), tmp_path)
+    assert (tmp_path / PLAN).read_text() == content
+
+
 @pytest.mark.exhaustive
 def test_balanced_boundaries_are_found_once_and_stored(tmp_path, capsys):
     one = config(modules=3, boundaries="balanced")

@@ -152,7 +152,7 @@ def test_the_version_is_recorded_and_named_when_it_differs(tmp_path):
         workdirs.claim(tmp_path, config(seed=1))
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", "{}"])
 def test_a_damaged_config_is_named_and_belongs_to_no_run(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     assert not workdirs.belongs(tmp_path, config())
