@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,27 @@ def test_a_disk_with_no_byte_left(small_disk: Path) -> None:
     with pytest.raises(CheckpointError, match=text), Checkpoints(directory) as checkpoints:
         checkpoints.save(2, example_tree(2))
     assert restore(directory) == (1, [])
+
+
+def test_a_first_save_that_fails_has_one_message_and_no_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """All writes fail, because a file may not be as large as an array."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    large = {f"a{i}": jax.random.normal(jax.random.key(i), (300, 300)) for i in range(20)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, usual[1]))
+    try:
+        with pytest.raises(CheckpointError) as raised, Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(1, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert str(raised.value) == (
+        f"checkpoint 1 could not be saved in {tmp_path}: a file would be larger than the process or the file "
+        "system may write (`ulimit -f`); there is no good one"
+    )
+    time.sleep(0.5)  # for the writes that fail later
+    assert capfd.readouterr().err == "" and not caplog.records
+    assert not list(tmp_path.iterdir())
 
 
 def numbers(step: int) -> PyTree:
