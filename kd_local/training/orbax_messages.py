@@ -57,7 +57,9 @@ class Quiet:
             sys.unraisablehook = self._usual
 
     def _unraisable(self, what: Any) -> None:
-        if not (isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"):
+        of_orbax = isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"
+        # A write that fails while Python shuts down finds no modules.
+        if not of_orbax and not sys.is_finalizing():
             self._usual(what)
 
 
