@@ -23,7 +23,8 @@ from kd_local.training.records import SplitScores
 
 CHECK_EVERY = 20
 """The state is looked at after every step whose number is a multiple of this, at the end of every epoch, and before
-every save. A look at a ResNet-8 in 4 modules takes a thirtieth of a step, at a ResNet-32 in 16 modules a hundredth."""
+every save. On two busy CPU cores a look alone took 0.5 % of the time of 20 steps of a ResNet-8 in 4 modules (batches of
+64 digits), and 0.02 % for a ResNet-32 in 16 modules (batches of 128 images of 32x32)."""
 
 _KINDS = {"params": "parameters", "batch_stats": "statistics", "opt_state": "optimizer state"}
 
