@@ -1,15 +1,14 @@
 """Describes and reads the images that a config names."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from experiments.from_config.numbers import numbers
 from kd_local.data import Augmentation, Data, DatasetSpec, describe, load
+from kd_local.paths import read_path
 
 
 def describe_images(config: ConfigDict) -> DatasetSpec:
@@ -37,7 +36,7 @@ def read_images(config: ConfigDict, augmentation: Augmentation) -> Data:
 def _choice(config: ConfigDict) -> dict[str, Any]:
     """The arguments that say which examples are read, and from where."""
     return {
-        "data_dir": None if config.data.data_dir is None else Path(config.data.data_dir),
+        "data_dir": None if config.data.data_dir is None else read_path(config.data.data_dir, "data.data_dir"),
         "train_examples": config.data.train_examples,
         "validation_examples": config.data.validation_examples,
         "test_examples": config.data.test_examples,
@@ -53,7 +52,7 @@ def _normalised(config: ConfigDict, usual: Augmentation) -> Augmentation:
 def _of_channels(config: ConfigDict, name: str, usual: tuple[float, ...]) -> tuple[float, ...]:
     if config.data[name] is None:
         return usual
-    lowest, interval = (0.0, "[0, 1]") if name == "mean" else (math.ulp(0.0), "(0, 1]")
+    lowest, interval = (0.0, "[0, 1]") if name == "mean" else (1e-3, "[0.001, 1]")
     expected, example = f"a number in {interval} for each of the {len(usual)} channels", _fractions(usual)
     values = numbers(f"data.{name}", config.data[name], expected, example)
     if len(values) == len(usual) and all(lowest <= number <= 1 for number in values):

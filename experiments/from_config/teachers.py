@@ -19,6 +19,7 @@ from kd_local.interop import load_network, read_state_dict
 from kd_local.models import create
 from kd_local.models.layers import DType
 from kd_local.networks import Network, Variables
+from kd_local.paths import read_path
 from kd_local.training import check_finite
 
 WEIGHTS = "network.npz"
@@ -68,7 +69,12 @@ def _report(note: str) -> None:
 def teacher_places(config: ConfigDict) -> list[Path]:
     """The paths in `teacher.weights`: a file or a folder of a run for each teacher."""
     weights = config.teacher.weights
-    return [] if weights is None else [Path(place.strip()) for place in weights.split(",")]
+    places = [] if weights is None else [read_path(place, "teacher.weights") for place in weights.split(",")]
+    resolved = [place.resolve() for place in places]
+    if len(set(resolved)) < len(resolved):
+        twice = next(place for i, place in enumerate(places) if resolved[i] in resolved[:i])
+        raise ValueError(f"teacher.weights names {twice} twice: name each teacher once")
+    return places
 
 
 def weights_file(place: Path) -> Path:

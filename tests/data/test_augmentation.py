@@ -150,8 +150,8 @@ def test_augmentations_are_hashable_and_compare_by_value() -> None:
         ({"pad": -1}, "pad is -1 pixels: use 0 .* or more"),
         ({"mean": ()}, r"mean \(\) and std .*: give both with one number for each channel"),
         ({"std": (1.0,)}, r"std \(1.0,\): give both with one number for each channel"),
-        ({"std": (1.0, 0.0, 1.0)}, "std .*: use finite numbers above 0, on the scale 0 to 255"),
-        ({"mean": (1.0, float("nan"), 1.0)}, "mean .*: use finite numbers, on the scale 0 to"),
+        ({"std": (1.0, 0.0, 1.0)}, "std .*: use numbers from 0.255 to 255"),
+        ({"mean": (1.0, float("nan"), 1.0)}, "mean .*: use numbers from 0 to 255"),
     ],
 )
 def test_impossible_values_are_refused(changed: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch) -> None:

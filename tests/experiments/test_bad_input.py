@@ -31,10 +31,10 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.data.mean=0.4,0.5,0.6"], "data.mean is '0.4,0.5,0.6': use a number in .* for each of the 1 channels"),
     (["--config.data.mean=nan"], r"data.mean is 'nan': use a number in \[0, 1\]"),
     (["--config.data.mean=light"], r"data.mean is 'light': use a number in .*, such as 0\.\d+\n"),
-    (["--config.data.std=0"], r"data.std is '0': use a number in \(0, 1\] for each of the 1 channels, such as 0"),
+    (["--config.data.std=0"], r"data.std is '0': use a number in \[0.001, 1\] for each of the 1 channels, such as 0"),
     (
         ["--config.data.std=256"],
-        r"data.std is '256': use a number in \(0, 1\] for each of the 1 channels, such as 0\.\d+\n",
+        r"data.std is '256': use a number in \[0.001, 1\] for each of the 1 channels, such as 0\.\d+\n",
     ),
     (["--config.data.validation_examples=1437"], "validation_examples 1437 of 1437"),
     (["--config.network.name=resnet31"], r"unknown network 'resnet31': use resnet8, .* \(nearest: resnet34"),
@@ -133,10 +133,23 @@ BAD_INPUT: list[tuple[list[str], str]] = [
         ["--config=" + VIT, "--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere"],
         "no prepared imagenet2012 in /nowhere/imagenet2012: give",
     ),
+    (["--config.data.std=1e-30"], r"data.std is '1e-30': use a number in \[0.001, 1\]"),
+    (["--config.epochs=1", "--config.optimizer.warmup_epochs=0"], "epochs is 1, .* rate 0 .*: use 2 epochs"),
+    (
+        ["--config.optimizer.schedule=piecewise", "--config.optimizer.milestones=10,30"],
+        r"milestones are \(10, 30\): a piecewise schedule of 30 epochs needs .* before the last one",
+    ),
+    (["--config.local.memory_budget=8GiB", "--config.local.boundaries=stem"], "only with local.boundaries=equal or"),
+    (["--config.teacher.weights=x", "--config.kd.weight=2"], "teacher.weights is x, which .*; kd.weight is 2.0, which"),
+    (["--flagfile=/nowhere"], "a flag file cannot be read: .*/nowhere"),
     (["--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*; use another --workdir"),
 ]
 
 TEACHERS: list[tuple[list[str], str]] = [
+    (["--config.teacher.weights={teacher},{teacher}/."], "teacher.weights names .* twice: name each teacher once"),
+    (["--config.teacher.weights="], "teacher.weights is '': use a path, or none"),
+    (["--config.teacher.cache="], "teacher.cache is '': use a path, or none"),
+    (["--config.teacher.weights=$KD_LOCAL_NOWHERE/x"], "the environment variable KD_LOCAL_NOWHERE is not set"),
     ([], "teacher.weights is not set: method 'kd' needs a trained teacher; give a file of weights or the folder"),
     (
         ["--config.teacher.weights=nowhere.npz"],
@@ -227,6 +240,55 @@ def test_bad_input_is_refused(arguments, message, tmp_path):
 def test_bad_teachers_are_refused(arguments, message, teacher_run, tmp_path):
     arguments = [argument.format(teacher=teacher_run, empty=tmp_path) for argument in arguments]
     assert assert_refused(["--config.method=kd", *arguments], message, tmp_path / "run").count("\n") == 1
+
+
+def test_a_root_as_workdir_is_refused():
+    status, _, err = start(["--workdir=/"], Path("/proc/nowhere"))
+    assert status == 2
+    assert "workdir is '/', the root of the file system" in err
+
+
+def test_none_unsets_a_key_and_a_flag_file_sets_one(tmp_path):
+    (tmp_path / "flags").write_text("--config.data.mean=0.4\n--config.seed=3\n")
+    arguments = [f"--flagfile={tmp_path / 'flags'}", "--config.data.mean=none", "--config.steps="]
+    assert start(arguments, tmp_path / "run")[0] == 0
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (recorded["data"]["mean"], recorded["seed"], recorded["steps"]) == (None, 3, None)
+
+
+CONFIG_FILES: list[tuple[str, str]] = [
+    ("def f(:", r"file.py:1: invalid syntax"),
+    ("import nowhere_at_all", r"file.py:1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    ("x = 1", r"has no function get_config"),
+    ("def get_config():\n    return None", r"file.py: get_config returned NoneType: return a ConfigDict"),
+    ("def get_config():\n    return {'epochs': 3}", r"get_config returned dict"),
+    ("def get_config():\n    raise SystemExit(0)", r"file.py:2: SystemExit: 0"),
+    ("\0", r"file.py"),
+    (
+        "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'epochs': 3})",
+        "the config has no method, seed, batch_size, steps, network.name and .* more: start from",
+    ),
+    *(
+        (f"from experiments.configs import default\ndef get_config():\n    config = default.get_config()\n    {line}"
+         "\n    return config", message)
+        for line, message in (
+            ("config.optimizer.lr = 0.5", r"file.py:4: unknown config key 'optimizer.lr': the nearest are opt"),
+            ("config.epochs = None", r"file.py:4: "),
+            ("config.epochs = 'many'", r"file.py:4: "),
+            ("config.epochs = 0", r"file.py:4: epochs is 0: use a whole number"),
+            ("config.optimizer.milestones = ('a',)", r"file.py:4: optimizer.milestones is \('a',\): use increasing"),
+            ("config.optimizer.learning_rate = float('nan')", r"file.py:4: optimizer.learning_rate is nan: use"),
+            ("config.teacher.weights = 'x'", "teacher.weights is x, which has an effect only with"),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), CONFIG_FILES, ids=lambda text: "")
+def test_config_files_that_are_refused(text, message, tmp_path):
+    (tmp_path / "file.py").write_text(text)
+    err = assert_refused([f"--config={tmp_path / 'file.py'}"], message, tmp_path / "run")
+    assert err.count("\n") == 1
 
 
 def test_the_defaults_are_accepted(tmp_path):

@@ -147,3 +147,25 @@ def test_distances_out_of_range_are_refused():
         logit_distance("kdd", temperature=4.0)
     with pytest.raises(ValueError, match=r"temperature is 0.0: use a number in \[0.001, 10000\]"):
         logit_distance("kd", temperature=0.0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 300.0, 3000.0, 1e4])
+@pytest.mark.parametrize(
+    "loss", [kd_loss, lambda *logits, temperature: dkd_loss(*logits, LABELS, temperature=temperature)]
+)
+def test_a_divergence_in_float32_is_that_of_float64(loss, temperature):
+    exact = loss(jnp.asarray(STUDENT), jnp.asarray(TARGET), temperature=temperature)
+    single = loss(jnp.float32(STUDENT), jnp.float32(TARGET), temperature=temperature)
+    assert single.dtype == jnp.float32
+    np.testing.assert_allclose(single, exact, rtol=2e-3 if temperature > 300 else 1e-4)
+    assert single > 0
+
+
+def test_equal_logits_have_no_divergence():
+    for temperature in (1.0, 1e4):
+        assert kd_loss(jnp.float32(TARGET), jnp.float32(TARGET), temperature=temperature) == 0
+
+
+def test_dkd_of_one_class_is_refused():
+    with pytest.raises(ValueError, match="1 class: dkd compares a label's class with the others"):
+        dkd_loss(jnp.zeros((4, 1)), jnp.zeros((4, 1)), jnp.zeros(4, jnp.int32))

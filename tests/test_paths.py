@@ -1,0 +1,37 @@
+"""Paths as users write them."""
+
+from pathlib import Path
+
+import pytest
+
+from kd_local.paths import missing, near_names, read_folder, read_path
+
+
+def test_home_and_variables_are_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/one")
+    monkeypatch.setenv("SPACE", "/space")
+    assert read_path("~/runs", "workdir") == Path("/home/one/runs")
+    assert read_path(" $SPACE/x/${SPACE} ", "workdir") == Path("/space/x//space")
+    assert read_path("x[/y]z", "workdir") == Path("x[/y]z")
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\0b", "$NOT_SET_ANYWHERE/x", "~nobody_of_that_name/x"])
+def test_paths_that_are_refused(text):
+    with pytest.raises(ValueError, match="workdir is "):
+        read_path(text, "workdir")
+
+
+def test_root_and_files_are_no_folders_for_results(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, message in (("/", "root"), ("/..", "root"), (tmp_path / "file", "is a file: give a folder")):
+        with pytest.raises(ValueError, match=message):
+            read_folder(path, "workdir")
+
+
+def test_a_missing_path_lists_near_names(tmp_path):
+    for name in ("teacher", "student", "other"):
+        (tmp_path / name).mkdir()
+    error = str(missing(tmp_path / "techer", "weights"))
+    assert "there is no such file or folder; there are " in error
+    assert error.index("/teacher") < error.index("/other")
+    assert near_names("b", ["a", "b", "c"], most=2)[0] == "b"
