@@ -5,6 +5,11 @@ data. A run's folder records its network, its images and their normalisation; th
 program writes summary.json.
 """
 
+from experiments.ending import ENDING
+
+if __name__ == "__main__":
+    ENDING.watch()  # the imports below take seconds
+
 import json
 import sys
 import time
@@ -21,6 +26,7 @@ from experiments.config_flag import define_config
 from experiments.config_flag import given_keys as keys_of_command_line
 from experiments.configs.checks import check_given
 from experiments.configs.keys import objective_keys
+from experiments.folders.folder_lock import lock_folder
 from experiments.folders.workdirs import CONFIG, SUMMARY
 from experiments.from_config.deployed_runs import has_state, load_state
 from experiments.from_config.experiment import build, count_parameters
@@ -88,9 +94,10 @@ def main(_: list[str]) -> None:
         workdir = read_folder(default if _WORKDIR.value is None else _WORKDIR.value, "workdir")
         if (workdir / CONFIG).exists():
             raise ValueError(f"workdir {str(workdir)!r} is the folder of a training run: use another --workdir")
-        workdir.mkdir(parents=True, exist_ok=True)
+        ENDING.at_end(lock_folder(workdir).release)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
+    ENDING.arm()
 
     state = jax.tree.map(jnp.asarray, state)
     start = time.perf_counter()

@@ -5,6 +5,11 @@ number of worker processes. The times exclude a warm-up, in which the workers st
 line of JSON, and leaves no files.
 """
 
+from experiments.ending import ENDING
+
+if __name__ == "__main__":
+    ENDING.watch()  # the imports below take seconds
+
 import contextlib
 import importlib.metadata
 import io
@@ -12,12 +17,14 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
@@ -71,12 +78,11 @@ def main(_: list[str]) -> None:
             if value < 1:
                 raise ValueError(f"--{name}={value}: use 1 or more")
         with tempfile.TemporaryDirectory() as folder:
+            ENDING.at_end(partial(shutil.rmtree, folder, ignore_errors=True))
             prepared = prepare(Path(folder), max(_BATCH.value, DISTINCT))
             speeds = [measure(prepared, count, _IMAGES.value, _SIZE.value, _BATCH.value) for count in workers]
     except (ValueError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
     _report(speeds)
 
 

@@ -7,6 +7,11 @@ pipeline.jsonl, and timeline.png with the work of each group. For several device
 XLA_FLAGS=--xla_force_host_platform_device_count=4.
 """
 
+from experiments.ending import ENDING
+
+if __name__ == "__main__":
+    ENDING.watch()  # the imports below take seconds
+
 import json
 import statistics
 from collections.abc import Sequence
@@ -22,6 +27,7 @@ from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
 from experiments.folders import workdirs
+from experiments.folders.folder_lock import lock_folder
 from experiments.from_config.experiment import Experiment, build
 from experiments.from_config.step_timer import StepTimer
 from experiments.tables import say, terminal_table
@@ -98,9 +104,11 @@ def main(_: list[str]) -> None:
             check_step(experiment.method, device_mesh(each, module, here.devices), experiment.options)
         default = f"runs/pipeline-{config.network.name}-{_TARGET.value.replace(':', '-')}"
         workdir = read_folder(default if _WORKDIR.value is None else _WORKDIR.value, "workdir")
+        ENDING.at_end(lock_folder(workdir).release)
         workdirs.claim(workdir, config)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
+    ENDING.arm()
 
     console = Console()
     rates: list[float] = []

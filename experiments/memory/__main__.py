@@ -6,8 +6,12 @@ distillation. Nothing is trained, and no data are read. The program writes memor
 every row. The same command resumes a table that was interrupted, and compiles nothing twice.
 """
 
+from experiments.ending import ENDING
+
+if __name__ == "__main__":
+    ENDING.watch()  # the imports below take seconds
+
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +27,7 @@ from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
 from experiments.folders import workdirs
-from experiments.folders.folder_lock import FolderLock, InUseError
+from experiments.folders.folder_lock import lock_folder
 from experiments.from_config.experiment import build
 from experiments.memory import table
 from experiments.memory.measurements import Measurements
@@ -102,19 +106,15 @@ def main(_: list[str]) -> None:
         check_used(_CONFIG.value, _alternatives(rows))
         _check(_CONFIG.value, rows)
         workdir = _default_workdir(base) if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")
+        lock = lock_folder(workdir)
+        ENDING.at_end(lock.release)
         workdirs.claim(workdir, base)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
-
-    # A shell starts background programs with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with FolderLock(workdir, report=print, stopped=lambda: False):
-            _make_table(base, rows, on, workdir)
-    except InUseError as error:
-        fail(error, USAGE_STATUS)
-    except KeyboardInterrupt:
-        fail(f"interrupted; saved in {workdir}: the same command resumes from there", 130)
+    ENDING.arm()
+    ENDING.left = f"saved in {workdir}: the same command resumes from there"
+    with lock:
+        _make_table(base, rows, on, workdir)
 
 
 def _make_table(base: ConfigDict, rows: Sequence[Row], on: Target, workdir: Path) -> None:

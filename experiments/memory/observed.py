@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.ending import ENDING
 from experiments.memory.rows import Row, build_row
 from kd_local.memory import observed_peak
 
@@ -33,23 +34,28 @@ def observe(row: Row, base: ConfigDict, *, devices: int, environment: Mapping[st
     request = {"row": asdict(row), "config": base.to_dict(), "devices": devices}
     here = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.memory.observed"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env={**environment, "PYTHONPATH": paths},
-    )
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "experiments.memory.observed"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env={**environment, "PYTHONPATH": paths},
+        ) as process,
+        ENDING.child(process),
+    ):
+        out, err = process.communicate(json.dumps(request))
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
         raise ObservationError(
             f"killed by {name}" + (", perhaps because memory ran out" if name == signal.SIGKILL.name else "")
         )
-    if done.returncode > 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise ObservationError(lines[-1] if lines else f"exit status {done.returncode}")
-    measured: int | None = json.loads(done.stdout.splitlines()[-1])["measured_bytes"]
+    if process.returncode > 0:
+        lines = [line.strip() for line in err.splitlines() if line.strip()]
+        raise ObservationError(lines[-1] if lines else f"exit status {process.returncode}")
+    measured: int | None = json.loads(out.splitlines()[-1])["measured_bytes"]
     return measured
 
 

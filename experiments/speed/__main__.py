@@ -5,6 +5,11 @@ steps in PyTorch. Every row has its own process. The rounds of all rows are inte
 program prints a table and writes speed.jsonl, with a line per row, to the working directory.
 """
 
+from experiments.ending import ENDING
+
+if __name__ == "__main__":
+    ENDING.watch()  # the imports below take seconds
+
 import json
 import os
 import re
@@ -28,6 +33,7 @@ from rich.table import Table
 from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
+from experiments.folders.folder_lock import lock_folder
 from experiments.from_config.experiment import build
 from experiments.speed.jax_step import configured
 from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow
@@ -77,14 +83,17 @@ class RowProcess:
         self.rounds: list[dict[str, Any]] = []
         self.started = time.perf_counter()
         fraction = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{memory:.4f}"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.speed.row_process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("w"),
-            text=True,
-            env={**os.environ, **fraction},
-        )
+        log.unlink(missing_ok=True)  # it may be a link
+        with log.open("x") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "experiments.speed.row_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **fraction},
+            )
+        ENDING.at_end(self.process.kill)
         self.ask(request)
 
     def ask(self, request: dict[str, Any]) -> None:
@@ -116,10 +125,11 @@ def main(_: list[str]) -> None:
         for row in {row.work: row for row in rows}.values():
             build(configured(row, config), fresh_teachers=True)
         workdir = read_folder(_WORKDIR.value, "workdir")
+        ENDING.at_end(lock_folder(workdir).release)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
+    ENDING.arm()
     console = Console()
-    workdir.mkdir(parents=True, exist_ok=True)
     request = {"config": config.to_dict(), "steps": _STEPS.value}
     ready = compiled_rows(rows, request, workdir, console)
     for number in range(_ROUNDS.value):

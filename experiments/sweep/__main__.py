@@ -5,6 +5,11 @@ sweep that was stopped. The sweep writes a folder for each row and seed, and aft
 error_over_modules.png.
 """
 
+from experiments.ending import ENDING
+
+if __name__ == "__main__":
+    ENDING.watch()  # the imports below take seconds
+
 import shlex
 import sys
 
@@ -40,7 +45,9 @@ def main(_: list[str]) -> None:
     # Imported here, because the import takes a second.
     from experiments.sweep.series import run_series
 
-    run_series(rows, runs, workdir, command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]))
+    run_series(
+        rows, runs, workdir, command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]), ending=ENDING
+    )
 
 
 def _seeds(given: bool) -> tuple[int, ...]:

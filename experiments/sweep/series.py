@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.command_line import USAGE_STATUS, fail
+from experiments.ending import Ending
 from experiments.folders.compilation_cache import compilation_cache
 from experiments.folders.folder_lock import FolderLock, Interrupted, InUseError
 from experiments.from_config.images import describe_images
@@ -25,7 +26,7 @@ from experiments.sweep.results import (
     tabulate,
     write_markdown,
 )
-from experiments.sweep.row_process import Stop, execute
+from experiments.sweep.row_process import execute
 from experiments.sweep.rows import Rows, Run
 from experiments.tables import say, write_csv
 
@@ -33,7 +34,7 @@ TABLE = "table.csv"
 MARKDOWN = "table.md"
 
 
-def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) -> None:
+def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, ending: Ending) -> None:
     """Starts the runs that are not done, and updates table and picture after every run. An error ends the program.
 
     Args:
@@ -41,6 +42,7 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
         runs: the wanted runs, in this order.
         workdir: the folder of the sweep.
         command: the command that started the sweep, for the table's heading.
+        ending: of this process.
     """
     try:
         for run in runs:
@@ -53,19 +55,22 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
         fail(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir", USAGE_STATUS)
     console = Console() if sys.stdout.isatty() else Console(width=140)
     say(console, f"{len(runs)} runs of {len({run.row for run in runs})} rows, workdir: {workdir}")
-    stop = Stop()
-    only_one = FolderLock(workdir, report=lambda text: say(console, text), stopped=lambda: stop.received is not None)
-    with stop:
-        try:
-            with only_one as lock:
-                failures, lines = _run_all(rows, runs, workdir, command, console, stop, lock)
-        except InUseError as error:
-            fail(error, USAGE_STATUS)
-        except Interrupted:
-            assert stop.received is not None
-            fail(f"interrupted by {Signals(stop.received).name} before any run", 128 + stop.received)
-        except OSError as error:
-            fail(f"{error.strerror or error} ({error.filename or workdir}); the same command resumes from there", 1)
+    ending.left = f"the same command resumes in {workdir}"
+    lock = FolderLock(workdir, report=lambda text: say(console, text), stopped=lambda: ending.received is not None)
+    try:
+        lock.acquire()
+        ending.at_end(lock.release)
+        ending.loses = lambda: True  # the row saves, and the table is written
+        failures, lines = _run_all(rows, runs, workdir, command, console, ending, lock)
+    except InUseError as error:
+        fail(error, USAGE_STATUS)
+    except Interrupted:
+        assert ending.received is not None
+        ending.end(f"interrupted by {Signals(ending.received).name} before any run", 128 + ending.received)
+    except OSError as error:
+        fail(f"{error.strerror or error} ({error.filename or workdir}); the same command resumes from there", 1)
+    finally:
+        lock.release()
     console.print(sweep_table(lines, title=_title(rows)))
     say(console, f"table: {workdir / TABLE}, {workdir / MARKDOWN}")
     if (workdir / PICTURE).exists():
@@ -73,12 +78,13 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str) 
     if failures:
         listed = "".join(f"\n  {run}: {error}" for run, error in failures.items())
         message = f"{len(failures)} of {len(runs)} runs failed; the same command tries them again:{listed}"
-        if stop.received is None:
+        if ending.received is None:
             fail(message, 1)
         print(f"error: {message}", file=sys.stderr)
-    if stop.received is not None:
-        name = Signals(stop.received).name
-        fail(f"interrupted by {name}; saved in {workdir}: the same command resumes from there", 128 + stop.received)
+    if ending.received is not None:
+        name = Signals(ending.received).name
+        message = f"interrupted by {name}; saved in {workdir}: the same command resumes from there"
+        ending.end(message, 128 + ending.received)
 
 
 def _check_data(configs: Sequence[ConfigDict]) -> None:
@@ -92,7 +98,7 @@ def _check_data(configs: Sequence[ConfigDict]) -> None:
 
 
 def _run_all(
-    rows: Rows, runs: Sequence[Run], workdir: Path, command: str, console: Console, stop: Stop, lock: FolderLock
+    rows: Rows, runs: Sequence[Run], workdir: Path, command: str, console: Console, ending: Ending, lock: FolderLock
 ) -> tuple[dict[Run, str], Sequence[Line]]:
     """The error of each failed run, and the table."""
     failures: dict[Run, str] = {}
@@ -100,7 +106,7 @@ def _run_all(
     environment = compilation_cache(workdir)
     lines = _update(rows, runs, workdir, command, failures)
     for number, run in enumerate(runs, start=1):
-        if stop.received is not None:
+        if ending.received is not None:
             break
         which = f"run {number} of {len(runs)}: {run}"
         summary = finished(run.folder(workdir), rows.config(run))
@@ -114,13 +120,13 @@ def _run_all(
         error = execute(
             rows.command(run, workdir, python=sys.executable),
             environment=environment,
-            stop=stop,
+            ending=ending,
             descriptor=lock.descriptor,
             started=lock.name_row,
         )
         if error is None:
             clock.add(run, time.monotonic() - started)
-        elif stop.received is None:
+        elif ending.received is None:
             failures[run] = error
         lines = _update(rows, runs, workdir, command, failures)
     return failures, lines

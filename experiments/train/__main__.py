@@ -5,6 +5,11 @@ The program writes metrics.jsonl, steps.jsonl, tensorboard/, summary.json, curve
 the folder of the run.
 """
 
+from experiments.ending import ENDING
+
+if __name__ == "__main__":
+    ENDING.watch()  # the imports below take seconds
+
 import errno
 import json
 import sys
@@ -25,6 +30,7 @@ from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.config_flag import define_config
 from experiments.configs.checks import check_used
 from experiments.folders import workdirs
+from experiments.folders.folder_lock import lock_folder
 from experiments.folders.identity import NOTED, Identity, options
 from experiments.from_config.deployed_runs import save_state
 from experiments.from_config.experiment import Experiment, build
@@ -46,7 +52,7 @@ from kd_local.sizes import shown_bytes
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.evaluation import compare, gather
 from kd_local.training.finite import NotFiniteError
-from kd_local.training.interruption import Interrupted, Interruption
+from kd_local.training.interruption import Interrupted
 from kd_local.training.logging import METRICS, STEPS, Log, read_epochs, read_steps
 from kd_local.training.loop import Result, train
 from kd_local.training.plots import CURVES, plot_curves
@@ -91,19 +97,20 @@ def main(_: list[str]) -> None:
             return str(error)
         return f"checkpoint {newest} in {workdir} is the last good one" if newest else "no checkpoint was saved before"
 
-    hosts.on_abort(lambda: f"{hosts.lost()}; {good()}: the same command resumes from there")
+    def lost() -> str:
+        ENDING.clean()
+        return f"{hosts.lost()}; {good()}: the same command resumes from there"
+
+    hosts.on_abort(lost)
     try:
-        with (
-            Interruption() as interruption,
-            Checkpoints(
-                workdir / workdirs.CHECKPOINTS,
-                keep=config.checkpoint.keep,
-                run=identity.binding,
-                records=(workdir / METRICS, workdir / STEPS),
-                report=_report,
-            ) as checkpoints,
-        ):
-            result = _train(config, experiment, data, cached, console, log, workdir, checkpoints, interruption)
+        with Checkpoints(
+            workdir / workdirs.CHECKPOINTS,
+            keep=config.checkpoint.keep,
+            run=identity.binding,
+            records=(workdir / METRICS, workdir / STEPS),
+            report=_report,
+        ) as checkpoints:
+            result = _train(config, experiment, data, cached, console, log, workdir, checkpoints)
         state = gather(result.state, experiment.mesh)
         compared = _compared_with_teachers(experiment, config, state, data)
         if first:
@@ -136,8 +143,10 @@ def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str
     agree(facts, seconds=_BARRIER_SECONDS, free=NOTED)
     identity = Identity(options(config), facts)
     notes = Barrier("workdir").decide(
-        lambda: workdirs.claim(workdir, config, facts, experiment.plan.last_step), seconds=_BARRIER_SECONDS
+        lambda: _claim(workdir, config, facts, experiment.plan.last_step), seconds=_BARRIER_SECONDS
     )
+    ENDING.arm()
+    ENDING.left = f"the same command resumes in {workdir}"
     for note in notes if hosts.is_first() else ():
         print(f"note: {workdir}: {note}", file=sys.stderr)
     if left_to_measurement(config):
@@ -151,6 +160,11 @@ def _prepare(config: ConfigDict) -> tuple[ConfigDict, Experiment, Data, dict[str
     return config, experiment, data, cached, workdir, identity
 
 
+def _claim(workdir: Path, config: ConfigDict, facts: Mapping[str, Any], last_step: int) -> tuple[str, ...]:
+    ENDING.at_end(lock_folder(workdir).release)
+    return workdirs.claim(workdir, config, facts, last_step)
+
+
 def _train(
     config: ConfigDict,
     experiment: Experiment,
@@ -160,9 +174,8 @@ def _train(
     log: Log | None,
     workdir: Path,
     checkpoints: Checkpoints,
-    interruption: Interruption,
 ) -> Result:
-    extra = cached_logits(cached, console, interruption)
+    extra = cached_logits(cached, console, ENDING)
     recorded = Barrier("records").decide(
         lambda: [record.step for record in read_epochs(workdir)], seconds=_BARRIER_SECONDS
     )
@@ -180,7 +193,7 @@ def _train(
             checkpoints=checkpoints,
             checkpoint_seconds=config.checkpoint.seconds,
             observers=() if log is None else (bar, log),
-            interruption=interruption,
+            interruption=ENDING,
             extra=extra,
             recorded=recorded,
         )
@@ -191,7 +204,7 @@ def _end_after(error: Exception, workdir: Path, good: str) -> NoReturn:
     resumes = f"{good}: the same command resumes from there"
     match error:
         case Interrupted():
-            fail(f"{error}; saved in {workdir}: the same command resumes from there", 128 + error.signal)
+            ENDING.end(f"{error}; saved in {workdir}: the same command resumes from there", 128 + error.signal)
         case FillingStopped():
             _end(error, 128 + error.number)
         case NotFiniteError():
@@ -208,6 +221,7 @@ def _end_after(error: Exception, workdir: Path, good: str) -> NoReturn:
             _end(f"{name} cannot be used ({error.strerror}); {resumes} once that is mended", 1)
     if jax.process_count() > 1:  # the processes would wait for each other
         traceback.print_exc()
+        ENDING.clean()
         hosts.leave(1)
     raise error
 
@@ -223,6 +237,7 @@ def _join(config: ConfigDict) -> None:
             heartbeat_seconds=config.distributed.heartbeat_seconds,
             start_seconds=config.distributed.start_seconds,
         )
+        ENDING.arm()
     elif any(value is not None for value in given.values()):
         name = next(name for name, value in given.items() if value is not None)
         raise ValueError(f"--{name} is set without --distributed: add --distributed, or leave out --{name}")
@@ -237,6 +252,7 @@ def _end(message: object, status: int, *, together: bool = False) -> NoReturn:
     if together:
         with suppress(hosts.HostsError):
             Barrier("end").wait(seconds=_END_SECONDS)
+    ENDING.clean()
     hosts.leave(status)
 
 

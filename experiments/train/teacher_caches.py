@@ -17,7 +17,7 @@ from kd_local.parallel.barriers import Barrier
 from kd_local.paths import read_folder
 from kd_local.sizes import shown_bytes
 from kd_local.training.inputs import ExtraTensor
-from kd_local.training.interruption import Interruption
+from kd_local.training.interruption import StopRequest
 from kd_local.training.loop import training_plan
 from kd_local.training.teacher_cache import TeacherCache
 
@@ -70,7 +70,7 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
 
 
 def cached_logits(
-    of: Mapping[str, TeacherCache], console: Console, interruption: Interruption
+    of: Mapping[str, TeacherCache], console: Console, interruption: StopRequest
 ) -> dict[str, ExtraTensor]:
     """The extra tensors of `train` with the teachers' logits. Missing logits are computed first.
 
@@ -95,8 +95,9 @@ def cached_logits(
     return found
 
 
-def _tell(bar: Progress, task: TaskID, name: str, interruption: Interruption, done: int, total: int) -> None:
+def _tell(bar: Progress, task: TaskID, name: str, interruption: StopRequest, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
+    interruption.loses = lambda: done < total  # not the rows, but the message that counts them
     if interruption.received is not None:
         raise FillingStopped(
             f"interrupted by {Signals(interruption.received).name} with {done:,} of {total:,} rows of {name} cached: "

@@ -49,6 +49,9 @@ class Checkpoints:
 
     Every process creates one, and all call `save`, `wait`, `restore_latest` and `close` in the same order.
 
+    Attributes:
+        complete: the step of the last save that is complete; None before. Any thread may read it.
+
     Args:
         directory: gets a folder for each step. It is created if necessary, and all hosts share it.
         keep: number of checkpoints to keep.
@@ -78,6 +81,7 @@ class Checkpoints:
         self._keep = keep
         self._records = records
         self._report = report
+        self.complete: int | None = None
         self._pending: tuple[int, Future[None]] | None = None
         self._barrier = Barrier("checkpoints")
         try:
@@ -249,6 +253,7 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
             if hosts.is_first():
                 self._folders.seal(step, self._records, keep=self._keep)
+        self.complete = step
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:

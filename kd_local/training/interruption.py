@@ -1,7 +1,9 @@
-"""Turns SIGTERM and Ctrl-C into a request, which the training loop carries out at the end of a step."""
+"""Signals as a request that the loop carries out at the end of a step."""
 
 import signal
+from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,11 +22,28 @@ class Interrupted(Exception):
         self.step = step
 
 
+class StopRequest(Protocol):
+    """A request to stop, as the loop sees it.
+
+    Attributes:
+        received: the number of the signal to stop by; None if there is none.
+        loses: set by the loop: whether the end of the process now would lose steps. Any thread may call it.
+    """
+
+    received: int | None
+    loses: Callable[[], bool]
+
+
 class Interruption:
-    """While entered, holds the first SIGTERM or Ctrl-C in `received`; a second Ctrl-C acts at once."""
+    """While entered, holds the first SIGTERM or Ctrl-C in `received`; a second Ctrl-C acts at once.
+
+    Attributes:
+        received, loses: see `StopRequest`.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.loses: Callable[[], bool] = lambda: False
 
     def __enter__(self) -> "Interruption":
         self._previous = {number: signal.signal(number, lambda number, _: self.receive(number)) for number in SIGNALS}

@@ -26,7 +26,7 @@ from kd_local.training.data_wait import DataWait
 from kd_local.training.evaluation import evaluate
 from kd_local.training.finite import StateCheck, check_scores
 from kd_local.training.inputs import ExtraTensor
-from kd_local.training.interruption import Interrupted, Interruption
+from kd_local.training.interruption import Interrupted, StopRequest
 from kd_local.training.metrics import EpochMetrics
 from kd_local.training.missing_records import missing_record
 from kd_local.training.records import EpochRecord, Observer, StepRecord, TrainingPlan
@@ -85,7 +85,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 10.0,
     observers: Sequence[Observer] = (),
-    interruption: Interruption | None = None,
+    interruption: StopRequest | None = None,
     extra: Mapping[str, ExtraTensor] = NOTHING,
     recorded: Collection[int] | None = None,
 ) -> Result:
@@ -108,7 +108,7 @@ def train(
         checkpoints: where to save and to resume from; None: nothing is saved.
         checkpoint_seconds: the shortest time between two checkpoints; the end of a run is always saved.
         observers: receive the plan and the records.
-        interruption: checked after every step.
+        interruption: checked after every step; its `loses` is set.
         extra: functions that return the other extra tensors of the method's programs, by name; `indices` and `epoch`
             are provided.
         recorded: the steps for which earlier starts of the run have an epoch record. If the run resumes at the end of
@@ -136,7 +136,8 @@ def train(
     records: list[EpochRecord] = [] if again is None else [again]
     for observer in observers if again is not None else ():
         observer.on_epoch(records[0])
-    saving = Saving(checkpoints, checkpoint_seconds, interruption, Agreement(len(take_step.plan.groups)), check)
+    agreement = Agreement(len(take_step.plan.groups))
+    saving = Saving(checkpoints, checkpoint_seconds, interruption, agreement, check, first_step=plan.first_step)
     step, stop = max(plan.first_step, plan.last_step), None
     stream = data.train.training_batches(
         seed=seed, batch_size=batch_size, start_step=plan.first_step, share=take_step.share
@@ -146,6 +147,7 @@ def train(
         for batch in wait.batches(islice(stream, plan.last_step - plan.first_step)):
             step, size = batch[0] + 1, len(batch[1])
             state, step_metrics = take_step(state, *batch)
+            saving.taken(step)
             wait.dispatched(step_metrics[take_step.plan.programs[0][-1]])
             metrics.add(step, step_metrics, size)
             check.after(step, state)

@@ -9,7 +9,7 @@ from kd_local.contract import State
 from kd_local.training.agreement import SAVE, Agreement
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from kd_local.training.finite import StateCheck
-from kd_local.training.interruption import Interruption
+from kd_local.training.interruption import StopRequest
 from kd_local.training.metrics import EpochMetrics
 from kd_local.training.records import TrainingPlan
 
@@ -47,15 +47,25 @@ def restore(
 
 
 class Saving:
-    """Saves the state at intervals and when the run is to stop, in all processes after the same step."""
+    """Saves the state at intervals and when the run is to stop, in all processes after the same step.
+
+    Args:
+        checkpoints: where to save; None: nothing is saved.
+        seconds: the shortest time between two checkpoints.
+        interruption: its `received` stops the run; its `loses` is set.
+        agreement: the agreement of all processes.
+        first_step: the number of steps done before this start.
+    """
 
     def __init__(
         self,
         checkpoints: Checkpoints | None,
         seconds: float,
-        interruption: Interruption | None,
+        interruption: StopRequest | None,
         agreement: Agreement,
         check: StateCheck,
+        *,
+        first_step: int,
     ) -> None:
         self._checkpoints = checkpoints
         self._seconds = seconds
@@ -63,6 +73,13 @@ class Saving:
         self._agreement = agreement
         self._check = check
         self._saved = time.monotonic()
+        self._first = self._taken = first_step
+        if interruption is not None:
+            interruption.loses = self._loses
+
+    def taken(self, step: int) -> None:
+        """Record that a step was dispatched: from now on the end of the process loses it, until it is saved."""
+        self._taken = step
 
     def after(self, step: int, state: State, metrics: EpochMetrics, *, last: bool) -> int | None:
         """Saves after a step, if the processes agreed on it or if it is the last step.
@@ -82,3 +99,7 @@ class Saving:
                 self._checkpoints.save(step, {"state": state, "sums": metrics.sums})
             self._saved = time.monotonic()
         return agreed if agreed > SAVE else None
+
+    def _loses(self) -> bool:
+        saved = self._checkpoints.complete if self._checkpoints is not None else None
+        return self._taken > max(self._first, saved or 0)

@@ -156,12 +156,10 @@ def test_tables_with_and_without_distillation(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path):
     workdir = tmp_path / "table"
     workdir.mkdir()
-    with FolderLock(workdir, report=print, stopped=lambda: False):
+    with FolderLock(workdir):
         status, out, err = run("memory", f"--workdir={workdir}", *SMALL, "--modules=1", "--nomeasure")
     assert (status, out) == (2, "")
-    assert re.fullmatch(
-        rf"error: workdir '{workdir}' is in use already, process {os.getpid()} on .*another --workdir\n", err
-    )
+    assert re.fullmatch(rf"error: workdir '{workdir}' is in use by process {os.getpid()} on .*another --workdir\n", err)
     assert not (workdir / "memory.jsonl").exists()
 
 

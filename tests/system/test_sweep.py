@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments.sweep.row_process import Stop, execute
+from experiments.ending import Ending
+from experiments.sweep.row_process import execute
 from tests.support.processes import ROOT, command, refused, wait_until
 
 TABLE2 = "experiments/configs/contsup/table2.py"
 
 
 def run_python(code: str, tmp_path: Path) -> str | None:
-    with Stop() as stop, (tmp_path / "lock").open("w") as lock:
-        return execute([sys.executable, "-c", code], environment=os.environ, stop=stop, descriptor=lock.fileno(),
+    with (tmp_path / "lock").open("w") as lock:
+        return execute([sys.executable, "-c", code], environment=os.environ, ending=Ending(), descriptor=lock.fileno(),
                        started=lambda process: None)  # fmt: skip
 
 
