@@ -66,7 +66,9 @@ _IGNORED = {
 DEFAULT_DISTILLATION = (KD, BLOCK_KD, LOCAL_DISTILLATION)
 
 _CONFIG = define_config()
-_MODULES = flags.DEFINE_string("modules", "1,2,4,8,16", "Numbers of modules K.")
+_MODULES = flags.DEFINE_string(
+    "modules", None, "Numbers of modules K. The default is those of 1,2,4,8,16 that the network has blocks for."
+)
 _CONTEXTS = flags.DEFINE_string("contexts", "R0,E,R1,R1E", "Contexts of local learning.")
 _DECODERS = flags.DEFINE_bool("decoders", True, "Add rows of local learning with decoders.")
 _DISTILLATION = flags.DEFINE_string(
@@ -92,7 +94,7 @@ def main(_: list[str]) -> None:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         check_given(given_keys(), _IGNORED)
         base = _base(_CONFIG.value)
-        modules = sorted(numbers("modules", _MODULES.value, example="1,2,4,8,16", lowest=1))
+        modules = _modules(_MODULES.value, base)
         rows = rows_of(modules, _contexts(_CONTEXTS.value), decoders=_DECODERS.value)
         rows += distillation_rows(_methods(_DISTILLATION.value, base), base)
         on = target(_TARGET.value, devices=_DEVICES.value)
@@ -219,6 +221,13 @@ def _alternatives(rows: Sequence[Row]) -> dict[str, Sequence[Any]]:
         "local.memory_budget": [None],
         "mesh.data": [_DEVICES.value],
     }
+
+
+def _modules(text: str | None, base: ConfigDict) -> list[int]:
+    if text is not None:
+        return sorted(numbers("modules", text, example="1,2,4,8,16", lowest=1))
+    blocks = len(build(base, fresh_teachers=True).network)
+    return [modules for modules in (1, 2, 4, 8, 16) if modules <= blocks]
 
 
 def _contexts(text: str) -> tuple[str, ...]:

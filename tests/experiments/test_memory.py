@@ -4,6 +4,7 @@ import pytest
 
 from experiments.configs import default
 from experiments.memory import measurements as memory_measurements
+from experiments.memory.__main__ import _base, _modules
 from experiments.memory.rows import Row, build_row, distillation_rows, in_order_of_effort, rows_of
 from experiments.memory.table import MIB, RowFigures, draw
 from kd_local.files import read_json_lines
@@ -128,3 +129,11 @@ def test_real_steps_allocate_memory_as_in_training(monkeypatch, tmp_path):
     measurements = memory_measurements.Measurements(default.get_config(), target("local"), 1, tmp_path, measure=True)
     measurements.of(Row("end_to_end"))
     assert seen == ["true"]
+
+
+def test_the_default_numbers_of_modules_are_those_of_the_network():
+    config = default.get_config()
+    assert _modules(None, _base(config)) == [1, 2, 4]
+    config.network.name = "resnet32"
+    assert _modules(None, _base(config)) == [1, 2, 4, 8, 16]
+    assert _modules("16,3", _base(config)) == [3, 16]
