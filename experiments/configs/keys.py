@@ -177,6 +177,16 @@ KEYS: Mapping[str, Key | Group] = {
             False, Switch(), "stores only the blocks' outputs and recomputes the rest", (when("method", "end_to_end"),)
         )
     },
+    "loss": {
+        "label_smoothing": Key(
+            0.0, Number(0, 1, open_high=True, example=0.1), "of the cross entropy of the labels in training; 0: none"
+        ),
+        "class_weights": Key(
+            placeholder(str),
+            Text("balanced, or a number above 0 for each class, with commas between"),
+            "of the cross entropy in training: `1,1,2`; `balanced`: images / (classes * images of the class)",
+        ),
+    },
     "teacher": {
         "network": Key(
             placeholder(str), _NETWORKS, "networks of the teachers; none: read from their folders", (TAUGHT,)

@@ -9,17 +9,27 @@ from experiments.from_config.numbers import numbers
 from experiments.from_config.teachers import DTYPES
 from kd_local.data import DatasetSpec
 from kd_local.errors import unknown
-from kd_local.local import REMATERIALIZABLE, CutNetwork, PixelScale, balanced_memory, cut, published_loss_scale
+from kd_local.local import (
+    REMATERIALIZABLE,
+    CutNetwork,
+    PixelScale,
+    TaskLoss,
+    balanced_memory,
+    cut,
+    published_loss_scale,
+)
 from kd_local.networks import Network
 from kd_local.sizes import parse_bytes
 
 BOUNDARY_RULES = ("equal", "balanced", "published")
 
 
-def cut_from_config(config: ConfigDict, network: Network, data: DatasetSpec, platform: str) -> CutNetwork:
+def cut_from_config(
+    config: ConfigDict, network: Network, data: DatasetSpec, platform: str, task_loss: TaskLoss
+) -> CutNetwork:
     """The network cut into modules as `config.local` says. In place of balanced boundaries it has equal ones.
 
-    `platform` is the platform to compile for: cpu, gpu or tpu.
+    `platform` is the platform to compile for: cpu, gpu or tpu. `task_loss` is used if the method is contsup.
 
     Raises:
         ValueError: a value of `config.local` that is unknown, out of range or does not fit the network.
@@ -49,6 +59,7 @@ def cut_from_config(config: ConfigDict, network: Network, data: DatasetSpec, pla
         image_encoder=local.image_encoder,
         head=local.head,
         loss=local.loss,
+        task_loss=task_loss if config.method == "contsup" else TaskLoss(),
         decoder=pixels if local.decoder else None,
         loss_scale=scale,
         aux_width=local.aux_width,

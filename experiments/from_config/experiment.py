@@ -20,6 +20,7 @@ from experiments.from_config.images import describe_images, read_images
 from experiments.from_config.methods import CUT_METHODS, method_from_config
 from experiments.from_config.start_weights import with_start
 from experiments.from_config.step_options import step_options
+from experiments.from_config.task_loss import task_loss
 from experiments.from_config.teachers import DTYPES
 from kd_local.contract import Method, trained_programs
 from kd_local.data import Data, DatasetSpec
@@ -78,7 +79,8 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     Args:
         config: the config.
         platform: the platform to compile for, cpu, gpu or tpu; None: the platform of the local devices.
-        fresh_teachers: if True, the weights of teachers are zeros and no file is read, for uses that need only shapes.
+        fresh_teachers: if True, the weights of teachers are zeros, balanced class weights are 1, and no file is read:
+            for uses that need only shapes.
 
     Raises:
         ValueError: a value is unknown or out of range, or weights of a teacher are missing or do not fit.
@@ -94,9 +96,10 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     schedule, optimizer = _optimization(config.optimizer, plan, config.epochs)
     options = step_options(config)
     # Cut for every method, so that a mistake in `local` is refused even if the method does not use it.
-    cut_network = cut_from_config(config, network, data, platform or mesh.devices.flat[0].platform)
+    loss = task_loss(config, data.classes, shapes_only=fresh_teachers)
+    cut_network = cut_from_config(config, network, data, platform or mesh.devices.flat[0].platform, loss)
     check_measurements(config)
-    method = method_from_config(config, network, cut_network, optimizer, data, fresh_teachers=fresh_teachers)
+    method = method_from_config(config, network, cut_network, optimizer, data, loss, fresh_teachers=fresh_teachers)
     check_step(method, mesh, options)
     local = config.method == "contsup"
     return Experiment(

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from experiments.from_config.numbers import numbers
-from kd_local.data import Augmentation, Data, DatasetSpec, describe, load
+from kd_local.data import Augmentation, Data, DatasetSpec, describe, load, training_labels
 from kd_local.paths import read_path
 
 
@@ -31,6 +33,11 @@ def read_images(config: ConfigDict, augmentation: Augmentation) -> Data:
         **_choice(config),
     )
     return replace(data, augmentation=augmentation)
+
+
+def read_training_labels(config: ConfigDict) -> Int32[np.ndarray, " n"]:
+    """The labels of the training images of the config."""
+    return training_labels(config.data.name, **_choice(config))
 
 
 def _choice(config: ConfigDict) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from kd_local.data import DatasetSpec
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss, Teacher
 from kd_local.distill.stepping_stones import stone_numbers
 from kd_local.errors import unknown
-from kd_local.local import ContSup, CutNetwork, EndToEnd
+from kd_local.local import ContSup, CutNetwork, EndToEnd, TaskLoss
 from kd_local.networks import Network
 
 CUT_METHODS = ("contsup", "local_distillation")
@@ -42,6 +42,7 @@ class Ingredients:
     stone_loss: StoneLoss
     optimizer: optax.GradientTransformation
     data: DatasetSpec
+    task_loss: TaskLoss
     fresh_teachers: bool
 
 
@@ -51,6 +52,7 @@ def method_from_config(
     cut_network: CutNetwork,
     optimizer: optax.GradientTransformation,
     data: DatasetSpec,
+    task_loss: TaskLoss,
     *,
     fresh_teachers: bool,
 ) -> Method:
@@ -68,6 +70,7 @@ def method_from_config(
         stone_loss=StoneLoss(**_hyper_parameters(config.local_distillation)),
         optimizer=optimizer,
         data=data,
+        task_loss=task_loss,
         fresh_teachers=fresh_teachers,
     )
     if config.method not in METHODS:
@@ -85,7 +88,7 @@ def _contsup(config: ConfigDict, of: Ingredients) -> Method:
 
 
 def _end_to_end(config: ConfigDict, of: Ingredients) -> Method:
-    return EndToEnd(of.network, of.optimizer, config.end_to_end.remat)
+    return EndToEnd(of.network, of.optimizer, config.end_to_end.remat, of.task_loss)
 
 
 def _distillation(config: ConfigDict, of: Ingredients) -> Method:
@@ -96,6 +99,7 @@ def _distillation(config: ConfigDict, of: Ingredients) -> Method:
         of.optimizer,
         examples=of.data.train,
         cached=config.teacher.cache is not None,
+        task_loss=of.task_loss,
     )
     _check_connectors(method, of.data.shape)
     return method
@@ -121,7 +125,7 @@ def _local_distillation(config: ConfigDict, of: Ingredients) -> Method:
     found = _teachers(config, of)
     if len(found) > 1:
         raise ValueError(f"{len(found)} teachers for local_distillation: give one, or use another method")
-    return LocalDistillation(of.network, found[0], of.stone_loss, of.optimizer, of.data.shape)
+    return LocalDistillation(of.network, found[0], of.stone_loss, of.optimizer, of.data.shape, of.task_loss)
 
 
 METHODS: Mapping[str, Callable[[ConfigDict, Ingredients], Method]] = {

@@ -67,12 +67,12 @@ def _plan(config: ConfigDict, on: Target | None, records: CompilationRecords | N
     on = target(devices=config.mesh.data) if on is None else on
     known = CompilationRecords() if records is None else records
     platform = on.mesh.devices.flat[0].platform
-    experiment = build(config, platform)
+    experiment = build(config, platform, fresh_teachers=True)
     everything = ",".join(name for name in REMATERIALIZABLE if name != "decoder" or config.local.decoder)
 
     def make(boundaries: Sequence[str], remat: bool = False) -> ContSup:
         decided = _decided(config, boundaries, everything if remat else config.local.remat)
-        method = build(decided, platform).method
+        method = build(decided, platform, fresh_teachers=True).method
         assert isinstance(method, ContSup)
         return method
 

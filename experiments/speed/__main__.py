@@ -183,6 +183,9 @@ def check_ignored(config: ConfigDict) -> None:
         raise ValueError(
             f"{unknown_there[0]} has no step in PyTorch: use {', '.join(IN_PYTORCH)}, or leave out --pytorch"
         )
+    for name, value in config.loss.items():
+        if value:
+            raise ValueError(f"loss.{name} is {value}, which PyTorch's step does not have: leave it, or --pytorch, out")
     if not re.fullmatch(r"resnet\d+", config.network.name):
         raise ValueError(f"{config.network.name} has no step in PyTorch: use a CIFAR ResNet, or leave out --pytorch")
     for name, there in (("loss", "softmax"), ("decoder", False), ("image_encoder", "full")):

@@ -5,7 +5,6 @@ from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
 from kd_local.distill.objective import TrainingBatch
-from kd_local.local.losses import softmax
 from kd_local.networks import Collection
 
 
@@ -22,6 +21,6 @@ def with_labels(
 
     The metrics contain the two terms, unweighted. The cross entropy is that of `logits`, by default the student's.
     """
-    cross_entropy = softmax(batch.student.logits if logits is None else logits, batch.labels)["loss"]
+    cross_entropy = batch.task_loss(batch.student.logits if logits is None else logits, batch.labels)["loss"]
     loss = ce_weight * cross_entropy + jnp.asarray(weight, distillation.dtype) * distillation
     return loss, {"cross_entropy": cross_entropy, "distillation": distillation}, batch_stats or {}

@@ -19,6 +19,7 @@ from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair
 from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
 from kd_local.local.losses import softmax
+from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.networks import Network, Variables, by_block, of_block
 from kd_local.state import Part, new_part, update_part, variables_of
 
@@ -41,6 +42,7 @@ class Distillation:
         objective: computes the loss, including the cross entropy of the labels.
         optimizer: updates the student and the connectors.
         examples: the number of training images, for an objective that stores a vector for each image (`CRD`).
+        task_loss: the cross entropy of the labels.
         cached: if True, no teacher runs: the extra tensors `teacher0_logits`, ... contain the teachers' logits.
 
     Raises:
@@ -54,10 +56,13 @@ class Distillation:
     optimizer: optax.GradientTransformation
     examples: int | None = field(default=None, kw_only=True)
     cached: bool = field(default=False, kw_only=True)
+    task_loss: TaskLoss = field(default=PLAIN, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.teachers:
             raise ValueError("no teacher: give at least one")
+        if self.objective.task_weight == 0:
+            self.task_loss.check_used("the cross entropy of the labels has weight 0", "use a larger weight")
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"examples is {self.examples}: use 1 or more, the number of training images")
         if self.objective.reads == "features":
@@ -99,7 +104,7 @@ class Distillation:
         """One program for the whole step."""
         names = tuple(name for name, _ in self.pairs)
         maps = tuple(teacher.renormalisation for teacher in self.teachers)
-        settings = _Settings(self.pairs, maps, self.objective, self.optimizer, self.cached)
+        settings = _Settings(self.pairs, maps, self.objective, self.optimizer, self.cached, self.task_loss)
         return (
             Program(
                 name=NAME,
@@ -181,6 +186,7 @@ class _Settings:
     objective: Objective
     optimizer: optax.GradientTransformation
     cached: bool
+    task_loss: TaskLoss
 
 
 def _teach(
@@ -211,7 +217,7 @@ def _teach(
         batch_stats, losses, all_metrics = {NAME: statistics}, [], []
         for (name, pair), variables, teacher, key in zip(settings.pairs, frozen, teacher_outputs, rngs, strict=True):
             remaining = partial(remaining_blocks, pair.teacher, variables)
-            batch = TrainingBatch(pair, student, teacher, remaining, labels, indices, epoch, key)
+            batch = TrainingBatch(pair, student, teacher, remaining, labels, indices, epoch, key, settings.task_loss)
             loss, metrics, batch_stats[name] = settings.objective.loss(of_block(whole, name), batch)
             losses.append(loss)
             all_metrics.append(metrics)

@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
+from kd_local.data.pixels import check_channels_last
 from kd_local.distill.connector import Connector
 from kd_local.distill.objective import Pair
 from kd_local.distill.outputs import output_shapes
@@ -26,6 +27,7 @@ from kd_local.distill.stepping_stones import Stone, connector_to, stepping_stone
 from kd_local.distill.stone_loss import StoneLoss
 from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
 from kd_local.local.losses import softmax
+from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.networks import Network, Variables, apply_block, by_block, init_block, of_block
 from kd_local.precision import at_least_float32
 from kd_local.state import Part, new_part, update_part, variables_of
@@ -71,6 +73,7 @@ class LocalDistillation:
         objective: the loss of every stone.
         optimizer: updates each module and its connector.
         shape: height, width and channels of the images.
+        task_loss: the cross entropy of the labels.
 
     Raises:
         ValueError: `objective.stones` names a stone that the two networks do not have, or a network has no maps.
@@ -81,10 +84,14 @@ class LocalDistillation:
     objective: StoneLoss
     optimizer: optax.GradientTransformation
     shape: tuple[int, int, int]
+    task_loss: TaskLoss = PLAIN
 
     def __post_init__(self) -> None:
         for network in (self.student, self.teacher.network):
             network.check_maps("local distillation")
+        check_channels_last(self.shape)
+        if self.objective.alpha == 0:
+            self.task_loss.check_used("the cross entropy of the labels has weight 0", "use a larger alpha")
         _ = self.modules  # refuses stones that do not exist
 
     @property
@@ -155,8 +162,10 @@ class LocalDistillation:
         students = tuple(
             Program(
                 name=module.name,
-                key=(module, self.pair, self.objective, self.optimizer),
-                function=partial(_train_module, module, self.teacher.network, self.objective, self.optimizer),
+                key=(module, self.pair, self.objective, self.task_loss, self.optimizer),
+                function=partial(
+                    _train_module, module, self.teacher.network, self.objective, self.task_loss, self.optimizer
+                ),
                 reads=(module.reads, "labels", "teacher_logits"),
                 writes=module.writes,
                 frozen=(TEACHER,),
@@ -233,6 +242,7 @@ def _train_module(
     module: StudentModule,
     teacher: Network,
     stone_loss: StoneLoss,
+    task_loss: TaskLoss,
     optimizer: optax.GradientTransformation,
     part: Part,
     frozen: tuple[Any, ...],
@@ -255,7 +265,7 @@ def _train_module(
                 module.connector, of_block(variables, "connector"), features, train=True
             )
             logits = remaining_blocks(teacher, frozen[0], module.stone.teacher, entered)
-            loss, metrics = stone_loss(logits, target, labels)
+            loss, metrics = stone_loss(logits, target, labels, task_loss)
             losses.append(loss if not module.last else module.stone.weight * loss)
         if module.last:
             student_logits = features
@@ -263,7 +273,7 @@ def _train_module(
                 head = module.blocks[module.end :]
                 student_logits, more = head.apply(head.select(blocks), features, train=True)
                 batch_stats["blocks"] = {**statistics, **more}
-            loss, own = stone_loss(student_logits, target, labels)
+            loss, own = stone_loss(student_logits, target, labels, task_loss)
             losses.append(loss)
             metrics = {**{f"stone_{name}": value for name, value in metrics.items()}, **own}
         written = () if module.last else (jax.lax.stop_gradient(features),)

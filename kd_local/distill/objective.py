@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.contract import Metrics
 from kd_local.distill.hyperparameters import check_hyperparameters
+from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.networks import Collection, Network, Variables
 
 
@@ -87,12 +88,14 @@ class TrainingBatch(EvaluationBatch):
         indices: the images' positions in the training set, from 0; zeros unless `needs_indices`.
         epoch: the current epoch, counted from 1.
         rng: a key for random choices in this step.
+        task_loss: the cross entropy of the labels.
     """
 
     labels: Int[Array, " batch"]
     indices: Int[Array, " batch"]
     epoch: Float[Array, ""]
     rng: PRNGKeyArray
+    task_loss: TaskLoss = PLAIN
 
 
 class Objective:
@@ -117,6 +120,11 @@ class Objective:
             ValueError: see `kd_local.distill.hyperparameters.check_hyperparameters`.
         """
         check_hyperparameters(self)
+
+    @property
+    def task_weight(self) -> float:
+        """The weight of `TrainingBatch.task_loss` in the loss."""
+        return getattr(self, "ce_weight", 1.0)
 
     @property
     def needs_epoch(self) -> bool:

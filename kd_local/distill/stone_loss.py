@@ -9,7 +9,7 @@ from kd_local.contract import Metrics
 from kd_local.distill.hyperparameters import check_hyperparameters
 from kd_local.distill.objectives.distances import DISTANCE, logit_distance
 from kd_local.distill.stepping_stones import StoneNumbers, Stones, check_stones
-from kd_local.local.losses import softmax
+from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.ranges import Flag, Temperature, Weight
 
 
@@ -43,9 +43,11 @@ class StoneLoss:
         check_hyperparameters(self)
         check_stones(self.stones)
 
-    def __call__(self, logits: Array, target: Array, labels: Array) -> tuple[Array, Metrics]:
+    def __call__(
+        self, logits: Array, target: Array, labels: Array, task_loss: TaskLoss = PLAIN
+    ) -> tuple[Array, Metrics]:
         """`(loss, metrics)` of the logits of a stone or of the student: the loss, its terms and the accuracy."""
-        of_labels = softmax(logits, labels)
+        of_labels = task_loss(logits, labels)
         distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
         distillation = distance(logits, target, labels)
         total = self.alpha * of_labels["loss"] + self.beta * distillation

@@ -11,6 +11,7 @@ from kd_local.local.losses import LOSSES
 from kd_local.local.module import REMATERIALIZABLE, LocalModule
 from kd_local.local.partition import balanced_memory, check_boundaries, equal_layers
 from kd_local.local.probes import probe_accuracy
+from kd_local.local.task_loss import TaskLoss, balanced_class_weights
 
 __all__ = [
     "HEADS",
@@ -23,6 +24,8 @@ __all__ = [
     "LocalModule",
     "LocalOutputs",
     "PixelScale",
+    "TaskLoss",
+    "balanced_class_weights",
     "balanced_memory",
     "check_boundaries",
     "cut",

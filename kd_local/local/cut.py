@@ -23,6 +23,7 @@ from kd_local.local.loss_scales import check_loss_scale, loss_weights
 from kd_local.local.losses import local_loss
 from kd_local.local.module import REMATERIALIZABLE, LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
+from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.models.layers import DType
 from kd_local.networks import Collection, Network, Variables, by_block, of_block
 from kd_local.ranges import Number, Range, check_arguments
@@ -196,6 +197,7 @@ def cut(
     image_encoder: str = "full",
     head: str = "1c2f",
     loss: str = "softmax",
+    task_loss: TaskLoss = PLAIN,
     decoder: PixelScale | None = None,
     loss_scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     aux_width: float = 1.0,
@@ -223,6 +225,7 @@ def cut(
             convolves at the boundary's resolution.
         head: the local heads: 0c1f, 0c2f, 1c1f, 1c2f, 1c3f or 2c2f, see `LocalHead`.
         loss: the local loss: softmax or contrast.
+        task_loss: the cross entropy of the labels, of the last module and of each local loss softmax.
         decoder: None, or the normalisation of the images: each module but the last then has a decoder, which
             reconstructs the images before normalisation.
         loss_scale: with decoders, the weights of reconstruction and head at the first boundary, then those at the last
@@ -271,6 +274,10 @@ def cut(
                 raise ValueError(
                     f"loss scale {scale}: both weights are 0 after {name}, so that module would not train; set one"
                 )
+    task_loss.check_classes(classes)
+    head_loss = task_loss if loss == "softmax" else local_loss(loss)
+    if head_loss is not task_loss and count > 1:
+        task_loss.check_used(f"the local loss {loss} of the modules before the last ignores it", "use loss softmax")
     contexts = Context.parse(context)
     needed = {source for module in range(count) for source in contexts.sources(module)}
     outputs = classes if loss == "softmax" else feature_width
@@ -292,7 +299,7 @@ def cut(
                 blocks=_numbered(network[start:end]),
                 contexts=contexts.networks(i, image_encoder=image_encoder, width=aux_width, dtype=dtype),
                 head=None if last else local,
-                loss=local_loss("softmax") if last else local_loss(loss),
+                loss=task_loss if last else head_loss,
                 classifies=last or loss == "softmax",
                 reconstruction=reconstruction,
                 writes_input=writes_input,

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
-from kd_local.local.losses import softmax
+from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.networks import Network, Variables
 from kd_local.state import Part, new_part, update_part, variables_of
 
@@ -30,11 +30,13 @@ class EndToEnd:
         optimizer: updates all parameters.
         remat: if True, only the blocks' outputs are stored, and the backward pass recomputes each block. This needs
             less memory and more time (gradient checkpointing; Chen et al., arXiv 1604.06174).
+        task_loss: the cross entropy of the labels.
     """
 
     network: Network
     optimizer: optax.GradientTransformation
     remat: bool = False
+    task_loss: TaskLoss = PLAIN
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A new state with one part. Only the shape and dtype of `images` matter."""
@@ -86,7 +88,7 @@ def _train_network(
     def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
         variables = {"params": params, "batch_stats": part["batch_stats"]}
         logits, statistics = method.network.apply(variables, images, train=True, remat=method.remat)
-        metrics = softmax(logits, labels)
+        metrics = method.task_loss(logits, labels)
         return metrics["loss"], (statistics, metrics)
 
     part, _, metrics = update_part(part, method.optimizer, objective)

@@ -16,3 +16,20 @@ def test_modules_are_counted_for_methods_that_cut_the_network(method, modules):
     config.local.modules = 2
     config.teacher.network = "resnet20"
     assert build(config, fresh_teachers=True).modules == modules
+
+
+@pytest.mark.parametrize("method", ["end_to_end", "contsup"])
+def test_the_loss_of_the_labels_is_that_of_the_config(method):
+    config = get_config()
+    config.method, config.loss.label_smoothing, config.loss.class_weights = method, 0.1, "balanced"
+    built = build(config).method
+    loss = built.task_loss if method == "end_to_end" else built.cut_network.modules[0].loss
+    assert loss.label_smoothing == 0.1 and len(loss.class_weights) == 10 and min(loss.class_weights) > 0.9
+    assert build(config, fresh_teachers=True) is not None
+    for text, error in (
+        ("1,2", "loss.class_weights has 2 numbers for 10"),
+        ("1,x", "loss.class_weights is '1,x': use"),
+    ):
+        config.loss.class_weights = text
+        with pytest.raises(ValueError, match=error):
+            build(config)

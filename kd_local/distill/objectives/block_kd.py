@@ -30,7 +30,6 @@ from kd_local.distill.stepping_stones import (
     stepping_stones,
     through_teacher,
 )
-from kd_local.local.losses import softmax
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import Flag, Temperature, WarmupEpochs, Weight
 
@@ -78,6 +77,10 @@ class BlockKD(Objective):
         check_stones(self.stones)
 
     @property
+    def task_weight(self) -> float:
+        return self.alpha
+
+    @property
     def needs_epoch(self) -> bool:
         return self.warmup_epochs > 0
 
@@ -92,12 +95,12 @@ class BlockKD(Objective):
         ensemble = jnp.stack(logits).mean(axis=0)
         if not self.ensemble_gradient:
             ensemble = jax.lax.stop_gradient(ensemble)
-        task = softmax(student, labels)["loss"]
+        task = batch.task_loss(student, labels)["loss"]
         distill = distance(student, batch.teacher.logits, labels)
         cross = distance(student, ensemble, labels)
         accuracies: Metrics = {}
         for stone, stone_logits in zip(stones, logits, strict=True):
-            of_labels = softmax(stone_logits, labels)
+            of_labels = batch.task_loss(stone_logits, labels)
             task += stone.weight * of_labels["loss"]
             distill += stone.weight * distance(stone_logits, batch.teacher.logits, labels)
             cross += stone.weight * distance(stone_logits, ensemble, labels)
