@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 SYSTEM = Path(__file__).parent / "system"
+collect_ignore_glob = ["golden/*.py"]  # programs that need packages of their own
 MAPPINGS = Path("/proc/self/maps")
 CACHE = Path(tempfile.gettempdir()) / f"kd_local-jax-cache-{getpass.getuser()}"
 

@@ -132,7 +132,7 @@ def run(method: Method, devices: int, sizes: tuple[int, ...], dtype: type = np.f
 
 
 # One of each kind of method; heads, losses, decoders and objectives have tests of their own.
-USUAL = {"contsup R1E", "block_kd", "local_distillation"}
+USUAL = {"contsup R1E", "block_kd"}
 # The last, smaller batch is a compilation more: it is tried where the loss depends on the batch, and once else.
 SMALLER = {
     "end_to_end", "contsup R0", "contsup E contrast", "contsup decoder contrast", "rkd", "crd", "sp",

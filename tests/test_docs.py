@@ -25,7 +25,7 @@ def test_the_readme_opens_with_the_two_lines():
     ]
 
 
-@pytest.mark.usually("adding")
+@pytest.mark.exhaustive
 @named([README, *GUIDES])
 def test_code_runs(page):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)

@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.command_line import USAGE_STATUS, fail, numbers, parse
+from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
 from experiments.folders import workdirs
@@ -39,7 +39,9 @@ from experiments.memory.rows import (
     distillation_rows,
     has_teacher,
     in_order_of_effort,
+    module_numbers,
     rows_of,
+    table_config,
 )
 from experiments.memory.table import RowFigures, memory_table
 from experiments.tables import say
@@ -93,8 +95,8 @@ def main(_: list[str]) -> None:
         # The accelerator's memory is left to the process that runs real steps.
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         check_given(given_keys(), _IGNORED)
-        base = _base(_CONFIG.value)
-        modules = _modules(_MODULES.value, base)
+        base = table_config(_CONFIG.value)
+        modules = module_numbers(_MODULES.value, base)
         rows = rows_of(modules, _contexts(_CONTEXTS.value), decoders=_DECODERS.value)
         rows += distillation_rows(_methods(_DISTILLATION.value, base), base)
         on = target(_TARGET.value, devices=_DEVICES.value)
@@ -187,18 +189,6 @@ def _run_all(
     return records, failures
 
 
-def _base(config: ConfigDict) -> ConfigDict:
-    """The config with fixed values for the keys that rows set or that do not change a step's memory.
-
-    Equal tables therefore have equal configs.
-    """
-    base = Row("end_to_end").config(config)
-    base.local.boundaries = config.local.boundaries
-    base.seed = 0
-    base.steps = None
-    return base
-
-
 def _check(config: ConfigDict, rows: Sequence[Row]) -> None:
     """Builds the config and all rows, so that errors are raised before any compilation. Cuts are not balanced yet.
 
@@ -207,7 +197,7 @@ def _check(config: ConfigDict, rows: Sequence[Row]) -> None:
     """
     build(config, fresh_teachers=has_teacher(config))
     for row in rows:
-        build(row.config(_base(config)), fresh_teachers=True)
+        build(row.config(table_config(config)), fresh_teachers=True)
 
 
 def _alternatives(rows: Sequence[Row]) -> dict[str, Sequence[Any]]:
@@ -221,13 +211,6 @@ def _alternatives(rows: Sequence[Row]) -> dict[str, Sequence[Any]]:
         "local.memory_budget": [None],
         "mesh.data": [_DEVICES.value],
     }
-
-
-def _modules(text: str | None, base: ConfigDict) -> list[int]:
-    if text is not None:
-        return sorted(numbers("modules", text, example="1,2,4,8,16", lowest=1))
-    blocks = len(build(base, fresh_teachers=True).network)
-    return [modules for modules in (1, 2, 4, 8, 16) if modules <= blocks]
 
 
 def _contexts(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
 
+from experiments.command_line import numbers
 from experiments.from_config.experiment import build
 from kd_local.contract import Method
 from kd_local.distill import OBJECTIVES, LocalDistillation
@@ -183,3 +184,23 @@ def in_order_of_effort(rows: Sequence[Row]) -> list[Row]:
         return 10, row.modules
 
     return sorted(rows, key=effort)
+
+
+def table_config(config: ConfigDict) -> ConfigDict:
+    """The config with fixed values for the keys that rows set or that do not change a step's memory.
+
+    Equal tables therefore have equal configs.
+    """
+    base = Row("end_to_end").config(config)
+    base.local.boundaries = config.local.boundaries
+    base.seed = 0
+    base.steps = None
+    return base
+
+
+def module_numbers(text: str | None, base: ConfigDict) -> list[int]:
+    """The numbers of modules in a flag's text. The default: 1, 2, 4, 8 and 16, up to the number of blocks."""
+    if text is not None:
+        return sorted(numbers("modules", text, example="1,2,4,8,16", lowest=1))
+    blocks = len(build(base, fresh_teachers=True).network)
+    return [modules for modules in (1, 2, 4, 8, 16) if modules <= blocks]

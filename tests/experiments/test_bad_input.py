@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from experiments.ending import ENDING
 from experiments.train import __main__ as program
 
 CONFIGS = Path(program.__file__).parents[1] / "configs"
@@ -204,6 +205,8 @@ def start(arguments: list[str], workdir: Path) -> tuple[int, str, str]:
             return int(stopped.code or 0), out.getvalue(), err.getvalue()
         except Trains:
             return 0, out.getvalue(), err.getvalue()
+        finally:
+            ENDING.clean()  # as at the end of the process
     raise AssertionError("neither refused nor trained")
 
 

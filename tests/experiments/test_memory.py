@@ -4,8 +4,15 @@ import pytest
 
 from experiments.configs import default
 from experiments.memory import measurements as memory_measurements
-from experiments.memory.__main__ import _base, _modules
-from experiments.memory.rows import Row, build_row, distillation_rows, in_order_of_effort, rows_of
+from experiments.memory.rows import (
+    Row,
+    build_row,
+    distillation_rows,
+    in_order_of_effort,
+    module_numbers,
+    rows_of,
+    table_config,
+)
 from experiments.memory.table import MIB, RowFigures, draw
 from kd_local.files import read_json_lines
 from kd_local.memory import target
@@ -133,7 +140,7 @@ def test_real_steps_allocate_memory_as_in_training(monkeypatch, tmp_path):
 
 def test_the_default_numbers_of_modules_are_those_of_the_network():
     config = default.get_config()
-    assert _modules(None, _base(config)) == [1, 2, 4]
+    assert module_numbers(None, table_config(config)) == [1, 2, 4]
     config.network.name = "resnet32"
-    assert _modules(None, _base(config)) == [1, 2, 4, 8, 16]
-    assert _modules("16,3", _base(config)) == [3, 16]
+    assert module_numbers(None, table_config(config)) == [1, 2, 4, 8, 16]
+    assert module_numbers("16,3", table_config(config)) == [3, 16]

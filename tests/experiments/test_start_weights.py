@@ -44,6 +44,7 @@ def equal(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, dict(ours), dict(theirs))
 
 
+@pytest.mark.exhaustive
 def test_every_kind_of_method_starts_with_the_weights_of_a_file(tmp_path):
     path, variables = file_of(tmp_path, 10)
     whole = build(config_of(path, method="end_to_end"))

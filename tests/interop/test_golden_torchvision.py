@@ -16,6 +16,8 @@ from kd_local.models.class_token import class_token_transformer
 from kd_local.models.vgg import vgg
 from kd_local.networks import apply_block, of_block
 
+pytestmark = pytest.mark.exhaustive
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "torchvision.npz"
 CLASSES = 7
 NETWORKS = {

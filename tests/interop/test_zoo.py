@@ -68,6 +68,7 @@ def test_names(name, first, last):
     assert found[-1] == last
 
 
+@pytest.mark.exhaustive
 def test_names_of_blocks_that_change_the_shape():
     networks = {name: create(name, classes=5) for name in ("resnet18", "resnet18_cifar")}
     names = {name: network_to_torch(network, zeros(network)) for name, network in networks.items()}

@@ -107,6 +107,7 @@ def test_estimates_count_what_is_carried_and_saved():
     assert features < remat < plain
 
 
+@pytest.mark.exhaustive
 def test_estimates_include_the_state_of_all_modules():
     for context in ("R0", "R1E"):
         make = maker(context)

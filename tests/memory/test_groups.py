@@ -17,6 +17,7 @@ IMAGE, BATCH = (8, 8, 3), 8
 METHOD = ContSup(cut(tiny.network(10), 3, classes=10, context="R0"), optax.sgd(0.1))
 
 
+@pytest.mark.exhaustive
 def test_the_time_of_a_group_is_the_sum_over_its_pieces():
     known, here = CompilationRecords(), target()
     (alone,) = group_footprints(METHOD, IMAGE, BATCH, here, records=known)

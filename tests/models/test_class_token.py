@@ -17,6 +17,8 @@ from kd_local.models import create
 from kd_local.models.class_token import class_token_transformer
 from tests.support import tiny
 
+pytestmark = pytest.mark.exhaustive
+
 TOKENS = class_token_transformer(classes=4, width=12, heads=3, depth=4, patch_size=4)
 MAPS = tiny.network()
 IMAGES = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)

@@ -9,6 +9,8 @@ from kd_local.models.imagenet_resnet import Bottleneck
 from kd_local.models.resnet import BasicBlock
 from kd_local.networks import Network
 
+pytestmark = pytest.mark.exhaustive
+
 
 def count(network) -> int:
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

@@ -6,6 +6,8 @@ import pytest
 from kd_local.models import create, mobilenetv2
 from kd_local.models.layers import ConvNorm
 
+pytestmark = pytest.mark.exhaustive
+
 
 def count(network) -> int:
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

@@ -7,6 +7,8 @@ from kd_local.models import create
 from kd_local.models.layers import average_pool
 from kd_local.models.shufflenet import DownUnit, ShuffleUnit, SplitUnit, shuffle
 
+pytestmark = pytest.mark.exhaustive
+
 
 def count(network) -> int:
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

@@ -59,7 +59,7 @@ def assert_equal(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.usually("end_to_end")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", METHODS)
 @jax.numpy_dtype_promotion("standard")
 def test_devices_normalise_like_one_device_part_by_part(name):

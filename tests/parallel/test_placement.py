@@ -63,6 +63,7 @@ def test_bytes_that_move_between_groups():
     assert transfers_between_groups(plan.calls, plan.placement) == expected
 
 
+@pytest.mark.exhaustive
 def test_the_default_placement_balances_multiply_adds():
     method = ContSup(cut(resnet(8, classes=10), 4, classes=10, context="R0"), optax.sgd(0.1))
     images, labels = np.zeros((4, 8, 8, 3), np.float32), np.zeros(4, np.int32)

@@ -105,6 +105,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(data, tmp_path, stop_
     equal(whole.state, again.state)
 
 
+@pytest.mark.exhaustive
 def test_the_seed_determines_the_state(data):
     one, same, other = (train(METHOD, data, epochs=1, steps=2, batch_size=16, seed=seed).state for seed in (1, 1, 2))
     equal(one, same)

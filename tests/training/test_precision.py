@@ -101,6 +101,7 @@ def equations(jaxpr):
             yield from equations(sub)
 
 
+@pytest.mark.exhaustive
 def test_losses_and_sums_are_float32_and_convolutions_are_bfloat16(half):
     _, low = half
     for program, arguments, *_ in each_program(low):

@@ -94,6 +94,7 @@ def test_other_cached_logits_change_a_run(tmp_path):
     assert np.abs(head(right) - head(wrong)).max() > 1e-2
 
 
+@pytest.mark.exhaustive
 def test_a_row_has_the_logits_of_its_steps_batch(tmp_path):
     cache, teacher = make_cache(tmp_path), make_teacher()
     cache.fill()

@@ -88,7 +88,7 @@ def plain_loss(params, batch_stats, objective: BlockKD, teacher_variables, image
     return objective.alpha * task + objective.beta * distill + objective.gamma * cross
 
 
-@pytest.mark.usually("first stone")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "objective",
     [
@@ -136,7 +136,7 @@ def test_stones_out_of_range_are_refused(chosen):
         method(BlockKD(stones=chosen)).init(jax.random.key(0), LIKE)
 
 
-@pytest.mark.parametrize("chosen", ["some", "", "2,3", ()])
+@pytest.mark.parametrize("chosen", ["some", "2,3", ()])
 def test_stones_that_are_not_numbers_are_refused(chosen):
     with pytest.raises(ValueError, match=rf"stones is {re.escape(repr(chosen))}: use all, or the numbers"):
         BlockKD(stones=chosen)
