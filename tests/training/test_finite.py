@@ -247,7 +247,7 @@ def test_a_run_ends_within_a_stated_number_of_steps(poison, mesh):
         on_step = staticmethod(lambda record: seen.append(record.step))
 
     with pytest.raises(NotFiniteError, match="it was finite after step 0") as error:
-        train(Counts(), DATA, epochs=1, batch_size=2, mesh=device_mesh(*mesh), observers=(Watch(),))
+        train(Counts(), tiny.data(120, 4), epochs=1, batch_size=2, mesh=device_mesh(*mesh), observers=(Watch(),))
     assert (error.value.program, error.value.kind, error.value.step) == ("second", "optimizer state", CHECK_EVERY)
     assert error.value.path == "0"
     assert seen == list(range(1, CHECK_EVERY + 1))  # the next ones were in flight
