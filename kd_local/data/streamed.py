@@ -203,11 +203,12 @@ class _Stream:
 
     def __init__(self, source: _TrainingBatches | _EvaluationBatches, start: int, workers: int) -> None:
         grain = _grain()
+        self._shared = None
         if workers and source.records.chosen is not None:
             # One copy for all workers. It also keeps the data that start a worker small: if a worker were killed before
             # it had read large data, the process that writes them would wait forever.
-            records = replace(source.records, chosen=_shared(source.records.chosen))
-            source = replace(source, records=records)
+            self._shared = _shared(source.records.chosen)
+            source = replace(source, records=replace(source.records, chosen=self._shared))
         at_once = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         batches = grain.MapDataset.source(source)[start:].to_iter_dataset(at_once)
         if workers:
@@ -244,6 +245,10 @@ class _Stream:
             self._iterator.close()
         # Freed now, because its destructor would close it again, which is too late at the end of a program.
         self._iterator = None
+        if self._shared is not None:
+            # By name, since grain's objects refer to the array and to each other, and may live until the end.
+            self._shared.shm.unlink()
+            self._shared = None
 
 
 _OPEN: WeakSet[_Stream] = WeakSet()
@@ -256,11 +261,10 @@ def _close_all() -> None:
         stream.close()
 
 
-def _shared(array: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """A copy in shared memory. The shared memory is freed with the copy."""
+def _shared(array: Int64[np.ndarray, " n"]) -> Any:
+    """A copy in shared memory, a numpy array with the attribute `shm`."""
     copy = _grain().multiprocessing.SharedMemoryArray(array.shape, array.dtype)
     copy[:] = array
-    copy.unlink_on_del()
     return copy
 
 

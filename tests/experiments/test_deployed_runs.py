@@ -36,6 +36,7 @@ def contsup(tmp_path_factory):
     return folder, method, state
 
 
+@pytest.mark.exhaustive
 def test_the_state_of_a_run_gives_its_logits_and_exits(contsup):
     folder, method, state = contsup
     images = tiny.batch(2, shape=SHAPE)[0]

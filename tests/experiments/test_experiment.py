@@ -6,6 +6,7 @@ from experiments.configs.default import get_config
 from experiments.from_config.experiment import build
 
 
+@pytest.mark.usually("local_distillation-3")
 @pytest.mark.parametrize(
     ("method", "modules"), [("contsup", 2), ("end_to_end", None), ("block_kd", None), ("local_distillation", 3)]
 )

@@ -231,6 +231,7 @@ TOO_LARGE = (
 )
 
 
+@pytest.mark.usually("error3-text3", "error1-the disk that holds {} is full: checkpoint 8 could not be saved")
 @pytest.mark.parametrize(
     ("error", "text"),
     [

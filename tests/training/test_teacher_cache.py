@@ -328,6 +328,7 @@ def test_a_disk_that_becomes_full_is_reported_and_written_rows_remain(tmp_path, 
     assert cache.missing().size == 0
 
 
+@pytest.mark.exhaustive
 def test_a_batch_that_was_not_cached_is_refused(tmp_path):
     cache = make_cache(tmp_path)
     supply, method = cache.fill(), distillation((make_teacher(),), True)

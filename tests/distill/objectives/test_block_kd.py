@@ -119,6 +119,7 @@ def test_the_gradient_equals_that_of_the_plain_composition(objective):
     jax.tree.map(np.testing.assert_array_equal, after["teacher0"], before[1])
 
 
+@pytest.mark.exhaustive
 def test_teacher_parameters_are_arguments_and_not_constants():
     distillation = method(BlockKD())
     images, labels = jax.ShapeDtypeStruct((6, *SHAPE), jnp.float32), jax.ShapeDtypeStruct((6,), jnp.int32)

@@ -113,7 +113,7 @@ def test_a_batch_of_one(name, training_batches, examples):
     assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), (total, gradients)))
 
 
-@pytest.mark.usually("0.0-kd", "0.0-at", "0.0-rkd", "0.0-crd", "0.0-pkt", "0.0-simkd", "0.0-dist", "None-kd")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [None, 0.0])
 def test_gradients_are_finite_for_equal_outputs(name, value, training_batches, examples):
