@@ -139,7 +139,7 @@ def read_rows(file: str, texts: Mapping[str, str], overrides: Mapping[str, Any])
     given = {item.partition("=")[0] for item in options.split(",") if item}
     for row in rows.names:
         for name in given & {item.partition("=")[0] for item in row.split(",")}:
-            raise ValueError(f"option {name!r} of {file} is what its rows differ in: choose rows by --rows={name}=...")
+            raise ValueError(f"option {name!r} of {file}: its rows set this option: choose rows by --rows={name}=...")
     runs = [Run(row, 0) for row in rows.names]
     configs = [rows.config(run) for run in runs]
     for row, config in zip(rows.names, configs, strict=True):

@@ -48,9 +48,10 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, 
         for run in runs:
             check(run.folder(workdir), rows.config(run))
         _check_data([rows.config(run) for run in runs if finished(run.folder(workdir), rows.config(run)) is None])
-        workdir.mkdir(parents=True, exist_ok=True)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir", USAGE_STATUS)
     console = Console() if sys.stdout.isatty() else Console(width=140)

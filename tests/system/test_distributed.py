@@ -44,7 +44,7 @@ def last_record(workdir):
     return {
         name: value
         for name, value in record.items()
-        if name not in ("seconds", "images_per_second", "data_wait_seconds")
+        if name not in ("seconds", "images_per_second", "data_wait_seconds", "crc32")
     }
 
 

@@ -28,7 +28,7 @@ def test_the_program_prints_a_table_and_a_line_and_leaves_no_files(tmp_path: Pat
 
 def test_bad_input_is_refused() -> None:
     commands = [
-        (["--workers=two"], "error: --workers=two: use whole numbers from 0, separated by commas"),
+        (["--workers=two"], "error: --workers=two: use whole numbers from 0 to 1000000, separated by commas"),
         (["--images=0"], "error: --images=0: use 1 or more"),
         (["--size=large"], "error: flag --size=large"),
         (["more"], "error: unexpected argument 'more': use flags"),

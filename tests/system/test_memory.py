@@ -30,7 +30,10 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--target=tpu:v5e"], "target 'tpu:v5e' needs XLA's TPU compiler, the package libtpu: pip install"),
     (["--modules=0"], "--modules=0: use whole numbers from 1"),
     (["--modules=99"], "99 modules for a network of 5 blocks: use 1 to 5"),
-    (["--modules=x"], "--modules=x: use whole numbers from 1, separated by commas, such as --modules=1,2,4,8,16"),
+    (
+        ["--modules=x"],
+        "--modules=x: use whole numbers from 1 to 1000000, separated by commas, such as --modules=1,2,4,8,16",
+    ),
     (["--modules="], "--modules=: use whole numbers"),
     (["--modules=1", "--contexts=R-1"], "unknown context 'R-1': use R0, E, R1, R1E, or Rn / RnE with n >= 1"),
     (["--modules=1", "--devices=0"], "a mesh of 0 devices"),

@@ -30,5 +30,5 @@ def test_modules_over_devices_are_measured(tmp_path):
 
 
 def test_bad_input_is_refused(tmp_path):
-    message = "--module=2,x: use whole numbers from 1, separated by commas, such as --module=2,4"
+    message = "--module=2,x: use whole numbers from 1 to 1000000, separated by commas, such as --module=2,4"
     refused("pipeline", [([f"--workdir={tmp_path}", "--module=2,x"], message)])

@@ -21,7 +21,7 @@ def test_bad_input_is_refused(tmp_path):
     refused(
         "speed",
         [
-            ([folder, "--modules=x"], "--modules=x: use whole numbers from 1, separated by commas"),
+            ([folder, "--modules=x"], "--modules=x: use whole numbers from 1 to 1000000, separated by commas"),
             ([folder, "--forms=fast"], "form"),
             ([folder, "--methods=kd"], "teacher"),
             ([folder, "--config.step=joined"], "step is joined, which the rows would ignore"),

@@ -46,7 +46,7 @@ def final(workdir: Path):
 
 def records(workdir: Path) -> list[dict]:
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    timed = ("seconds", "images_per_second", "data_wait_seconds")
+    timed = ("seconds", "images_per_second", "data_wait_seconds", "crc32")
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
@@ -145,8 +145,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(reference, tmp
 def test_a_misspelt_key_is_refused_by_the_program_itself(tmp_path):
     status, out, err = finish(start(tmp_path, **{"optimzer.learning_rate": 1}))
     assert (status, out) == (2, "")
-    assert err.startswith("error: unknown config key 'optimzer.learning_rate': use ")
-    assert "nearest: optimizer.learning_rate" in err
+    assert err.startswith("error: unknown config key 'optimzer.learning_rate': the nearest are optimizer.learning_rate")
 
 
 def test_a_finished_run_shows_its_result_again(reference):
