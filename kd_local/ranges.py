@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from kd_local.errors import unknown
 
 
+@runtime_checkable
 class Range(Protocol):
     """The values that something may have. `str` of it is a description, such as `a number in [0, 1)`."""
 
@@ -44,8 +45,8 @@ class Number:
         note: added to the error.
     """
 
-    low: float
-    high: float
+    low: float | int
+    high: float | int
     whole: bool = False
     open_low: bool = False
     open_high: bool = False
