@@ -171,7 +171,7 @@ class Numbers:
     each: Number
     least: int = 0
     rising: bool = False
-    example: tuple[float, ...] = ()
+    example: tuple[float | int, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
         if not isinstance(value, tuple | list) or len(value) < self.least or len(value) > 1000:
@@ -184,7 +184,7 @@ class Numbers:
         if self.rising and list(value) != sorted(set(value)):
             raise self._error(name, value)
 
-    def read(self, name: str, text: str) -> tuple[float, ...]:
+    def read(self, name: str, text: str) -> tuple[float | int, ...]:
         parts = [part.strip() for part in text.strip().removeprefix("(").removesuffix(")").split(",")]
         parts = parts[:-1] if parts[-1] == "" else parts  # (3,)
         parts = [] if parts == ["none"] else parts
@@ -219,7 +219,7 @@ def _written(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
-def _shown(number: float) -> str:
+def _shown(number: float | int) -> str:
     return str(number) if isinstance(number, int) else f"{number:.7g}"
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -96,6 +96,7 @@ class CheckedRows:
         return zlib.crc32(content, zlib.crc32(f"{self.name}/{row}".encode()))
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Writes the row with the index `row`."""
 

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -22,6 +22,7 @@ class Interrupted(Exception):
         self.step = step
 
 
+@runtime_checkable
 class StopRequest(Protocol):
     """A request to stop, as the loop sees it.
 
