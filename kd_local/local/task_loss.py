@@ -101,8 +101,8 @@ PLAIN = TaskLoss()
 
 
 def balanced_class_weights(labels: Int[np.ndarray, " n"], classes: int) -> tuple[float, ...]:
-    """The weights n / (classes * n_c), with n_c the number of labels of class c:
-    All classes then have the same total weight.
+    """The weights n / (classes * n_c), with n_c the number of labels of class c. All classes
+    then have the same total weight.
 
     >>> balanced_class_weights(np.array([0, 0, 0, 1]), 2)
     (0.6666666666666666, 2.0)
