@@ -106,8 +106,10 @@ def free_executables():
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Marks tests by their folder, and those that `usually(...)` does not name as exhaustive."""
-    unknown = {}
+    unknown, typed = {}, config.getoption("jaxtyping_packages", None)
     for item in items:
+        if typed and item.get_closest_marker("untyped"):
+            item.add_marker(pytest.mark.skip(reason="annotations are checked first"))
         if SYSTEM in item.path.parents:
             item.add_marker(pytest.mark.system)
         if (usual := item.get_closest_marker("usually")) is None:

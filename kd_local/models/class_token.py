@@ -17,7 +17,7 @@ from kd_local.models.convolution import conv2d
 from kd_local.models.layers import DType
 from kd_local.models.vision_transformer import (
     EncoderBlock,
-    LayerNorm,
+    LayerNormClassifier,
     check_patches,
     check_sizes,
     in_four_stages,
@@ -58,27 +58,12 @@ class TokenEmbedding(nn.Module):
         return (y + positions.astype(y.dtype))[:, None]
 
 
-class TokenClassifier(nn.Module):
+class TokenClassifier(LayerNormClassifier):
     """Head: layer normalisation of the class token and a linear layer that starts at zero. Returns the logits."""
-
-    classes: int
-    dtype: DType = None
-    layers: ClassVar[int] = 1
-
-    def setup(self) -> None:
-        self.norm = LayerNorm(dtype=self.dtype)
-        self.linear = nn.Dense(self.classes, dtype=self.dtype, kernel_init=nn.initializers.zeros)
 
     def pool(self, x: Float[Array, "batch 1 tokens c"], *, train: bool) -> Float[Array, "batch c"]:
         """The normalised class token, the input of the linear layer."""
         return self.norm(x[:, :, :1])[:, 0, 0]
-
-    def classify(self, pooled: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
-        """The logits for features from `pool`."""
-        return self.linear(pooled)
-
-    def __call__(self, x: Float[Array, "batch 1 tokens c"], *, train: bool) -> Float[Array, "batch k"]:
-        return self.classify(self.pool(x, train=train))
 
 
 def class_token_transformer(

@@ -66,6 +66,7 @@ def test_channel_of_one_value_is_not_scaled() -> None:
 IMAGES, LABELS = _arrays()
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("train", "arguments", "text"),
     [

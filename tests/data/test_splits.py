@@ -134,6 +134,7 @@ def _split(examples: int) -> Split:
     return Split(images, np.arange(examples, dtype=np.int32) * 10)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("images", "labels", "text"),
     [

@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -137,7 +138,8 @@ def test_a_folder_without_facts_gets_them_with_a_note(tmp_path):
 
 
 def distillation(found: tuple[Teacher, ...]) -> Distillation:
-    return Distillation(tiny.network(10), found, OBJECTIVES["kd"](), make_optimizer("sgd", 0.1))
+    optimizer = make_optimizer("sgd", optax.constant_schedule(0.1))
+    return Distillation(tiny.network(10), found, OBJECTIVES["kd"](), optimizer)
 
 
 def test_an_exchanged_teacher_is_refused(teacher_run, tmp_path):

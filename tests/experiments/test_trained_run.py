@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -65,7 +66,7 @@ def test_a_teacher_of_another_normalisation_gets_its_own(run):
     one = config(method="kd", **{"teacher.weights": str(folder)})
     (teacher,) = teachers(one, classes=10, shape=(8, 8, 1), normalisation=USUAL)
     pixels = np.float32([0.0, 100.0, 255.0]).reshape(3, 1, 1, 1)
-    given = teacher.renormalisation((pixels - USUAL[0][0]) / USUAL[1][0])
+    given = teacher.renormalisation(jnp.asarray((pixels - USUAL[0][0]) / USUAL[1][0]))
     np.testing.assert_allclose(given, (pixels - 229.5) / 25.5, rtol=1e-5)
     (teacher,) = teachers(one, classes=10, shape=(8, 8, 1), normalisation=((229.5,), (25.5,)))
     assert teacher.renormalisation is None

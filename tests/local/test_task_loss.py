@@ -84,11 +84,11 @@ def test_options_that_no_loss_would_use_are_refused():
     variables = jax.eval_shape(student.init, jax.random.key(0), images)
     teacher, loss = Teacher(student, variables), TaskLoss(label_smoothing=0.1)
     text = "label_smoothing is 0.1, but the cross entropy of the labels has weight 0: use a larger"
-    for objective in (KD(ce_weight=0), OBJECTIVES["simkd"]()):
+    for objective in (KD(ce_weight=0.0), OBJECTIVES["simkd"]()):
         with pytest.raises(ValueError, match=text):
             Distillation(student, (teacher,), objective, optax.sgd(0.1), task_loss=loss)
     with pytest.raises(ValueError, match=text):
-        LocalDistillation(student, teacher, StoneLoss(alpha=0), optax.sgd(0.1), (8, 8, 3), loss)
+        LocalDistillation(student, teacher, StoneLoss(alpha=0.0), optax.sgd(0.1), (8, 8, 3), loss)
     with pytest.raises(ValueError, match="but the local loss contrast of the modules before the last ignores it"):
         cut(student, 2, classes=4, loss="contrast", task_loss=loss)
     with pytest.raises(ValueError, match="class_weights has 2 numbers for 4 classes"):

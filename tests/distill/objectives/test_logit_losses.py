@@ -151,7 +151,7 @@ def test_distances_out_of_range_are_refused():
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 300.0, 3000.0, 1e4])
 @pytest.mark.parametrize(
-    "loss", [kd_loss, lambda *logits, temperature: dkd_loss(*logits, LABELS, temperature=temperature)]
+    "loss", [kd_loss, lambda *logits, temperature: dkd_loss(*logits, jnp.asarray(LABELS), temperature=temperature)]
 )
 def test_a_divergence_in_float32_is_that_of_float64(loss, temperature):
     exact = loss(jnp.asarray(STUDENT), jnp.asarray(TARGET), temperature=temperature)

@@ -224,6 +224,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(("name", "numbers", "text"), WRONG)
 def test_numbers_out_of_range_are_refused(name, numbers, text):
     with pytest.raises(ValueError, match=text):
