@@ -11,7 +11,6 @@ if __name__ == "__main__":
     ENDING.watch()  # the imports below take seconds
 
 import errno
-import json
 import sys
 import time
 import traceback
@@ -38,24 +37,21 @@ from experiments.from_config.facts import facts_of_run
 from experiments.from_config.planning import PLAN, left_to_measurement, planned
 from experiments.from_config.step_timer import placement
 from experiments.from_config.teachers import save_network
-from experiments.tables import say, summary_table, terminal_table
 from experiments.train.processes import agree, shared_options
-from experiments.train.summary import peak_memory, summarise
+from experiments.train.results import compared_with_teachers, show, title_of, write_results
+from experiments.train.summary import peak_memory
 from experiments.train.teacher_caches import FillingStopped, cached_logits, caches
-from kd_local.contract import HasTeachers, State, TrainsNetwork
+from kd_local.contract import TrainsNetwork
 from kd_local.data import Data, DataError
-from kd_local.files import replace_text
 from kd_local.parallel import hosts
 from kd_local.parallel.barriers import Barrier
 from kd_local.paths import read_folder
-from kd_local.sizes import shown_bytes
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
-from kd_local.training.evaluation import compare, gather
+from kd_local.training.evaluation import gather
 from kd_local.training.finite import NotFiniteError
 from kd_local.training.interruption import Interrupted
-from kd_local.training.logging import METRICS, STEPS, Log, read_epochs, read_steps
+from kd_local.training.logging import METRICS, STEPS, Log, read_epochs
 from kd_local.training.loop import Result, train
-from kd_local.training.plots import CURVES, plot_curves
 from kd_local.training.progress import ProgressBar
 from kd_local.training.teacher_cache import CacheError, TeacherCache
 
@@ -112,7 +108,7 @@ def main(_: list[str]) -> None:
         ) as checkpoints:
             result = _train(config, experiment, data, cached, console, log, workdir, checkpoints)
         state = gather(result.state, experiment.mesh)
-        compared = _compared_with_teachers(experiment, config, state, data)
+        compared = compared_with_teachers(experiment, config, state, data)
         if first:
             if isinstance(experiment.method, TrainsNetwork):
                 variables = experiment.method.network_variables(state)
@@ -121,7 +117,7 @@ def main(_: list[str]) -> None:
             save_state(experiment.method, state, experiment.shape, workdir)
             assert result.peak_bytes is not None
             peaks = peak_memory(experiment, config.batch_size, result.peak_bytes, workdir)
-            _show(console, _write_results(experiment, config, state, compared, peaks, workdir), workdir)
+            show(console, write_results(experiment, config, state, compared, peaks, workdir), workdir)
     except Exception as error:
         _end_after(error, workdir, good())
     finally:
@@ -259,61 +255,12 @@ def _end(message: object, status: int, *, together: bool = False) -> NoReturn:
 def _describe(console: Console, experiment: Experiment, config: ConfigDict, workdir: Path) -> None:
     cuts = f", cut after {', '.join(experiment.boundaries)}" if experiment.boundaries else ""
     console.print(
-        f"{_title(experiment, config)}{cuts}\n{experiment.mesh.size} x {jax.devices()[0].device_kind}, "
+        f"{title_of(experiment, config)}{cuts}\n{experiment.mesh.size} x {jax.devices()[0].device_kind}, "
         f"workdir: {workdir}",
         soft_wrap=True,
         highlight=False,
         markup=False,
     )
-
-
-def _title(experiment: Experiment, config: ConfigDict) -> str:
-    how = f"K={experiment.modules} {experiment.context}" if experiment.context else "end to end"
-    if config.teacher.weights is not None and isinstance(experiment.method, HasTeachers):
-        how = f"teacher {config.teacher.network or config.teacher.weights}"
-    return f"{config.method} {config.network.name} on {config.data.name}, {how}, seed {config.seed}"
-
-
-def _write_results(
-    experiment: Experiment,
-    config: ConfigDict,
-    state: State,
-    compared: Mapping[str, float],
-    peaks: Mapping[str, int | float],
-    workdir: Path,
-) -> dict[str, Any]:
-    """Writes the summary and the curves, and returns the summary."""
-    records = read_epochs(workdir)
-    summary = summarise(experiment, config, state, records, compared, peaks)
-    replace_text(workdir / workdirs.SUMMARY, json.dumps(summary, indent=2) + "\n")
-    title = _title(experiment, config)
-    plot_curves(records, read_steps(workdir), workdir / CURVES, method=experiment.method, title=title)
-    return summary
-
-
-def _show(console: Console, summary: Mapping[str, Any], workdir: Path) -> None:
-    shown = {name: value for name, value in summary.items() if name != "exits"}
-    console.print(summary_table({**shown, "peak_bytes": shown_bytes(summary["peak_bytes"])}))
-    if summary["exits"]:
-        exits = summary["exits"]
-        columns = {
-            "exit": list(exits),
-            "test accuracy": [f"{values['test_accuracy']:.4f}" for values in exits.values()],
-            "multiply-adds, of the whole network": [
-                f"{values['share']:.3f}" if "share" in values else "" for values in exits.values()
-            ],
-        }
-        console.print(terminal_table(columns, title="other exits", left=("exit",)))
-    say(console, f"curves: {workdir / CURVES}")
-
-
-def _compared_with_teachers(experiment: Experiment, config: ConfigDict, state: State, data: Data) -> dict[str, float]:
-    """The teachers' accuracy, and the share of test images on which student and teachers agree; {} without teachers."""
-    method = experiment.method
-    if not isinstance(method, HasTeachers):
-        return {}
-    accuracy, agreement = compare(method, state, data, batch_size=config.batch_size, mesh=experiment.mesh)
-    return {"teacher_accuracy": accuracy, "agreement": agreement}
 
 
 def _report(message: str) -> None:
