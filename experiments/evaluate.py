@@ -51,7 +51,7 @@ _CONFIG = define_config()
 _WEIGHTS = flags.DEFINE_string("weights", None, "File of PyTorch weights, or the folder of a run.")
 _TRAINING = "it is for training, leave it out"
 _IGNORED = {
-    **dict.fromkeys(("method", "epochs", "steps", "step", "seed", "batch_size", "optimizer."), _TRAINING),
+    **dict.fromkeys(("method", "epochs", "steps", "step", "seed", "batch_size", "optimizer.", "loss."), _TRAINING),
     **dict.fromkeys(("end_to_end.", "checkpoint.", "distributed.", "teacher.", "network.weights"), _TRAINING),
     **dict.fromkeys((f"{name}." for name in objective_keys()), _TRAINING),
 }

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs import default
 from experiments.folders.identity import flattened
-from experiments.folders.workdirs import CONFIG, recorded_config, recorded_identity
+from experiments.folders.workdirs import CONFIG, FACTS, recorded_config, recorded_identity
 from experiments.from_config.images import describe_images
 from kd_local.data import Data, content_digest
 
@@ -54,13 +54,23 @@ def read_run(folder: Path) -> TrainedRun:
         )
     config, facts = _with_defaults(folder), recorded_identity(folder).facts
     if "images.mean" in facts and "images.std" in facts:
-        return TrainedRun(folder, config, facts, (tuple(facts["images.mean"]), tuple(facts["images.std"])))
+        mean, std = (_numbers(folder, facts, f"images.{name}") for name in ("mean", "std"))
+        return TrainedRun(folder, config, facts, (mean, std))
     # A folder of an earlier version has no facts: the normalisation is that of the config's data set.
     try:
         augmentation = describe_images(config).augmentation
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise ValueError(f"the normalisation of the images of {folder} is unknown: {error}") from None
     return TrainedRun(folder, config, facts, (augmentation.mean, augmentation.std))
+
+
+def _numbers(folder: Path, facts: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    numbers = facts[name]
+    if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(
+            f"{folder / FACTS}: {name} is {numbers!r}: use a list of numbers, one for each channel; restore the file"
+        )
+    return tuple(numbers)
 
 
 def evaluation_config(run: TrainedRun, config: ConfigDict, given: Collection[str]) -> ConfigDict:

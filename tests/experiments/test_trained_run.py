@@ -56,6 +56,12 @@ def test_a_damaged_config_is_named(run, text):
         read_run(folder)
 
 
+@pytest.mark.parametrize("value", [5, None, ["1"]])
+def test_a_damaged_normalisation_is_named(run, value):
+    with pytest.raises(ValueError, match=r"identity.json: images.mean is .*: use a list of numbers"):
+        read_run(run({"images.mean": value, "images.std": [2.0]}))
+
+
 def test_an_unknown_normalisation_is_refused(run):
     with pytest.raises(ValueError, match="the normalisation of the images of .* is unknown: unknown dataset 'plants'"):
         read_run(run(**{"data.name": "plants"}))
