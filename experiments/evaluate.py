@@ -44,7 +44,7 @@ from kd_local.contract import Method
 from kd_local.costs import multiply_adds
 from kd_local.files import replace_text
 from kd_local.local import EndToEnd
-from kd_local.paths import missing, read_folder, read_path
+from kd_local.paths import read_existing, read_folder
 from kd_local.training import evaluate
 
 _CONFIG = define_config()
@@ -69,9 +69,7 @@ def main(_: list[str]) -> None:
         if _WEIGHTS.value is None:
             raise ValueError("--weights is not set: give a file of weights, or the folder of a run")
         check_given(keys_of_command_line(), _IGNORED)
-        weights = read_path(_WEIGHTS.value, "weights")
-        if not weights.exists():
-            raise missing(weights, "weights")
+        weights = read_existing(_WEIGHTS.value, "weights")
         run = read_run(weights) if weights.is_dir() else None
         if run is not None:
             config = evaluation_config(run, config, given_keys(config, keys_of_command_line()))

@@ -42,8 +42,19 @@ def read_folder(text: str | Path, name: str) -> Path:
     return path
 
 
-def missing(path: Path, name: str) -> ValueError:
-    """The error for a path where nothing is; it lists near names of the same folder. The caller raises it."""
+def read_existing(text: str | Path, name: str) -> Path:
+    """As `read_path`, for a file or a folder that exists.
+
+    Raises:
+        ValueError: see `read_path`, or nothing is there; the error lists near names of the same folder.
+    """
+    path = read_path(text, name)
+    if not path.exists():
+        raise _missing(path, name)
+    return path
+
+
+def _missing(path: Path, name: str) -> ValueError:
     folder = path
     while not folder.is_dir() and folder != folder.parent:
         wanted, folder = folder.name, folder.parent

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_local.paths import missing, near_names, read_folder, read_path
+from kd_local.paths import near_names, read_existing, read_folder, read_path
 
 
 def test_home_and_variables_are_expanded(monkeypatch):
@@ -31,7 +31,9 @@ def test_root_and_files_are_no_folders_for_results(tmp_path):
 def test_a_missing_path_lists_near_names(tmp_path):
     for name in ("teacher", "student", "other"):
         (tmp_path / name).mkdir()
-    error = str(missing(tmp_path / "techer", "weights"))
-    assert "there is no such file or folder; there are " in error
+    with pytest.raises(ValueError, match="weights '.*techer': there is no such file or folder; there are ") as raised:
+        read_existing(tmp_path / "techer", "weights")
+    error = str(raised.value)
+    assert read_existing(tmp_path / "teacher", "weights") == tmp_path / "teacher"
     assert error.index("/teacher") < error.index("/other")
     assert near_names("b", ["a", "b", "c"], most=2)[0] == "b"

@@ -5,7 +5,6 @@ They are the part of a run's identity that is not in its config, see `experiment
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from kd_local.data.prepared import find
 from kd_local.data.registry import INCLUDED
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Teacher
 from kd_local.distill.digests import variables_digest
+from kd_local.paths import read_existing
 
 
 def facts_of_run(config: ConfigDict, method: Method, data: Data) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _facts_of_files(config: ConfigDict) -> dict[str, Any]:
         found["data.data_dir"] = str(folder).removesuffix(f"/{name}/{folder.name}")
         found |= {"images.version": folder.name, "images.files": files_digest(folder)}
     if config.network.weights is not None:
-        found["start.file"] = file_digest(weights_file(Path(config.network.weights).expanduser()))
+        found["start.file"] = file_digest(weights_file(read_existing(config.network.weights, "network.weights")))
     if config.method in (*OBJECTIVES, "local_distillation"):
         places = teacher_places(config)
         found["teachers"] = len(places)

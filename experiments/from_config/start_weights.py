@@ -19,6 +19,7 @@ from kd_local.interop.zoo import classes_of
 from kd_local.local import ContSup
 from kd_local.models import create
 from kd_local.networks import Network, Variables, by_block, of_block
+from kd_local.paths import read_existing
 
 _LAST = "linear"
 """The part of a head whose shape depends on the number of classes."""
@@ -35,7 +36,7 @@ def with_start(config: ConfigDict, network: Network, classes: int, shape: tuple[
     """
     if config.network.weights is None:
         return network
-    place = Path(config.network.weights).expanduser()
+    place = read_existing(config.network.weights, "network.weights")
     start, found = _start(config, network, place)
     if found != classes:
         print(f"note: {place} has {found} classes, the data have {classes}: the last layer starts new", file=sys.stderr)
@@ -59,8 +60,6 @@ def _start(config: ConfigDict, network: Network, place: Path) -> tuple[Variables
         return create(config.network.name, classes=classes, shortcut=config.network.shortcut)
 
     if not place.is_dir():
-        if not place.is_file():
-            raise ValueError(f"network.weights: {place}: there is no such file or folder")
         arrays = read_state_dict(place)
         ours = all(":" in name for name in arrays)
         found = _classes(load_weights(network, place), network) if ours else classes_of(network, arrays)

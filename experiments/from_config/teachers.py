@@ -19,7 +19,7 @@ from kd_local.interop import load_network, read_state_dict
 from kd_local.models import create
 from kd_local.models.layers import DType
 from kd_local.networks import Network, Variables
-from kd_local.paths import read_path
+from kd_local.paths import read_existing
 from kd_local.training import check_finite
 
 WEIGHTS = "network.npz"
@@ -48,8 +48,6 @@ def load_weights(network: Network, weights: Path) -> Variables:
             f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended; if an earlier version made it, "
             "repeat the command of the run, which writes the missing files"
         )
-    if not path.exists():
-        raise ValueError(f"{weights}: there is no such file or folder")
     arrays = read_state_dict(path, report=_report)
     if all(":" in name for name in arrays):
         variables = unflatten_dict({tuple(name.split(":")): x for name, x in arrays.items()})
@@ -69,7 +67,7 @@ def _report(note: str) -> None:
 def teacher_places(config: ConfigDict) -> list[Path]:
     """The paths in `teacher.weights`: a file or a folder of a run for each teacher."""
     weights = config.teacher.weights
-    places = [] if weights is None else [read_path(place, "teacher.weights") for place in weights.split(",")]
+    places = [] if weights is None else [read_existing(place, "teacher.weights") for place in weights.split(",")]
     resolved = [place.resolve() for place in places]
     if len(set(resolved)) < len(resolved):
         twice = next(place for i, place in enumerate(places) if resolved[i] in resolved[:i])

@@ -154,11 +154,11 @@ TEACHERS: list[tuple[list[str], str]] = [
     ([], "teacher.weights is not set: method 'kd' needs a trained teacher; give a file of weights or the folder"),
     (
         ["--config.teacher.weights=nowhere.npz"],
-        "nowhere.npz is not the folder of a run, so its network is unknown",
+        "teacher.weights 'nowhere.npz': there is no such file or folder",
     ),
     (
         ["--config.teacher.weights=nowhere.npz", "--config.teacher.network=resnet20"],
-        "nowhere.npz: there is no such file",
+        "teacher.weights 'nowhere.npz': there is no such file",
     ),
     (["--config.teacher.weights={teacher}", "--config.teacher.network=resnet20"], "is a run of resnet8, but"),
     (

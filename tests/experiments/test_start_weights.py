@@ -81,11 +81,19 @@ def test_a_network_starts_with_the_blocks_of_a_run_of_contsup(tmp_path):
 
 
 def test_weights_that_are_missing_or_of_another_network_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="network.weights: .*none.npz: there is no such file or folder"):
+    with pytest.raises(ValueError, match="network.weights '.*none.npz': there is no such file or folder"):
         build(config_of(tmp_path / "none.npz"))
     path, _ = file_of(tmp_path, 10)
     with pytest.raises(ValueError, match=r"weights10.npz: layer1.1.conv1.weight is missing"):
         build(config_of(path, network={"name": "resnet14"}))
+
+
+def test_variables_in_the_path_are_expanded(tmp_path, monkeypatch):
+    path, _ = file_of(tmp_path, 10)
+    monkeypatch.setenv("WEIGHTS_FOLDER", str(tmp_path))
+    config = config_of(f"$WEIGHTS_FOLDER/{path.name}")
+    build(config)
+    assert facts_of_files(config)["start.file"] == facts_of_files(config_of(path))["start.file"]
 
 
 def test_a_run_is_bound_to_the_content_of_its_start_weights_not_to_their_path(tmp_path):
