@@ -32,6 +32,7 @@ from kd_local.training.manifest import MANIFEST
 from kd_local.training.older_checkpoints import with_step_count, without_step_count
 from kd_local.training.orbax_messages import Quiet, reason
 from kd_local.training.step_folders import CheckpointError, StepFolders
+from kd_local.training.stored_trees import check_storable, copied_if_on_host, misfit, stored, with_keys
 
 __all__ = ["MANIFEST", "CheckpointError", "Checkpoints"]
 
@@ -100,13 +101,15 @@ class Checkpoints:
 
         Args:
             step: greater than the step of any checkpoint in the directory.
-            tree: nested dicts, tuples and NamedTuples of arrays, sharded or not. With several processes the arrays are
-                on the devices of all of them.
+            tree: nested dicts, tuples and NamedTuples of arrays, PRNG keys among them, sharded or not. With several
+                processes the arrays are on the devices of all of them.
 
         Raises:
-            CheckpointError: the step is not greater, or this save or the previous one failed.
+            CheckpointError: the step is not greater, an array cannot be stored, or this save or the previous one
+                failed.
         """
         self.wait()
+        self._check_storable(tree)
         with self._saving(step):
             newest = self._barrier.decide(lambda: max(self._folders.steps(), default=None), seconds=_SECONDS)
         if newest is not None and newest >= step:
@@ -115,7 +118,7 @@ class Checkpoints:
                 f"{newest}: restore that checkpoint first, or use an empty directory"
             )
         with self._saving(step):
-            args = ocp.args.StandardSave(jax.tree.map(_copied_if_on_host, tree))
+            args = ocp.args.StandardSave(jax.tree.map(copied_if_on_host, stored(tree)))
             self._checkpointer.save(self._folders.folder(step), args=ocp.args.Composite(**{_ITEM: args}))
             self._pending = (step, self._executor.submit(self._seal, step))
 
@@ -144,10 +147,11 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the checkpoint does not fit `like`, is of another run or step, or cannot be read; or all
-                checkpoints are damaged.
+                checkpoints are damaged; or no checkpoint could store `like`.
         """
         self.wait()
-        which, misfit, tree = "the newest checkpoint", None, None
+        self._check_storable(like)
+        which, other, tree = "the newest checkpoint", None, None
         try:
             good = self._barrier.decide(self._folders.choose, seconds=_SECONDS)
             if good is None:
@@ -155,9 +159,9 @@ class Checkpoints:
             which, item = f"checkpoint {good}", self._folders.folder(good) / _ITEM
             with self._barrier.together(seconds=_SECONDS):
                 saved = self._handler.metadata(item).tree
-                expected = with_step_count(like, saved)
-                misfit = _misfit(saved, expected)
-                if misfit is None:
+                expected = with_step_count(stored(like), saved)
+                other = misfit(saved, expected)
+                if other is None:
                     tree = self._handler.restore(item, args=ocp.args.StandardRestore(expected))
         except CheckpointError:
             self._barrier = Barrier("checkpoints")
@@ -165,12 +169,12 @@ class Checkpoints:
         except Exception as error:
             self._barrier = Barrier("checkpoints")
             raise CheckpointError(f"{which} in {self.directory} cannot be restored: {error}") from error
-        if misfit is not None:
+        if other is not None:
             raise CheckpointError(
-                f"{which} in {self.directory} belongs to another run: {misfit}; "
+                f"{which} in {self.directory} belongs to another run: {other}; "
                 "use the config of that run, or another directory"
             )
-        return good, without_step_count(tree, like)
+        return good, with_keys(without_step_count(tree, like), like)
 
     def last_good(self) -> int | None:
         """The newest step whose checkpoint is complete; None if there is none. Does not wait for other processes.
@@ -210,6 +214,12 @@ class Checkpoints:
                 raise
             # The error that ended the run is raised instead.
             self._report(str(failure))
+
+    def _check_storable(self, tree: PyTree) -> None:
+        try:
+            check_storable(tree)
+        except TypeError as error:
+            raise CheckpointError(f"checkpoints cannot be kept in {self.directory}: {error}") from None
 
     def _claim(self) -> None:
         """Creates the directory, and checks that it is writable and the same for all processes."""
@@ -277,28 +287,3 @@ class Checkpoints:
             except CheckpointError as unreadable:
                 left = str(unreadable)
             raise CheckpointError(f"{reason(error, self.directory, step)}; {left}") from error
-
-
-def _copied_if_on_host(leaf: jax.Array) -> jax.Array:
-    """A copy of an array on the CPU, where orbax would read the buffer that the caller may donate."""
-    if all(device.platform != "cpu" for device in leaf.devices()):
-        return leaf
-    return jax.device_put(leaf, leaf.sharding, may_alias=False)
-
-
-def _misfit(found: PyTree, expected: PyTree) -> str | None:
-    """A text about the first array in which two trees differ, with its shape and dtype in each; None if none does."""
-    has, needs = _leaves(found), _leaves(expected)
-    for name in (*needs, *has):
-        if has.get(name) != needs.get(name):
-            is_there, wanted = has.get(name, "missing"), needs.get(name, "nothing")
-            return f"{name} is {is_there}, expected {wanted}"
-    return None
-
-
-def _leaves(tree: PyTree) -> dict[str, str]:
-    """The dtype and shape of each array by its path."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
