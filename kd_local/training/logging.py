@@ -7,7 +7,7 @@ Each line of the files ends with a checksum, `crc32`, of the line without it. Li
 import json
 import logging
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +32,8 @@ class Log:
     are deleted too.
 
     Args:
-        report: called with a sentence about each line that is damaged.
+        report: called with a sentence about each line that is damaged, and with one about the earlier epochs that have
+            no record.
     """
 
     def __init__(self, workdir: Path, *, report: Callable[[str], None] = _warn) -> None:
@@ -43,14 +44,26 @@ class Log:
         self._writer: SummaryWriter | None = None
 
     def on_start(self, plan: TrainingPlan) -> None:
-        self._keep(self.epochs, EpochRecord.from_json, plan.first_step)
+        recorded = self._keep(self.epochs, EpochRecord.from_json, plan.first_step)
+        self._report_lost(plan, recorded)
         self._keep(self.steps, StepRecord.from_json, plan.first_step)
         self._writer = SummaryWriter(str(self.tensorboard), purge_step=plan.first_step + 1)
 
-    def _keep(self, path: Path, parse: Callable[[Mapping[str, Any]], R], last: int) -> None:
-        """Deletes the records after a step, and damaged lines."""
-        kept = [values for step, (values, _) in _read(path, parse, self._report).items() if step <= last]
-        replace_text(path, "".join(json.dumps(_with_checksum(values)) + "\n" for values in kept))
+    def _keep(self, path: Path, parse: Callable[[Mapping[str, Any]], R], last: int) -> set[int]:
+        """Deletes the records after a step, and damaged lines. Returns the steps of the others."""
+        kept = {step: values for step, (values, _) in _read(path, parse, self._report).items() if step <= last}
+        replace_text(path, "".join(json.dumps(_with_checksum(values)) + "\n" for values in kept.values()))
+        return set(kept)
+
+    def _report_lost(self, plan: TrainingPlan, recorded: set[int]) -> None:
+        """Reports the epochs before the plan's first step that have no record. Their states are gone."""
+        each = plan.steps_per_epoch
+        lost = [step // each for step in range(each, plan.first_step, each) if step not in recorded]
+        if lost:
+            self._report(
+                f"{self.epochs} has no record of epoch{'s' if len(lost) > 1 else ''} {_ranges(lost)}, which cannot be "
+                "made again: curves, times and tables leave out what is missing"
+            )
 
     def on_step(self, record: StepRecord) -> None:
         if record.step == 1 or record.step % EVERY == 0:
@@ -95,6 +108,17 @@ def _read(
 
     found = {record.step: (values, record) for values, record in read_json_lines(path, checked, report)}
     return dict(sorted(found.items()))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers as text, such as `1-3, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,9 +97,35 @@ def test_a_damaged_line_is_named_and_skipped_alone(tmp_path, damaged, problem):
     log.on_start(replace(PLAN, first_step=12))
     log.close()
     assert read_epochs(tmp_path) == [epoch(4), epoch(12)] and len(path.read_text().splitlines()) == 2
+    assert f"{path} has no record of epoch 2, which" in reports.pop()
     assert len(reports) == (problem is not None)
     if problem is not None:
         assert reports[0].startswith(f"line 2 of {path} is damaged ({problem}")
+
+
+@pytest.mark.parametrize(
+    ("kept", "first_step", "lost"),
+    [
+        ([4, 8, 12, 16, 20, 24], 24, None),
+        ([4, 8, 12, 16, 20], 24, None),  # the record of the state is made again from it
+        ([4, 8, 12, 16, 20], 23, None),
+        ([4], 24, "epochs 2-5"),
+        ([], 23, "epochs 1-5"),
+        ([4, 8, 12, 16, 24], 24, "epoch 5"),
+        ([8, 20], 24, "epochs 1, 3-4"),
+        ([], 4, None),
+        ([], 0, None),
+    ],
+)
+def test_lost_records_of_earlier_epochs_are_named(tmp_path, kept, first_step, lost):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(epoch(step).to_json()) + "\n" for step in kept))
+    reports = []
+    log = Log(tmp_path, report=reports.append)
+    log.on_start(TrainingPlan(first_step, 24, 4, 8))
+    log.close()
+    left_out = "which cannot be made again: curves, times and tables leave out what is missing"
+    assert reports == ([] if lost is None else [f"{log.epochs} has no record of {lost}, {left_out}"])
+    assert [record.step for record in read_epochs(tmp_path)] == kept
 
 
 def test_flipped_bits_of_a_record_are_noticed(tmp_path):

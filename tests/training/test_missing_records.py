@@ -48,4 +48,7 @@ def test_a_finished_run_whose_records_are_lost_or_damaged_has_the_right_last_rec
 
     # A run that continues from there has the records of both.
     path.unlink()
-    assert [record.step for record in start(tmp_path, reports, epochs=3)] == [4, 6] and len(reports) == 1
+    reports.clear()
+    assert [record.step for record in start(tmp_path, reports, epochs=3)] == [4, 6]
+    left_out = "which cannot be made again: curves, times and tables leave out what is missing"
+    assert reports == [f"{path} has no record of epoch 1, {left_out}"]
