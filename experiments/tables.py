@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console, JustifyMethod
 from rich.table import Table
+from rich.text import Text
 
 from kd_local.files import replace_text
 
@@ -29,7 +30,7 @@ def terminal_table(
     long: Collection[str] = (),
     caption: str | None = None,
 ) -> Table:
-    """A table for the terminal.
+    """A table for the terminal. All texts are shown unchanged: `[x]` and `:x:` in a name are no markup.
 
     Args:
         columns: the cells of each column, by its heading.
@@ -38,13 +39,13 @@ def terminal_table(
         long: headings of the columns whose cells wrap on a narrow terminal, like headings of several words.
         caption: a text below the table.
     """
-    table = Table(title=title, caption=caption)
+    table = Table(title=Text(title, "table.title"), caption=None if caption is None else Text(caption, "table.caption"))
     for heading in columns:
         wraps = heading in long or " " in heading
         justify: JustifyMethod = "left" if heading in left else "right"
-        table.add_column(heading, justify=justify, no_wrap=not wraps, overflow="fold")
+        table.add_column(Text(heading), justify=justify, no_wrap=not wraps, overflow="fold")
     for cells in zip(*columns.values(), strict=True):
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))
     return table
 
 
@@ -52,13 +53,13 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     """A table with a line for each value of a summary."""
     table = Table(show_header=False, title="result")
     for name, value in summary.items():
-        table.add_row(name, _shown(value))
+        table.add_row(Text(name), Text(_shown(value)))
     return table
 
 
 def say(console: Console, text: str) -> None:
-    """Prints a line unchanged: without wrapping, highlighting or markup."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    """Prints a text unchanged: without wrapping, highlighting, markup or emoji."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def _shown(value: Any) -> str:

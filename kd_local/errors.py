@@ -1,7 +1,8 @@
-"""Error messages for a value that is not one of the known choices."""
+"""Errors for a value that is not one of the known choices, or of another type."""
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
@@ -23,3 +24,14 @@ def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(str(value).lower(), lower, n=1)
     hint = f" (nearest: {lower[near[0]]})" if near else ""
     return ValueError(f"unknown {what} {value!r}: use {listed}{hint}")
+
+
+def check_type(what: str, value: object, kind: Any, way_out: str) -> None:
+    """Check the type of an argument.
+
+    Raises:
+        ValueError: the value is of another type, with the way out, such as `use optax.sgd(0.1)`.
+    """
+    if not isinstance(value, kind):
+        text = repr(value)
+        raise ValueError(f"{what} is {text if len(text) <= 60 else f'a {type(value).__name__}'}: {way_out}")

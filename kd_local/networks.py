@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.errors import unknown
+from kd_local.errors import check_type, unknown
 from kd_local.rematerialization import rematerialize
 
 Collection = dict[str, Any]
@@ -247,3 +247,13 @@ class Network:
         """`(output, batch statistics)` of the network; the arguments are those of `features`."""
         features, statistics = self.features(variables, x, train=train, remat=remat)
         return features[self.names[-1]], statistics
+
+
+def check_network(what: str, network: object) -> None:
+    """Check that an argument is a network.
+
+    Raises:
+        ValueError: it is something else, such as a name.
+    """
+    way_out = "use a kd_local.networks.Network, such as create('resnet8', classes=10)"
+    check_type(what, network, Network, way_out)

@@ -7,6 +7,7 @@ import jax
 import optax
 from jaxtyping import Array, Float
 
+from kd_local.errors import check_type
 from kd_local.networks import COLLECTIONS, Variables
 
 Part = dict[str, Any]
@@ -18,6 +19,15 @@ Extra = TypeVar("Extra")
 def variables_of(part: Mapping[str, Any]) -> Variables:
     """The variables in a part: the part without the optimizer's state."""
     return {collection: part[collection] for collection in COLLECTIONS}
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Check that an argument is an optimizer of optax.
+
+    Raises:
+        ValueError: it is something else, such as a learning rate.
+    """
+    check_type("optimizer", optimizer, optax.GradientTransformation, "use one of optax, such as optax.sgd(0.1)")
 
 
 def new_part(variables: Variables, optimizer: optax.GradientTransformation) -> Part:

@@ -19,7 +19,13 @@ def describe_images(config: ConfigDict) -> DatasetSpec:
     Raises:
         ValueError: the data set is unknown, or a value of `config.data` is out of range.
     """
-    spec = describe(config.data.name, image_size=config.data.image_size, augment=config.data.augment, **_choice(config))
+    spec = describe(
+        config.data.name,
+        image_size=config.data.image_size,
+        workers=config.data.workers,
+        augment=config.data.augment,
+        **_choice(config),
+    )
     return replace(spec, augmentation=_normalised(config, spec.augmentation))
 
 

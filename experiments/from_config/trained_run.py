@@ -139,6 +139,7 @@ def _with_defaults(folder: Path) -> ConfigDict:
         if scalar := recorded.keys() & {key.partition(".")[0] for key in known if "." in key}:
             raise TypeError(f"{min(scalar)} is no group of keys")
         config.update_from_flattened_dict(values)
+        config.data.workers = None  # it is for the machine of that run, and earlier versions ignored it for some data
     except (TypeError, KeyError) as error:
         raise ValueError(f"{str(folder / CONFIG)!r} is damaged ({error}): restore it") from None
     return config

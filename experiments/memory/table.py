@@ -178,7 +178,7 @@ def draw(records: Sequence[RowFigures], *, title: str) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("modules K")
     axes.set_ylabel("peak memory of a step, MiB")
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="medium", parse_math=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
     return figure
 

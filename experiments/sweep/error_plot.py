@@ -56,9 +56,9 @@ def draw_errors(summaries: Mapping[Run, Mapping[str, Any] | None], *, title: str
         return None
     figure = Figure(figsize=(8.0 * len(panels), 5.0), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     for axes, (key, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        axes.set_title(" on ".join(key), fontsize="medium")
+        axes.set_title(" on ".join(key), fontsize="medium", parse_math=False)
         points = _points(rows)
         draw = _draw_curves if len(_counts(points)) > 1 else _draw_bars
         draw(axes, points, published_errors(*key), title)

@@ -37,6 +37,7 @@ from experiments.from_config.facts import facts_of_run
 from experiments.from_config.planning import PLAN, left_to_measurement, planned
 from experiments.from_config.step_timer import placement
 from experiments.from_config.teachers import save_network
+from experiments.tables import say
 from experiments.train.processes import agree, shared_options
 from experiments.train.results import compared_with_teachers, show, title_of, write_results
 from experiments.train.summary import peak_memory
@@ -254,13 +255,8 @@ def _end(message: object, status: int, *, together: bool = False) -> NoReturn:
 
 def _describe(console: Console, experiment: Experiment, config: ConfigDict, workdir: Path) -> None:
     cuts = f", cut after {', '.join(experiment.boundaries)}" if experiment.boundaries else ""
-    console.print(
-        f"{title_of(experiment, config)}{cuts}\n{experiment.mesh.size} x {jax.devices()[0].device_kind}, "
-        f"workdir: {workdir}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    devices = f"{experiment.mesh.size} x {jax.devices()[0].device_kind}"
+    say(console, f"{title_of(experiment, config)}{cuts}\n{devices}, workdir: {workdir}")
 
 
 def _report(message: str) -> None:

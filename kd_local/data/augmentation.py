@@ -6,6 +6,7 @@ no padded or flipped copy is made.
 
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Literal
 
 import jax
@@ -14,8 +15,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from kd_local.data.pixels import check_channels_last
-from kd_local.errors import unknown
+from kd_local.errors import check_type, unknown
 from kd_local.precision import at_least_float32
+from kd_local.ranges import Number, Switch
+
+PAD = Number(0, 4096, whole=True, note="0 is no crop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +47,12 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.padding not in ("reflect", "zero"):
             raise unknown("padding", self.padding, ("reflect", "zero"))
-        if self.pad < 0:
-            raise ValueError(f"pad is {self.pad} pixels: use 0 (no crop) or more")
+        PAD.check("pad", self.pad)
+        Switch().check("flip", self.flip)
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            check_type(name, numbers, tuple, "use a tuple with one number for each channel, such as (127.5,)")
+            for number in numbers:
+                check_type(f"{name} of a channel", number, Real, "use a number on the scale 0 to 255")
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(f"mean {self.mean} and std {self.std}: give both with one number for each channel")
         if not all(0 <= mean <= 255 for mean in self.mean):
@@ -60,6 +68,8 @@ def check_shape(augmentation: Augmentation, shape: tuple[int, ...]) -> None:
         ValueError: the channels come first, the images have another number of channels than `mean`, or they are too
             small for reflect padding.
     """
+    if len(shape) not in (3, 4):
+        raise ValueError(f"images have shape {tuple(shape)}: use [n, h, w, c]")
     height, width, channels = shape[-3:]
     check_channels_last(shape)
     if channels != len(augmentation.mean):
@@ -84,10 +94,16 @@ def normalise(
         ValueError: see `check_shape`.
     """
     check_shape(augmentation, images.shape)
+    _check_pixels(images)
     wide = at_least_float32(dtype)
     mean = jnp.asarray(augmentation.mean, wide).reshape(1, 1, 1, -1)
     std = jnp.asarray(augmentation.std, wide).reshape(1, 1, 1, -1)
     return ((images.astype(wide) - mean) / std).astype(dtype)
+
+
+def _check_pixels(images: Array) -> None:
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images are {images.dtype}: use pixels from 0 to 255, images.astype('uint8')")
 
 
 def _look_up(padding: str, index: Int[Array, "n size"]) -> tuple[Int[Array, "n size"], Bool[Array, "n size"]]:
@@ -118,6 +134,7 @@ def augment(
         ValueError: see `check_shape`.
     """
     check_shape(augmentation, images.shape)
+    _check_pixels(images)
     n, height, width, _ = images.shape
     crop_rng, flip_rng = jax.random.split(rng)
     pad = augmentation.pad

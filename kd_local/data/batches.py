@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from kd_local.data.splits import Examples
+from kd_local.errors import check_type
 
 NumberedBatch = tuple[int, UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]
 """The step, images and labels."""
@@ -20,7 +21,8 @@ def batches(split: Examples, *, seed: int, batch_size: int, start_step: int = 0)
     (0, (64, 8, 8, 1), 'uint8')
 
     Raises:
-        ValueError: see `batch_indices`. Raised by the call, not by the first batch.
+        ValueError: `split` is no split; see also `batch_indices`. Raised by the call, not by the first batch.
     """
+    check_type("split", split, Examples, "use a split of data, such as data.train")
     steps = split.training_batches(seed=seed, batch_size=batch_size, start_step=start_step)
     return ((step, images, labels) for step, _, images, labels in steps)

@@ -16,12 +16,12 @@ _SEEDS = 2**64
 
 
 def _check_batch_size(examples: int, batch_size: int) -> None:
-    if not 1 <= batch_size <= examples:
+    if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= examples:
         raise ValueError(f"batch_size {batch_size} for {examples} examples: use 1 to {examples}")
 
 
 def _check_seed(seed: int) -> None:
-    if not 0 <= seed < _SEEDS:
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < _SEEDS:
         raise ValueError(f"seed {seed}: use a whole number from 0 to 2**64 - 1")
 
 
@@ -74,7 +74,7 @@ def batch_indices(examples: int, *, seed: int, batch_size: int, start_step: int 
             batch.
     """
     _check_seed(seed)
-    if start_step < 0:
+    if not isinstance(start_step, int | np.integer) or start_step < 0:
         raise ValueError(f"step {start_step}: use 0 or more; steps count from 0")
     epoch, position = divmod(start_step, steps_per_epoch(examples, batch_size))
     return _batch_indices(examples, seed, batch_size, start_step, epoch, position)

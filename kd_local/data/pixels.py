@@ -61,6 +61,17 @@ def check_channels_last(shape: tuple[int, ...], what: str = "images") -> None:
         )
 
 
+def check_image_shape(shape: object) -> None:
+    """Check that an argument is the shape of an image, `(height, width, channels)`.
+
+    Raises:
+        ValueError: it is something else, such as the shape of a batch.
+    """
+    sizes = shape if isinstance(shape, tuple | list) else ()
+    if len(sizes) != 3 or not all(isinstance(size, int) and size >= 1 for size in sizes):
+        raise ValueError(f"shape is {shape!r}: use height, width and channels of an image, such as (32, 32, 3)")
+
+
 def _scaled(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         kind = "floats" if image.mode == "F" else "integers of 32 bits"

@@ -27,6 +27,7 @@ def describe(
     *,
     data_dir: str | Path | None = None,
     image_size: int | None = None,
+    workers: int | None = None,
     train_examples: int | None = None,
     validation_examples: int = 0,
     test_examples: int = 0,
@@ -43,6 +44,10 @@ def describe(
         ValueError, FileNotFoundError, ModuleNotFoundError: see `load`.
     """
     spec = look_up(name, data_dir, image_size, FeatureKeys(image_key, label_key))
+    if workers is not None and not spec.streamed:
+        raise ValueError(f"workers is {workers}, but the images of {name} are held in memory: leave it out")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers is {workers}: use 1 or more, 0 to decode in this process, or None for the default")
     check_limits(spec.train, train_examples, validation_examples, test_examples)
     if not test_examples and spec.test_split is None:
         raise ValueError(
@@ -91,7 +96,6 @@ def load(
         data_dir: folder in which tensorflow-datasets prepared the data set; see `prepared.find`.
         image_size: size of the images of a `StreamedSplit` in pixels; by default 224.
         workers: number of processes of each iterator over a `StreamedSplit`; by default one per core, at most 16.
-            Images in memory need none.
         train_examples: number of training examples; by default all that are not held out.
         validation_examples: number of examples of the training split to hold out; by default none.
         test_examples: number of examples of the training split to hold out for testing, in place of the data set's
@@ -103,8 +107,8 @@ def load(
 
     Raises:
         ValueError: an unknown name or feature, features that are no images or labels, a `data_dir` for `digits`, an
-            `image_size` for images in memory, a number out of range, no examples for testing, or prepared data that is
-            damaged or does not match its name.
+            `image_size` or `workers` for images in memory, a number out of range, no examples for testing, or prepared
+            data that is damaged or does not match its name.
         FileNotFoundError: the data set, or one of its files, is missing.
         ModuleNotFoundError: a package that is needed to read the data set is missing.
 
@@ -113,12 +117,11 @@ def load(
         mdistiller, the code of DKD (arXiv 2203.08679). ImageNet: Szegedy et al. (arXiv 1409.4842), section 6, with the
         means of torchvision's models.
     """
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers {workers}: use 1 or more, 0 to decode in this process, or None for the default")
     spec = describe(
         name,
         data_dir=data_dir,
         image_size=image_size,
+        workers=workers,
         train_examples=train_examples,
         validation_examples=validation_examples,
         test_examples=test_examples,

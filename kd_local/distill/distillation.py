@@ -18,10 +18,12 @@ from kd_local.contract import Metrics, Program, State
 from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
+from kd_local.errors import check_type
 from kd_local.local.losses import softmax
 from kd_local.local.task_loss import PLAIN, TaskLoss
-from kd_local.networks import Network, Variables, by_block, of_block
-from kd_local.state import Part, new_part, update_part, variables_of
+from kd_local.networks import Network, Variables, by_block, check_network, of_block
+from kd_local.ranges import Number
+from kd_local.state import Part, check_optimizer, new_part, update_part, variables_of
 
 NAME = "student"
 
@@ -46,8 +48,8 @@ class Distillation:
         cached: if True, no teacher runs: the extra tensors `teacher0_logits`, ... contain the teachers' logits.
 
     Raises:
-        ValueError: there is no teacher, a number is out of range, or the objective reads more than logits and `cached`
-            is set or a network has no maps.
+        ValueError: an argument has another type, there is no teacher, a number is out of range, or the objective reads
+            more than logits and `cached` is set or a network has no maps.
     """
 
     student: Network
@@ -59,12 +61,19 @@ class Distillation:
     task_loss: TaskLoss = field(default=PLAIN, kw_only=True)
 
     def __post_init__(self) -> None:
+        check_network("student", self.student)
+        check_type("teachers", self.teachers, tuple, "use a tuple, such as (Teacher(network, variables),)")
+        for teacher in self.teachers:
+            check_type("a teacher", teacher, Teacher, "use Teacher(network, variables)")
+        check_type("objective", self.objective, Objective, "use an objective, such as KD()")
+        check_optimizer(self.optimizer)
+        check_type("task_loss", self.task_loss, TaskLoss, "use TaskLoss(label_smoothing=0.1), or leave it out")
         if not self.teachers:
             raise ValueError("no teacher: give at least one")
         if self.objective.task_weight == 0:
             self.task_loss.check_used("the cross entropy of the labels has weight 0", "use a larger weight")
-        if self.examples is not None and self.examples < 1:
-            raise ValueError(f"examples is {self.examples}: use 1 or more, the number of training images")
+        if self.examples is not None:
+            Number(1, 2**31 - 1, whole=True, note="the number of training images").check("examples", self.examples)
         if self.objective.reads == "features":
             for network in (self.student, *(teacher.network for teacher in self.teachers)):
                 network.check_maps(type(self.objective).__name__)

@@ -19,18 +19,19 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
-from kd_local.data.pixels import check_channels_last
+from kd_local.data.pixels import check_channels_last, check_image_shape
 from kd_local.distill.connector import Connector
 from kd_local.distill.objective import Pair
 from kd_local.distill.outputs import output_shapes
 from kd_local.distill.stepping_stones import Stone, connector_to, stepping_stones
 from kd_local.distill.stone_loss import StoneLoss
 from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
+from kd_local.errors import check_type
 from kd_local.local.losses import softmax
 from kd_local.local.task_loss import PLAIN, TaskLoss
-from kd_local.networks import Network, Variables, apply_block, by_block, init_block, of_block
+from kd_local.networks import Network, Variables, apply_block, by_block, check_network, init_block, of_block
 from kd_local.precision import at_least_float32
-from kd_local.state import Part, new_part, update_part, variables_of
+from kd_local.state import Part, check_optimizer, new_part, update_part, variables_of
 
 TEACHER = "teacher"
 
@@ -76,7 +77,8 @@ class LocalDistillation:
         task_loss: the cross entropy of the labels.
 
     Raises:
-        ValueError: `objective.stones` names a stone that the two networks do not have, or a network has no maps.
+        ValueError: an argument has another type, `objective.stones` names a stone that the two networks do not have, or
+            a network has no maps.
     """
 
     student: Network
@@ -87,6 +89,12 @@ class LocalDistillation:
     task_loss: TaskLoss = PLAIN
 
     def __post_init__(self) -> None:
+        check_network("student", self.student)
+        check_type("teacher", self.teacher, Teacher, "use one Teacher(network, variables)")
+        check_type("objective", self.objective, StoneLoss, "use StoneLoss()")
+        check_optimizer(self.optimizer)
+        check_type("task_loss", self.task_loss, TaskLoss, "use TaskLoss(label_smoothing=0.1), or leave it out")
+        check_image_shape(self.shape)
         for network in (self.student, self.teacher.network):
             network.check_maps("local distillation")
         check_channels_last(self.shape)

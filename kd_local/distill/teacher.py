@@ -1,12 +1,16 @@
 """A teacher: a network with fixed parameters and statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kd_local.networks import Network, Variables
+from kd_local.errors import check_type
+from kd_local.networks import Network, Variables, check_network
+from kd_local.ranges import Number
+
+MEAN, STD = Number(-1e6, 1e6), Number(0, 1e6, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,16 @@ class Renormalisation:
         """The map between two normalisations, given as `(mean, std)` with a number per channel; None if they are equal.
 
         Raises:
-            ValueError: the teacher's images have another number of channels.
+            ValueError: the teacher's images have another number of channels, or a number is out of range.
         """
         (mean, std), (own_mean, own_std) = student, teacher
         if len(mean) != len(own_mean):
             raise ValueError(
                 f"the teacher's images have {len(own_mean)} channels, the student's {len(mean)}: use another teacher"
             )
+        for name, numbers, range_ in (("mean", (*mean, *own_mean), MEAN), ("std", (*std, *own_std), STD)):
+            for number in numbers:
+                range_.check(f"{name} of a channel", number)
         if (tuple(mean), tuple(std)) == (tuple(own_mean), tuple(own_std)):
             return None
         scale = tuple(s / own for s, own in zip(std, own_std, strict=True))
@@ -67,11 +74,18 @@ class Teacher:
         network: the teacher's network; the dtype of its blocks is the compute dtype.
         variables: variables of this network, with the structure of `Network.init`'s result.
         renormalisation: converts the student's images to those that the teacher takes; None if both take the same.
+
+    Raises:
+        ValueError: an argument has another type.
     """
 
     network: Network
     variables: Variables
     renormalisation: Renormalisation | None = None
+
+    def __post_init__(self) -> None:
+        check_network("a teacher's network", self.network)
+        check_type("a teacher's variables", self.variables, Mapping, "use those of network.init, or of a run's file")
 
 
 def remaining_blocks(network: Network, variables: Variables, stage: int, x: Array, until: int | None = None) -> Array:

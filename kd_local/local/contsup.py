@@ -14,9 +14,10 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
+from kd_local.errors import check_type
 from kd_local.local.cut import CutNetwork, LocalModule
 from kd_local.networks import Variables
-from kd_local.state import Part, new_part, update_part, variables_of
+from kd_local.state import Part, check_optimizer, new_part, update_part, variables_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ContSup:
             module; `ensemble` for the mean of the probabilities of all heads.
 
     Raises:
-        ValueError: `answer` is unknown, or names a module whose head does not classify.
+        ValueError: an argument has another type, or `answer` is unknown or names a module whose head does not classify.
     """
 
     cut_network: CutNetwork
@@ -44,6 +45,8 @@ class ContSup:
     answer: str = "last"
 
     def __post_init__(self) -> None:
+        check_type("cut_network", self.cut_network, CutNetwork, "use the result of cut(network, modules=4, ...)")
+        check_optimizer(self.optimizer)
         self.cut_network.heads_for(self.answer)
 
     def check_maps(self) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from kd_local.errors import unknown
+from kd_local.errors import check_type, unknown
 from kd_local.local.contexts import IMAGE_ENCODERS, IMAGES, Context, input_name, output_name
 from kd_local.local.decoders import Decoder, PixelScale
 from kd_local.local.heads import FEATURE_WIDTH, local_head
@@ -25,11 +25,12 @@ from kd_local.local.module import REMATERIALIZABLE, LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
 from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.models.layers import DType
-from kd_local.networks import Collection, Network, Variables, by_block, of_block
+from kd_local.networks import Collection, Network, Variables, by_block, check_network, of_block
 from kd_local.ranges import Number, Range, check_arguments
 
 RANGES: Mapping[str, Range] = {
     "modules": Number(1, 1000, whole=True),
+    "classes": Number(1, 10**6, whole=True, example=10),
     # With 1/12 an image encoder has one channel.
     "aux_width": Number(1 / 12, 64, example=1),
     "feature_width": Number(1, 65536, whole=True, example=FEATURE_WIDTH),
@@ -243,6 +244,16 @@ def cut(
 
     Reference: Yu et al., arXiv 2312.07636.
     """
+    check_network("network", network)
+    check_arguments(RANGES, classes=classes)
+    if modules is not None:
+        check_arguments(RANGES, modules=modules)
+    last_block = network.modules[-1]
+    if getattr(last_block, "classes", classes) != classes:
+        raise ValueError(f"classes is {classes}, but the network has {last_block.classes}: use the same number")
+    check_type("remat", remat, tuple | list, "use a tuple of names, such as ('blocks',)")
+    if decoder is not None:
+        check_type("decoder", decoder, PixelScale, "use PixelScale(mean, std), the normalisation of the images")
     if isinstance(boundaries, str):
         if boundaries != "equal":
             raise unknown("rule for boundaries", boundaries, ("equal",))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from kd_local.models.convolution import Conv
 from kd_local.models.layers import ConvNorm, DType
 from kd_local.precision import at_least_float32
+from kd_local.shapes import check_arrays
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,12 @@ class Decoder(nn.Module):
 
 
 def reconstruction_loss(logits: Float[Array, "batch h w c"], images: Float[Array, "batch h w c"]) -> Float[Array, ""]:
-    """Binary cross entropy between predicted pixels and images in [0, 1]: the mean over all pixels, in nats."""
+    """Binary cross entropy between predicted pixels and images in [0, 1]: the mean over all pixels, in nats.
+
+    Raises:
+        ValueError: the two have other shapes, or are no maps.
+    """
+    check_arrays(logits=(logits, "float batch h w c"), images=(images, "float batch h w c"))
     return optax.losses.sigmoid_binary_cross_entropy(logits.astype(images.dtype), images).mean()
 
 

@@ -10,9 +10,10 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
+from kd_local.errors import check_type
 from kd_local.local.task_loss import PLAIN, TaskLoss
-from kd_local.networks import Network, Variables
-from kd_local.state import Part, new_part, update_part, variables_of
+from kd_local.networks import Network, Variables, check_network
+from kd_local.state import Part, check_optimizer, new_part, update_part, variables_of
 
 NAME = "network"
 
@@ -31,12 +32,20 @@ class EndToEnd:
         remat: if True, only the blocks' outputs are stored, and the backward pass recomputes each block. This needs
             less memory and more time (gradient checkpointing; Chen et al., arXiv 1604.06174).
         task_loss: the cross entropy of the labels.
+
+    Raises:
+        ValueError: an argument has another type.
     """
 
     network: Network
     optimizer: optax.GradientTransformation
     remat: bool = False
     task_loss: TaskLoss = PLAIN
+
+    def __post_init__(self) -> None:
+        check_network("network", self.network)
+        check_optimizer(self.optimizer)
+        check_type("task_loss", self.task_loss, TaskLoss, "use TaskLoss(label_smoothing=0.1), or leave it out")
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A new state with one part. Only the shape and dtype of `images` matter."""

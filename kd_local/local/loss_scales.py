@@ -8,6 +8,7 @@ Reference: the values of Yu et al., arXiv 2312.07636, after InfoPro (Wang et al.
 """
 
 from collections.abc import Sequence
+from numbers import Real
 
 LossScale = tuple[float, float, float, float]
 _LARGEST = 1e6
@@ -80,9 +81,10 @@ def check_loss_scale(scale: Sequence[float]) -> LossScale:
     Raises:
         ValueError: the scale does not have four numbers, or a number is negative or not finite.
     """
-    if len(scale) != 4 or not all(0 <= number <= _LARGEST for number in scale):
+    numbers = isinstance(scale, tuple | list) and all(isinstance(number, Real) for number in scale)
+    if not numbers or len(scale) != 4 or not all(0 <= number <= _LARGEST for number in scale):
         raise ValueError(
-            f"loss scale {tuple(scale)}: give four numbers >= 0, at most 1e6: weights of reconstruction and head at "
+            f"loss scale {scale}: give four numbers >= 0, at most 1e6: weights of reconstruction and head at "
             "the first boundary and at the last, such as (5, 0.05, 0.2, 0.5)"
         )
     first_reconstruction, first_head, last_reconstruction, last_head = map(float, scale)

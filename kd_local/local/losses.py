@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from kd_local.contract import Metrics
 from kd_local.errors import unknown
 from kd_local.precision import at_least_float32
+from kd_local.shapes import check_arrays, check_labels
 
 LocalLoss = Callable[[Float[Array, "batch k"], Int[Array, " batch"]], Metrics]
 """`(outputs of the head, labels) -> means over the batch`; training minimises `loss`."""
@@ -18,7 +19,13 @@ TEMPERATURE = 0.07
 
 
 def softmax(logits: Float[Array, "batch k"], labels: Int[Array, " batch"]) -> Metrics:
-    """Cross entropy of the softmax (mean over the batch, in nats) and accuracy in [0, 1], in float32 at least."""
+    """Cross entropy of the softmax (mean over the batch, in nats) and accuracy in [0, 1], in float32 at least.
+
+    Raises:
+        ValueError: the arrays are no logits and labels of the same images, or a label is not below k.
+    """
+    check_arrays(logits=(logits, "float batch k"), labels=(labels, "int batch"))
+    check_labels(labels, logits.shape[-1])
     logits = logits.astype(at_least_float32(logits.dtype))
     loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     correct = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
@@ -36,7 +43,11 @@ def contrast(features: Float[Array, "batch k"], labels: Int[Array, " batch"]) ->
 
     Reference: Khosla et al., "Supervised contrastive learning" (NeurIPS 2020), eq. 2, as InfoPro (Wang et al., ICLR
     2021) uses it.
+
+    Raises:
+        ValueError: the arrays are no features and labels of the same images.
     """
+    check_arrays(features=(features, "float batch k"), labels=(labels, "int batch"))
     features = features.astype(at_least_float32(features.dtype))
     if len(labels) == 1:  # the sum over other images is empty, and its logarithm infinite
         return {"loss": jnp.zeros_like(features).sum()}

@@ -7,7 +7,7 @@ layers.
 
 from collections.abc import Sequence
 
-from kd_local.errors import unknown
+from kd_local.errors import check_type, unknown
 from kd_local.networks import Network
 
 
@@ -75,7 +75,7 @@ def equal_layers(network: Network, modules: int) -> tuple[str, ...]:
     Raises:
         ValueError: `modules` is less than 1 or more than the number of blocks.
     """
-    if not 1 <= modules <= len(network):
+    if not isinstance(modules, int) or not 1 <= modules <= len(network):
         raise ValueError(f"{modules} modules for a network of {len(network)} blocks: use 1 to {len(network)}")
     for blocks, table in _EQUAL_LAYERS.items():
         if modules in table and _is_cifar_resnet(network, blocks):
@@ -128,6 +128,7 @@ def check_boundaries(network: Network, boundaries: Sequence[str]) -> tuple[str, 
     Raises:
         ValueError: a name is not that of a block, or is that of the last block, or the order is not the network's.
     """
+    check_type("boundaries", boundaries, tuple | list, f"use a tuple of names of blocks, such as {network.names[:1]}")
     for name in boundaries:
         if name not in network.names[:-1]:
             raise unknown("boundary", name, network.names[:-1])

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from kd_local.precision import at_least_float32
+from kd_local.ranges import Number
+from kd_local.shapes import check_arrays, check_labels
 
 
 def probe_accuracy(
@@ -30,7 +32,18 @@ def probe_accuracy(
         test_labels: labels of the test images.
         classes: number of classes.
         ridge: this factor times the number of training images is added to the diagonal of the normal equations.
+
+    Raises:
+        ValueError: features and labels do not fit each other, a label is not below `classes`, or a number is out of
+            range.
     """
+    Number(1, 10**6, whole=True).check("classes", classes)
+    Number(0, 1e9).check("ridge", ridge)
+    check_arrays(features=(features, "float train ..."), labels=(labels, "int train"))
+    check_arrays(test_features=(test_features, "float test ..."), test_labels=(test_labels, "int test"))
+    if features.shape[1:] != test_features.shape[1:]:
+        raise ValueError(f"features have shape {features.shape} and test_features {test_features.shape}: use the same")
+    check_labels(labels, classes)
     train, test = (_pooled(x) for x in (features, test_features))
     mean, std = train.mean(axis=0, keepdims=True), train.std(axis=0, keepdims=True)
     train, test = ((x - mean) / jnp.maximum(std, 1e-6) for x in (train, test))

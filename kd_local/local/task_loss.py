@@ -1,6 +1,5 @@
 """The loss of the labels: the cross entropy, with label smoothing and weights of the classes."""
 
-import math
 from dataclasses import dataclass
 
 import jax
@@ -9,8 +8,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kd_local.contract import Metrics
+from kd_local.errors import check_type
 from kd_local.local.losses import softmax
 from kd_local.precision import at_least_float32
+from kd_local.ranges import Number
+from kd_local.shapes import check_arrays, check_labels
+
+LABEL_SMOOTHING = Number(0, 1, open_high=True, example=0.1, note="0 is none")
+CLASS_WEIGHT = Number(0, 1e9, open_low=True, example=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class TaskLoss:
         class_weights: w, a number above 0 for each class; see `balanced_class_weights`.
 
     Raises:
-        ValueError: a smoothing outside of [0, 1), or a weight that is not a finite number above 0.
+        ValueError: a smoothing outside of [0, 1), or a weight that is no number above 0.
 
     Reference: Szegedy et al., "Rethinking the inception architecture" (CVPR 2016), section 7. The two combine as in
     PyTorch's CrossEntropyLoss.
@@ -43,13 +48,12 @@ class TaskLoss:
     class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}: use 0 (none) or more, below 1, such as 0.1")
+        LABEL_SMOOTHING.check("label_smoothing", self.label_smoothing)
         if self.class_weights is None:
             return
+        check_type("class_weights", self.class_weights, tuple, "use a tuple of numbers above 0, one for each class")
         for label, weight in enumerate(self.class_weights):
-            if not (math.isfinite(weight) and weight > 0):
-                raise ValueError(f"class_weights has {weight} for class {label}: use finite numbers above 0")
+            CLASS_WEIGHT.check(f"class_weights[{label}]", weight)
 
     def __call__(self, logits: Float[Array, "batch k"], labels: Int[Array, " batch"]) -> Metrics:
         """The loss (in nats) and the accuracy in [0, 1], in float32 at least.
@@ -108,8 +112,11 @@ def balanced_class_weights(labels: Int[np.ndarray, " n"], classes: int) -> tuple
     (0.6666666666666666, 2.0)
 
     Raises:
-        ValueError: a class without a label.
+        ValueError: a class without a label, or labels that are no whole numbers from 0 to `classes` - 1.
     """
+    Number(1, 10**6, whole=True).check("classes", classes)
+    check_arrays(labels=(labels, "int n"))
+    check_labels(labels, classes)
     counts = np.bincount(labels, minlength=classes)
     if not counts.all():
         missing = int(np.flatnonzero(counts == 0)[0])

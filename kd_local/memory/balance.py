@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from kd_local.errors import check_type
 from kd_local.local import ContSup, equal_layers
 from kd_local.memory.compilations import CompilationRecords
 from kd_local.memory.estimates import Estimates, ModuleKind
@@ -83,6 +84,7 @@ def balance(
         ValueError: the number of modules is below 1 or above the number of blocks, there is no image, or the number of
             compilations is negative.
     """
+    check_type("target", target, Target, "use target('local'), of kd_local.memory")
     if compilations < 0:
         raise ValueError(f"compilations is {compilations}: use 0, which keeps the cut of equal layers, or more")
     known = CompilationRecords() if records is None else records

@@ -17,10 +17,15 @@ from jax.sharding import Mesh
 
 from kd_local.contract import Method
 from kd_local.costs import multiply_adds
+from kd_local.data.pixels import check_image_shape
+from kd_local.errors import check_type
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords
 from kd_local.memory.targets import Target
 from kd_local.parallel import Call, CompiledStep, StepOptions, StepPlan, extra_names, offered_tensors, plan_step
+from kd_local.ranges import Number
 from kd_local.sizes import tree_bytes
+
+_BATCH = Number(1, 10**9, whole=True, note="images of a step")
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def footprint(
     Raises:
         ValueError: see `plan_for`.
     """
+    check_type("target", target, Target, "use target('local'), of kd_local.memory")
     known = CompilationRecords() if records is None else records
     calls = plan_for(method, shape, batch, target.mesh, options).calls
     distinct = {call.signature: call for call in calls}
@@ -175,8 +181,8 @@ def plan_for(
     Raises:
         ValueError: there is no image, or the method reads a cache; see also `kd_local.parallel.plan_step`.
     """
-    if batch < 1:
-        raise ValueError(f"batch is {batch}: use 1 or more images")
+    _BATCH.check("batch", batch)
+    check_image_shape(shape)
     if missing := [name for name in extra_names(method.programs()) if name not in offered_tensors(batch)]:
         raise ValueError(f"the step reads {', '.join(missing)} from a cache: measure its memory without a cache")
     images, labels = jax.ShapeDtypeStruct((batch, *shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)

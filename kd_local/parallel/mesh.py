@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from kd_local.errors import check_type
+
 DATA = "data"
 MODULE = "module"
 
@@ -25,6 +27,8 @@ def device_mesh(data: int = 1, module: int = 1, devices: Sequence[Any] | None = 
         ValueError: fewer than one device is requested, or more than exist, or a number that the processes do not
             divide.
     """
+    for name, number in ((DATA, data), (MODULE, module)):
+        check_type(name, number, int | np.integer, "use a whole number of devices")
     devices = jax.devices() if devices is None else devices
     asked = f"a mesh of {data} devices on the data axis" + (f" and {module} on the module axis" if module != 1 else "")
     there = f"{len(devices)} ({devices[0].platform})"

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from kd_local.contract import HasTeachers, Method, State
 from kd_local.data import Augmentation, Data, Examples, normalise
+from kd_local.errors import check_type
 from kd_local.parallel import all_devices, move, on_every_device, put_rows
 from kd_local.training.finite import check_finite
 from kd_local.training.inputs import share_of
@@ -26,6 +27,7 @@ def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh:
     Raises:
         ValueError: the state is not finite.
     """
+    check_type("data", data, Data, "use data of load or from_arrays")
     mesh, here = all_devices(mesh), gather(state, mesh)
     check_finite(here, of="the state to evaluate")
     results = {}

@@ -18,8 +18,10 @@ from jax.sharding import Mesh
 
 from kd_local.contract import Method, State
 from kd_local.data import Data, steps_per_epoch
+from kd_local.errors import check_type
 from kd_local.memory import compiled_peak
 from kd_local.parallel import DATA, NOTHING, StepOptions, device_mesh
+from kd_local.ranges import Number
 from kd_local.training.agreement import Agreement
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.data_wait import DataWait
@@ -31,7 +33,12 @@ from kd_local.training.metrics import EpochMetrics
 from kd_local.training.missing_records import missing_record
 from kd_local.training.records import EpochRecord, Observer, StepRecord, TrainingPlan
 from kd_local.training.saving import Saving, restore
+from kd_local.training.schedules import RANGES
 from kd_local.training.training_step import prepare_step
+
+_STEPS = Number(1, 2**31 - 1, whole=True, note="None is no limit")
+_SEED = Number(0, 2**32 - 1, whole=True)
+_SECONDS = Number(0, 1e7)
 
 
 @dataclass(frozen=True)
@@ -57,10 +64,9 @@ def training_plan(examples: int, *, epochs: int, batch_size: int, steps: int | N
     Raises:
         ValueError: a number is out of range, or the batch size is not a multiple of the devices on the data axis.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}: use 1 or more")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps is {steps}: use 1 or more, or None for no limit")
+    RANGES["epochs"].check("epochs", epochs)
+    if steps is not None:
+        _STEPS.check("steps", steps)
     each = steps_per_epoch(examples, batch_size)
     devices = mesh.shape[DATA]
     if batch_size % devices:
@@ -115,13 +121,17 @@ def train(
             an epoch and that step is missing, the state is evaluated and the record is made again. None: no check.
 
     Raises:
-        ValueError: see `training_plan` and `kd_local.parallel.plan_step`; or a fresh state, teachers included, that is
-            not finite.
+        ValueError: an argument has another type or is out of range; see also `training_plan` and
+            `kd_local.parallel.plan_step`; or a fresh state, teachers included, is not finite.
         CheckpointError: see `Checkpoints`; or a checkpoint that is not finite.
         NotFiniteError: the run diverged. A metric is looked at after every step, the state at the end of every epoch,
             before it is saved, and after every `CHECK_EVERY` steps, see `kd_local.training.finite`.
         Interrupted: the interruption received a signal; the state was saved.
     """
+    check_type("method", method, Method, "use a method, such as EndToEnd(network, optimizer)")
+    check_type("data", data, Data, "use data of load or from_arrays")
+    _SEED.check("seed", seed)
+    _SECONDS.check("checkpoint_seconds", checkpoint_seconds)
     mesh = device_mesh() if mesh is None else mesh
     plan = training_plan(len(data.train), epochs=epochs, batch_size=batch_size, steps=steps, mesh=mesh)
     take_step, state = prepare_step(method, data, plan, seed=seed, mesh=mesh, options=options, extra=extra)

@@ -9,7 +9,8 @@ import optax
 
 from kd_local.errors import unknown
 from kd_local.precision import at_least_float32
-from kd_local.ranges import Number, Range, check_arguments
+from kd_local.ranges import Number, Range, Switch, check_arguments
+from kd_local.training.schedules import RANGES as SCHEDULE
 from kd_local.training.schedules import updates_per_epoch
 
 OPTIMIZERS: tuple[str, ...] = ("sgd", "adam", "adamw", "lamb", "lion")
@@ -57,11 +58,14 @@ def make_optimizer(
                 raise ValueError(f"{argument} is {value}, but optimizer {name!r} has none: leave it out, or use sgd")
     momentum = MOMENTUM if momentum is None else momentum
     check_arguments(RANGES, momentum=momentum, weight_decay=weight_decay)
+    if not callable(schedule):
+        SCHEDULE["rate"].check("the learning rate", schedule)
+    if nesterov is not None:
+        Switch().check("nesterov", nesterov)
     if nesterov and momentum == 0:
         raise ValueError("nesterov is True, but momentum is 0: set a momentum, such as 0.9, or nesterov to False")
     optimizer = _named(name, schedule, momentum, nesterov is not False and momentum > 0, weight_decay)
-    if accumulate < 1:
-        raise ValueError(f"accumulate is {accumulate}: use 1 (an update for every batch) or more")
+    SCHEDULE["accumulate"].check("accumulate", accumulate)
     if accumulate == 1:
         return optimizer
     updates, left = 1, accumulate

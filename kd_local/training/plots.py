@@ -27,7 +27,7 @@ def draw_curves(records: Sequence[EpochRecord], steps: Sequence[StepRecord], *, 
     rows = -(-panels // columns)
     figure = Figure(figsize=(3.2 * columns + 1.6, 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, program in zip(axes, programs, strict=False):
         _draw_losses(panel, program, records, steps)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from kd_local.errors import unknown
-from kd_local.ranges import Number, Numbers, Range
+from kd_local.ranges import Number, Numbers, Range, check_arguments
 
 RANGES: Mapping[str, Range] = {
     "rate": Number(1e-12, 1e4, example=0.1),
@@ -19,6 +19,7 @@ RANGES: Mapping[str, Range] = {
     "warmup_epochs": Number(0, 100_000, whole=True, note="0 is no warm-up"),
     "warmup_rate": Number(0, 1e4, example=0.01),
     "milestones": Numbers(Number(1, 100_000, whole=True), rising=True, example=(60, 80)),
+    "steps_per_epoch": Number(1, 2**31 - 1, whole=True),
     "decay": Number(1e-6, 1, example=0.1),
     "accumulate": Number(1, 1_000_000, whole=True, note="1 is an update for every batch"),
 }
@@ -38,10 +39,21 @@ def contsup(
     In epoch e = 1..epochs the rate is base = rate/2 (1 + cos(pi e / epochs)); in the first w warm-up epochs it is
     base (e-1)/w + warmup_rate (w+1-e)/w. After the last epoch it stays at zero.
 
+    Raises:
+        ValueError: a number is out of range.
+
     >>> schedule = contsup(0.8, epochs=160, steps_per_epoch=49)
     >>> [round(float(schedule(49 * (e - 1))), 5) for e in (1, 5, 11, 80, 160)]
     [0.01, 0.32523, 0.79071, 0.4, 0.0]
     """
+    RANGES["rate"].check("the learning rate", rate)
+    check_arguments(
+        RANGES,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=warmup_epochs,
+        warmup_rate=warmup_rate,
+    )
 
     def schedule(step: Any) -> Any:
         epoch = jnp.minimum(jnp.asarray(step, jnp.int32) // steps_per_epoch + 1, epochs).astype(jnp.float32)
@@ -73,7 +85,8 @@ def check_accumulate(accumulate: int, batches: int) -> None:
     Raises:
         ValueError: `accumulate` is less than 1 or more than `batches`.
     """
-    if not 1 <= accumulate <= batches:
+    RANGES["accumulate"].check("accumulate", accumulate)
+    if accumulate > batches:
         raise ValueError(
             f"accumulate is {accumulate} for {batches} batches: use 1 (an update for every batch) to {batches}, or "
             "smaller batches"
@@ -120,8 +133,7 @@ def make_schedule(
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
     RANGES["rate"].check("the learning rate", rate)
-    RANGES["epochs"].check("epochs", epochs)
-    RANGES["warmup_epochs"].check("warmup_epochs", warmup_epochs)
+    check_arguments(RANGES, epochs=epochs, steps_per_epoch=steps_per_epoch, warmup_epochs=warmup_epochs)
     if warmup_rate and warmup_epochs == 0:
         raise ValueError(
             f"warmup_rate is {warmup_rate}, but warmup_epochs is 0: leave it out (or 0), or use 1 warm-up epoch or more"

@@ -147,7 +147,7 @@ def test_augmentations_are_hashable_and_compare_by_value() -> None:
     ("changed", "text"),
     [
         ({"padding": "reflct"}, r"unknown padding 'reflct': use reflect or zero \(nearest: refl"),
-        ({"pad": -1}, "pad is -1 pixels: use 0 .* or more"),
+        ({"pad": -1}, "pad is -1: use a whole number from 0 .* 0 is no crop"),
         ({"mean": ()}, r"mean \(\) and std .*: give both with one number for each channel"),
         ({"std": (1.0,)}, r"std \(1.0,\): give both with one number for each channel"),
         ({"std": (1.0, 0.0, 1.0)}, "std .*: use numbers from 0.255 to 255"),

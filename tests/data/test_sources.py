@@ -130,7 +130,7 @@ def test_limits_are_checked_against_the_prepared_numbers(prepare: Any, examples:
         ("cifar10", {"image_size": 64}, "image_size 64 for cifar10: its images stay 32x32, leave image_size out"),
         ("imagenet2012", {"image_size": 0}, "image_size 0: use 1 or more pixels, such as 224"),
         ("imagenet2012", {"train_examples": 1_281_168}, "train_examples 1281168 of 1281167 training"),
-        ("imagenet2012", {"workers": -1}, "workers -1: use 1 or more, 0 to decode in this process, or None"),
+        ("imagenet2012", {"workers": -1}, "workers is -1: use 1 or more, 0 to decode in this process, or None"),
     ],
 )
 def test_bad_arguments_are_refused_before_data_are_read(name: str, arguments: dict[str, Any], text: str) -> None:

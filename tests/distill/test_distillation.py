@@ -184,7 +184,7 @@ def test_bad_arguments_are_refused():
         method()
     with pytest.raises(ValueError, match="CRD stores an embedding of every training image: give"):
         method(known, name="crd").init(jax.random.key(0), LIKE)
-    with pytest.raises(ValueError, match="examples is 0: use 1 or more"):
+    with pytest.raises(ValueError, match="examples is 0: use a whole number from 1"):
         replace(method(known), examples=0)
     with pytest.raises(ValueError, match="BlockKD reads the teacher's features, and a cache has its logits only"):
         method(known, name="block_kd", cached=True)

@@ -1,10 +1,15 @@
 """Tables of results for the terminal, and flags with several numbers."""
 
+import optax
 import pytest
 from rich.console import Console
 
 from experiments.command_line import numbers
-from experiments.tables import summary_table, terminal_table
+from experiments.tables import say, summary_table, terminal_table
+from kd_local.local import EndToEnd
+from kd_local.models import create
+from kd_local.training.plots import draw_curves
+from kd_local.training.records import EpochRecord, SplitScores
 
 
 def printed(table) -> list[str]:
@@ -38,3 +43,27 @@ def test_only_long_cells_wrap_in_a_narrow_terminal():
     columns = {"method": ["m" * 30], "row": ["r" * 60]}
     lines = printed(terminal_table(columns, title="narrow", left=("method", "row"), long=("row",)))
     assert any("m" * 30 in line for line in lines) and not any("r" * 60 in line for line in lines)
+
+
+MARKUP = "a[/y]b[bold]c:fire:d\\[e]"
+
+
+def test_texts_of_users_are_no_markup():
+    table = terminal_table({MARKUP: [MARKUP]}, title=MARKUP, caption=MARKUP)
+    summary = summary_table({MARKUP: MARKUP})
+    assert sum(line.count(MARKUP) for lines in map(printed, (table, summary)) for line in lines) == 6
+    console = Console(width=80)
+    with console.capture() as capture:
+        say(console, MARKUP)
+    assert capture.get() == MARKUP + "\n"
+
+
+def test_a_title_of_a_picture_is_no_formula(tmp_path):
+    title = r"teacher runs/$\x$"
+    record = EpochRecord(
+        epoch=1.0, step=1, train={"network": {"loss": 1.0}}, test=SplitScores(1.0, 0.5), validation=None, seconds=1.0,
+        images_per_second=1.0, data_wait_seconds=0.0, learning_rate=None,
+    )  # fmt: skip
+    figure = draw_curves([record], [], method=EndToEnd(create("resnet8", classes=2), optax.sgd(0.1)), title=title)
+    figure.savefig(tmp_path / "curves.png")
+    assert figure.get_suptitle() == title

@@ -66,11 +66,11 @@ def test_the_loss_of_a_divided_batch_is_that_of_one_device():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"label_smoothing": 1.0}, "label_smoothing is 1.0: use 0 .none. or more, below 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0: use a number in .0, 1., such as 0.1; 0 is none"),
         ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
         ({"label_smoothing": float("nan")}, "label_smoothing is nan"),
-        ({"class_weights": (1.0, 0.0)}, "class_weights has 0.0 for class 1: use finite numbers above 0"),
-        ({"class_weights": (1.0, float("inf"))}, "class_weights has inf for class 1"),
+        ({"class_weights": (1.0, 0.0)}, "class_weights.1. is 0.0: use a number in"),
+        ({"class_weights": (1.0, float("inf"))}, "class_weights.1. is inf"),
     ],
 )
 def test_options_out_of_range_are_refused(options, text):

@@ -127,5 +127,5 @@ def test_bad_arguments_are_refused():
         balance(maker("R0"), SMALL, modules=3, **WHERE, compilations=-1)
     with pytest.raises(ValueError, match="6 modules for a network of 5 blocks: use 1 to 5"):
         balance(maker("R0"), SMALL, modules=6, **WHERE)
-    with pytest.raises(ValueError, match="batch is 0: use 1 or more images"):
+    with pytest.raises(ValueError, match="batch is 0: use a whole number from 1"):
         balance(maker("R0"), SMALL, modules=3, **{**WHERE, "batch": 0})

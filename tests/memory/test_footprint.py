@@ -146,7 +146,7 @@ def test_the_floor_is_the_largest_sum_of_state_carried_tensors_and_a_block():
     image, label = 8 * 32 * 32 * 3 * 4, 8 * 4
     # A program that trains no block has none of its own.
     assert floor_bytes(Relay(), CIFAR, 8, HERE, {"third": 5}) == 3 * 3 * 4 + 3 * image + label
-    with pytest.raises(ValueError, match="batch is 0: use 1 or more images"):
+    with pytest.raises(ValueError, match="batch is 0: use a whole number from 1"):
         floor_bytes(method, CIFAR, 0, HERE, own)
 
 
@@ -175,5 +175,5 @@ def test_executables_are_kept_in_a_file(tmp_path):
 
 
 def test_an_empty_batch_is_refused():
-    with pytest.raises(ValueError, match="batch is 0: use 1 or more images"):
+    with pytest.raises(ValueError, match="batch is 0: use a whole number from 1"):
         footprint(contsup(3, "R0"), CIFAR, 0, HERE)

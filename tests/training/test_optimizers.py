@@ -160,7 +160,7 @@ def test_updates_per_epoch_and_schedules_by_batches():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"accumulate": 0}, r"accumulate is 0: use 1 \(an update for every batch\) or more"),
+        ({"accumulate": 0}, r"accumulate is 0: use a whole number from 1 .*; 1 is an update for every batch"),
         ({"accumulate": 4, "batches_per_epoch": 3}, "accumulate is 4 for 3 batches: use 1 .* to 3, or smaller batches"),
     ],
 )

@@ -13,6 +13,9 @@ from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import Number, Weight
+from kd_local.shapes import check_arrays
+
+POWER = Number(1, 8, whole=True)
 
 
 def attention_loss(
@@ -24,12 +27,17 @@ def attention_loss(
 
     Reference: Zagoruyko and Komodakis, "Paying more attention to attention" (ICLR 2017), eq. 2, with the mean of the
     squares as in the mdistiller code.
+
+    Raises:
+        ValueError: the features differ in images or are no maps, or the power is out of range.
     """
 
     def attention(features: Array) -> Array:
         mean = (jnp.abs(features) ** power).mean(axis=-1)
         return unit_vectors(mean.reshape(len(mean), -1))
 
+    check_arrays(student=(student, "float batch hs ws cs"), teacher=(teacher, "float batch ht wt ct"))
+    POWER.check("power", power)
     student, teacher = at_smaller_resolution(*widened(student, teacher))
     return jnp.square(attention(student) - attention(teacher)).mean()
 
@@ -51,7 +59,7 @@ class AT(Objective):
 
     ce_weight: Weight = 1.0
     weight: Weight = 1000.0
-    power: Annotated[int, Number(1, 8, whole=True)] = 2
+    power: Annotated[int, POWER] = 2
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         pair_stages(batch.student, batch.teacher)

@@ -21,9 +21,12 @@ from kd_local.models.layers import Linear
 from kd_local.networks import Collection, Variables
 from kd_local.precision import at_least_float32
 from kd_local.ranges import Number, Weight
+from kd_local.shapes import check_arrays
 
 EPSILON = 1e-7
 SIDES = ("student", "teacher")
+EXAMPLES = Number(2, 2**31 - 1, whole=True)
+MOMENTUM = Number(0, 1, open_high=True, note="0 remembers the newest alone")
 
 
 def crd_loss(
@@ -43,7 +46,14 @@ def crd_loss(
 
     Reference: Tian et al., "Contrastive representation distillation" (ICLR 2020), eqs. 10 and 19, and its code, whose
     1e-7 is added to both denominators.
+
+    Raises:
+        ValueError: the arrays do not fit each other, or there are fewer than 2 images.
     """
+    EXAMPLES.check("examples", examples)
+    check_arrays(
+        positive=(positive, "float batch 1"), negative=(negative, "float batch k"), counted=(counted, "bool batch k")
+    )
     noise = counted.sum(axis=1, keepdims=True).astype(positive.dtype) / examples
     log_positive = jnp.log(positive) - jnp.log(positive + noise + EPSILON)
     shares = jnp.where(counted, noise / (negative + noise + EPSILON), 1)
@@ -57,7 +67,17 @@ def remember(
     *,
     momentum: float,
 ) -> Float[Array, "examples dim"]:
-    """The memory after an update at `indices`: momentum * old + (1 - momentum) * embeddings, as unit vectors."""
+    """The memory after an update at `indices`: momentum * old + (1 - momentum) * embeddings, as unit vectors.
+
+    Raises:
+        ValueError: the arrays do not fit each other, or the momentum is out of range.
+    """
+    MOMENTUM.check("momentum", momentum)
+    check_arrays(
+        memory=(memory, "float examples dim"),
+        indices=(indices, "int batch"),
+        embeddings=(embeddings, "float batch dim"),
+    )
     old = memory[indices]
     new = unit_vectors(momentum * old + (1 - momentum) * embeddings.astype(memory.dtype))
     return memory.at[indices].set(new)
@@ -103,7 +123,7 @@ class CRD(Objective):
     dim: Annotated[int, Number(1, 65536, whole=True)] = 128
     negatives: Annotated[int, Number(1, 10**7, whole=True)] = 16384
     temperature: Annotated[float, Number(0.02, 1e4, example=0.07)] = 0.07
-    momentum: Annotated[float, Number(0, 1, open_high=True, note="0 remembers the newest alone")] = 0.5
+    momentum: Annotated[float, MOMENTUM] = 0.5
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         if examples is None:

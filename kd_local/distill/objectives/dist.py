@@ -13,13 +13,15 @@ from kd_local.distill.numerics import norms
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import Flag, Temperature, Weight
+from kd_local.ranges import WEIGHT, Flag, Temperature, Weight
+from kd_local.shapes import check_arrays
 
 EPSILON = 1e-8
 
 
 def pearson_distance(a: Float[Array, "rows n"], b: Float[Array, "rows n"]) -> Float[Array, ""]:
     """1 - Pearson's correlation of the rows of `a` and `b`, averaged over rows. A constant row has correlation 0."""
+    check_arrays(a=(a, "float rows n"), b=(b, "float rows n"))
     a, b = (x - x.mean(axis=-1, keepdims=True) for x in (a, b))
     return 1 - (jnp.sum(a * b, axis=-1, keepdims=True) / (norms(a) * norms(b) + EPSILON)).mean()
 
@@ -36,8 +38,13 @@ def dist_loss(
     """tau^2 (beta d(rows) + gamma d(columns)) of softmax(logits / tau), where d is `pearson_distance`.
 
     Reference: Huang et al., "Knowledge distillation from a stronger teacher" (NeurIPS 2022), eqs. 8 to 10.
+
+    Raises:
+        ValueError: the logits differ in shape or are none, or an argument is out of range.
     """
-    student, target = logits_to_compare(student, target, standardised=standardised)
+    student, target = logits_to_compare(student, target, temperature=temperature, standardised=standardised)
+    for name, weight in (("beta", beta), ("gamma", gamma)):
+        WEIGHT.check(name, weight)
     student, target = (jax.nn.softmax(logits / temperature, axis=-1) for logits in (student, target))
     between, within = pearson_distance(student, target), pearson_distance(student.T, target.T)
     return temperature**2 * (beta * between + gamma * within)

@@ -14,7 +14,8 @@ from kd_local.distill.numerics import divergence
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import Flag, Temperature, WarmupEpochs, Weight
+from kd_local.ranges import WEIGHT, Flag, Temperature, WarmupEpochs, Weight
+from kd_local.shapes import check_arrays, check_labels
 
 
 def dkd_loss(
@@ -33,10 +34,18 @@ def dkd_loss(
     divergence of the distributions over the other classes.
 
     Reference: Zhao et al., "Decoupled knowledge distillation" (CVPR 2022), eq. 7.
+
+    Raises:
+        ValueError: the logits differ in shape or are none, a label is not below the number of classes, or an argument
+            is out of range.
     """
-    student, target = logits_to_compare(student, target, standardised=standardised)
+    student, target = logits_to_compare(student, target, temperature=temperature, standardised=standardised)
     if student.shape[-1] < 2:
         raise ValueError("1 class: dkd compares a label's class with the others, so use 2 classes or more, or kd")
+    check_arrays(student=(student, "float batch classes"), labels=(labels, "int batch"))
+    check_labels(labels, student.shape[-1])
+    for name, weight in (("alpha", alpha), ("beta", beta)):
+        WEIGHT.check(name, weight)
     target, student = target / temperature, student / temperature
     others = labels[:, None] != jnp.arange(student.shape[-1], dtype=labels.dtype)[None, :]
 

@@ -14,13 +14,18 @@ from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import pair_stages, rectified
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import Number, Weight
+from kd_local.shapes import check_arrays
 
 
 def hint_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch h w c"]) -> Float[Array, ""]:
     """The mean squared difference.
 
     Reference: Romero et al., "FitNets: hints for thin deep nets" (ICLR 2015), eq. 3, with the mean instead of the sum.
+
+    Raises:
+        ValueError: the features differ in images or shape, or are no maps.
     """
+    check_arrays(student=(student, "float batch h w c"), teacher=(teacher, "float batch h w c"))
     student, teacher = widened(student, teacher)
     return jnp.square(student - teacher).mean()
 

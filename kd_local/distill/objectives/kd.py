@@ -25,8 +25,11 @@ def kd_loss(
     """T^2 KL(softmax(target / T) || softmax(student / T)) of logits, the mean over the batch, in nats.
 
     Reference: Hinton et al., "Distilling the knowledge in a neural network" (arXiv 1503.02531), section 2.
+
+    Raises:
+        ValueError: the logits differ in shape or are none, or an argument is out of range.
     """
-    student, target = logits_to_compare(student, target, standardised=standardised)
+    student, target = logits_to_compare(student, target, temperature=temperature, standardised=standardised)
     target, student = target / temperature, student / temperature
     sums = [jax.nn.logsumexp(logits, axis=-1, keepdims=True) for logits in (target, student)]
     difference = (target - student) - (sums[0] - sums[1])

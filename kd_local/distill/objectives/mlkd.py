@@ -12,10 +12,12 @@ from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import product, widened
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.objectives.kd import kd_loss
+from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import TEMPERATURE, Flag, Numbers, Weight
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
+_TEMPERATURES = Numbers(TEMPERATURE, least=1, example=(2, 3, 4))
 
 
 def batch_correlation_loss(
@@ -24,8 +26,12 @@ def batch_correlation_loss(
     """||P_t P_t^T - P_s P_s^T||^2 / batch, where P is softmax(logits / T): it compares correlations of samples.
 
     Reference: Jin et al., "Multi-level logit distillation" (CVPR 2023), section 3.2, batch-level alignment.
+
+    Raises:
+        ValueError: see `kd_loss`.
     """
-    student, target = (jax.nn.softmax(x / temperature, axis=-1) for x in widened(student, target))
+    student, target = logits_to_compare(student, target, temperature=temperature, standardised=False)
+    student, target = (jax.nn.softmax(x / temperature, axis=-1) for x in (student, target))
     return jnp.square(product(target, target.T) - product(student, student.T)).sum() / len(student)
 
 
@@ -35,8 +41,12 @@ def class_correlation_loss(
     """||P_t^T P_t - P_s^T P_s||^2 / classes, where P is softmax(logits / T): it compares correlations of classes.
 
     Reference: Jin et al. (CVPR 2023), section 3.2, class-level alignment.
+
+    Raises:
+        ValueError: see `kd_loss`.
     """
-    student, target = (jax.nn.softmax(x / temperature, axis=-1) for x in widened(student, target))
+    student, target = logits_to_compare(student, target, temperature=temperature, standardised=False)
+    student, target = (jax.nn.softmax(x / temperature, axis=-1) for x in (student, target))
     return jnp.square(product(target.T, target) - product(student.T, student)).sum() / student.shape[-1]
 
 
@@ -52,7 +62,11 @@ def mlkd_loss(
     Only `kd_loss` uses standardised logits, as in the code of Sun et al. (CVPR 2024).
 
     Reference: Jin et al. (CVPR 2023), section 3.2.
+
+    Raises:
+        ValueError: there is no temperature; see also `kd_loss`.
     """
+    _TEMPERATURES.check("temperatures", temperatures)
     total, _ = widened(jnp.zeros((), student.dtype), student)
     for temperature in temperatures:
         total += kd_loss(student, target, temperature=temperature, standardised=standardised)
@@ -83,7 +97,7 @@ class MLKD(Objective):
     reads: ClassVar[Literal["logits", "features"]] = "logits"
     ce_weight: Weight = 0.1
     weight: Weight = 0.9
-    temperatures: Annotated[tuple[float, ...], Numbers(TEMPERATURE, least=1, example=(2, 3, 4))] = TEMPERATURES
+    temperatures: Annotated[tuple[float, ...], _TEMPERATURES] = TEMPERATURES
     standardise: Flag = False
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:

@@ -13,6 +13,7 @@ from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import Weight
+from kd_local.shapes import check_arrays
 
 
 def nst_loss(student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "batch ht wt ct"]) -> Float[Array, ""]:
@@ -22,6 +23,9 @@ def nst_loss(student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "bat
 
     Reference: Huang and Wang, "Like what you like: knowledge distill via neuron selectivity transfer" (arXiv
     1707.01219), eqs. 3 and 7.
+
+    Raises:
+        ValueError: the features differ in images or shape, or are no maps.
     """
 
     def maps(features: Array) -> Array:
@@ -31,6 +35,7 @@ def nst_loss(student: Float[Array, "batch hs ws cs"], teacher: Float[Array, "bat
     def kernel(a: Array, b: Array) -> Array:
         return jnp.square(jnp.einsum("nix,njx->nij", a, b, precision=jax.lax.Precision.HIGHEST)).mean()
 
+    check_arrays(student=(student, "float batch hs ws cs"), teacher=(teacher, "float batch ht wt ct"))
     student, teacher = at_smaller_resolution(*widened(student, teacher))
     s, t = maps(student), maps(teacher)
     return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)

@@ -14,6 +14,7 @@ from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import Weight
+from kd_local.shapes import check_arrays
 
 
 def margins(preactivations: Float[Array, "batch h w c"]) -> Float[Array, " c"]:
@@ -22,6 +23,7 @@ def margins(preactivations: Float[Array, "batch h w c"]) -> Float[Array, " c"]:
     Reference: Heo et al., "A comprehensive overhaul of feature distillation" (ICCV 2019), eq. 3, for this batch. Their
     code computes the expectation from the parameters of the preceding batch normalisation.
     """
+    check_arrays(preactivations=(preactivations, "float batch h w c"))
     (x,) = widened(preactivations)
     x = x.reshape(-1, x.shape[-1])
     below = (x < 0).sum(axis=0).astype(x.dtype)
@@ -36,7 +38,13 @@ def ofd_loss(
     The margin m of each channel is 0 or less.
 
     Reference: Heo et al. (ICCV 2019), eqs. 2 and 4.
+
+    Raises:
+        ValueError: the features differ in images or shape, or are no maps.
     """
+    check_arrays(
+        student=(student, "float batch h w c"), teacher=(teacher, "float batch h w c"), margin=(margin, "float c")
+    )
     student, teacher, margin = widened(student, teacher, margin)
     target = jnp.maximum(teacher, margin.reshape(1, 1, 1, -1))
     counted = (teacher > 0) | (student > target)

@@ -11,6 +11,7 @@ from kd_local.distill.numerics import norms, product, widened
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import Weight
+from kd_local.shapes import check_arrays
 
 EPSILON = 1e-7
 
@@ -22,6 +23,9 @@ def pkt_loss(student: Float[Array, "batch s"], teacher: Float[Array, "batch t"])
 
     Reference: Passalis and Tefas, "Learning deep representations with probabilistic knowledge transfer" (ECCV 2018),
     eqs. 4 to 8 with the cosine kernel, and with the mean of the terms as in their code.
+
+    Raises:
+        ValueError: the features differ in images or are no vectors.
     """
 
     def probabilities(features: Array) -> Array:
@@ -29,6 +33,7 @@ def pkt_loss(student: Float[Array, "batch s"], teacher: Float[Array, "batch t"])
         similarity = (product(directions, directions.T) + 1) / 2
         return similarity / similarity.sum(axis=1, keepdims=True)
 
+    check_arrays(student=(student, "float batch s"), teacher=(teacher, "float batch t"))
     student, teacher = widened(student, teacher)
     q, p = probabilities(student), probabilities(teacher)
     return (p * jnp.log((p + EPSILON) / (q + EPSILON))).mean()

@@ -19,6 +19,7 @@ from kd_local.models.convolution import Conv, uniform_by_fan_in
 from kd_local.models.layers import ConvNorm, average_pool_to
 from kd_local.networks import Collection, Variables, by_block, of_block
 from kd_local.ranges import Flag, Number, WarmupEpochs, Weight
+from kd_local.shapes import check_arrays
 
 POOLED_SIZES = (4, 2, 1)
 
@@ -30,7 +31,11 @@ def hcl_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch 
     has half the weight of the resolution before it.
 
     Reference: Chen et al., "Distilling knowledge via knowledge review" (CVPR 2021), section 3.4.
+
+    Raises:
+        ValueError: the features differ in images or shape, or are no maps.
     """
+    check_arrays(student=(student, "float batch h w c"), teacher=(teacher, "float batch h w c"))
     student, teacher = widened(student, teacher)
     total, weight, weights = jnp.square(student - teacher).mean(), 1.0, 1.0
     for size in POOLED_SIZES:

@@ -12,7 +12,8 @@ from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import unit_vectors, widened
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import Weight
+from kd_local.ranges import WEIGHT, Weight
+from kd_local.shapes import check_arrays
 
 EPSILON = 1e-12
 
@@ -30,6 +31,9 @@ def rkd_loss(
     + features).
 
     Reference: Park et al., "Relational knowledge distillation" (CVPR 2019), eqs. 5 to 10.
+
+    Raises:
+        ValueError: the features differ in images or are no vectors, or a weight is out of range.
     """
 
     def relations(features: Array) -> tuple[Array, Array]:
@@ -42,6 +46,9 @@ def rkd_loss(
         mean = distances.sum() / max(distances.size - len(distances), 1)
         return distances / jnp.maximum(mean, EPSILON), cosines
 
+    check_arrays(student=(student, "float batch s"), teacher=(teacher, "float batch t"))
+    for name, weight in (("distance_weight", distance_weight), ("angle_weight", angle_weight)):
+        WEIGHT.check(name, weight)
     student, teacher = widened(student, teacher)
     (distances, cosines), (target_distances, target_cosines) = relations(student), relations(teacher)
     distance = optax.losses.huber_loss(distances, target_distances).mean()

@@ -11,18 +11,23 @@ from kd_local.distill.numerics import product, unit_vectors, widened
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import Weight
+from kd_local.shapes import check_arrays
 
 
 def similarity_loss(student: Float[Array, "batch *s"], teacher: Float[Array, "batch *t"]) -> Float[Array, ""]:
     """||G_t - G_s||^2 / batch^2. G is F F^T with rows scaled to unit vectors; row i of F has the features of image i.
 
     Reference: Tung and Mori, "Similarity-preserving knowledge distillation" (ICCV 2019), eqs. 1 to 4.
+
+    Raises:
+        ValueError: the features differ in images or shape, or are no maps.
     """
 
     def similarity(features: Array) -> Array:
         rows = features.reshape(len(features), -1)
         return unit_vectors(product(rows, rows.T))
 
+    check_arrays(student=(student, "float batch ..."), teacher=(teacher, "float batch ..."))
     student, teacher = widened(student, teacher)
     return jnp.square(similarity(teacher) - similarity(student)).mean()
 

@@ -18,6 +18,7 @@ from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.models.convolution import Conv
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import Number, Weight
+from kd_local.shapes import check_arrays
 
 EPSILON = 1e-5
 
@@ -28,7 +29,13 @@ def vid_loss(
     """The mean of ((t - mean)^2 / var + log var) / 2, where var = log(1 + exp(log_scale)) + 1e-5 for each channel.
 
     Reference: Ahn et al., "Variational information distillation for knowledge transfer" (CVPR 2019), eqs. 5 and 6.
+
+    Raises:
+        ValueError: the features differ in images or shape, or are no maps.
     """
+    check_arrays(
+        mean=(mean, "float batch h w c"), teacher=(teacher, "float batch h w c"), log_scale=(log_scale, "float c")
+    )
     mean, teacher, log_scale = widened(mean, teacher, log_scale)
     variance = (jax.nn.softplus(log_scale) + EPSILON).reshape(1, 1, 1, -1)
     return (jnp.square(mean - teacher) / variance + jnp.log(variance)).mean() / 2
