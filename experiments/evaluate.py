@@ -30,6 +30,7 @@ from experiments.folders.folder_lock import lock_folder
 from experiments.folders.workdirs import CONFIG, SUMMARY
 from experiments.from_config.deployed_runs import has_state, load_state
 from experiments.from_config.experiment import build, count_parameters
+from experiments.from_config.images import describe_images
 from experiments.from_config.teachers import load_weights
 from experiments.from_config.trained_run import (
     as_trained,
@@ -37,6 +38,7 @@ from experiments.from_config.trained_run import (
     given_keys,
     other_images,
     read_run,
+    unrecorded,
 )
 from experiments.tables import summary_table
 from experiments.train.summary import named_scores
@@ -54,6 +56,7 @@ _IGNORED = {
     **dict.fromkeys(("method", "epochs", "steps", "step", "seed", "batch_size", "optimizer.", "loss."), _TRAINING),
     **dict.fromkeys(("end_to_end.", "checkpoint.", "distributed.", "teacher.", "network.weights"), _TRAINING),
     **dict.fromkeys((f"{name}." for name in objective_keys()), _TRAINING),
+    **dict.fromkeys(("local.", "data.augment", "mesh.placement", "mesh.batch_norm", "mesh.shard"), _TRAINING),
 }
 """Keys that nothing here depends on."""
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the result. The default is runs/evaluate-NETWORK-DATA.")
@@ -78,10 +81,15 @@ def main(_: list[str]) -> None:
         method: Method
         if run is not None and has_state(run.folder):
             same_data = run.config.data.name == config.data.name
-            method, state = load_state(run, config.data.data_dir if same_data else None)
+            method, state = load_state(run, config.data.data_dir if same_data else None, config.network.dtype)
         else:
             variables = load_weights(experiment.network, weights)
             experiment.network.check(variables, images)
+            if run is None and config.data.mean is None and config.data.std is None:
+                usual = describe_images(config).augmentation
+                way_out = "--config.data.mean and --config.data.std set others"
+                said = unrecorded(weights, f"that of {config.data.name}", (usual.mean, usual.std), way_out)
+                print(f"note: {said}", file=sys.stderr)
             method, state = EndToEnd(experiment.network, optax.identity()), {"network": dict(variables)}
         data = experiment.read()
         if run is not None:

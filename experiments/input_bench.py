@@ -39,10 +39,21 @@ from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.tables import terminal_table
 from kd_local.data import StreamedSplit
 from kd_local.data.prepared import PreparedSplit, find
+from kd_local.ranges import Number
+from kd_local.sizes import shown_bytes
 
 WIDTH, HEIGHT = 500, 375
 DISTINCT = 32
 ROUNDS = 5
+
+LIMITS = {
+    "images": Number(1, 10_000_000, whole=True, note="more take hours"),
+    "size": Number(1, 4096, whole=True, note="as data.image_size"),
+    # As many files of about 110 kB are written, 1.1 GB.
+    "batch": Number(1, 10_000, whole=True, note="as many files are written"),
+}
+LARGEST_BATCH = 2**30
+"""Bytes of a batch; a few batches for each worker are in memory at once."""
 
 _IMAGES = flags.DEFINE_integer("images", 1000, f"Images to read for each number of workers, in {ROUNDS} rounds.")
 _WORKERS = flags.DEFINE_string("workers", "0,1,2", "Numbers of worker processes; 0 reads in the main process.")
@@ -73,10 +84,8 @@ class Speed:
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
-        workers = numbers("workers", _WORKERS.value, example="0,1,2")
-        for name, value in (("images", _IMAGES.value), ("batch", _BATCH.value), ("size", _SIZE.value)):
-            if value < 1:
-                raise ValueError(f"--{name}={value}: use 1 or more")
+        workers = numbers("workers", _WORKERS.value, example="0,1,2", highest=1024)
+        check_limits(images=_IMAGES.value, size=_SIZE.value, batch=_BATCH.value)
         with tempfile.TemporaryDirectory() as folder:
             ENDING.at_end(partial(shutil.rmtree, folder, ignore_errors=True))
             prepared = prepare(Path(folder), max(_BATCH.value, DISTINCT))
@@ -84,6 +93,21 @@ def main(_: list[str]) -> None:
     except (ValueError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
     _report(speeds)
+
+
+def check_limits(*, images: int, size: int, batch: int) -> None:
+    """Check the flags.
+
+    Raises:
+        ValueError: a number is out of range, or a batch is too large for the memory.
+    """
+    for name, value in (("images", images), ("size", size), ("batch", batch)):
+        LIMITS[name].check(f"--{name}", value)
+    if (needed := batch * size * size * 3) > LARGEST_BATCH:
+        raise ValueError(
+            f"a batch of {batch} crops of {size}x{size} has {shown_bytes(needed)}, and several are in memory: use a "
+            f"smaller --batch or --size, for {shown_bytes(LARGEST_BATCH)} or less"
+        )
 
 
 def prepare(folder: Path, count: int) -> PreparedSplit:

@@ -193,7 +193,22 @@ KEYS: Mapping[str, Key | Group] = {
         ),
         "weights": path("file of PyTorch weights or folder of a run; several are separated by commas", TAUGHT),
         "shortcut": Key(
-            "projection", Choice("shortcut", SHORTCUTS), "as `network.shortcut`, for weights from a file", (TAUGHT,)
+            placeholder(str),
+            Choice("shortcut", SHORTCUTS),
+            "as `network.shortcut`; none: the run's, and `projection` for weights from a file",
+            (TAUGHT,),
+        ),
+        "mean": Key(
+            placeholder(str),
+            Text("numbers in [0, 1]"),
+            "as `data.mean`, for the images of a teacher from a file; none: the student's",
+            (TAUGHT,),
+        ),
+        "std": Key(
+            placeholder(str),
+            Text("numbers in [0.001, 1]"),
+            "as `data.std`, for the images of a teacher from a file; none: the student's",
+            (TAUGHT,),
         ),
         "dtype": Key("float32", Choice("dtype", DTYPES), "compute dtype of the teacher", (TAUGHT,)),
         "cache": path("folder for the teacher's logits", when("method", *CACHED)),

@@ -174,6 +174,8 @@ def _effective(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     normalised = values["mesh.batch_norm"]
     if normalised == "device":  # the same as "global" on one device
         normalised = f"device, of {values['mesh.data']}" if values["mesh.data"] > 1 else "global"
+    if values["teacher.shortcut"] == "projection":  # the default of earlier versions, with the same meaning
+        values["teacher.shortcut"] = None
     if values["teacher.cache"] is not None:
         values["teacher.cache"] = "a folder"
     if values["network.weights"] is not None:

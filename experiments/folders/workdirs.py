@@ -25,7 +25,9 @@ _WAY_OUT = "restore it, or use another --workdir"
 def default_workdir(config: ConfigDict, root: Path = Path("runs")) -> Path:
     """The folder of this run in `root`, which may not exist yet. Its name has method, network, data and a digest.
 
-    An older version may have computed another digest, so folders with any digest are considered.
+    An older version may have computed another digest, so folders with any digest are considered. The same options with
+    fewer epochs are the same run, if the schedule allows it: then the folder of the run with the most epochs is
+    extended.
     """
     digest = hashlib.sha256(json.dumps(options(config), sort_keys=True).encode()).hexdigest()[:8]
     words = [config.method, config.network.name, config.data.name]
@@ -33,8 +35,9 @@ def default_workdir(config: ConfigDict, root: Path = Path("runs")) -> Path:
         words += [f"k{config.local.modules}", config.local.context]
     stem = "-".join([*words, f"seed{config.seed}"])
     named = root / f"{stem}-{digest}"
-    older = () if named.exists() else sorted(root.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * 8}"))
-    return next((folder for folder in older if _has_options(folder, config)), named)
+    others = () if named.exists() else sorted(root.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * 8}"))
+    epochs = {folder: recorded_config(folder).get("epochs", 0) for folder in others if belongs(folder, config)}
+    return max((folder for folder in epochs if epochs[folder] <= config.epochs), key=epochs.__getitem__, default=named)
 
 
 def differences(folder: Path, config: ConfigDict, facts: Mapping[str, Any] = NOTHING) -> Differences:
@@ -160,10 +163,3 @@ def recorded_identity(folder: Path) -> Identity:
     except FileNotFoundError:
         return Identity(values)
     return Identity(values, facts)
-
-
-def _has_options(folder: Path, config: ConfigDict) -> bool:
-    try:
-        return recorded_identity(folder).options == options(config)
-    except (OSError, ValueError):
-        return False

@@ -41,8 +41,13 @@ def has_state(folder: Path) -> bool:
     return (folder / STATE).is_file()
 
 
-def load_state(run: TrainedRun, data_dir: str | None) -> tuple[Method, State]:
+def load_state(run: TrainedRun, data_dir: str | None, dtype: str | None = None) -> tuple[Method, State]:
     """`(method, state)` of a run, without optimizer state.
+
+    Args:
+        run: the run.
+        data_dir: the folder of its data set; None: as recorded.
+        dtype: the compute dtype; None: as recorded.
 
     Raises:
         ValueError: the file is damaged or of another method, or the method cannot be built from the run's config.
@@ -53,6 +58,7 @@ def load_state(run: TrainedRun, data_dir: str | None) -> tuple[Method, State]:
     config = ConfigDict(run.config.to_dict())
     config.mesh.data = config.mesh.module = 1
     config.mesh.batch_norm = "global"
+    config.network.dtype = dtype or config.network.dtype
     if data_dir is not None:
         config.data.data_dir = data_dir
     if left_to_measurement(config):
@@ -68,12 +74,16 @@ def load_state(run: TrainedRun, data_dir: str | None) -> tuple[Method, State]:
     return method, state
 
 
-def deployed_teacher(run: TrainedRun, data_dir: str | None) -> tuple[Network, Variables]:
+def deployed_teacher(run: TrainedRun, data_dir: str | None, dtype: str) -> tuple[Network, Variables]:
     """`(network, variables)`: the deployed network of a run, for a teacher that gives only logits.
+
+    The arguments are those of `load_state`.
 
     Raises:
         ValueError: see `load_state`.
     """
-    method, state = load_state(run, data_dir)
-    label = hashlib.sha256(json.dumps(options(run.config), sort_keys=True, default=str).encode()).hexdigest()
+    method, state = load_state(run, data_dir, dtype)
+    config = ConfigDict(run.config.to_dict())
+    config.network.dtype = dtype
+    label = hashlib.sha256(json.dumps(options(config), sort_keys=True, default=str).encode()).hexdigest()
     return deployed_network(method, label), deployed_variables(state)

@@ -92,7 +92,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     _check_run(config)
     network = _network(config, data)
     if not fresh_teachers:
-        network = with_start(config, network, data.classes, data.shape)
+        network = with_start(config, network, data)
     schedule, optimizer = _optimization(config.optimizer, plan, config.epochs)
     options = step_options(config)
     # Cut for every method, so that a mistake in `local` is refused even if the method does not use it.

@@ -59,20 +59,29 @@ def _choice(config: ConfigDict) -> dict[str, Any]:
 
 
 def _normalised(config: ConfigDict, usual: Augmentation) -> Augmentation:
-    return replace(usual, mean=_of_channels(config, "mean", usual.mean), std=_of_channels(config, "std", usual.std))
+    return replace(
+        usual, mean=of_channels(config, "data.mean", usual.mean), std=of_channels(config, "data.std", usual.std)
+    )
 
 
-def _of_channels(config: ConfigDict, name: str, usual: tuple[float, ...]) -> tuple[float, ...]:
-    if config.data[name] is None:
+def of_channels(config: ConfigDict, key: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+    """The numbers of a mean or a standard deviation of each channel, on the scale 0 to 255; `usual` if not set.
+
+    Raises:
+        ValueError: a number is out of range, or there is another number of channels.
+    """
+    group, _, name = key.partition(".")
+    text = config[group][name]
+    if text is None:
         return usual
     lowest, interval = (0.0, "[0, 1]") if name == "mean" else (1e-3, "[0.001, 1]")
     expected, example = f"a number in {interval} for each of the {len(usual)} channels", _fractions(usual)
-    values = numbers(f"data.{name}", config.data[name], expected, example)
+    values = numbers(key, text, expected, example)
     if len(values) == len(usual) and all(lowest <= number <= 1 for number in values):
         return tuple(255 * number for number in values)
     if len(values) == len(usual) and all(lowest <= number <= 255 for number in values):
         example = f"{_fractions(values)} (these divided by 255)"
-    raise ValueError(f"data.{name} is {config.data[name]!r}: use {expected}, such as {example}")
+    raise ValueError(f"{key} is {text!r}: use {expected}, such as {example}")
 
 
 def _fractions(pixels: Sequence[float]) -> str:

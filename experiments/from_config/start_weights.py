@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from experiments.from_config.deployed_runs import has_state, load_state
 from experiments.from_config.teachers import WEIGHTS, load_weights
-from experiments.from_config.trained_run import read_run
+from experiments.from_config.trained_run import Normalisation, read_run, unrecorded
+from kd_local.data import DatasetSpec
 from kd_local.interop import read_state_dict
 from kd_local.interop.zoo import classes_of
 from kd_local.local import ContSup
@@ -25,7 +26,7 @@ _LAST = "linear"
 """The part of a head whose shape depends on the number of classes."""
 
 
-def with_start(config: ConfigDict, network: Network, classes: int, shape: tuple[int, int, int]) -> Network:
+def with_start(config: ConfigDict, network: Network, data: DatasetSpec) -> Network:
     """The network that starts with the weights that a config names; the same network if it names none.
 
     The last linear layer starts new if the weights have another number of classes.
@@ -36,13 +37,14 @@ def with_start(config: ConfigDict, network: Network, classes: int, shape: tuple[
     """
     if config.network.weights is None:
         return network
+    classes, normalisation = data.classes, (data.augmentation.mean, data.augmentation.std)
     place = read_existing(config.network.weights, "network.weights")
-    start, found = _start(config, network, place)
+    start, found = _start(config, network, place, normalisation)
     if found != classes:
         print(f"note: {place} has {found} classes, the data have {classes}: the last layer starts new", file=sys.stderr)
         flat = flatten_dict(start)
         start = unflatten_dict({path: x for path, x in flat.items() if path[1:3] != (network.names[-1], _LAST)})
-    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *data.shape), jnp.float32)
     expected = flatten_dict(jax.eval_shape(network.init, jax.random.key(0), images), sep="/")
     given = flatten_dict(start, sep="/")
     for name, like in expected.items():
@@ -53,7 +55,7 @@ def with_start(config: ConfigDict, network: Network, classes: int, shape: tuple[
     return replace(network, start=start)
 
 
-def _start(config: ConfigDict, network: Network, place: Path) -> tuple[Variables, int]:
+def _start(config: ConfigDict, network: Network, place: Path, normalisation: Normalisation) -> tuple[Variables, int]:
     """The weights at a path, and their number of classes."""
 
     def of_classes(classes: int) -> Network:
@@ -63,8 +65,14 @@ def _start(config: ConfigDict, network: Network, place: Path) -> tuple[Variables
         arrays = read_state_dict(place)
         ours = all(":" in name for name in arrays)
         found = _classes(load_weights(network, place), network) if ours else classes_of(network, arrays)
+        if config.data.mean is None and config.data.std is None:
+            way_out = "--config.data.mean and --config.data.std set others"
+            note = unrecorded(place, f"that of {config.data.name}", normalisation, way_out)
+            print(f"note: {note}", file=sys.stderr)
         return load_weights(of_classes(found or 1), place), found or 1
     run = read_run(place)
+    if run.normalisation != normalisation:
+        print(f"note: network.weights: the images of the run in {place} were normalised otherwise", file=sys.stderr)
     for key in ("name", "shortcut"):
         if run.config.network[key] != config.network[key]:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Builds the teachers that a config names, from files of weights and from the folders of earlier runs."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -11,13 +11,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from experiments.from_config.deployed_runs import STATE, deployed_teacher, has_state
-from experiments.from_config.trained_run import Normalisation, read_run
+from experiments.from_config.images import of_channels
+from experiments.from_config.trained_run import Normalisation, read_run, unrecorded
 from kd_local.distill import Renormalisation, Teacher
 from kd_local.errors import unknown
 from kd_local.files import replacing
 from kd_local.interop import load_network, read_state_dict
 from kd_local.models import create
 from kd_local.models.layers import DType
+from kd_local.models.resnet import SHORTCUTS
 from kd_local.networks import Network, Variables
 from kd_local.paths import read_existing
 from kd_local.training import check_finite
@@ -92,17 +94,20 @@ def teachers(
 ) -> tuple[Teacher, ...]:
     """The teachers that a config names.
 
-    A teacher from the folder of a run gets the images normalised as in that run.
+    A teacher from the folder of a run gets the images normalised as in that run, a teacher from a file as
+    `teacher.mean` and `teacher.std` say.
 
     Args:
         config: the config.
         classes: number of classes.
         shape: height, width and channels of the images.
-        normalisation: the normalisation of the student's images, also used for teachers from files.
+        normalisation: the normalisation of the student's images, also used for teachers from files, with a note, if
+            the config has none for them.
         fresh: if True, the weights are zeros and no file is read, for uses that need only shapes.
 
     Raises:
-        ValueError: a network or weights are missing, or do not fit each other or the images.
+        ValueError: a network or weights are missing, or do not fit each other or the images; or a key contradicts the
+            records of a run.
         ModuleNotFoundError: see `load_weights`.
     """
     settings = config.teacher
@@ -123,13 +128,26 @@ def teachers(
             "networks as paths"
         )
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    of_files = (
+        of_channels(config, "teacher.mean", normalisation[0]),
+        of_channels(config, "teacher.std", normalisation[1]),
+    )
+    _check_used(config, places)
     found = []
     for i, name in enumerate(names):
         place = places[i] if places else None
-        shortcut, own = settings.shortcut, normalisation
+        shortcut, own = settings.shortcut or SHORTCUTS[0], of_files
+        if place is not None and not place.is_dir() and settings.mean is None and settings.std is None:
+            _report(
+                unrecorded(place, "the student's", own, "--config.teacher.mean and --config.teacher.std set others")
+            )
         if place is not None and place.is_dir():
             run = read_run(place)
             shortcut, own = run.config.network.shortcut, run.normalisation
+            if settings.shortcut not in (None, shortcut):
+                raise ValueError(
+                    f"teacher.shortcut is {settings.shortcut}, but in the run in {place} it is {shortcut}: leave it out"
+                )
             if run.config.network.name != name:
                 raise ValueError(
                     f"{place} is a run of {run.config.network.name}, but teacher.network is {name!r}: leave out "
@@ -138,7 +156,7 @@ def teachers(
         network = create(name, classes=classes, shortcut=shortcut, dtype=DTYPES[settings.dtype])
         if place is not None and weights_file(place) == place / STATE:
             same_data = run.config.data.name == config.data.name
-            network, variables = deployed_teacher(run, config.data.data_dir if same_data else None)
+            network, variables = deployed_teacher(run, config.data.data_dir if same_data else None, settings.dtype)
         elif place is None:
             variables = jax.eval_shape(network.init, jax.random.key(0), images)
             variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
@@ -151,3 +169,15 @@ def teachers(
             raise ValueError(f"{place}: {error}") from error
         found.append(Teacher(network, variables, renormalisation))
     return tuple(found)
+
+
+def _check_used(config: ConfigDict, places: Sequence[Path]) -> None:
+    """Refuse a normalisation for files where every teacher is a run, which records its own."""
+    if not places or not all(place.is_dir() for place in places):
+        return
+    for name in ("mean", "std"):
+        if config.teacher[name] is not None:
+            raise ValueError(
+                f"teacher.{name} is {config.teacher[name]}, which is for weights from a file, and {places[0]} is the "
+                "folder of a run, which records its own: leave it out"
+            )

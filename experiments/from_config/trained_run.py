@@ -101,6 +101,20 @@ def evaluation_config(run: TrainedRun, config: ConfigDict, given: Collection[str
     return merged
 
 
+def unrecorded(file: Path, whose: str, normalisation: Normalisation, way_out: str) -> str:
+    """A note that a file of weights does not record the normalisation of its images, and another is used.
+
+    Args:
+        file: the file.
+        whose: of whom the used one is, such as `the student's`.
+        normalisation: the used one.
+        way_out: the keys that set another.
+    """
+    mean, std = (",".join(f"{number / 255:.4g}" for number in numbers) for numbers in normalisation)
+    beside = f"; {file.parent} records it: give the folder" if (file.parent / CONFIG).is_file() else f"; {way_out}"
+    return f"{file} does not record the normalisation of its images: {whose} is used, mean {mean}, std {std}{beside}"
+
+
 def as_trained(run: TrainedRun, data: Data) -> Data:
     """The data with the normalisation of the run's images.
 

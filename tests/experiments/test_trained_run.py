@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.configs.default import get_config
+from experiments.folders.identity import options
 from experiments.from_config.teachers import teachers
 from experiments.from_config.trained_run import as_trained, evaluation_config, given_keys, other_images, read_run
 from kd_local.data import content_digest, load
@@ -76,6 +77,52 @@ def test_a_teacher_of_another_normalisation_gets_its_own(run):
     np.testing.assert_allclose(given, (pixels - 229.5) / 25.5, rtol=1e-5)
     (teacher,) = teachers(one, classes=10, shape=(8, 8, 1), normalisation=((229.5,), (25.5,)))
     assert teacher.renormalisation is None
+
+
+def test_a_teacher_from_a_file_gets_the_given_normalisation_or_a_note(run, teacher_run, tmp_path, capsys):
+    path = tmp_path / "weights.npz"
+    path.write_bytes((teacher_run / "network.npz").read_bytes())
+    known = {"classes": 10, "shape": (8, 8, 1), "normalisation": USUAL}
+    file = {"method": "kd", "teacher.weights": str(path), "teacher.network": "resnet8"}
+    (teacher,) = teachers(config(**file), **known)
+    assert teacher.renormalisation is None
+    err = capsys.readouterr().err
+    assert "weights.npz does not record the normalisation of its images: the student's is used, mean 0.3055" in err
+    assert "--config.teacher.mean and --config.teacher.std set others" in err
+    own = {"teacher.mean": "0.9", "teacher.std": "0.1"}
+    (teacher,) = teachers(config(**file, **own), **known)
+    assert (teacher.renormalisation.shift[0], capsys.readouterr().err) == (pytest.approx((77.89 - 229.5) / 25.5), "")
+    for key, value, message in (
+        ("teacher.mean", "0.5,0.5", r"teacher.mean is '0.5,0.5': use a number in \[0, 1\] for each of the 1 channels"),
+        ("teacher.std", "0", r"teacher.std is '0': use a number in \[0.001, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            teachers(config(**file, **{key: value}), **known)
+    inside = config(**{**file, "teacher.weights": str(teacher_run / "network.npz")})
+    teachers(inside, **known)
+    assert f"{teacher_run} records it: give the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("teacher.shortcut", "padding", "teacher.shortcut is padding, but in the run in .* it is projection: leave it"),
+        ("teacher.mean", "0.5", "teacher.mean is 0.5, which is for weights from a file, and .* records its own: leave"),
+        ("teacher.std", "0.5", "teacher.std is 0.5, which is for weights from a file"),
+    ],
+)
+def test_a_key_that_contradicts_the_records_of_a_teacher_is_refused(run, key, value, message):
+    one = config(method="kd", **{"teacher.weights": str(run()), key: value})
+    with pytest.raises(ValueError, match=message):
+        teachers(one, classes=10, shape=(8, 8, 1), normalisation=USUAL)
+
+
+def test_the_default_shortcut_of_earlier_versions_is_that_of_now():
+    assert options(config(method="kd", **{"teacher.shortcut": "projection"})) == options(config(method="kd"))
+
+
+def test_processes_that_decode_are_those_of_the_present_machine(run):
+    assert read_run(run(**{"data.workers": 3})).config.data.workers is None
 
 
 def test_an_evaluation_takes_network_and_images_of_the_run(run):

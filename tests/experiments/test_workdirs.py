@@ -55,6 +55,23 @@ def test_a_default_folder_of_an_older_digest_is_found(tmp_path):
     assert workdirs.default_workdir(config(seed=1), tmp_path).name.startswith("contsup-resnet8-digits-k4-R1E-seed1-")
 
 
+def test_more_epochs_extend_a_default_folder_where_the_schedule_allows_it(tmp_path):
+    constant = {"optimizer.schedule": "constant"}
+    few, more = (config(epochs=epochs, **constant) for epochs in (3, 6))
+    folder = workdirs.default_workdir(few, tmp_path)
+    record(folder, few)
+    assert workdirs.default_workdir(more, tmp_path) == folder
+    longer = workdirs.default_workdir(config(epochs=5, seed=1, **constant), tmp_path)
+    assert longer != folder
+    for fewer_or_other in (config(epochs=2, **constant), config(epochs=6), config(epochs=6, batch_size=8, **constant)):
+        assert not workdirs.default_workdir(fewer_or_other, tmp_path).exists()
+    (folder / "config.json").write_text(json.dumps(more.to_dict()))  # as the extended run does
+    assert workdirs.default_workdir(more, tmp_path) == folder
+    middle = record(tmp_path / f"{folder.name[:-8]}00000000", config(epochs=4, **constant))
+    assert workdirs.default_workdir(config(epochs=5, **constant), tmp_path) == middle
+    assert workdirs.default_workdir(config(epochs=9, **constant), tmp_path) == folder
+
+
 def test_the_name_of_a_default_folder_does_not_depend_on_added_keys(tmp_path, monkeypatch):
     name = workdirs.default_workdir(config(epochs=3), tmp_path)
     more = config().to_dict() | {"added": 7}

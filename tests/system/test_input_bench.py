@@ -28,8 +28,8 @@ def test_the_program_prints_a_table_and_a_line_and_leaves_no_files(tmp_path: Pat
 
 def test_bad_input_is_refused() -> None:
     commands = [
-        (["--workers=two"], "error: --workers=two: use whole numbers from 0 to 1000000, separated by commas"),
-        (["--images=0"], "error: --images=0: use 1 or more"),
+        (["--workers=two"], "error: --workers=two: use whole numbers from 0 to 1024, separated by commas"),
+        (["--images=0"], "error: --images is 0: use a whole number from 1"),
         (["--size=large"], "error: flag --size=large"),
         (["more"], "error: unexpected argument 'more': use flags"),
     ]
