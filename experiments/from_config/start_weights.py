@@ -65,11 +65,12 @@ def _start(config: ConfigDict, network: Network, place: Path, normalisation: Nor
         arrays = read_state_dict(place)
         ours = all(":" in name for name in arrays)
         found = _classes(load_weights(network, place), network) if ours else classes_of(network, arrays)
+        start = load_weights(of_classes(found or 1), place)
         if config.data.mean is None and config.data.std is None:
             way_out = "--config.data.mean and --config.data.std set others"
             note = unrecorded(place, f"that of {config.data.name}", normalisation, way_out)
             print(f"note: {note}", file=sys.stderr)
-        return load_weights(of_classes(found or 1), place), found or 1
+        return start, found or 1
     run = read_run(place)
     if run.normalisation != normalisation:
         print(f"note: network.weights: the images of the run in {place} were normalised otherwise", file=sys.stderr)

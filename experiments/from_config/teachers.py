@@ -137,10 +137,6 @@ def teachers(
     for i, name in enumerate(names):
         place = places[i] if places else None
         shortcut, own = settings.shortcut or SHORTCUTS[0], of_files
-        if place is not None and not place.is_dir() and settings.mean is None and settings.std is None:
-            _report(
-                unrecorded(place, "the student's", own, "--config.teacher.mean and --config.teacher.std set others")
-            )
         if place is not None and place.is_dir():
             run = read_run(place)
             shortcut, own = run.config.network.shortcut, run.normalisation
@@ -167,6 +163,10 @@ def teachers(
             renormalisation = Renormalisation.between(normalisation, own)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
+        if place is not None and not place.is_dir() and settings.mean is None and settings.std is None:
+            _report(
+                unrecorded(place, "the student's", own, "--config.teacher.mean and --config.teacher.std set others")
+            )
         found.append(Teacher(network, variables, renormalisation))
     return tuple(found)
 
