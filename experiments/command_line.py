@@ -1,5 +1,6 @@
 """Parses the flags of the programs. An error is one line with the value, what was expected and a way out."""
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -40,6 +41,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         if config is not None:
             config.load(texts)
         return rest
+    except flags.IllegalFlagValueError as error:
+        fail(_wrong_flag(str(error)), USAGE_STATUS)
     except (flags.Error, ValueError, TypeError, OSError) as error:
         fail(error, USAGE_STATUS)
 
@@ -57,6 +60,14 @@ def numbers(flag: str, text: str, *, example: str, lowest: int = 0, highest: int
             f"--{flag}={example}"
         )
     return tuple(dict.fromkeys(map(int, parts)))
+
+
+def _wrong_flag(text: str) -> str:
+    """absl's message `flag --NAME=VALUE: ...` in the form of the other messages, with what was expected."""
+    found = re.match(r"flag --(\w+)=(.*?): ", text, re.DOTALL)
+    if found is None or found[1] not in flags.FLAGS:
+        return text
+    return f"--{found[1]}={found[2]}: use {flags.FLAGS[found[1]].parser.syntactic_help or 'true or false'}"
 
 
 def _with_flag_files(arguments: Sequence[str]) -> list[str]:

@@ -85,7 +85,7 @@ class Rows:
 
         Args:
             text: numbers of rows, from 1, such as `1,3`; or options of rows, such as `k=8,loss=contrast`; or, if no row
-                has exactly these options, parts of options, such as `contrast`.
+                has exactly these options, beginnings of options or of their values, such as `contrast`.
 
         Raises:
             ValueError: the text selects no row.
@@ -101,10 +101,11 @@ class Rows:
                 )
             return tuple(self.names[number - 1] for number in numbers)
         exact = tuple(row for row in self.names if set(parts) <= set(row.split(",")))
-        selected = exact or tuple(row for row in self.names if all(part in row for part in parts))
+        selected = exact or tuple(row for row in self.names if all(_begins(part, row) for part in parts))
         if not selected or not text:
             raise ValueError(
-                f"--rows={text}: no row of {self.path} has this text; use a part of a row, or numbers{self._listed()}"
+                f"--rows={text}: no row of {self.path} has this text; use an option, the beginning of its value, or "
+                f"numbers{self._listed()}"
             )
         return selected
 
@@ -154,6 +155,13 @@ def read_rows(file: str, texts: Mapping[str, str], overrides: Mapping[str, Any])
                 f"--config.{name}: no row of {path} uses it: it has an effect only with {idle[0][name].text}"
             )
     return rows
+
+
+def _begins(part: str, row: str) -> bool:
+    """True if an option of the row, or its value, begins with a text."""
+    text = part.strip()
+    items = [(item, item.partition("=")[2]) for item in row.split(",")]
+    return bool(text) and any(item.startswith(text) or value.startswith(text) for item, value in items)
 
 
 def _with_rows() -> str:

@@ -129,6 +129,8 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config=" + CIFAR + ":k=many"], "option 'k=many': expected k=int, such as k=16"),
     (["--confg=default.py"], r"Unknown command line flag 'confg'.*config"),
     (["digits"], "unexpected argument 'digits': use flags, such as --NAME=VALUE"),
+    (["--processes=two"], "--processes=two: use an integer"),
+    (["--distributed=maybe"], "--distributed=maybe: use true or false"),
     (["--processes=2"], "--processes is set without --distributed: add --distributed, or leave out --processes"),
     (
         ["--config=" + VIT, "--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere"],

@@ -122,6 +122,16 @@ def test_rows_are_selected_by_number_or_by_options(text, numbers):
     assert rows.select(text) == tuple(rows.names[number - 1] for number in numbers)
 
 
+@pytest.mark.parametrize("text", ["x", "1-3", "-1", "context", "6", "", " ", "²", "k", "0", "K=16"])
+def test_a_text_that_is_no_part_of_a_row_selects_nothing(text):
+    rows = rows_of("table1")
+    if text in ("context", "k"):  # names of options
+        assert rows.select(text)
+        return
+    with pytest.raises(ValueError, match=f"--rows={text}: "):
+        rows.select(text)
+
+
 def test_a_command_is_what_a_user_would_type():
     arguments = ["--config=x.py", "--config.epochs", "3", "--seeds=1", "--config.local.decoder", "--rows", "k=1",
                  "--noconfig.optimizer.nesterov", "--config.data.data_dir=a b"]  # fmt: skip
