@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 from kd_local.errors import unknown
 from kd_local.parallel import device_mesh
 
-# The smallest topology of each kind that the compiler accepts, under libtpu's name.
+# The smallest topology of each kind that the compiler accepts, under libtpu's name, and its name as an accelerator.
 _TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "v4": "v4:2x2x1"}
+_ACCELERATORS = {"v5e": "v5litepod-4", "v6e": "v6e-4", "v5p": "v5p-8", "v4": "v4-8"}
 # Values of one chip, from the vendor's documentation. A device is a chip, or one core of a chip with two cores.
 _GIB = 2**30
 _CAPACITY = {"v5e": 16 * _GIB, "v6e": 32 * _GIB, "v5p": 95 * _GIB, "v4": 32 * _GIB}
@@ -85,6 +86,9 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
 def _topology(kind: str) -> list[jax.Device]:
     # Without this, libtpu asks the cloud's metadata server for the TPU, and waits.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Without these, libtpu looks for a TPU's name and hosts, and prints a warning about each.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", _ACCELERATORS[kind])
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     # Several processes may compile at once.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     if find_spec("libtpu") is None:

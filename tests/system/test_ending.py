@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,15 @@ def test_programs_with_children(tmp_path, program, arguments, number, later):
     ends(process, number)
     wait_until(lambda: not any(child.runs() for child in running), seconds=2)
     assert not list(tmp_path.rglob(LOCK))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_memory_program_while_the_compiler_of_tpus_runs(tmp_path, number):
+    """Neither its handlers of signals nor its warnings are seen."""
+    process = start("memory", "--target=tpu:v5e", "--modules=1", "--nodecoders", f"--workdir={tmp_path}")
+    wait_until(lambda: (tmp_path / LOCK).exists(), [process])
+    time.sleep(2)
+    process.send_signal(number)
+    assert f"saved in {tmp_path}: the same command" in ends(process, number)
