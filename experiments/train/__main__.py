@@ -58,7 +58,7 @@ from kd_local.training.teacher_cache import CacheError, TeacherCache
 
 _BARRIER_SECONDS = 600  # how long the other processes wait for process 0
 _READ_SECONDS = 1.5
-_END_SECONDS = 5  # how long a process that has printed why all end waits for the others
+_END_SECONDS = 30  # how long a process that has printed why all end waits for the others
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. The default is runs/NAME; the config gives NAME.")
@@ -249,6 +249,8 @@ def _end(message: object, status: int, *, together: bool = False) -> NoReturn:
     if together:
         with suppress(hosts.HostsError):
             Barrier("end").wait(seconds=_END_SECONDS)
+            if hosts.is_first():  # without it, the runtime of the others reports a loss
+                time.sleep(_READ_SECONDS)
     ENDING.clean()
     hosts.leave(status)
 

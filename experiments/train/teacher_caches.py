@@ -89,7 +89,10 @@ def cached_logits(
             if hosts.is_first():
                 with Progress(console=console, disable=not console.is_terminal) as bar:
                     task = bar.add_task(f"caching {name}", total=None)
-                    found[name] = cache.fill(partial(_tell, bar, task, name, interruption))
+                    found[name] = cache.fill(
+                        partial(_tell, bar, task, name, interruption),
+                        partial(say, console, f"{name}: another run computes them, and this one waits for it"),
+                    )
         if name not in found:
             found[name] = cache.fill()
     return found

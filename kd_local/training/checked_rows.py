@@ -1,13 +1,15 @@
 """Crash-safe rows of numbers in a file: a row is valid only if it matches its checksum in a second file.
 
 After a kill, a crash or damage, the missing rows can be found and written again. Rows can be written in any order, and
-rows can be added to a file later.
+rows can be added to a file later. One process writes at a time.
 """
 
+import fcntl
 import io
 import math
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +19,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int64
 
+_LOOK_SECONDS = 0.2
 _VALUE, _CHECKSUM = np.dtype("<f4"), np.dtype("<u4")
 
 
@@ -63,24 +66,37 @@ class CheckedRows:
         return np.flatnonzero(~here).astype(np.int64)
 
     @contextmanager
-    def writing(self) -> Iterator["Writer"]:
+    def writing(self, waiting: Callable[[], None] = lambda: None) -> Iterator["Writer"]:
         """Creates or enlarges the files, and gives a function that writes a row.
+
+        While another process writes, it waits. The rows that the other one wrote are then no longer missing. A file
+        system without `flock` lets both write, which is slower: rows that both write at once may be missing afterwards.
+
+        Args:
+            waiting: called once before it waits.
 
         Raises:
             OSError: for example, the disk is full; raised here or by the function.
         """
-        for file in self._files:
-            file.make()
         values, checksums = self._files
-        with values.path.open("r+b", buffering=0) as first, checksums.path.open("r+b", buffering=0) as second:
+        checksums.path.touch()
+        with checksums.path.open("r+b", buffering=0) as second:
+            _lock(second, waiting)
+            for file in self._files:
+                file.make()
+            with values.path.open("r+b", buffering=0) as first:
+                yield self._writer(first, second)
 
-            def write(row: int, numbers: np.ndarray) -> None:
-                content = np.ascontiguousarray(numbers, _VALUE).tobytes()
-                _write(first, len(values.header) + row * values.row_bytes, content)
-                checksum = np.array(self._checksum(row, content), _CHECKSUM)
-                _write(second, len(checksums.header) + row * checksums.row_bytes, checksum.tobytes())
+    def _writer(self, first: io.FileIO, second: io.FileIO) -> "Writer":
+        values, checksums = self._files
 
-            yield write
+        def write(row: int, numbers: np.ndarray) -> None:
+            content = np.ascontiguousarray(numbers, _VALUE).tobytes()
+            _write(first, len(values.header) + row * values.row_bytes, content)
+            checksum = np.array(self._checksum(row, content), _CHECKSUM)
+            _write(second, len(checksums.header) + row * checksums.row_bytes, checksum.tobytes())
+
+        return write
 
     def read(self) -> Float32[np.ndarray, "rows *shape"]:
         """A memory map of the rows; missing rows have undefined contents."""
@@ -143,3 +159,19 @@ def _write(file: io.FileIO, offset: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
+
+
+def _lock(file: io.FileIO, waiting: Callable[[], None]) -> None:
+    """Waits until no other process has locked the file, and locks it until it is closed."""
+    waits = False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not waits:
+                waiting()
+            waits = True
+        except OSError:  # there is no flock
+            return
+        time.sleep(_LOOK_SECONDS)

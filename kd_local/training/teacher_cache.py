@@ -155,12 +155,19 @@ class TeacherCache:
         except OSError as error:
             raise self._failed("cannot be read", error) from error
 
-    def fill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> ExtraTensor:
+    def fill(
+        self,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> ExtraTensor:
         """Computes the missing rows. Returns the function that `train` takes as an extra tensor.
+
+        While another process fills the cache, it waits, and then computes what is still missing.
 
         Args:
             progress: called as `progress(done, total)` after every batch, with numbers of rows. If it raises an
                 exception, filling ends, and complete rows remain.
+            waiting: called once before it waits for another process.
 
         Raises:
             ValueError: the teacher's variables are not finite.
@@ -174,7 +181,9 @@ class TeacherCache:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._check_room(len(missing))
                 replace_text(self.path.with_suffix(".json"), json.dumps(self.facts, indent=2) + "\n")  # for people
-                with self._rows.writing() as write:
+                with self._rows.writing(waiting) as write:
+                    missing = self.missing()  # another process may have written some meanwhile
+                    done = total - len(missing)
                     for indices, rows in self._computed(missing):
                         for i, row in zip(indices.tolist(), rows, strict=True):
                             write(i, row)
@@ -211,7 +220,7 @@ class TeacherCache:
             yield self._as_rows(*waiting)
 
     def _inputs(self, missing: Int64[np.ndarray, " rows"]) -> Iterator[tuple[Int64[np.ndarray, " rows"], Array]]:
-        if varies(self.data.augmentation):
+        if missing.size and varies(self.data.augmentation):
             wanted = np.isin(np.arange(self.steps), missing)
             for step, chosen in islice(self._batches(int(missing[0])), int(missing[-1] - missing[0]) + 1):
                 if wanted[step]:

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -94,3 +95,30 @@ def test_a_signal_saves_both_processes_and_one_process_resumes_alone(whole, tmp_
     assert "warning" not in err
     # Sums in another order: rounding, which a few dozen steps make larger.
     assert last_record(tmp_path) == pytest.approx(last_record(whole), rel=0.05, abs=0.03)
+
+
+@pytest.mark.exhaustive
+def test_a_run_that_diverges_ends_both_processes_and_keeps_the_last_good_checkpoint(tmp_path):
+    """The warm-up's first epoch trains; the rate of the second makes the parameters infinite."""
+    rates = ("--config.optimizer.learning_rate=10000", "--config.data.train_examples=1024")
+    processes = start_two("train", f"--workdir={tmp_path}", "--config.mesh.data=2", *SETTING, *rates)
+    seconds = []
+    waiting = [
+        threading.Thread(target=lambda one=one: seconds.append((one.wait(), time.monotonic()))) for one in processes
+    ]
+    for thread in waiting:
+        thread.start()
+    statuses, outputs = ended(processes)
+    for thread in waiting:
+        thread.join()
+    assert statuses == [1, 1], outputs
+    messages = [re.search(r"^error: .*", output, re.MULTILINE) for output in outputs]
+    assert messages[0] and messages[1] and messages[0][0] == messages[1][0]
+    found = re.search(
+        r"after step (\d+): the \w+ of module0\d .*; checkpoint (\d+) in .* is the last good one", messages[0][0]
+    )
+    assert found, messages[0]
+    assert int(found[2]) == newest_checkpoint(tmp_path) < int(found[1])
+    assert not any("Traceback" in output or "Terminating process" in output for output in outputs), outputs
+    assert abs(seconds[0][1] - seconds[1][1]) < 10
+    assert not (tmp_path / "summary.json").exists()

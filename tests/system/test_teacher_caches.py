@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import finish_all, start_two, succeed
+from tests.support.processes import finish_all, start, start_two, succeed
 
 
 def arguments(workdir: Path, teacher: Path, *more: str) -> list[str]:
@@ -51,3 +51,18 @@ def test_one_of_two_processes_fills_the_cache_and_both_read_it(teacher_run, tmp_
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
     for name in ("test_accuracy", "test_loss", "agreement"):
         assert two[name] == pytest.approx(one[name], rel=1e-3), name
+
+
+@pytest.mark.exhaustive
+def test_two_runs_fill_a_cache_at_once(teacher_run, tmp_path):
+    cache = tmp_path / "cache"
+    asked = ("epochs=2", "optimizer.schedule=constant", f"teacher.cache={cache}")
+    processes = [start("train", *arguments(tmp_path / name, teacher_run, *asked)) for name in ("one", "other")]
+    ends = finish_all(processes)
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    written = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(written) == 3
+    run(tmp_path / "third", teacher_run, *asked)
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
+    losses = {summary(tmp_path / name)["test_loss"] for name in ("one", "other", "third")}
+    assert len(losses) == 1

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import threading
 from dataclasses import replace
 
 import jax
@@ -167,6 +168,39 @@ def test_filling_resumes_after_a_stop(tmp_path, monkeypatch, augmentation, stop,
     again.fill()
     make_cache(tmp_path / "stopped", augmentation).fill()
     assert not seen
+
+
+@pytest.mark.parametrize("more", [0, 3])
+@pytest.mark.parametrize("augmentation", [VARIED, PLAIN], ids=["varied", "plain"])
+def test_a_second_run_waits_for_the_one_that_fills(tmp_path, augmentation, more):
+    fills, waits = threading.Event(), threading.Event()
+
+    def until_the_other_waits(done, total):
+        fills.set()
+        assert waits.wait(20)
+
+    first, second = (make_cache(tmp_path, augmentation, steps=STEPS + longer) for longer in (0, more))
+    computed = []
+    thread = threading.Thread(target=first.fill, args=(until_the_other_waits,))
+    thread.start()
+    assert fills.wait(60)
+    second.fill(lambda done, total: computed.append(done), waits.set)
+    thread.join()
+    assert len(computed) == (more if augmentation is VARIED else 0)
+    assert not first.missing().size and not second.missing().size
+    alone = make_cache(tmp_path / "alone", augmentation, steps=STEPS + more)
+    alone.fill()
+    assert np.array_equal(contents(second), contents(alone))
+
+
+def test_without_flock_two_runs_fill_at_once(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    first, second = (make_cache(tmp_path) for _ in range(2))
+    first.fill(lambda done, total: second.fill())
+    assert not first.missing().size
 
 
 def test_a_row_that_a_kill_left_incomplete_is_computed_again(tmp_path):
