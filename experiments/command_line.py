@@ -54,7 +54,7 @@ def numbers(flag: str, text: str, *, example: str, lowest: int = 0, highest: int
         ValueError: a part of the text is not a number, or is out of range.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and lowest <= int(part) <= highest for part in parts):
+    if not all(part.isascii() and part.isdecimal() and lowest <= int(part) <= highest for part in parts):
         raise ValueError(
             f"--{flag}={text}: use whole numbers from {lowest} to {highest}, separated by commas, such as "
             f"--{flag}={example}"

@@ -35,8 +35,10 @@ class ConfigFlag(flags.Flag):
         """Read the file and set these keys.
 
         Raises:
-            ValueError: see `read_config` and `experiments.configs.checks.read`.
+            ValueError: the file has no name; see also `read_config` and `experiments.configs.checks.read`.
         """
+        if self.value == "":
+            raise ValueError("--config is '': give a config file, or leave it out")
         self.file, self.texts = self.value or DEFAULT_FILE, texts
         self.given = {name: read(name, text) for name, text in texts.items()}
         config = read_config(self.file)

@@ -1,14 +1,18 @@
 """Errors for a value that is not one of the known choices, or of another type."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import Any
+
+_MANY, _NEAREST = 20, 5
 
 
 def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
     """The error for a value that is not one of the choices. The caller raises it.
 
-    The message lists the choices in the given order. It also names the choice with a similar spelling, if any.
+    The message lists the choices in the given order. It also names the choice with a similar spelling, if any. Of many
+    choices it lists only the nearest.
 
     >>> unknown("head", "1c2", ["0c1f", "1c2f"])
     ValueError("unknown head '1c2': use 0c1f or 1c2f (nearest: 1c2f)")
@@ -19,6 +23,9 @@ def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
         choices: the valid values.
     """
     names = list(choices)
+    if len(names) > _MANY:
+        near = sorted(names, key=lambda name: _unlikeness(str(value).lower(), name.lower()))
+        return ValueError(f"unknown {what} {value!r}: the nearest of {len(names)} are {', '.join(near[:_NEAREST])}")
     listed = " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
     lower = {name.lower(): name for name in names}
     near = difflib.get_close_matches(str(value).lower(), lower, n=1)
@@ -35,3 +42,8 @@ def check_type(what: str, value: object, kind: Any, way_out: str) -> None:
     if not isinstance(value, kind):
         text = repr(value)
         raise ValueError(f"{what} is {text if len(text) <= 60 else f'a {type(value).__name__}'}: {way_out}")
+
+
+def _unlikeness(value: str, name: str) -> tuple[float, int]:
+    """Smaller for names with more letters in common and, of equal ones, with a longer common beginning."""
+    return -difflib.SequenceMatcher(None, value, name).ratio(), -len(os.path.commonprefix([value, name]))

@@ -60,6 +60,8 @@ class Number:
 
     def read(self, name: str, text: str) -> float | int:
         try:
+            if not text.isascii():  # Python reads digits of every script
+                raise ValueError
             value = int(text) if self.whole else float(text)
         except ValueError:
             raise self._error(name, text) from None
@@ -147,7 +149,7 @@ class Text:
             try:
                 self.parse(value)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+                raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
 
     def read(self, name: str, text: str) -> str:
         self.check(name, text)

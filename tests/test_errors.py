@@ -30,3 +30,9 @@ def test_the_message_names_value_choices_and_the_nearest_choice(
 ) -> None:
     error = unknown("dataset", value, iter(choices))
     assert isinstance(error, ValueError) and str(error) == text
+
+
+def test_of_many_choices_the_nearest_are_listed() -> None:
+    choices = [f"resnet{depth}" for depth in range(8, 40)]
+    text = str(unknown("network", "ResNet-18", choices))
+    assert text.startswith("unknown network 'ResNet-18': the nearest of 32 are resnet18, ") and len(text) < 120

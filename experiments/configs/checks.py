@@ -13,6 +13,12 @@ from experiments.configs.description import Use, Values, shown
 from experiments.configs.keys import all_keys, default_config
 
 _NEAREST = 5
+_ELSEWHERE = {
+    **dict.fromkeys(("model", "arch", "backbone", "student"), "network.name"),
+    **dict.fromkeys(("dataset", "data_name"), "data.name"),
+    **dict.fromkeys(("k", "num_modules", "n_modules"), "local.modules"),
+}
+"""Keys by their names in other programs, where these are spelt in another way."""
 _OPEN: Mapping[str, tuple[Any, ...]] = {}
 
 
@@ -23,7 +29,9 @@ def unknown_key(name: str) -> ValueError:
     if members:
         more = f", or another of its {len(members)} keys" if len(members) > 2 * _NEAREST else ""
         return ValueError(f"config key {name!r} is a group: set one of {', '.join(members[: 2 * _NEAREST])}{more}")
-    near = sorted(keys, key=lambda key: -_likeness(name, key))[:_NEAREST]
+    near = sorted(keys, key=lambda key: -_likeness(name, key))
+    same = _ELSEWHERE.get(name.rpartition(".")[2].lower())
+    near = [*([same] if same else []), *(key for key in near if key != same)][:_NEAREST]
     return ValueError(f"unknown config key {name!r}: the nearest are {', '.join(near)}; --help lists all")
 
 

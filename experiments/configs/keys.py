@@ -50,6 +50,8 @@ def _each(noun: str, names: tuple[str, ...], *single: str) -> Callable[[str], No
 
     def check(text: str) -> None:
         for name in () if text in single else text.split(","):
+            if name.strip() in single:
+                raise ValueError(f"{noun} {name.strip()!r} with others: use it alone, or leave it out")
             if name.strip() not in names:
                 raise unknown(noun, name.strip(), (*single, *names))
 

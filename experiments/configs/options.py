@@ -12,15 +12,20 @@ def parse_options(text: str, **defaults: Any) -> dict[str, Any]:
     {'k': 8, 'context': 'R0', 'decoder': False}
 
     Raises:
-        ValueError: an option is unknown, or a value has another type.
+        ValueError: an option is unknown or given twice, or a value has another type.
     """
-    options = dict(defaults)
+    options, seen = dict(defaults), set()
     for item in filter(None, text.split(",")):
         name, separator, value = item.partition("=")
         if name not in defaults:
             raise unknown("option", name, defaults)
+        if name in seen:
+            raise ValueError(f"option {name!r} is given twice: give it once")
+        seen.add(name)
         kind = type(defaults[name])
         try:
+            if kind in (int, float) and not value.isascii():
+                raise ValueError
             options[name] = _boolean(value) if kind is bool else kind(value)
         except ValueError:
             separator = ""

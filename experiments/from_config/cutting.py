@@ -41,7 +41,7 @@ def cut_from_config(
     elif boundaries == "balanced":
         boundaries = "equal"  # until `planning` has measured
     elif isinstance(boundaries, str) and boundaries != "equal":
-        raise unknown("rule for boundaries", boundaries, BOUNDARY_RULES)
+        raise ValueError(f"{unknown('rule for boundaries', boundaries, BOUNDARY_RULES)}; or blocks: stem,stage1/0")
     if local.loss_scale == "published":
         balanced = local.boundaries == "published"
         scale: Sequence[float] = published_loss_scale(

@@ -8,6 +8,8 @@ def numbers(key: str, text: str, expected: str, example: str) -> tuple[float, ..
         ValueError: the text is not a list of numbers. The error names `key`, what was expected, and an example.
     """
     try:
+        if not text.isascii():
+            raise ValueError
         return tuple(float(number) for number in text.split(","))
     except ValueError:
         raise ValueError(f"{key} is {text!r}: use {expected}, separated by commas, such as {example}") from None

@@ -72,8 +72,6 @@ def _start(config: ConfigDict, network: Network, place: Path, normalisation: Nor
             print(f"note: {note}", file=sys.stderr)
         return start, found or 1
     run = read_run(place)
-    if run.normalisation != normalisation:
-        print(f"note: network.weights: the images of the run in {place} were normalised otherwise", file=sys.stderr)
     for key in ("name", "shortcut"):
         if run.config.network[key] != config.network[key]:
             raise ValueError(
@@ -93,6 +91,8 @@ def _start(config: ConfigDict, network: Network, place: Path, normalisation: Nor
         )
     else:
         variables = load_weights(network, place)
+    if run.normalisation != normalisation:
+        print(f"note: network.weights: the images of the run in {place} were normalised otherwise", file=sys.stderr)
     return variables, _classes(variables, network)
 
 

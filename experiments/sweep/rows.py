@@ -93,7 +93,7 @@ class Rows:
         if text is None:
             return self.names
         parts = text.split(",")
-        if all(part.strip().isdecimal() for part in parts):
+        if all(part.strip().isdecimal() and part.isascii() for part in parts):
             numbers = sorted({int(part) for part in parts})
             if not 1 <= numbers[0] <= numbers[-1] <= len(self.names):
                 raise ValueError(

@@ -4,6 +4,7 @@ Reference: Yu et al., "Decoupling dark knowledge via block-wise logit distillati
 2411.01547).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -53,10 +54,9 @@ class StoneNumbers:
 
 def stone_numbers(text: str) -> Stones:
     """`2,3` or `(2, 3)` as numbers; any other text unchanged."""
-    try:
-        return tuple(int(number) for number in text.strip("()").split(",") if number.strip())
-    except ValueError:
+    if re.fullmatch(r"\s*(\(\s*{0}\s*\)|{0})\s*".format(r"[0-9]{1,9}(\s*,\s*[0-9]{1,9})*(\s*,)?"), text) is None:
         return text
+    return tuple(map(int, re.findall("[0-9]+", text)))
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,10 @@ class Context:
         """
         match = re.fullmatch(r"E|R(0|[1-9][0-9]*)(E?)", name)
         if match is None or name == "R0E":
-            raise ValueError(f"unknown context {name!r}: use R0, E, R1, R1E, or Rn / RnE with n >= 1")
+            near = name.strip().upper()
+            known = re.fullmatch(r"E|R0|R[1-9][0-9]*E?", near)
+            hint = f" (nearest: {near})" if known else ""
+            raise ValueError(f"unknown context {name!r}: use R0, E, R1, R1E, or Rn / RnE with n >= 1{hint}")
         if len(match[1] or "") > 3:
             raise ValueError(f"context {name!r}: use at most 999 preceding modules, such as R1")
         return cls(recent=int(match[1] or 0), image=name.endswith("E"))

@@ -47,7 +47,9 @@ class ContSup:
     def __post_init__(self) -> None:
         check_type("cut_network", self.cut_network, CutNetwork, "use the result of cut(network, modules=4, ...)")
         check_optimizer(self.optimizer)
-        self.cut_network.heads_for(self.answer)
+        heads = self.cut_network.heads_for(self.answer)
+        if self.answer == "ensemble" and len(heads) == 1 < len(self.cut_network.modules):
+            raise ValueError("answer is ensemble, but no head before the last module classifies: use last")
 
     def check_maps(self) -> None:
         """Raises ValueError unless the features at the boundaries are maps, which heads and contexts need."""

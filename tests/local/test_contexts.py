@@ -31,7 +31,7 @@ def test_sources_of_each_module(name, sources):
 
 @pytest.mark.parametrize("name", ["", "R", "r1", "R-1", "R1.5", "R01", "ER1", "R0E", "E1", "R1EE", " R1"])
 def test_unknown_contexts_are_refused(name):
-    message = f"^unknown context {name!r}: use R0, E, R1, R1E, or Rn / RnE with n >= 1$"
+    message = f"^unknown context {name!r}: use R0, E, R1, R1E, or Rn / RnE with n >= 1( .nearest: R1.)?$"
     with pytest.raises(ValueError, match=message):
         Context.parse(name)
 
