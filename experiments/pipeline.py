@@ -54,8 +54,8 @@ _CONFIG = define_config()
 _MODULE = flags.DEFINE_string("module", "2,4", "Numbers of groups of devices over which the modules are divided.")
 _DATA = flags.DEFINE_string("data", "2,4", "Numbers of devices over which a batch is divided.")
 _TARGET = flags.DEFINE_string("target", "local", f"Devices to compile for: {', '.join(TARGETS)}.")
-_STEPS = flags.DEFINE_integer("steps", 20, "Number of steps of a timed round.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of timed rounds of each mesh.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 20, "Number of steps of a timed round.", 1, 100_000)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of timed rounds of each mesh.", 1, 10_000)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results. The default is runs/pipeline-NETWORK-TARGET.")
 
 

@@ -1,8 +1,8 @@
 """Errors for a value that is not one of the known choices, or of another type."""
 
 import difflib
-import os
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 
 _MANY, _NEAREST = 20, 5
@@ -46,4 +46,6 @@ def check_type(what: str, value: object, kind: Any, way_out: str) -> None:
 
 def _unlikeness(value: str, name: str) -> tuple[float, int]:
     """Smaller for names with more letters in common and, of equal ones, with a longer common beginning."""
-    return -difflib.SequenceMatcher(None, value, name).ratio(), -len(os.path.commonprefix([value, name]))
+    return -difflib.SequenceMatcher(None, value, name).ratio(), -sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(value, name, strict=False))
+    )

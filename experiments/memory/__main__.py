@@ -53,7 +53,8 @@ from kd_local.sizes import MIB
 _IGNORED = {
     "method": "the table has rows of several methods",
     "seed": "memory does not depend on it",
-    "steps": "nothing is trained",
+    **dict.fromkeys(("epochs", "steps", "data.augment", "data.workers"), "nothing is trained"),
+    "teacher.cache": "teachers run in each step",
     "checkpoint.": "nothing is trained",
     "distributed.": "leave it out",
     "end_to_end.remat": "the table has a row of it",

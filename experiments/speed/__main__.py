@@ -11,12 +11,9 @@ if __name__ == "__main__":
     ENDING.watch()  # the imports below take seconds
 
 import json
-import os
 import re
 import selectors
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,6 +33,7 @@ from experiments.configs.checks import check_given, check_used
 from experiments.folders.folder_lock import lock_folder
 from experiments.from_config.experiment import build
 from experiments.speed.jax_step import configured
+from experiments.speed.processes import RowProcess
 from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow
 from experiments.tables import say, terminal_table
 from kd_local.files import replace_text
@@ -50,6 +48,7 @@ _IGNORED = {
     "teacher.dtype": "use --dtypes",
     "teacher.cache": "teachers run in each step",
     "steps": "use --steps",
+    "epochs": "use --steps",
     "checkpoint.": "nothing is saved",
     "distributed.": "leave it out",
     "data.workers": "the images are random",
@@ -66,58 +65,20 @@ _MODULES = flags.DEFINE_string("modules", None, "Numbers of modules of contsup. 
 _FORMS = flags.DEFINE_list("forms", ["separate", "joined", "scanned"], f"Forms of the step: {', '.join(FORMS)}.")
 _DTYPES = flags.DEFINE_list("dtypes", ["float32"], f"Precisions: {', '.join(DTYPES)}, in place of network.dtype.")
 _PYTORCH = flags.DEFINE_list("pytorch", [], f"Rows in PyTorch: {', '.join(LAYOUTS)}; +compile may follow.")
-_STEPS = flags.DEFINE_integer("steps", 50, "Steps of a round, and of a call of the form scanned.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timed rounds of each row.", lower_bound=1)
-_PROCESSES = flags.DEFINE_integer("processes", 1, "Number of rows that compile at once.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 3600.0, "Time limit; rows that compile longer are left out.", lower_bound=0)
+_STEPS = flags.DEFINE_integer("steps", 50, "Steps of a round, and of a call of the form scanned.", 1, 100_000)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timed rounds of each row.", 1, 10_000)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "Number of rows that compile at once.", 1, 256)
+_SECONDS = flags.DEFINE_float("seconds", 3600.0, "Time limit; rows that compile longer are left out.", 0, 1e7)
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of each row's last round, for TensorBoard.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/speed", "Folder of the results.")
-
-
-class RowProcess:
-    """The process of a row."""
-
-    def __init__(self, row: SpeedRow, request: dict[str, Any], log: Path, memory: float) -> None:
-        self.row, self.log = row, log
-        self.known: dict[str, Any] = {}
-        self.rounds: list[dict[str, Any]] = []
-        self.started = time.perf_counter()
-        fraction = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{memory:.4f}"}
-        log.unlink(missing_ok=True)  # it may be a link
-        with log.open("x") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.speed.row_process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env={**os.environ, **fraction},
-            )
-        ENDING.at_end(self.process.kill)
-        self.ask(request)
-
-    def ask(self, request: dict[str, Any]) -> None:
-        """Send a request, without waiting for the answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> dict[str, Any] | None:
-        """The next answer; None if the process has ended."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else None
-
-    def error(self) -> str:
-        """The last line that the process wrote before it ended."""
-        lines = [line for line in self.log.read_text().splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit status {self.process.wait()}"
 
 
 def main(_: list[str]) -> None:
     try:
         config = _CONFIG.value
-        modules = _MODULES.value or str(config.local.modules)
+        modules = str(config.local.modules) if _MODULES.value is None else _MODULES.value
+        if not _SECONDS.value >= 0:
+            raise ValueError(f"--seconds={_SECONDS.value}: use a number from 0 to 1e7")
         rows = rows_of(numbers("modules", modules, example="4,16", lowest=1))
         check_given(given_keys(), _IGNORED)
         check_used(config, _alternatives(rows))
@@ -125,6 +86,7 @@ def main(_: list[str]) -> None:
         for row in {row.work: row for row in rows}.values():
             build(configured(row, config), fresh_teachers=True)
         workdir = read_folder(_WORKDIR.value, "workdir")
+        profiles = None if _PROFILE.value is None else read_folder(_PROFILE.value, "profile")
         ENDING.at_end(lock_folder(workdir).release)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
@@ -135,7 +97,7 @@ def main(_: list[str]) -> None:
     for number in range(_ROUNDS.value):
         for each in ready:
             last = number == _ROUNDS.value - 1
-            each.ask({"profile": f"{_PROFILE.value}/{each.row}".replace(" ", "-") if _PROFILE.value and last else None})
+            each.ask({"profile": str(profiles / str(each.row).replace(" ", "-")) if profiles and last else None})
             if (answer := each.answer()) is None:
                 say(console, f"{each.row}: {each.error()}")
                 ready = [other for other in ready if other is not each]
@@ -200,8 +162,11 @@ def rows_of(modules: Sequence[int]) -> list[SpeedRow]:
     """The rows that the flags ask for, in order of their cost.
 
     Raises:
-        ValueError: a form, precision or context is unknown.
+        ValueError: a form, precision or context is unknown, or there is no row.
     """
+    for name, given in (("methods", _METHODS.value), ("contexts", _CONTEXTS.value), ("dtypes", _DTYPES.value)):
+        if not given:
+            raise ValueError(f"--{name} is empty: leave it out, or name some with commas between")
     kinds: list[tuple[str, str | None, int]] = []
     for method in _METHODS.value:
         if method == "contsup":
@@ -211,6 +176,8 @@ def rows_of(modules: Sequence[int]) -> list[SpeedRow]:
         else:
             kinds.append((method, None, 1))
     ways = [(form, "jax") for form in _FORMS.value] + [(layout, PYTORCH) for layout in _PYTORCH.value]
+    if not ways:
+        raise ValueError("--forms is empty: leave it out, or name rows in PyTorch with --pytorch")
     return [
         SpeedRow(*kind, form, dtype, framework) for kind in kinds for form, framework in ways for dtype in _DTYPES.value
     ]
