@@ -11,7 +11,7 @@ from experiments.config_flag import config_flag, split_arguments
 from experiments.configs.reference import usage
 
 USAGE_STATUS = 2
-_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-?"}
+HELP_FLAGS = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-?"}
 
 
 def fail(message: object, status: int) -> NoReturn:
@@ -25,7 +25,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 
     An error ends the program with status 2, `--help` with status 0.
     """
-    if _HELP & set(argv[1:]):
+    if HELP_FLAGS & set(argv[1:]):
         _show_help()
     try:
         arguments = _with_flag_files(argv[1:])

@@ -1,4 +1,4 @@
-"""The cost of a function in multiply-adds, counted without compilation."""
+"""Costs, counted without compilation: the multiply-adds of a function, and the bytes of a pytree."""
 
 import math
 from collections.abc import Callable
@@ -6,6 +6,11 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all leaves of a pytree of arrays, `jax.ShapeDtypeStruct` or abstract values."""
+    return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:

@@ -1,6 +1,7 @@
 """Ranges of arguments, hyper-parameters and config keys: what a value may be, how text gives it, and its description.
 
-A range is defined once, beside the function or class whose argument it is.
+A range is defined once: beside the class or function whose argument it is, or in `kd_local.choices`, if a config needs
+it before JAX is imported.
 """
 
 import math

@@ -1,10 +1,7 @@
-"""Sizes in bytes: of pytrees, and as text."""
+"""Sizes in bytes as text."""
 
 import re
 from fractions import Fraction
-from typing import Any
-
-import jax
 
 MIB = 2**20
 """Bytes of a mebibyte."""
@@ -14,11 +11,6 @@ _UNITS: dict[str, int] = {
     **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)},
     **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)},
 }
-
-
-def tree_bytes(tree: Any) -> int:
-    """Bytes of all leaves of a pytree of arrays, `jax.ShapeDtypeStruct` or abstract values."""
-    return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def shown_bytes(size: int) -> str:

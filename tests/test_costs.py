@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from kd_local.costs import multiply_adds
+from kd_local.costs import multiply_adds, tree_bytes
 from kd_local.local import ContSup, cut
 from kd_local.models import create
 
@@ -62,3 +62,9 @@ def test_contexts_at_sixteen_modules(network, context, percent):
 def test_the_pooled_image_encoder_costs_less_than_a_third():
     network = deployed("resnet32", 1, "R0")
     assert 100 * (deployed("resnet32", 16, "E", image_encoder="pooled") / network - 1) == pytest.approx(28, abs=0.5)
+
+
+def test_tree_bytes():
+    tree = {"a": jnp.zeros((2, 3), jnp.float32), "b": (jax.ShapeDtypeStruct((5,), jnp.bfloat16), None)}
+    assert tree_bytes(tree) == 2 * 3 * 4 + 5 * 2
+    assert tree_bytes(()) == 0

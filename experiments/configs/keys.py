@@ -2,20 +2,18 @@
 docs/configuration.md (which `experiments.configs.reference` writes) come from here."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
 from functools import cache
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.configs.description import Group, Key, above, attributes, path, when
+from experiments.configs.description import Group, Key, above, path, when
+from experiments.configs.objectives import HYPER_PARAMETERS, OF_LOGITS
 from experiments.configs.uses import (
-    CACHED,
     CONTSUP,
     DISTRIBUTED,
     HIDDEN,
     IMAGE_CONTEXT,
-    LOCAL_DISTILLATION,
     METHODS,
     NO_BUDGET,
     PIECEWISE,
@@ -25,21 +23,15 @@ from experiments.configs.uses import (
     WIDE,
 )
 from experiments.from_config.numbers import numbers
-from kd_local.distill import OBJECTIVES, StoneLoss
-from kd_local.distill.hyperparameters import ranges_of
+from kd_local.choices.local import HEADS, IMAGE_ENCODERS, LOSSES, REMATERIALIZABLE, check_loss_scale, read_context
+from kd_local.choices.local import RANGES as CUT
+from kd_local.choices.networks import NETWORKS, SHORTCUTS
+from kd_local.choices.optimization import OPTIMIZERS, SCHEDULES
+from kd_local.choices.optimization import RANGES as OPTIMIZATION
+from kd_local.choices.steps import BATCH_NORMS, FORMS, SHARDED
 from kd_local.errors import unknown
-from kd_local.local import HEADS, LOSSES, REMATERIALIZABLE, Context
-from kd_local.local.contexts import IMAGE_ENCODERS
-from kd_local.local.cut import RANGES as CUT
-from kd_local.local.loss_scales import check_loss_scale
-from kd_local.models.registry import NAMES
-from kd_local.models.resnet import SHORTCUTS
-from kd_local.parallel import BATCH_NORMS, FORMS, SHARDED
 from kd_local.ranges import Choice, Number, Switch, Text
 from kd_local.sizes import parse_bytes
-from kd_local.training import OPTIMIZERS, SCHEDULES
-from kd_local.training.optimizers import RANGES as OPTIMIZER
-from kd_local.training.schedules import RANGES as SCHEDULE
 
 DTYPES = ("float32", "bfloat16")
 PLACEMENTS = ("operations", "time")
@@ -64,18 +56,18 @@ def _loss_scale(text: str) -> None:
 
 
 _REMAT = Text("auto, none, or names with commas between", _each("name in remat", REMATERIALIZABLE, "auto", "none"))
-_NETWORKS = Text("names of networks with commas between", _each("network", NAMES))
+_NETWORKS = Text("names of networks with commas between", _each("network", NETWORKS))
 _SIZE = Number(1, 100_000, whole=True)
 _SECONDS = Number(1, 604_800, whole=True)
 
 KEYS: Mapping[str, Key | Group] = {
     "method": Key("contsup", Choice("method", METHODS), "the method: what is trained, and with which losses"),
     "seed": Key(0, Number(0, 2**32 - 1, whole=True), "seed of initialisation, order and augmentation"),
-    "epochs": Key(30, SCHEDULE["epochs"], "passes through the training images"),
+    "epochs": Key(30, OPTIMIZATION["epochs"], "passes through the training images"),
     "batch_size": Key(64, Number(1, 1_000_000, whole=True), "images of a step, over all devices"),
     "steps": Key(placeholder(int), Number(1, 2**31 - 1, whole=True), "limit on the number of steps"),
     "network": {
-        "name": Key("resnet8", Choice("network", NAMES), "the network that is trained"),
+        "name": Key("resnet8", Choice("network", NETWORKS), "the network that is trained"),
         "dtype": Key("float32", Choice("dtype", DTYPES), "compute dtype; parameters are float32"),
         "shortcut": Key(
             "projection", Choice("shortcut", SHORTCUTS), "shortcuts of CIFAR ResNets; `padding`: option A of He et al."
@@ -122,7 +114,7 @@ KEYS: Mapping[str, Key | Group] = {
     },
     "local": {
         "modules": Key(4, CUT["modules"], "number K of gradient-isolated modules", (CONTSUP, NO_BUDGET)),
-        "context": Key("R1E", Text("R0, E, Rn or RnE with n from 1", Context.parse), "context supply", SEVERAL_MODULES),
+        "context": Key("R1E", Text("R0, E, Rn or RnE with n from 1", read_context), "context supply", SEVERAL_MODULES),
         "boundaries": Key(
             "equal",
             Text("equal, balanced, published, or blocks"),
@@ -136,7 +128,7 @@ KEYS: Mapping[str, Key | Group] = {
             (*SEVERAL_MODULES, IMAGE_CONTEXT),
         ),
         "head": Key("1c2f", Choice("head", HEADS), "n convolutions, m linear layers", SEVERAL_MODULES),
-        "loss": Key("softmax", Choice("local loss", tuple(LOSSES)), "local loss", SEVERAL_MODULES),
+        "loss": Key("softmax", Choice("local loss", LOSSES), "local loss", SEVERAL_MODULES),
         "decoder": Key(
             False, Switch(), "adds InfoPro's reconstruction of the image to each local loss", SEVERAL_MODULES
         ),
@@ -213,32 +205,32 @@ KEYS: Mapping[str, Key | Group] = {
             (TAUGHT,),
         ),
         "dtype": Key("float32", Choice("dtype", DTYPES), "compute dtype of the teacher", (TAUGHT,)),
-        "cache": path("folder for the teacher's logits", when("method", *CACHED)),
+        "cache": path("folder for the teacher's logits", when("method", *OF_LOGITS)),
     },
     "optimizer": {
         "name": Key("sgd", Choice("optimizer", OPTIMIZERS), "the optimizer"),
-        "learning_rate": Key(0.1, SCHEDULE["rate"], "peak of the schedule"),
-        "momentum": Key(placeholder(float), OPTIMIZER["momentum"], "momentum; none: 0.9", (SGD,)),
+        "learning_rate": Key(0.1, OPTIMIZATION["rate"], "peak of the schedule"),
+        "momentum": Key(placeholder(float), OPTIMIZATION["momentum"], "momentum; none: 0.9", (SGD,)),
         "nesterov": Key(placeholder(bool), Switch(), "Nesterov momentum; none: if there is momentum", (SGD,)),
         "weight_decay": Key(
-            1e-4, OPTIMIZER["weight_decay"], "weight decay: L2 for sgd and adam, decoupled for the others"
+            1e-4, OPTIMIZATION["weight_decay"], "weight decay: L2 for sgd and adam, decoupled for the others"
         ),
         "schedule": Key("contsup", Choice("schedule", SCHEDULES), "schedule of the learning rate"),
-        "warmup_epochs": Key(5, SCHEDULE["warmup_epochs"], "epochs of linear warm-up; 0: none"),
+        "warmup_epochs": Key(5, OPTIMIZATION["warmup_epochs"], "epochs of linear warm-up; 0: none"),
         "warmup_rate": Key(
             placeholder(float),
-            SCHEDULE["warmup_rate"],
+            OPTIMIZATION["warmup_rate"],
             "learning rate at the start of the warm-up; none: 0.01",
             (above("optimizer.warmup_epochs", 0),),
         ),
         "milestones": Key(
-            (), SCHEDULE["milestones"], "the epochs at which the rate is multiplied by `decay`", (PIECEWISE,)
+            (), OPTIMIZATION["milestones"], "the epochs at which the rate is multiplied by `decay`", (PIECEWISE,)
         ),
         "decay": Key(
-            placeholder(float), SCHEDULE["decay"], "factor of the rate at each milestone; none: 0.1", (PIECEWISE,)
+            placeholder(float), OPTIMIZATION["decay"], "factor of the rate at each milestone; none: 0.1", (PIECEWISE,)
         ),
         "accumulate": Key(
-            1, SCHEDULE["accumulate"], "batches whose gradients are averaged for one update, within an epoch"
+            1, OPTIMIZATION["accumulate"], "batches whose gradients are averaged for one update, within an epoch"
         ),
     },
     "step": Key(
@@ -282,16 +274,11 @@ KEYS: Mapping[str, Key | Group] = {
 
 
 def objective_keys() -> dict[str, Group]:
-    """The hyper-parameters of every objective by its name: ranges are those of its class, meanings the `Attributes` of
-    its docstring."""
-    found: dict[str, Group] = {}
-    for name, objective in {**OBJECTIVES, LOCAL_DISTILLATION: StoneLoss}.items():
-        ranges, meanings, uses = ranges_of(objective), attributes(objective), (when("method", name),)
-        found[name] = {
-            field.name: Key(field.default, ranges[field.name], meanings.get(field.name, ""), uses)
-            for field in fields(objective)
-        }
-    return found
+    """The hyper-parameters of every objective by its name."""
+    return {
+        name: {key: Key(*of, (when("method", name),)) for key, of in group.items()}
+        for name, group in HYPER_PARAMETERS.items()
+    }
 
 
 def flat_keys() -> Iterator[tuple[str, Key]]:

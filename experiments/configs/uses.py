@@ -1,12 +1,10 @@
 """Conditions under which config keys have an effect."""
 
 from experiments.configs.description import Use, when
-from kd_local.distill import OBJECTIVES
+from experiments.configs.objectives import LOCAL_DISTILLATION, OBJECTIVES
 
-LOCAL_DISTILLATION = "local_distillation"
 METHODS: tuple[str, ...] = ("contsup", "end_to_end", *OBJECTIVES, LOCAL_DISTILLATION)
 
-CACHED = tuple(name for name, objective in OBJECTIVES.items() if objective.reads == "logits")
 TAUGHT = Use("a method of distillation", lambda given: given["method"] in (*OBJECTIVES, LOCAL_DISTILLATION))
 CONTSUP = when("method", "contsup")
 MODULES = Use(

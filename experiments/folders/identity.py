@@ -30,8 +30,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs import default
 from experiments.configs.checks import unused
-from kd_local.training.optimizers import MOMENTUM
-from kd_local.training.schedules import DECAY, WARMUP_RATE
+from kd_local.choices.optimization import DECAY, MOMENTUM, WARMUP_RATE
 
 VERSION = "kd_local"
 """The key of `config.json` and of `identity.json` under which the version that wrote it is recorded."""

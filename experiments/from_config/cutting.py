@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.contradictions import boundary_names
 from experiments.from_config.numbers import numbers
 from experiments.from_config.teachers import DTYPES
 from kd_local.data import DatasetSpec
@@ -19,9 +20,6 @@ from kd_local.local import (
     published_loss_scale,
 )
 from kd_local.networks import Network
-from kd_local.sizes import parse_bytes
-
-BOUNDARY_RULES = ("equal", "balanced", "published")
 
 
 def cut_from_config(
@@ -35,13 +33,11 @@ def cut_from_config(
         ValueError: a value of `config.local` that is unknown, out of range or does not fit the network.
     """
     local = config.local
-    boundaries: Any = local.boundaries if local.boundaries in BOUNDARY_RULES else _names(local.boundaries)
+    boundaries: Any = boundary_names(local.boundaries)
     if boundaries == "published":
         boundaries = balanced_memory(network, local.modules, data=config.data.name)
     elif boundaries == "balanced":
         boundaries = "equal"  # until `planning` has measured
-    elif isinstance(boundaries, str) and boundaries != "equal":
-        raise ValueError(f"{unknown('rule for boundaries', boundaries, BOUNDARY_RULES)}; or blocks: stem,stage1/0")
     if local.loss_scale == "published":
         balanced = local.boundaries == "published"
         scale: Sequence[float] = published_loss_scale(
@@ -70,22 +66,6 @@ def cut_from_config(
     )
 
 
-def check_measurements(config: ConfigDict) -> None:
-    """Checks what a config leaves to measurement: a memory budget, and boundaries that balance the modules' memory.
-
-    Raises:
-        ValueError: the budget is not a number of bytes, or the step is joined, which is not measured.
-    """
-    budget = config.local.memory_budget
-    if budget is not None:
-        parse_bytes(budget)
-    if config.step != "separate" and (budget is not None or config.local.boundaries == "balanced"):
-        raise ValueError(
-            f"step is {config.step!r}, but balanced boundaries and memory budgets need separate executables: "
-            "use step=separate, or boundaries by name"
-        )
-
-
 def _remat(text: str) -> tuple[str, ...]:
     """The names in a text such as `blocks,head`; `auto` is `contexts`.
 
@@ -99,9 +79,3 @@ def _remat(text: str) -> tuple[str, ...]:
         if name not in REMATERIALIZABLE:
             raise unknown("name in remat", name, ("auto", "none", *REMATERIALIZABLE))
     return names
-
-
-def _names(boundaries: str) -> tuple[str, ...] | str:
-    """The names in a text such as `stem,stage1/0`. A single word without a slash is a rule, unless it is `stem`."""
-    names = tuple(name.strip() for name in boundaries.split(","))
-    return names if len(names) > 1 or "/" in boundaries or boundaries == "stem" else boundaries

@@ -15,13 +15,15 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.from_config.cutting import check_measurements, cut_from_config
+from experiments.configs.contradictions import check_local
+from experiments.from_config.cutting import cut_from_config
 from experiments.from_config.images import describe_images, read_images
 from experiments.from_config.methods import CUT_METHODS, method_from_config
 from experiments.from_config.start_weights import with_start
 from experiments.from_config.step_options import step_options
 from experiments.from_config.task_loss import task_loss
 from experiments.from_config.teachers import DTYPES
+from kd_local.choices.optimization import check_accumulate
 from kd_local.contract import Method, trained_programs
 from kd_local.data import Data, DatasetSpec
 from kd_local.errors import unknown
@@ -31,7 +33,7 @@ from kd_local.parallel import StepOptions, check_step, device_mesh
 from kd_local.training import TrainingPlan
 from kd_local.training.loop import training_plan
 from kd_local.training.optimizers import make_optimizer
-from kd_local.training.schedules import by_batches, check_accumulate, make_schedule, updates_per_epoch
+from kd_local.training.schedules import by_batches, make_schedule, updates_per_epoch
 
 PLACEMENTS = ("operations", "time")
 
@@ -90,6 +92,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     mesh = device_mesh(config.mesh.data, config.mesh.module)
     plan = training_plan(data.train, epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=mesh)
     _check_run(config)
+    check_local(config)
     network = _network(config, data)
     if not fresh_teachers:
         network = with_start(config, network, data)
@@ -98,7 +101,6 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     # Cut for every method, so that a mistake in `local` is refused even if the method does not use it.
     loss = task_loss(config, data.classes, shapes_only=fresh_teachers)
     cut_network = cut_from_config(config, network, data, platform or mesh.devices.flat[0].platform, loss)
-    check_measurements(config)
     method = method_from_config(config, network, cut_network, optimizer, data, loss, fresh_teachers=fresh_teachers)
     check_step(method, mesh, options)
     local = config.method == "contsup"

@@ -11,9 +11,10 @@ import jax
 from ml_collections import ConfigDict
 
 import kd_local
+from experiments.configs.contradictions import teacher_places
 from experiments.folders.identity import VERSION
 from experiments.from_config.images import describe_images
-from experiments.from_config.teachers import teacher_places, weights_file
+from experiments.from_config.teachers import weights_file
 from experiments.from_config.trained_run import read_run
 from kd_local.contract import Method
 from kd_local.data import Data, content_digest, file_digest, files_digest

@@ -1,6 +1,5 @@
 """Describes and reads the images that a config names."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
-from experiments.from_config.numbers import numbers
+from experiments.from_config.numbers import pixel_numbers
 from kd_local.data import Augmentation, Data, DatasetSpec, describe, load, training_labels
 from kd_local.paths import read_path
 
@@ -72,17 +71,4 @@ def of_channels(config: ConfigDict, key: str, usual: tuple[float, ...]) -> tuple
     """
     group, _, name = key.partition(".")
     text = config[group][name]
-    if text is None:
-        return usual
-    lowest, interval = (0.0, "[0, 1]") if name == "mean" else (1e-3, "[0.001, 1]")
-    expected, example = f"a number in {interval} for each of the {len(usual)} channels", _fractions(usual)
-    values = numbers(key, text, expected, example)
-    if len(values) == len(usual) and all(lowest <= number <= 1 for number in values):
-        return tuple(255 * number for number in values)
-    if len(values) == len(usual) and all(lowest <= number <= 255 for number in values):
-        example = f"{_fractions(values)} (these divided by 255)"
-    raise ValueError(f"{key} is {text!r}: use {expected}, such as {example}")
-
-
-def _fractions(pixels: Sequence[float]) -> str:
-    return ",".join(f"{value / 255:.4g}" for value in pixels)
+    return usual if text is None else pixel_numbers(key, text, usual)

@@ -10,10 +10,10 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments.from_config.teachers import teachers
+from kd_local.choices.distillation import stone_numbers
 from kd_local.contract import Method
 from kd_local.data import DatasetSpec
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss, Teacher
-from kd_local.distill.stepping_stones import stone_numbers
 from kd_local.errors import unknown
 from kd_local.local import ContSup, CutNetwork, EndToEnd, TaskLoss
 from kd_local.networks import Network
@@ -122,10 +122,8 @@ def _check_connectors(method: Distillation, shape: tuple[int, int, int]) -> None
 
 
 def _local_distillation(config: ConfigDict, of: Ingredients) -> Method:
-    found = _teachers(config, of)
-    if len(found) > 1:
-        raise ValueError(f"{len(found)} teachers for local_distillation: give one, or use another method")
-    return LocalDistillation(of.network, found[0], of.stone_loss, of.optimizer, of.data.shape, of.task_loss)
+    (teacher,) = _teachers(config, of)
+    return LocalDistillation(of.network, teacher, of.stone_loss, of.optimizer, of.data.shape, of.task_loss)
 
 
 METHODS: Mapping[str, Callable[[ConfigDict, Ingredients], Method]] = {

@@ -3,10 +3,8 @@
 from ml_collections import ConfigDict
 
 from experiments.from_config.images import read_training_labels
-from experiments.from_config.numbers import numbers
+from experiments.from_config.numbers import BALANCED, class_weights
 from kd_local.local import TaskLoss, balanced_class_weights
-
-BALANCED = "balanced"
 
 
 def task_loss(config: ConfigDict, classes: int, *, shapes_only: bool = False) -> TaskLoss:
@@ -24,8 +22,7 @@ def task_loss(config: ConfigDict, classes: int, *, shapes_only: bool = False) ->
     elif text == BALANCED:
         weights = (1.0,) * classes if shapes_only else balanced_class_weights(read_training_labels(config), classes)
     else:
-        expected = f"{BALANCED!r}, or a number above 0 for each of the {classes} classes"
-        weights = numbers("loss.class_weights", text, expected, ",".join(["1"] * (classes - 1) + ["2"])[-40:])
+        weights = class_weights(text, classes)
     try:
         loss = TaskLoss(label_smoothing=config.loss.label_smoothing, class_weights=weights)
         loss.check_classes(classes)

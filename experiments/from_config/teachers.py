@@ -10,18 +10,18 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from experiments.configs.contradictions import teacher_names, teacher_places
 from experiments.from_config.deployed_runs import STATE, deployed_teacher, has_state
 from experiments.from_config.images import of_channels
 from experiments.from_config.trained_run import Normalisation, read_run, unrecorded
+from kd_local.choices.networks import SHORTCUTS
 from kd_local.distill import Renormalisation, Teacher
 from kd_local.errors import unknown
 from kd_local.files import replacing
 from kd_local.interop import load_network, read_state_dict
 from kd_local.models import create
 from kd_local.models.layers import DType
-from kd_local.models.resnet import SHORTCUTS
 from kd_local.networks import Network, Variables
-from kd_local.paths import read_existing
 from kd_local.training import check_finite
 
 WEIGHTS = "network.npz"
@@ -66,17 +66,6 @@ def _report(note: str) -> None:
     print(f"note: {note}", file=sys.stderr)
 
 
-def teacher_places(config: ConfigDict) -> list[Path]:
-    """The paths in `teacher.weights`: a file or a folder of a run for each teacher."""
-    weights = config.teacher.weights
-    places = [] if weights is None else [read_existing(place, "teacher.weights") for place in weights.split(",")]
-    resolved = [place.resolve() for place in places]
-    if len(set(resolved)) < len(resolved):
-        twice = next(place for i, place in enumerate(places) if resolved[i] in resolved[:i])
-        raise ValueError(f"teacher.weights names {twice} twice: name each teacher once")
-    return places
-
-
 def weights_file(place: Path) -> Path:
     """The file of weights at a path, which may be the folder of a run."""
     if not place.is_dir():
@@ -114,19 +103,9 @@ def teachers(
     if settings.dtype not in DTYPES:
         raise unknown("dtype", settings.dtype, DTYPES)
     places = teacher_places(config)
-    if not places and not fresh:
-        raise ValueError(
-            f"teacher.weights is not set: method {config.method!r} needs a trained teacher; give a file of weights or "
-            "the folder of a run that trained one, --config.teacher.weights=PATH"
-        )
-    names = [] if settings.network is None else [name.strip() for name in settings.network.split(",")]
+    names = teacher_names(config, len(places), shapes_only=fresh)
     if not names:
         names = [read_run(place).config.network.name for place in places]
-    if places and len(names) != len(places):
-        raise ValueError(
-            f"teacher.network names {len(names)} networks, but teacher.weights has {len(places)} paths: give as many "
-            "networks as paths"
-        )
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     of_files = (
         of_channels(config, "teacher.mean", normalisation[0]),

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from experiments.folders.compilation_cache import compilation_cache
 from experiments.from_config.planning import left_to_measurement, planned
+from experiments.memory.built_rows import build_row
 from experiments.memory.observed import ObservationError, observe
-from experiments.memory.rows import Row, build_row
+from experiments.memory.rows import Row
 from kd_local.files import append_json, read_json_lines
 from kd_local.memory import CompilationRecords, Target, floor_bytes, footprint, own_activations, saved_activations
 

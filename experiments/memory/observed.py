@@ -17,7 +17,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.ending import ENDING
-from experiments.memory.rows import Row, build_row
+from experiments.memory.built_rows import build_row
+from experiments.memory.rows import Row
 from kd_local.memory import observed_peak
 
 

@@ -1,20 +1,15 @@
 """The rows of the memory table. A row is a method, a context and a number of modules, set in a copy of one config."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.command_line import numbers
-from experiments.from_config.experiment import build
-from kd_local.contract import Method
-from kd_local.distill import OBJECTIVES, LocalDistillation
+from experiments.configs.contradictions import check_files
+from experiments.configs.objectives import LOCAL_DISTILLATION, OBJECTIVES
 from kd_local.errors import unknown
-from kd_local.local import ContSup
-from kd_local.memory import SummedLosses
-from kd_local.networks import Network
-from kd_local.parallel import StepOptions
 
 END_TO_END = "end_to_end"
 REMATERIALIZED = "end_to_end_remat"
@@ -24,7 +19,6 @@ CONTSUP = "contsup"
 LOCAL_REMATERIALIZED = "contsup_remat"
 DECODER = "contsup_decoder"
 KD, BLOCK_KD = "kd", "block_kd"
-LOCAL_DISTILLATION = "local_distillation"
 DISTILLATION: tuple[str, ...] = (*OBJECTIVES, LOCAL_DISTILLATION)
 METHODS: tuple[str, ...] = (
     END_TO_END, REMATERIALIZED, NAIVE, JOINED, CONTSUP, LOCAL_REMATERIALIZED, DECODER, *DISTILLATION
@@ -57,7 +51,7 @@ class Row:
 
     @property
     def form(self) -> str:
-        """The form of the step, see `kd_local.parallel.FORMS`."""
+        """The form of the step, see `kd_local.choices.steps.FORMS`."""
         return "joined" if self.method == JOINED else "separate"
 
     def config(self, base: ConfigDict) -> ConfigDict:
@@ -86,54 +80,6 @@ class Row:
         return json.dumps([self.config(base).to_dict(), *how], sort_keys=True)
 
 
-@dataclass(frozen=True)
-class BuiltRow:
-    """The method and network of a row.
-
-    Attributes:
-        method: the measured method.
-        separate: the same step with one program per module; it differs from `method` only in the row `naive`.
-        network: the network that is trained; the student in distillation.
-        boundaries: names of the blocks after which the network is cut.
-        blocks: the names of the blocks that each program of `separate` trains, by the program's name.
-        shape: height, width and channels of the images.
-        options: how the step is compiled and divided.
-    """
-
-    method: Method
-    separate: Method
-    network: Network
-    boundaries: tuple[str, ...]
-    blocks: Mapping[str, tuple[str, ...]]
-    shape: tuple[int, int, int]
-    options: StepOptions
-
-
-def build_row(row: Row, base: ConfigDict, platform: str | None = None) -> BuiltRow:
-    """Builds the method and network of a row for a platform, by default that of the local devices.
-
-    Teachers need no weights.
-
-    Raises:
-        ValueError: see `experiments.from_config.experiment.build`; for example, more modules than blocks.
-    """
-    experiment = build(row.config(base), platform, fresh_teachers=True)
-    method, network = experiment.method, experiment.network
-    if isinstance(method, LocalDistillation):
-        blocks = {module.name: module.blocks.names for module in method.modules}
-    elif isinstance(method, ContSup):
-        blocks = {module.name: module.names for module in method.cut_network.modules}
-    else:
-        blocks = {program.name: network.names for program in method.programs()}
-    boundaries = tuple(names[-1] for names in blocks.values())[:-1]
-    runs = method
-    if row.method == NAIVE:
-        assert isinstance(method, ContSup)
-        runs = SummedLosses(method.cut_network, method.optimizer)
-    options = replace(experiment.options, form=row.form)
-    return BuiltRow(runs, method, network, boundaries, blocks, experiment.shape, options)
-
-
 def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool) -> list[Row]:
     """All rows, in the order of the table."""
     local = [(CONTSUP, context) for context in contexts]
@@ -144,29 +90,35 @@ def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool) 
     return [Row(END_TO_END), Row(REMATERIALIZED), *(Row(kind, k, context) for kind, context in kinds for k in modules)]
 
 
-def distillation_rows(methods: Sequence[str], base: ConfigDict) -> list[Row]:
-    """The rows of these methods with the config's teacher, plain KD first.
+def distillation_methods(text: str | None, base: ConfigDict) -> tuple[str, ...]:
+    """The methods of distillation in a flag's text, without repetitions, plain KD first.
+
+    The default: kd, block_kd and local_distillation if the config names a teacher.
 
     Raises:
-        ValueError: a method is unknown, or the config names no teacher; see also
-            `experiments.from_config.experiment.build`.
+        ValueError: a method is unknown, the config names no teacher, or more than a method can have.
     """
-    for name in methods:
+    if text is None:
+        names = [KD, BLOCK_KD, LOCAL_DISTILLATION] if has_teacher(base) else []
+    else:
+        names = [part.strip() for part in text.split(",")] if text.strip() else []
+    for name in names:
         if name not in DISTILLATION:
             raise unknown("distillation method", name, DISTILLATION)
-    if methods and not has_teacher(base):
-        raise ValueError(
-            f"no teacher for {', '.join(methods)}: name its network, such as --config.teacher.network=resnet56; its "
-            "weights are not needed"
-        )
-    rows = [Row(name) for name in sorted(methods, key=DISTILLATION.index)]
-    # The number of modules follows from the student's stages.
-    return [Row(row.method, len(build_row(row, base).boundaries) + 1) for row in rows]
+    for name in names:
+        check_files(Row(name).config(base), shapes_only=True)
+    return tuple(sorted(set(names), key=DISTILLATION.index))
 
 
 def has_teacher(config: ConfigDict) -> bool:
     """True if the config names a teacher."""
     return (config.teacher.network or config.teacher.weights) is not None
+
+
+def names_of_teachers(base: ConfigDict) -> str:
+    """The names of the teachers, joined by hyphens."""
+    places = base.teacher.network or base.teacher.weights
+    return "-".join(Path(place.strip()).stem for place in places.split(","))
 
 
 def in_order_of_effort(rows: Sequence[Row]) -> list[Row]:
@@ -196,11 +148,3 @@ def table_config(config: ConfigDict) -> ConfigDict:
     base.seed = 0
     base.steps = None
     return base
-
-
-def module_numbers(text: str | None, base: ConfigDict) -> list[int]:
-    """The numbers of modules in a flag's text. The default: 1, 2, 4, 8 and 16, up to the number of blocks."""
-    if text is not None:
-        return sorted(numbers("modules", text, example="1,2,4,8,16", lowest=1))
-    blocks = len(build(base, fresh_teachers=True).network)
-    return [modules for modules in (1, 2, 4, 8, 16) if modules <= blocks]

@@ -8,40 +8,26 @@ program prints a table and writes speed.jsonl, with a line per row, to the worki
 from experiments.ending import ENDING
 
 if __name__ == "__main__":
-    ENDING.watch()  # the imports below take seconds
+    ENDING.watch()  # imports take seconds
 
-import json
 import re
-import selectors
-import statistics
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
 from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
-from experiments.folders.folder_lock import lock_folder
-from experiments.from_config.experiment import build
-from experiments.speed.jax_step import configured
-from experiments.speed.processes import RowProcess
-from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow
-from experiments.tables import say, terminal_table
-from kd_local.files import replace_text
-from kd_local.local.contexts import Context
+from experiments.configs.contradictions import check_config, check_files
+from experiments.configs.uses import METHODS
+from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow, configured
+from kd_local.choices.local import read_context
+from kd_local.errors import unknown
 from kd_local.paths import read_folder
-from kd_local.sizes import MIB
 
-LINES = "speed.jsonl"
 _IGNORED = {
     "method": "use --methods",
     "local.context": "use --contexts",
@@ -83,34 +69,17 @@ def main(_: list[str]) -> None:
         check_given(given_keys(), _IGNORED)
         check_used(config, _alternatives(rows))
         check_ignored(config)
-        for row in {row.work: row for row in rows}.values():
-            build(configured(row, config), fresh_teachers=True)
+        for row in rows:
+            check_config(configured(row, config))
+            check_files(configured(row, config), shapes_only=True)
         workdir = read_folder(_WORKDIR.value, "workdir")
         profiles = None if _PROFILE.value is None else read_folder(_PROFILE.value, "profile")
-        ENDING.at_end(lock_folder(workdir).release)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
-    ENDING.arm()
-    console = Console()
-    request = {"config": config.to_dict(), "steps": _STEPS.value}
-    ready = compiled_rows(rows, request, workdir, console)
-    for number in range(_ROUNDS.value):
-        for each in ready:
-            last = number == _ROUNDS.value - 1
-            each.ask({"profile": str(profiles / str(each.row).replace(" ", "-")) if profiles and last else None})
-            if (answer := each.answer()) is None:
-                say(console, f"{each.row}: {each.error()}")
-                ready = [other for other in ready if other is not each]
-            else:
-                each.rounds.append(answer)
-    results = [figures(each) for each in ready]
-    for each in ready:
-        each.process.terminate()
-    common = {"network": config.network.name, "batch": config.batch_size, "steps": _STEPS.value, "jax": jax.__version__}
-    replace_text(workdir / LINES, "".join(json.dumps({**one, **common}) + "\n" for one in results))
-    console.print(table(results, f"{config.network.name}, batch {config.batch_size}", config.batch_size))
-    if len(results) < len(rows):
-        fail(f"{len(rows) - len(results)} of {len(rows)} rows failed or were late, see above", 1)
+
+    from experiments.speed.run import Timing, run  # imports JAX
+
+    run(config, rows, Timing(_STEPS.value, _ROUNDS.value, _PROCESSES.value, _SECONDS.value, profiles), workdir)
 
 
 def _alternatives(rows: Sequence[SpeedRow]) -> dict[str, Sequence[Any]]:
@@ -169,9 +138,11 @@ def rows_of(modules: Sequence[int]) -> list[SpeedRow]:
             raise ValueError(f"--{name} is empty: leave it out, or name some with commas between")
     kinds: list[tuple[str, str | None, int]] = []
     for method in _METHODS.value:
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
         if method == "contsup":
             for context in _CONTEXTS.value:
-                Context.parse(context)
+                read_context(context)
                 kinds.extend((method, context, k) for k in modules)
         else:
             kinds.append((method, None, 1))
@@ -181,94 +152,6 @@ def rows_of(modules: Sequence[int]) -> list[SpeedRow]:
     return [
         SpeedRow(*kind, form, dtype, framework) for kind in kinds for form, framework in ways for dtype in _DTYPES.value
     ]
-
-
-def compiled_rows(
-    rows: Sequence[SpeedRow], request: dict[str, Any], workdir: Path, console: Console
-) -> list[RowProcess]:
-    """The processes of the rows after compilation. Rows that fail or exceed the limit are reported and left out."""
-    waiting, ready, running = list(rows), [], selectors.DefaultSelector()
-    deadline = time.perf_counter() + _SECONDS.value
-    count = 0
-    while waiting or count:
-        while waiting and count < _PROCESSES.value:
-            row = waiting.pop(0)
-            log = workdir / (str(row).replace(" ", "-") + ".log")
-            each = RowProcess(row, {**request, "row": asdict(row)}, log, 0.75 / len(rows))
-            running.register(each.process.stdout, selectors.EVENT_READ, each)  # type: ignore[arg-type]
-            count += 1
-        found = running.select(max(0.0, deadline - time.perf_counter()))
-        if not found:
-            late = [key.data for key in running.get_map().values()]
-            for each in late:
-                each.process.kill()
-            names = ", ".join(str(row) for row in [*(each.row for each in late), *waiting])
-            say(console, f"not compiled within {_SECONDS.value:.0f} s: {names}")
-            break
-        for key, _ in found:
-            each = key.data
-            running.unregister(key.fileobj)
-            count -= 1
-            known = each.answer()
-            if known is None:
-                say(console, f"{each.row}: {each.error()}")
-                continue
-            each.known = {**known, "start_seconds": time.perf_counter() - each.started}
-            ready.append(each)
-            say(console, f"{each.row}: compiled in {known['compile_seconds']:.1f} s")
-    return sorted(ready, key=lambda each: rows.index(each.row))
-
-
-def figures(each: RowProcess) -> dict[str, Any]:
-    """The figures of a row. Times are seconds per step."""
-    seconds = [one["seconds"] / _STEPS.value for one in each.rounds]
-    return {
-        **asdict(each.row),
-        **each.known,
-        "seconds": statistics.median(seconds),
-        "least": min(seconds),
-        "most": max(seconds),
-        "rounds": len(seconds),
-        "host_seconds": statistics.median(one["host_seconds"] / _STEPS.value for one in each.rounds),
-        "measured_bytes": each.rounds[-1]["measured_bytes"],
-    }
-
-
-def table(results: Sequence[dict[str, Any]], title: str, batch: int) -> Table:
-    """The table of all rows. Ratios are ratios of medians."""
-
-    def ratio(one: dict[str, Any], **other: Any) -> str:
-        wanted = [r["seconds"] for r in results if all(r[name] == value for name, value in other.items())]
-        return f"{one['seconds'] / min(wanted):.2f}" if wanted else ""
-
-    def mib(one: dict[str, Any], name: str) -> str:
-        return "" if one[name] is None else f"{one[name] / MIB:.1f}"
-
-    same = ("method", "context", "modules", "dtype")
-    columns = {
-        "row": [" ".join(filter(None, [one["method"], one["context"]])) for one in results],
-        "K": [str(one["modules"]) for one in results],
-        "form": [one["form"] if one["framework"] == "jax" else f"{PYTORCH} {one['form']}" for one in results],
-        "dtype": [one["dtype"] for one in results],
-        "ms": [f"{one['seconds'] * 1e3:.3f}" for one in results],
-        "least": [f"{one['least'] * 1e3:.3f}" for one in results],
-        "most": [f"{one['most'] * 1e3:.3f}" for one in results],
-        "host ms": [f"{one['host_seconds'] * 1e3:.3f}" for one in results],
-        "images a second": [f"{batch / one['seconds']:,.0f}" for one in results],
-        "of end to end": [
-            ratio(one, method="end_to_end", form=one["form"], dtype=one["dtype"], framework=one["framework"])
-            for one in results
-        ],
-        "of PyTorch": [ratio(one, framework=PYTORCH, **{name: one[name] for name in same}) for one in results],
-        "TFLOP/s": [
-            f"{2 * one['multiply_adds'] / one['seconds'] / 1e12:.2f}" if one["multiply_adds"] else "" for one in results
-        ],
-        "predicted MiB": [mib(one, "predicted_bytes") for one in results],
-        "measured MiB": [mib(one, "measured_bytes") for one in results],
-        "compile s": [f"{one['compile_seconds']:.1f}" for one in results],
-    }
-    caption = "of end to end: in the same form and precision; of PyTorch: of the faster layout in the same precision"
-    return terminal_table(columns, title=title, left=("row", "form", "dtype"), caption=caption)
 
 
 if __name__ == "__main__":

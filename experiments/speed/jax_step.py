@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.from_config.experiment import build
-from experiments.speed.rows import JOINED, SCANNED, SpeedRow
+from experiments.speed.rows import JOINED, SCANNED, SpeedRow, configured
 from kd_local.contract import Metrics, State
 from kd_local.costs import multiply_adds
 from kd_local.data import Augmentation, Data, Split, augment, from_arrays
@@ -91,18 +91,6 @@ class JaxStep:
     def measured_bytes(self) -> int | None:
         """Peak memory of this process's device; None if the platform does not report it."""
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-
-def configured(row: SpeedRow, base: ConfigDict) -> ConfigDict:
-    """A copy of the config with the keys of a row set."""
-    config = base.copy_and_resolve_references()
-    with config.unlocked():
-        config.method = row.method
-        config.network.dtype = config.teacher.dtype = row.dtype
-        config.mesh.data = config.mesh.module = 1
-        if row.context is not None:
-            config.local.context, config.local.modules = row.context, row.modules
-    return config
 
 
 def synthetic(shape: tuple[int, int, int], batch: int) -> Data:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ml_collections import ConfigDict
+
 from kd_local.errors import unknown
 
 SEPARATE, JOINED, SCANNED = FORMS = ("separate", "joined", "scanned")
@@ -47,3 +49,15 @@ class SpeedRow:
     def work(self) -> tuple[str, str | None, int, str]:
         """A key that is equal for rows of the same step and precision, in any form and framework."""
         return self.method, self.context, self.modules, self.dtype
+
+
+def configured(row: SpeedRow, base: ConfigDict) -> ConfigDict:
+    """A copy of the config with the keys of a row set."""
+    config = base.copy_and_resolve_references()
+    with config.unlocked():
+        config.method = row.method
+        config.network.dtype = config.teacher.dtype = row.dtype
+        config.mesh.data = config.mesh.module = 1
+        if row.context is not None:
+            config.local.context, config.local.modules = row.context, row.modules
+    return config

@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from experiments.from_config.experiment import build
-from experiments.speed.jax_step import configured
-from experiments.speed.rows import SpeedRow
+from experiments.speed.rows import SpeedRow, configured
 from kd_local.local import ContSup, CutNetwork, cut
 from kd_local.local.contexts import FeatureEncoder, ImageEncoder
 from kd_local.local.heads import LocalHead

@@ -8,7 +8,7 @@ error_over_modules.png.
 from experiments.ending import ENDING
 
 if __name__ == "__main__":
-    ENDING.watch()  # the imports below take seconds
+    ENDING.watch()  # imports take seconds
 
 import shlex
 import sys
@@ -17,6 +17,7 @@ from absl import app, flags
 
 from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import config_flag, define_config
+from experiments.configs.contradictions import check_files
 from experiments.sweep.rows import Run, read_rows
 from kd_local.paths import read_folder
 
@@ -36,14 +37,15 @@ def main(_: list[str]) -> None:
         seeds = _seeds("seed" in flag.given)
         runs = [Run(row, seed) for seed in seeds for row in rows.select(_ROWS.value)]
         workdir = rows.default_workdir() if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")
+        for run in () if _PRINT.value else runs:
+            check_files(rows.config(run))
     except (ValueError, OSError) as error:
         fail(error, USAGE_STATUS)
     if _PRINT.value:
         for run in runs:
             print(shlex.join(rows.command(run, workdir)))
         return
-    # Imported here, because the import takes a second.
-    from experiments.sweep.series import run_series
+    from experiments.sweep.series import run_series  # imports JAX
 
     run_series(
         rows, runs, workdir, command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]), ending=ENDING

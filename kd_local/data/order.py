@@ -9,15 +9,12 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int64
 
+from kd_local.choices.steps import check_batch_size
+
 NumberedIndices = tuple[int, Int64[np.ndarray, " batch"]]
 """The step and the indices of its examples in the training split."""
 
 _SEEDS = 2**64
-
-
-def _check_batch_size(examples: int, batch_size: int) -> None:
-    if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= examples:
-        raise ValueError(f"batch_size {batch_size} for {examples} examples: use 1 to {examples}")
 
 
 def _check_seed(seed: int) -> None:
@@ -31,7 +28,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     Raises:
         ValueError: a batch size below 1 or above the number of examples.
     """
-    _check_batch_size(examples, batch_size)
+    check_batch_size(examples, batch_size)
     return -(-examples // batch_size)
 
 

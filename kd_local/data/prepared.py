@@ -5,7 +5,6 @@ The data must be on a local disk in the array_record format. Nothing is download
 
 import importlib
 import importlib.util
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 
+from kd_local.choices.data import FORMAT, folder_of, how_to_prepare, missing, versions
 from kd_local.data.features import USUAL_KEYS, FeatureKeys, image_feature, is_encoded, label_feature, pixels_of
 from kd_local.files import read_json
 
 _CHUNK = 1000
-_FORMAT = "array_record"
 _PACKAGES = {"tensorflow_datasets": "tensorflow-datasets", "array_record": "array_record"}
 
 
@@ -39,34 +38,6 @@ def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _how_to_prepare(name: str, data_dir: Path) -> str:
-    # To prepare data needs tensorflow and packages that tensorflow-datasets does not declare. To read them does not.
-    return (
-        "prepare it once, on any machine with a network and pip install tensorflow "
-        "tensorflow-datasets array_record importlib_resources scipy: "
-        'python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder({name!r}, data_dir={str(data_dir)!r}, file_format='{_FORMAT}')"
-        '.download_and_prepare()"'
-    )
-
-
-def _root(data_dir: str | Path | None) -> Path:
-    return Path(_tfds().core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
-
-
-def _versions(folder: Path) -> list[Path]:
-    return [
-        path.parent for path in folder.glob("*/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
-    ]
-
-
-def is_there(name: str, data_dir: str | Path | None = None) -> bool:
-    """True if the data set is prepared, in any format."""
-    if data_dir is None and not _installed("tensorflow_datasets"):
-        return False
-    return bool(_versions(_root(data_dir) / name))
-
-
 def find(name: str, data_dir: str | Path | None = None) -> Path:
     """The folder of the newest prepared version of a data set, such as `data_dir/cifar10/3.0.2`.
 
@@ -78,21 +49,18 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
         ModuleNotFoundError: tensorflow-datasets or array_record is not installed.
     """
     _tfds()
-    root = _root(data_dir)
-    versions = _versions(root / name)
-    if not versions:
-        raise FileNotFoundError(
-            f"no prepared {name} in {root / name}: give the data_dir that contains {name}/, or "
-            + _how_to_prepare(name, root)
-        )
-    folder = max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
-    way_out = f"remove {folder} and {_how_to_prepare(name, root)}"
+    found = versions(folder_of(name, data_dir))
+    if not found:
+        raise missing(name, data_dir)
+    folder = max(found, key=lambda path: tuple(map(int, path.name.split("."))))
+    command = how_to_prepare(name, folder_of("", data_dir))
+    way_out = f"remove {folder} and {command}"
     info = read_json(folder / "dataset_info.json", {"fileFormat": str}, way_out=way_out)
     formats = [info["fileFormat"], *(info.get("alternativeFileFormats") or [])]
-    if _FORMAT not in formats:
+    if FORMAT not in formats:
         raise ValueError(
             f"{folder} is prepared as {formats[0]}, which has no random access without "
-            f"tensorflow: use another data_dir, or remove {folder} and " + _how_to_prepare(name, root)
+            f"tensorflow: use another data_dir, or remove {folder} and {command}"
         )
     return folder
 
@@ -127,7 +95,7 @@ def _open(folder: Path, keys: FeatureKeys) -> tuple[Any, Contents]:
     """The builder and the metadata."""
     tfds = _tfds()
     try:
-        builder = tfds.builder_from_directory(folder, file_format=_FORMAT)
+        builder = tfds.builder_from_directory(folder, file_format=FORMAT)
         features = dict(sorted(builder.info.features.items()))
         examples = {name: split.num_examples for name, split in builder.info.splits.items()}
     except Exception as error:
@@ -184,7 +152,7 @@ class PreparedSplit:
         undecoded = [
             name for name, feature in builder.info.features.items() if name == keys.image or is_encoded(feature)
         ]
-        self._records = builder.as_data_source(split, decoders=dict.fromkeys(undecoded, skip), file_format=_FORMAT)
+        self._records = builder.as_data_source(split, decoders=dict.fromkeys(undecoded, skip), file_format=FORMAT)
         self._labels: Int32[np.ndarray, " n"] | None = None
 
     def __reduce__(self) -> tuple[type["PreparedSplit"], tuple[Path, str, FeatureKeys]]:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kd_local.choices.data import INCLUDED, check_name, is_there
 from kd_local.data import prepared
 from kd_local.data.augmentation import Augmentation
 from kd_local.data.features import USUAL_KEYS, FeatureKeys
-from kd_local.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,6 @@ class DatasetSpec:
     streamed: bool = False
     test_split: str | None = "test"
 
-
-INCLUDED = "digits"
-"""The data set that is part of the package."""
 
 IMAGE_SIZE = 224
 """Default size of streamed images, in pixels."""
@@ -126,21 +123,15 @@ def look_up(
             images in memory.
         ModuleNotFoundError: a package that reads the folder is missing.
     """
-    if name == INCLUDED and data_dir is not None:
-        raise ValueError(f"data_dir {str(data_dir)!r}: {INCLUDED} is part of the package, leave data_dir out")
+    check_name(name, data_dir)
     if name in DATASETS:
         spec = DATASETS[name]
-        if name != INCLUDED and prepared.is_there(name, data_dir):
+        if name != INCLUDED and is_there(name, data_dir):
             spec = _with_numbers(name, spec, prepared.find(name, data_dir), keys)
         elif keys != USUAL_KEYS:
             raise _no_other_features(name, keys)
-    elif prepared.is_there(name, data_dir):
-        spec = _read_spec(prepared.find(name, data_dir), keys)
     else:
-        error = unknown("dataset", name, DATASETS)
-        if data_dir is None:
-            raise error
-        raise ValueError(f"{error}; and there is no prepared data set in {Path(data_dir) / name}")
+        spec = _read_spec(prepared.find(name, data_dir), keys)
     if image_size is None:
         return spec
     if not spec.streamed:

@@ -9,7 +9,8 @@ from typing import Any, get_type_hints
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kd_local.ranges import WEIGHT, Number, Range, Switch, Text
+from kd_local.choices.distillation import check_hyperparameters as check_values
+from kd_local.ranges import Number, Range, Switch, Text
 
 _OF_TYPE: dict[Any, Range] = {
     float: Number(-1e9, 1e9),
@@ -38,11 +39,7 @@ def check_hyperparameters(of: Any) -> None:
         ValueError: the first of them, by its name.
     """
     ranges = ranges_of(type(of))
-    for name, range_ in ranges.items():
-        range_.check(name, getattr(of, name))
-    weights = [name for name, range_ in ranges.items() if range_ is WEIGHT]
-    if weights and not any(getattr(of, name) for name in weights):
-        raise ValueError(f"{' and '.join(weights)} {'are' if len(weights) > 1 else 'is'} 0, so no term trains: set one")
+    check_values(ranges, {name: getattr(of, name) for name in ranges})
 
 
 def warmup(epoch: Float[Array, ""], epochs: float | int) -> Float[Array, ""]:

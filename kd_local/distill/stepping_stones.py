@@ -4,59 +4,17 @@ Reference: Yu et al., "Decoupling dark knowledge via block-wise logit distillati
 2411.01547).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kd_local.choices.distillation import Stones
 from kd_local.distill.connector import Connector
 from kd_local.distill.objective import Outputs, Pair, RemainingBlocks
 from kd_local.distill.stages import pair_stages, rectified
-
-Stones = tuple[int, ...] | str
-"""The numbers of the stones to use, from 1, or `all`."""
-
-
-def check_stones(stones: object) -> None:
-    """Checks that `stones` is `all` or a tuple of integers. `stepping_stones` checks their range.
-
-    Raises:
-        ValueError: `stones` is anything else.
-    """
-    if stones == "all":
-        return
-    if not (isinstance(stones, tuple) and stones and all(type(number) is int for number in stones)) or len(
-        set(stones)
-    ) < len(stones):
-        raise ValueError(f"stones is {stones!r}: use all, or the numbers of some stones, such as (2, 3)")
-
-
-@dataclass(frozen=True)
-class StoneNumbers:
-    """The range of `Stones`; a config has the numbers as text."""
-
-    def check(self, name: str, value: Any) -> None:
-        if isinstance(value, str) and value != "all":
-            value = stone_numbers(value)
-        check_stones(value)
-
-    def read(self, name: str, text: str) -> str:
-        self.check(name, text)
-        return text
-
-    def __str__(self) -> str:
-        return "all, or numbers from 1 with commas between"
-
-
-def stone_numbers(text: str) -> Stones:
-    """`2,3` or `(2, 3)` as numbers; any other text unchanged."""
-    if re.fullmatch(r"\s*(\(\s*{0}\s*\)|{0})\s*".format(r"[0-9]{1,9}(\s*,\s*[0-9]{1,9})*(\s*,)?"), text) is None:
-        return text
-    return tuple(map(int, re.findall("[0-9]+", text)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ Reference: Yu et al., "Go beyond End-to-End Training: Boosting Greedy Local Lear
 Not optimal yet: the paper's image encoder convolves at full resolution at every boundary.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +18,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kd_local.choices.local import read_context
 from kd_local.models.layers import ConvNorm, DType, average_pool_to
 from kd_local.networks import Collection, apply_block
 from kd_local.rematerialization import rematerialize_in_turn
 
 IMAGES = "images"
-IMAGE_ENCODERS: tuple[str, ...] = ("full", "pooled")
 
 
 def input_name(module: int) -> str:
@@ -61,15 +60,8 @@ class Context:
         Raises:
             ValueError: the name has another form.
         """
-        match = re.fullmatch(r"E|R(0|[1-9][0-9]*)(E?)", name)
-        if match is None or name == "R0E":
-            near = name.strip().upper()
-            known = re.fullmatch(r"E|R0|R[1-9][0-9]*E?", near)
-            hint = f" (nearest: {near})" if known else ""
-            raise ValueError(f"unknown context {name!r}: use R0, E, R1, R1E, or Rn / RnE with n >= 1{hint}")
-        if len(match[1] or "") > 3:
-            raise ValueError(f"context {name!r}: use at most 999 preceding modules, such as R1")
-        return cls(recent=int(match[1] or 0), image=name.endswith("E"))
+        recent, image = read_context(name)
+        return cls(recent=recent, image=image)
 
     def sources(self, module: int) -> tuple[str, ...]:
         """Names of the tensors that are a module's contexts: the image, then inputs of earlier modules, latest first.

@@ -15,28 +15,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from kd_local.choices.local import (
+    FEATURE_WIDTH,
+    IMAGE_ENCODERS,
+    RANGES,
+    REMATERIALIZABLE,
+    check_loss_scale,
+    check_widths,
+)
 from kd_local.errors import check_type, unknown
-from kd_local.local.contexts import IMAGE_ENCODERS, IMAGES, Context, input_name, output_name
+from kd_local.local.contexts import IMAGES, Context, input_name, output_name
 from kd_local.local.decoders import Decoder, PixelScale
-from kd_local.local.heads import FEATURE_WIDTH, local_head
-from kd_local.local.loss_scales import check_loss_scale, loss_weights
+from kd_local.local.heads import local_head
+from kd_local.local.loss_scales import loss_weights
 from kd_local.local.losses import local_loss
-from kd_local.local.module import REMATERIALIZABLE, LocalModule, Reconstruction
+from kd_local.local.module import LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
 from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.models.layers import DType
 from kd_local.networks import Collection, Network, Variables, by_block, check_network, of_block
-from kd_local.ranges import Number, Range, check_arguments
+from kd_local.ranges import check_arguments
 
-RANGES: Mapping[str, Range] = {
-    "modules": Number(1, 1000, whole=True),
-    "classes": Number(1, 10**6, whole=True, example=10),
-    # With 1/12 an image encoder has one channel.
-    "aux_width": Number(1 / 12, 64, example=1),
-    "feature_width": Number(1, 65536, whole=True, example=FEATURE_WIDTH),
-    "channels_at_once": Number(1, 65536, whole=True, example=8),
-}
-"""Of the arguments of `cut`."""
 Boundaries = Literal["equal"] | Sequence[str]
 
 
@@ -269,12 +268,8 @@ def cut(
         )
     if image_encoder not in IMAGE_ENCODERS:
         raise unknown("image encoder", image_encoder, IMAGE_ENCODERS)
-    check_arguments(RANGES, aux_width=aux_width, feature_width=feature_width, channels_at_once=channels_at_once)
-    if int(feature_width * aux_width) < 1:
-        raise ValueError(
-            f"feature_width is {feature_width}, of which aux_width {aux_width} leaves none: use a larger one; "
-            f"{FEATURE_WIDTH} is the published width"
-        )
+    check_widths(feature_width, aux_width)
+    RANGES["channels_at_once"].check("channels_at_once", channels_at_once)
     for name in remat:
         if name not in REMATERIALIZABLE:
             raise unknown("name in remat", name, REMATERIALIZABLE)

@@ -6,11 +6,10 @@ Reference: Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021) a
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from kd_local.choices.local import FEATURE_WIDTH, HEADS
 from kd_local.errors import unknown
 from kd_local.models.layers import ConvNorm, DType, Linear, global_average_pool
 
-HEADS: tuple[str, ...] = ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f")
-FEATURE_WIDTH = 128
 _WIDEST = 64
 
 

@@ -7,11 +7,7 @@ decoder is the head's loss, with weight 1.
 Reference: the values of Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021).
 """
 
-from collections.abc import Sequence
-from numbers import Real
-
-LossScale = tuple[float, float, float, float]
-_LARGEST = 1e6
+from kd_local.choices.local import LossScale
 
 # SVHN, K=4: the last number is 0 in the authors' code, which would train no head at the last boundary. Their row is a
 # copy of InfoPro's, whose last number, 1, is used here.
@@ -73,22 +69,6 @@ def published_loss_scale(network: str, data: str, modules: int, *, balanced: boo
             rows = {k: row for k, row in _EQUAL[key].items() if k > 2}
             return rows[min(rows, key=lambda k: (abs(k - modules), -k))]
     raise AssertionError("the last key is in the table")
-
-
-def check_loss_scale(scale: Sequence[float]) -> LossScale:
-    """The scale as four floats.
-
-    Raises:
-        ValueError: the scale does not have four numbers, or a number is negative or not finite.
-    """
-    numbers = isinstance(scale, tuple | list) and all(isinstance(number, Real) for number in scale)
-    if not numbers or len(scale) != 4 or not all(0 <= number <= _LARGEST for number in scale):
-        raise ValueError(
-            f"loss scale {scale}: give four numbers >= 0, at most 1e6: weights of reconstruction and head at "
-            "the first boundary and at the last, such as (5, 0.05, 0.2, 0.5)"
-        )
-    first_reconstruction, first_head, last_reconstruction, last_head = map(float, scale)
-    return first_reconstruction, first_head, last_reconstruction, last_head
 
 
 def loss_weights(scale: LossScale, boundary: int, boundaries: int) -> tuple[float, float]:

@@ -18,9 +18,6 @@ from kd_local.local.losses import LocalLoss
 from kd_local.networks import Collection, Network, Variables, apply_block, by_block, init_block, of_block
 from kd_local.rematerialization import rematerialize
 
-REMATERIALIZABLE: tuple[str, ...] = ("blocks", "contexts", "head", "decoder")
-"""The names that `remat` may contain: networks of a module that the backward pass can recompute instead of storing."""
-
 
 @dataclass(frozen=True)
 class Reconstruction:

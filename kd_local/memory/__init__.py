@@ -1,5 +1,6 @@
 """Predicts and measures the memory of a training step, and chooses cuts of a network by it."""
 
+from kd_local.choices.steps import TARGETS
 from kd_local.memory.balance import MeasuredCut, balance
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords
 from kd_local.memory.fit import Fit, fit
@@ -8,7 +9,7 @@ from kd_local.memory.groups import GroupFootprint, group_footprints
 from kd_local.memory.naive import SummedLosses
 from kd_local.memory.observed import observed_peak
 from kd_local.memory.saved import own_activations, saved_activations, saved_bytes
-from kd_local.memory.targets import TARGETS, Target, target
+from kd_local.memory.targets import Target, target
 
 __all__ = [
     "TARGETS",

@@ -16,10 +16,10 @@ import optax
 from jax import ShapeDtypeStruct as Shape
 from jaxtyping import Array
 
+from kd_local.costs import tree_bytes
 from kd_local.local import ContSup, LocalModule
 from kd_local.local.contexts import IMAGES
 from kd_local.networks import Network, apply_block, by_block, init_block
-from kd_local.sizes import tree_bytes
 from kd_local.state import new_part
 
 

@@ -16,14 +16,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kd_local.contract import Method
-from kd_local.costs import multiply_adds
+from kd_local.costs import multiply_adds, tree_bytes
 from kd_local.data.pixels import check_image_shape
 from kd_local.errors import check_type
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords
 from kd_local.memory.targets import Target
 from kd_local.parallel import Call, CompiledStep, StepOptions, StepPlan, extra_names, offered_tensors, plan_step
 from kd_local.ranges import Number
-from kd_local.sizes import tree_bytes
 
 _BATCH = Number(1, 10**9, whole=True, note="images of a step")
 

@@ -18,10 +18,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jaxtyping import Array
 
 from kd_local.contract import Method
+from kd_local.costs import tree_bytes
 from kd_local.memory.footprint import plan_for
 from kd_local.networks import Network, apply_block
 from kd_local.parallel import device_mesh
-from kd_local.sizes import tree_bytes
 
 Objective = Callable[..., Array]
 

@@ -12,6 +12,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from kd_local.choices.steps import TARGETS
 from kd_local.errors import unknown
 from kd_local.parallel import device_mesh
 
@@ -24,8 +25,6 @@ _CAPACITY = {"v5e": 16 * _GIB, "v6e": 32 * _GIB, "v5p": 95 * _GIB, "v4": 32 * _G
 # Peak values for bfloat16, in which TPUs compute float32 convolutions by default.
 _FLOPS_PER_SECOND = {"v5e": 197e12, "v6e": 918e12, "v5p": 459e12, "v4": 275e12}
 _BYTES_PER_SECOND = {"v5e": 819e9, "v6e": 1638e9, "v5p": 2765e9, "v4": 1228e9}
-
-TARGETS: tuple[str, ...] = ("local", *(f"tpu:{kind}" for kind in _TPUS))
 
 
 @dataclass(frozen=True)

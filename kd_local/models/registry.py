@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 
-from kd_local.errors import unknown
+from kd_local.choices.networks import NETWORKS, check_network_name
 from kd_local.models.class_token import class_token_transformer
 from kd_local.models.imagenet_resnet import imagenet_resnet
 from kd_local.models.layers import DType
 from kd_local.models.mobilenet import mobilenetv1, mobilenetv2
-from kd_local.models.resnet import SHORTCUTS, resnet
+from kd_local.models.resnet import resnet
 from kd_local.models.shufflenet import shufflenetv1, shufflenetv2
 from kd_local.models.vgg import vgg
 from kd_local.models.vision_transformer import vision_transformer
@@ -47,7 +47,7 @@ _OTHERS: dict[str, Callable[..., Network]] = {
     "vit_l_32": partial(class_token_transformer, width=1024, heads=16, depth=24, patch_size=32),
 }
 
-NAMES = (*_CIFAR_RESNETS, *_OTHERS)
+NAMES = NETWORKS
 
 
 def create(name: str, *, classes: int, shortcut: str = "projection", dtype: DType = None) -> Network:
@@ -70,13 +70,7 @@ def create(name: str, *, classes: int, shortcut: str = "projection", dtype: DTyp
     Raises:
         ValueError: the name is unknown, or an argument is out of range for the family.
     """
-    if name not in NAMES:
-        raise unknown("network", name, NAMES)
+    check_network_name(name, shortcut)
     if name in _CIFAR_RESNETS:
         return _CIFAR_RESNETS[name](classes=classes, shortcut=shortcut, dtype=dtype)
-    if shortcut != SHORTCUTS[0]:
-        raise ValueError(
-            f"shortcut {shortcut!r} is not for {name}: leave it at {SHORTCUTS[0]!r}, or use a CIFAR ResNet "
-            f"({', '.join(_CIFAR_RESNETS)})"
-        )
     return _OTHERS[name](classes=classes, dtype=dtype)

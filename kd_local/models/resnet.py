@@ -10,12 +10,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kd_local.choices.networks import SHORTCUTS
 from kd_local.errors import unknown
 from kd_local.models.ends import Classifier, Stem, check_classes
 from kd_local.models.layers import ConvNorm, DType, max_pool
 from kd_local.networks import Network
-
-SHORTCUTS: tuple[str, ...] = ("projection", "padding")
 
 
 class BasicBlock(nn.Module):

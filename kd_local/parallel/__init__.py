@@ -1,5 +1,6 @@
 """Meshes of devices, the compilation of programs, and the step that runs them. Nothing else compiles programs."""
 
+from kd_local.choices.steps import BATCH_NORMS, FORMS, SHARDED
 from kd_local.parallel.mesh import (
     DATA,
     MODULE,
@@ -10,11 +11,11 @@ from kd_local.parallel.mesh import (
     on_every_device,
     over_the_batch,
 )
-from kd_local.parallel.options import BATCH_NORMS, StepOptions
-from kd_local.parallel.pieces import FORMS, Call, Piece, compile_lowered, extra_names
+from kd_local.parallel.options import StepOptions
+from kd_local.parallel.pieces import Call, Piece, compile_lowered, extra_names
 from kd_local.parallel.placement import balanced_placement, transfers_between_groups
 from kd_local.parallel.plan import NOTHING, StepPlan, check_step, offered_tensors, plan_step
-from kd_local.parallel.sharding import SHARDED, part_shardings
+from kd_local.parallel.sharding import part_shardings
 from kd_local.parallel.step import CompiledStep, Watch, compile_plan, compile_step
 from kd_local.parallel.timeline import Span, Timeline, recorded
 from kd_local.parallel.transfer import move, put_rows

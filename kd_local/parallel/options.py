@@ -2,14 +2,8 @@
 
 from dataclasses import dataclass
 
+from kd_local.choices.steps import BATCH_NORMS, FORMS, SHARDED
 from kd_local.errors import unknown
-from kd_local.parallel.pieces import FORMS
-from kd_local.parallel.sharding import SHARDED
-
-BATCH_NORMS: tuple[str, ...] = ("global", "device")
-"""`global`: the statistics are those of the whole batch, on all devices of a group. `device`: each device normalises
-its part of the batch without communication, and the running statistics move towards the mean of the devices'
-statistics. A batch that is not divided (the last one of an epoch) is always normalised as a whole."""
 
 
 @dataclass(frozen=True)

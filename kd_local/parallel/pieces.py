@@ -15,10 +15,6 @@ from jax.sharding import Mesh
 
 from kd_local.contract import Metrics, Program, State
 
-FORMS: tuple[str, ...] = ("separate", "joined")
-"""`separate`: an executable for each program; programs that compute the same function on the same shapes share one.
-`joined`: one executable for the whole step, in which optimization barriers keep the order of the programs."""
-
 Tensors = dict[str, Any]
 
 

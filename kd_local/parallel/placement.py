@@ -7,8 +7,8 @@ it works on the next. The slowest group determines the speed.
 from collections.abc import Sequence
 from itertools import pairwise
 
+from kd_local.costs import tree_bytes
 from kd_local.parallel.pieces import Call
-from kd_local.sizes import tree_bytes
 
 
 def check_groups(pieces: int, groups: int) -> None:

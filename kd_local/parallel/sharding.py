@@ -5,19 +5,13 @@ divide the optimizer state is its stage 1, to divide the parameters too its stag
 communication.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kd_local.choices.steps import SHARDED
 from kd_local.parallel.mesh import DATA, on_every_device
-
-SHARDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"nothing": (), "optimizer": ("opt_state",), "state": ("opt_state", "params")}
-)
-"""The choices of `shard` by name, each with the collections of a part of the state that are divided."""
 
 SMALLEST = 4096
 """Arrays with fewer elements are not divided: gathering them would cost more than a copy."""

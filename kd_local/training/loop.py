@@ -16,6 +16,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from kd_local.choices.steps import check_divides
 from kd_local.contract import Method, State
 from kd_local.data import Data, steps_per_epoch
 from kd_local.errors import check_type
@@ -68,12 +69,7 @@ def training_plan(examples: int, *, epochs: int, batch_size: int, steps: int | N
     if steps is not None:
         _STEPS.check("steps", steps)
     each = steps_per_epoch(examples, batch_size)
-    devices = mesh.shape[DATA]
-    if batch_size % devices:
-        raise ValueError(
-            f"a batch of {batch_size} cannot be divided among {devices} devices: use a multiple of {devices}, "
-            f"such as {-(-batch_size // devices) * devices}"
-        )
+    check_divides(batch_size, mesh.shape[DATA])
     return TrainingPlan(0, min(epochs * each, steps or epochs * each), each, batch_size)
 
 

@@ -1,26 +1,14 @@
 """Optimizers by name. All are those of optax."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from kd_local.errors import unknown
+from kd_local.choices.optimization import MOMENTUM, RANGES, check_optimizer
 from kd_local.precision import at_least_float32
-from kd_local.ranges import Number, Range, Switch, check_arguments
-from kd_local.training.schedules import RANGES as SCHEDULE
 from kd_local.training.schedules import updates_per_epoch
-
-OPTIMIZERS: tuple[str, ...] = ("sgd", "adam", "adamw", "lamb", "lion")
-RANGES: Mapping[str, Range] = {
-    "momentum": Number(0, 1, open_high=True, example=0.9),
-    "weight_decay": Number(0, 100, example=1e-4, note="0 is none"),
-}
-"""Of the arguments of `make_optimizer`."""
-MOMENTUM = 0.9
-"""The default momentum of sgd."""
 
 
 def make_optimizer(
@@ -50,22 +38,12 @@ def make_optimizer(
     Raises:
         ValueError: any of these is unknown or out of range, or would be ignored.
     """
-    if name not in OPTIMIZERS:
-        raise unknown("optimizer", name, OPTIMIZERS)
-    if name != "sgd":
-        for argument, value in {"momentum": momentum, "nesterov": nesterov}.items():
-            if value:
-                raise ValueError(f"{argument} is {value}, but optimizer {name!r} has none: leave it out, or use sgd")
+    check_optimizer(name, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     momentum = MOMENTUM if momentum is None else momentum
-    check_arguments(RANGES, momentum=momentum, weight_decay=weight_decay)
     if not callable(schedule):
-        SCHEDULE["rate"].check("the learning rate", schedule)
-    if nesterov is not None:
-        Switch().check("nesterov", nesterov)
-    if nesterov and momentum == 0:
-        raise ValueError("nesterov is True, but momentum is 0: set a momentum, such as 0.9, or nesterov to False")
+        RANGES["rate"].check("the learning rate", schedule)
     optimizer = _named(name, schedule, momentum, nesterov is not False and momentum > 0, weight_decay)
-    SCHEDULE["accumulate"].check("accumulate", accumulate)
+    RANGES["accumulate"].check("accumulate", accumulate)
     if accumulate == 1:
         return optimizer
     updates, left = 1, accumulate

@@ -4,31 +4,14 @@ than batches.
 Reference: `contsup` is the schedule of the ContSup authors' code (Yu et al., arXiv 2312.07636); the others are optax's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 
-from kd_local.errors import unknown
-from kd_local.ranges import Number, Numbers, Range, check_arguments
-
-RANGES: Mapping[str, Range] = {
-    "rate": Number(1e-12, 1e4, example=0.1),
-    "epochs": Number(1, 100_000, whole=True),
-    "warmup_epochs": Number(0, 100_000, whole=True, note="0 is no warm-up"),
-    "warmup_rate": Number(0, 1e4, example=0.01),
-    "milestones": Numbers(Number(1, 100_000, whole=True), rising=True, example=(60, 80)),
-    "steps_per_epoch": Number(1, 2**31 - 1, whole=True),
-    "decay": Number(1e-6, 1, example=0.1),
-    "accumulate": Number(1, 1_000_000, whole=True, note="1 is an update for every batch"),
-}
-"""Of the arguments of `make_schedule` and of `updates_per_epoch`."""
-SCHEDULES: tuple[str, ...] = ("contsup", "cosine", "constant", "linear", "piecewise")
-WARMUP_RATE = 0.01
-"""The default learning rate at the start of a warm-up."""
-DECAY = 0.1
-"""The default factor of piecewise at each milestone."""
+from kd_local.choices.optimization import DECAY, RANGES, WARMUP_RATE, check_accumulate, check_schedule
+from kd_local.ranges import check_arguments
 
 
 def contsup(
@@ -79,20 +62,6 @@ def updates_per_epoch(batches_per_epoch: int, accumulate: int) -> int:
     return -(-batches_per_epoch // accumulate)
 
 
-def check_accumulate(accumulate: int, batches: int) -> None:
-    """Checks that the gradients of `accumulate` batches can be averaged in an epoch, or a run, of `batches` batches.
-
-    Raises:
-        ValueError: `accumulate` is less than 1 or more than `batches`.
-    """
-    RANGES["accumulate"].check("accumulate", accumulate)
-    if accumulate > batches:
-        raise ValueError(
-            f"accumulate is {accumulate} for {batches} batches: use 1 (an update for every batch) to {batches}, or "
-            "smaller batches"
-        )
-
-
 def by_batches(schedule: optax.Schedule, *, batches_per_epoch: int, accumulate: int) -> optax.Schedule:
     """A schedule by updates as a schedule by batches: the rate of the update that a batch belongs to."""
     updates = updates_per_epoch(batches_per_epoch, accumulate)
@@ -130,28 +99,18 @@ def make_schedule(
     Raises:
         ValueError: an argument is unknown or out of range, or would be ignored.
     """
-    if name not in SCHEDULES:
-        raise unknown("schedule", name, SCHEDULES)
-    RANGES["rate"].check("the learning rate", rate)
-    check_arguments(RANGES, epochs=epochs, steps_per_epoch=steps_per_epoch, warmup_epochs=warmup_epochs)
-    if warmup_rate and warmup_epochs == 0:
-        raise ValueError(
-            f"warmup_rate is {warmup_rate}, but warmup_epochs is 0: leave it out (or 0), or use 1 warm-up epoch or more"
-        )
-    if name != "piecewise":
-        for argument, value in {"milestones": tuple(milestones), "decay": decay}.items():
-            if value:
-                raise ValueError(
-                    f"{argument} is {value}, but schedule {name!r} has none: leave it out, or use piecewise"
-                )
+    check_schedule(
+        name,
+        rate,
+        epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        warmup_rate=warmup_rate,
+        milestones=milestones,
+        decay=decay,
+    )
+    check_arguments(RANGES, steps_per_epoch=steps_per_epoch)
     warmup_rate = WARMUP_RATE if warmup_rate is None else warmup_rate
-    RANGES["warmup_rate"].check("warmup_rate", warmup_rate)
     if name == "contsup":
-        if epochs == 1 and (warmup_epochs == 0 or warmup_rate == 0):
-            raise ValueError(
-                "epochs is 1, and schedule 'contsup' has rate 0 in its last epoch, so nothing would be trained: use 2 "
-                "epochs or more, or schedule cosine, linear or constant"
-            )
         return contsup(
             rate,
             epochs=epochs,
@@ -166,23 +125,12 @@ def make_schedule(
     elif name == "linear":
         after = optax.linear_schedule(rate, 0.0, rest)
     elif name == "piecewise":
-        after = _piecewise(rate, milestones, DECAY if decay is None else decay, warmup_epochs, epochs, steps_per_epoch)
+        factor = DECAY if decay is None else decay
+        steps = {(epoch - warmup_epochs) * steps_per_epoch: factor for epoch in milestones}
+        after = optax.piecewise_constant_schedule(rate, steps)
     else:
         after = optax.constant_schedule(rate)
     if warmup_steps == 0:
         return after
     warmup = optax.linear_schedule(warmup_rate, rate, warmup_steps)
     return optax.join_schedules([warmup, after], [warmup_steps])
-
-
-def _piecewise(
-    rate: float, milestones: Sequence[int], decay: float, first: int, epochs: int, steps_per_epoch: int
-) -> Callable[[Any], Any]:
-    RANGES["milestones"].check("milestones", tuple(milestones))
-    if not milestones or not first < milestones[0] or not milestones[-1] < epochs:
-        raise ValueError(
-            f"milestones are {tuple(milestones)}: a piecewise schedule of {epochs} epochs needs increasing epochs "
-            f"after the warm-up ({first} epochs) and before the last one, such as {(epochs // 2, epochs * 3 // 4)}"
-        )
-    RANGES["decay"].check("decay", decay)
-    return optax.piecewise_constant_schedule(rate, {(epoch - first) * steps_per_epoch: decay for epoch in milestones})

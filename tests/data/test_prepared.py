@@ -83,7 +83,7 @@ def test_a_data_set_that_is_not_prepared_is_an_error(name: str, tmp_path: Path) 
 
 
 def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "stl10"))):
         find("stl10")
 

@@ -7,7 +7,9 @@ from flax.traverse_util import flatten_dict
 from experiments.configs import default
 from experiments.configs.description import Key, attributes
 from experiments.configs.keys import flat_keys, objective_keys
+from experiments.configs.objectives import HYPER_PARAMETERS
 from experiments.configs.reference import reference
+from experiments.configs.write_objectives import FILE, hyper_parameters, text
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -33,3 +35,8 @@ def test_attributes_are_read_from_a_docstring():
 def test_a_change_of_a_config_does_not_change_the_default():
     default.get_config().teacher.cache = "/here"
     assert default.get_config().teacher.cache is None
+
+
+def test_the_copied_hyper_parameters_are_those_of_the_classes():
+    assert FILE.read_text() == text(), "run: python -m experiments.configs.write_objectives"
+    assert hyper_parameters() == HYPER_PARAMETERS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.input_bench import check_limits
+from experiments.input_bench.__main__ import check_limits
 
 USUAL = {"images": 1000, "size": 224, "batch": 50}
 

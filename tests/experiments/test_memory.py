@@ -4,12 +4,11 @@ import pytest
 
 from experiments.configs import default
 from experiments.memory import measurements as memory_measurements
+from experiments.memory.built_rows import build_row, default_modules, distillation_rows
 from experiments.memory.rows import (
     Row,
-    build_row,
-    distillation_rows,
+    distillation_methods,
     in_order_of_effort,
-    module_numbers,
     rows_of,
     table_config,
 )
@@ -40,7 +39,7 @@ def test_rows_in_order():
 def test_rows_of_distillation():
     config = default.get_config()
     config.teacher.network = "resnet14"
-    rows = distillation_rows(("local_distillation", "fitnet", "kd"), config)
+    rows = distillation_rows(distillation_methods("local_distillation,fitnet,kd", config), config)
     assert list(map(str, rows)) == ["kd", "fitnet", "local_distillation K=3"]
     order = in_order_of_effort([*rows_of((1,), ("R0",), decoders=False), *rows[::-1]])
     assert list(map(str, order[:5])) == ["end_to_end", "end_to_end_remat", "kd", "fitnet", "local_distillation K=3"]
@@ -140,7 +139,6 @@ def test_real_steps_allocate_memory_as_in_training(monkeypatch, tmp_path):
 
 def test_the_default_numbers_of_modules_are_those_of_the_network():
     config = default.get_config()
-    assert module_numbers(None, table_config(config)) == [1, 2, 4]
+    assert default_modules(table_config(config)) == [1, 2, 4]
     config.network.name = "resnet32"
-    assert module_numbers(None, table_config(config)) == [1, 2, 4, 8, 16]
-    assert module_numbers("16,3", table_config(config)) == [3, 16]
+    assert default_modules(table_config(config)) == [1, 2, 4, 8, 16]

@@ -5,7 +5,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from experiments.notebooks.__main__ import FOLDER, code_digest
+from experiments.notebooks.__main__ import FOLDER
+from experiments.notebooks.run import code_digest
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: Path(path).stem)

@@ -1,6 +1,7 @@
 import pytest
 
-from kd_local.local.loss_scales import check_loss_scale, loss_weights, published_loss_scale
+from kd_local.choices.local import check_loss_scale
+from kd_local.local.loss_scales import loss_weights, published_loss_scale
 
 
 @pytest.mark.parametrize(

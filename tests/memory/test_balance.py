@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from kd_local.costs import tree_bytes
 from kd_local.local import ContSup, PixelScale, cut, equal_layers
 from kd_local.memory import CompilationRecords, balance, footprint, target
 from kd_local.memory.estimates import Estimates
 from kd_local.memory.search import lowest_peak
 from kd_local.models import create
-from kd_local.sizes import tree_bytes
 
 SMALL = create("resnet8", classes=10)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)

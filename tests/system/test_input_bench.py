@@ -30,7 +30,7 @@ def test_bad_input_is_refused() -> None:
     commands = [
         (["--workers=two"], "error: --workers=two: use whole numbers from 0 to 1024, separated by commas"),
         (["--images=0"], "error: --images is 0: use a whole number from 1"),
-        (["--size=large"], "error: flag --size=large"),
+        (["--size=large"], "error: --size=large: use an integer"),
         (["more"], "error: unexpected argument 'more': use flags"),
     ]
     refused("input_bench", commands)

@@ -15,8 +15,7 @@ from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.models.ends import Classifier
 from kd_local.networks import Network
 from kd_local.parallel import compile_step
-from kd_local.training import Checkpoints, make_optimizer, make_schedule, train
-from kd_local.training.optimizers import OPTIMIZERS
+from kd_local.training import OPTIMIZERS, Checkpoints, make_optimizer, make_schedule, train
 from kd_local.training.schedules import by_batches, updates_per_epoch
 from tests.support import tiny
 

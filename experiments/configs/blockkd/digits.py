@@ -11,8 +11,8 @@ for the student alone, 0.93 % with kd and 1.11 % with block_kd.
 from ml_collections import ConfigDict
 
 from experiments.configs.blockkd.protocol import taught
+from experiments.configs.objectives import OBJECTIVES
 from experiments.configs.options import parse_options
-from kd_local.distill import OBJECTIVES
 
 ROWS = tuple(f"method={method}" for method in ("end_to_end", *OBJECTIVES, "local_distillation"))
 

@@ -16,16 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kd_local.choices.distillation import DISTANCE, StoneNumbers, Stones, check_stones
 from kd_local.contract import Metrics
 from kd_local.distill.connector import Connector, apply_connectors, init_connectors
 from kd_local.distill.hyperparameters import warmup
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
-from kd_local.distill.objectives.distances import DISTANCE, logit_distance
+from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.stepping_stones import (
     Stone,
-    StoneNumbers,
-    Stones,
-    check_stones,
     connector_to,
     stepping_stones,
     through_teacher,

@@ -6,19 +6,17 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
+from kd_local.choices.distillation import DISTANCE
 from kd_local.distill.objectives.dist import dist_loss
 from kd_local.distill.objectives.dkd import dkd_loss
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.distill.objectives.mlkd import mlkd_loss
-from kd_local.ranges import TEMPERATURE, Choice
+from kd_local.ranges import TEMPERATURE
 
 Distance = Callable[
     [Float[Array, "batch classes"], Float[Array, "batch classes"], Int[Array, " batch"]], Float[Array, ""]
 ]
 """`(student's logits, target logits, labels) -> mean over the batch`."""
-
-DISTANCES: tuple[str, ...] = ("kd", "dkd", "mlkd", "dist")
-DISTANCE = Choice("logit distance", DISTANCES)
 
 
 def logit_distance(name: str, *, temperature: float, standardise: bool = False) -> Distance:

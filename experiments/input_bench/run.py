@@ -1,14 +1,4 @@
-"""Measure how fast images are read and decoded: python -m experiments.input_bench [--workers=0,1,2] [--size=224]
-
-The program writes JPEGs of 500x375 pixels, ImageNet's average size, and reads them as the training loop does, with each
-number of worker processes. The times exclude a warm-up, in which the workers start. The program prints a table and a
-line of JSON, and leaves no files.
-"""
-
-from experiments.ending import ENDING
-
-if __name__ == "__main__":
-    ENDING.watch()  # the imports below take seconds
+"""Measures how fast JPEGs are read and decoded."""
 
 import contextlib
 import importlib.metadata
@@ -21,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,34 +21,17 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
 from PIL import Image
 from rich.console import Console
 
-from experiments.command_line import USAGE_STATUS, fail, numbers, parse
+from experiments.command_line import USAGE_STATUS, fail
+from experiments.ending import ENDING
 from experiments.tables import terminal_table
 from kd_local.data import StreamedSplit
 from kd_local.data.prepared import PreparedSplit, find
-from kd_local.ranges import Number
-from kd_local.sizes import shown_bytes
 
 WIDTH, HEIGHT = 500, 375
 DISTINCT = 32
-ROUNDS = 5
-
-LIMITS = {
-    "images": Number(1, 10_000_000, whole=True, note="more take hours"),
-    "size": Number(1, 4096, whole=True, note="as data.image_size"),
-    # As many files of about 110 kB are written, 1.1 GB.
-    "batch": Number(1, 10_000, whole=True, note="as many files are written"),
-}
-LARGEST_BATCH = 2**30
-"""Bytes of a batch; a few batches for each worker are in memory at once."""
-
-_IMAGES = flags.DEFINE_integer("images", 1000, f"Images to read for each number of workers, in {ROUNDS} rounds.")
-_WORKERS = flags.DEFINE_string("workers", "0,1,2", "Numbers of worker processes; 0 reads in the main process.")
-_SIZE = flags.DEFINE_integer("size", 224, "Height and width of a crop, in pixels.")
-_BATCH = flags.DEFINE_integer("batch", 50, "Number of images in a batch.")
 
 
 @dataclass(frozen=True)
@@ -81,33 +54,24 @@ class Speed:
     images_per_core_second: float
 
 
-def main(_: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
+def run(workers: Sequence[int], *, images: int, size: int, batch: int, rounds: int) -> None:
+    """Measures the speed with each number of workers, and prints it.
+
+    Args:
+        workers: numbers of worker processes; 0 reads in this process.
+        images: images to read for each number of workers, in all rounds.
+        size: height and width of a crop, in pixels.
+        batch: number of images in a batch.
+        rounds: number of timed rounds.
+    """
     try:
-        workers = numbers("workers", _WORKERS.value, example="0,1,2", highest=1024)
-        check_limits(images=_IMAGES.value, size=_SIZE.value, batch=_BATCH.value)
         with tempfile.TemporaryDirectory() as folder:
             ENDING.at_end(partial(shutil.rmtree, folder, ignore_errors=True))
-            prepared = prepare(Path(folder), max(_BATCH.value, DISTINCT))
-            speeds = [measure(prepared, count, _IMAGES.value, _SIZE.value, _BATCH.value) for count in workers]
+            prepared = prepare(Path(folder), max(batch, DISTINCT))
+            speeds = [measure(prepared, count, images, size, batch, rounds) for count in workers]
     except (ValueError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
-    _report(speeds)
-
-
-def check_limits(*, images: int, size: int, batch: int) -> None:
-    """Check the flags.
-
-    Raises:
-        ValueError: a number is out of range, or a batch is too large for the memory.
-    """
-    for name, value in (("images", images), ("size", size), ("batch", batch)):
-        LIMITS[name].check(f"--{name}", value)
-    if (needed := batch * size * size * 3) > LARGEST_BATCH:
-        raise ValueError(
-            f"a batch of {batch} crops of {size}x{size} has {shown_bytes(needed)}, and several are in memory: use a "
-            f"smaller --batch or --size, for {shown_bytes(LARGEST_BATCH)} or less"
-        )
+    _report(speeds, size, batch)
 
 
 def prepare(folder: Path, count: int) -> PreparedSplit:
@@ -145,16 +109,16 @@ def _jpeg(seed: int) -> bytes:
     return file.getvalue()
 
 
-def measure(prepared: PreparedSplit, workers: int, images: int, size: int, batch: int) -> Speed:
+def measure(prepared: PreparedSplit, workers: int, images: int, size: int, batch: int, rounds: int) -> Speed:
     """The speed at which batches arrive after a warm-up."""
     split = StreamedSplit(prepared, image_size=size, workers=workers)
     batch = min(batch, len(split))
-    each = max(1, images // ROUNDS // batch)
+    each = max(1, images // rounds // batch)
     warm_up = 1 + 4 * workers  # more batches than are buffered, so that reading is then as fast as decoding
     rates, busy = [], 0.0
     with closing(split.training_batches(seed=0, batch_size=batch)) as batches:
         taken = sum(1 for _ in islice(batches, warm_up))
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             started, busy_before = time.perf_counter(), _busy_seconds(workers)
             counted = sum(len(images) for _, _, images, _ in islice(batches, each))
             rates.append(counted / (time.perf_counter() - started))
@@ -163,8 +127,8 @@ def measure(prepared: PreparedSplit, workers: int, images: int, size: int, batch
             assert counted <= each * batch
         step, *_ = next(batches)
         assert step == taken
-    total = ROUNDS * each * batch
-    return Speed(workers, total, ROUNDS, mean(rates), stdev(rates), total / busy)
+    total = rounds * each * batch
+    return Speed(workers, total, rounds, mean(rates), stdev(rates), total / busy)
 
 
 def _busy_seconds(workers: int) -> float:
@@ -179,7 +143,7 @@ def _busy_seconds(workers: int) -> float:
     return seconds
 
 
-def _report(speeds: list[Speed]) -> None:
+def _report(speeds: list[Speed], size: int, batch: int) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=100)
     columns = {
         "workers": [str(speed.workers) for speed in speeds],
@@ -187,11 +151,11 @@ def _report(speeds: list[Speed]) -> None:
         "spread": [f"{speed.spread:,.0f}" for speed in speeds],
         "images / s and core": [f"{speed.images_per_core_second:,.0f}" for speed in speeds],
     }
-    title = f"JPEGs of {WIDTH}x{HEIGHT} to crops of {_SIZE.value}x{_SIZE.value}, batches of {_BATCH.value}"
+    title = f"JPEGs of {WIDTH}x{HEIGHT} to crops of {size}x{size}, batches of {batch}"
     console.print(terminal_table(columns, title=title))
     record = {
-        "size": _SIZE.value,
-        "batch": _BATCH.value,
+        "size": size,
+        "batch": batch,
         "cores": os.cpu_count(),
         "processor": _processor(),
         "python": platform.python_version(),
@@ -206,7 +170,3 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-if __name__ == "__main__":
-    app.run(main, flags_parser=parse)

@@ -1,0 +1,167 @@
+"""Checks of a config that concern several keys, and need neither the data nor the network.
+
+A program makes them before it imports JAX, so that a mistake is refused at once. Values that fit each other may still
+not fit the network or the images, which `experiments.from_config.experiment.build` finds.
+"""
+
+import itertools
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments.configs.objectives import HYPER_PARAMETERS, LOCAL_DISTILLATION
+from experiments.from_config.numbers import BALANCED, class_weights, pixel_numbers
+from kd_local.choices import data
+from kd_local.choices.distillation import check_hyperparameters
+from kd_local.choices.local import check_widths
+from kd_local.choices.networks import check_network_name
+from kd_local.choices.optimization import check_accumulate, check_optimizer, check_schedule
+from kd_local.choices.steps import check_batch_size, check_divides
+from kd_local.errors import unknown
+from kd_local.paths import read_existing, read_path
+
+BOUNDARY_RULES = ("equal", "balanced", "published")
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks that the values of a config, which are in their ranges, fit each other.
+
+    Raises:
+        ValueError: two values contradict each other, or a list of numbers has another form.
+    """
+    if config.data.train_examples is not None:
+        check_batch_size(config.data.train_examples, config.batch_size)
+    for group, name in itertools.product(("data", "teacher"), ("mean", "std")):
+        if config[group][name] is not None:
+            pixel_numbers(f"{group}.{name}", config[group][name])
+    if config.loss.class_weights not in (None, BALANCED):
+        class_weights(config.loss.class_weights)
+    check_network_name(config.network.name, config.network.shortcut)
+    check_divides(config.batch_size, config.mesh.data)
+    _check_optimization(config)
+    check_local(config)
+    for objective, numbers in HYPER_PARAMETERS.items():
+        check_hyperparameters({name: of[1] for name, of in numbers.items()}, config[objective].to_dict())
+
+
+def check_files(config: ConfigDict, *, shapes_only: bool = False) -> None:
+    """Checks that data set, teachers and start weights are there. No file is read.
+
+    Args:
+        config: the config.
+        shapes_only: True for programs that need only the shapes of images and teachers.
+
+    Raises:
+        ValueError: the data set is unknown, a path does not exist, or the method needs a teacher and has none.
+        FileNotFoundError: the data set is not prepared in `data.data_dir`.
+    """
+    name = config.data.name
+    data_dir = None if config.data.data_dir is None else read_path(config.data.data_dir, "data.data_dir")
+    data.check_name(name, data_dir)
+    if config.method in HYPER_PARAMETERS:
+        teacher_names(config, len(teacher_places(config)), shapes_only=shapes_only)
+    if shapes_only:
+        return
+    if config.network.weights is not None:
+        read_existing(config.network.weights, "network.weights")
+    if data_dir is not None and not data.is_there(name, data_dir):
+        raise data.missing(name, data_dir)
+
+
+def check_local(config: ConfigDict) -> None:
+    """Checks boundaries, widths, and what is left to measurement: a memory budget, and balanced boundaries.
+
+    Raises:
+        ValueError: they contradict each other or the form of the step.
+    """
+    local = config.local
+    boundary_names(local.boundaries)
+    check_widths(local.feature_width, local.aux_width)
+    if config.step != "separate" and (local.memory_budget is not None or local.boundaries == "balanced"):
+        raise ValueError(
+            f"step is {config.step!r}, but balanced boundaries and memory budgets need separate executables: "
+            "use step=separate, or boundaries by name"
+        )
+
+
+def boundary_names(boundaries: str) -> tuple[str, ...] | str:
+    """The rule for boundaries, or the names in a text such as `stem,stage1/0`.
+
+    A single word without a slash is a rule, unless it is `stem`.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+    names = tuple(name.strip() for name in boundaries.split(","))
+    if boundaries not in BOUNDARY_RULES and (len(names) > 1 or "/" in boundaries or boundaries == "stem"):
+        return names
+    if boundaries not in BOUNDARY_RULES:
+        raise ValueError(f"{unknown('rule for boundaries', boundaries, BOUNDARY_RULES)}; or blocks: stem,stage1/0")
+    return boundaries
+
+
+def teacher_places(config: ConfigDict) -> list[Path]:
+    """The paths in `teacher.weights`: a file or a folder of a run for each teacher.
+
+    Raises:
+        ValueError: a path does not exist, or is given twice.
+    """
+    weights = config.teacher.weights
+    places = [] if weights is None else [read_existing(place, "teacher.weights") for place in weights.split(",")]
+    resolved = [place.resolve() for place in places]
+    if len(set(resolved)) < len(resolved):
+        twice = next(place for i, place in enumerate(places) if resolved[i] in resolved[:i])
+        raise ValueError(f"teacher.weights names {twice} twice: name each teacher once")
+    return places
+
+
+def teacher_names(config: ConfigDict, places: int, *, shapes_only: bool = False) -> list[str]:
+    """The names in `teacher.network`; none if they are to be read from the folders of runs.
+
+    Args:
+        config: the config, of a method with teachers.
+        places: the number of paths in `teacher.weights`.
+        shapes_only: True if no weights are needed.
+
+    Raises:
+        ValueError: no teacher is given, more or fewer networks than weights, or too many for the method.
+    """
+    if shapes_only and not places and config.teacher.network is None:
+        raise ValueError(
+            f"no teacher for {config.method}: name its network, such as --config.teacher.network=resnet56; its weights "
+            "are not needed"
+        )
+    if not shapes_only and not places:
+        raise ValueError(
+            f"teacher.weights is not set: method {config.method!r} needs a trained teacher; give a file of weights or "
+            "the folder of a run that trained one, --config.teacher.weights=PATH"
+        )
+    networks = config.teacher.network
+    names = [] if networks is None else [name.strip() for name in networks.split(",")]
+    if places and names and len(names) != places:
+        raise ValueError(
+            f"teacher.network names {len(names)} networks, but teacher.weights has {places} paths: give as many "
+            "networks as paths"
+        )
+    count = len(names) or places
+    if count > 1 and config.method == LOCAL_DISTILLATION:
+        raise ValueError(f"{count} teachers for local_distillation: give one, or use another method")
+    return names
+
+
+def _check_optimization(config: ConfigDict) -> None:
+    settings = config.optimizer
+    check_schedule(
+        settings.schedule,
+        settings.learning_rate,
+        epochs=config.epochs,
+        warmup_epochs=settings.warmup_epochs,
+        warmup_rate=settings.warmup_rate,
+        milestones=settings.milestones,
+        decay=settings.decay,
+    )
+    check_optimizer(
+        settings.name, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=settings.weight_decay
+    )
+    if config.steps is not None:
+        check_accumulate(settings.accumulate, config.steps)

@@ -1,0 +1,1 @@
+"""The program that measures how fast images are read and decoded."""
