@@ -13,7 +13,8 @@ from experiments.from_config.deployed_runs import STATE, load_state, save_state
 from experiments.from_config.experiment import build
 from experiments.from_config.teachers import teachers, weights_file
 from experiments.from_config.trained_run import read_run
-from kd_local.distill import KD, OBJECTIVES, Distillation
+from kd_local.distill import KD, OBJECTIVES, Distillation, Teacher
+from kd_local.distill.deployed import deployed_network
 from kd_local.models import create
 from kd_local.state import variables_of
 from tests.support import tiny
@@ -60,6 +61,30 @@ def test_a_run_of_contsup_teaches_by_its_logits(contsup):
     assert "0x" not in repr(teacher.network)
     with pytest.raises(ValueError, match=r"needs maps between the blocks .* 'deployed/0' \(DeployedMethod\)"):
         Distillation(student, (teacher,), OBJECTIVES["at"](), optax.sgd(0.1))
+
+
+def test_the_deployed_network_of_simkd_is_a_network():
+    one, image = create("resnet8", classes=10), jax.ShapeDtypeStruct((2, *SHAPE), np.float32)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(one.init, jax.random.key(0), image))
+    method = Distillation(one, (Teacher(one, variables),), OBJECTIVES["simkd"](), optax.sgd(0.1))
+    network = deployed_network(method)
+    found = jax.eval_shape(network.init, jax.random.key(0), image)
+    assert jax.eval_shape(lambda v, x: network.apply(v, x, train=False)[0], found, image).shape == (2, 10)
+
+
+@pytest.mark.exhaustive
+def test_a_run_of_simkd_teaches_by_its_logits(teacher_run, tmp_path):
+    config = get_config()
+    config.method, config.network.name, config.teacher.weights = "simkd", "resnet8", str(teacher_run)
+    (tmp_path / CONFIG).write_text(json.dumps(config.to_dict()))
+    method = build(config).method
+    images = tiny.batch(2, shape=SHAPE)[0]
+    state = {name: variables_of(part) for name, part in method.init(jax.random.key(3), images).items()}
+    save_state(method, state, SHAPE, tmp_path)
+    config.method, config.teacher.weights = "kd", str(tmp_path)
+    (teacher,) = teachers(config, classes=10, shape=SHAPE, normalisation=read_run(tmp_path).normalisation)
+    logits = teacher.network.apply(teacher.variables, images, train=False)[0]
+    np.testing.assert_allclose(logits, method.logits(state, images), rtol=1e-5, atol=1e-5)
 
 
 def test_a_plain_network_without_exits_has_no_second_file(tmp_path):

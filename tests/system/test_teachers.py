@@ -76,6 +76,23 @@ def test_a_run_and_a_file_are_evaluated_alike(teacher, tmp_path):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("method", ["simkd", "block_kd", "local_distillation", "crd", "contsup"])
+def test_a_run_of_any_method_is_evaluated_and_teaches_with_the_accuracy_that_it_had(teacher, method, tmp_path):
+    taught = () if method == "contsup" else (f"--config.teacher.weights={teacher}",)
+    succeed(
+        "train", *SMALL, f"--config.method={method}", *taught, "--config.data.mean=0.9", f"--workdir={tmp_path / 'run'}"
+    )
+    found = summary(tmp_path / "run")
+    succeed("evaluate", f"--weights={tmp_path / 'run'}", f"--workdir={tmp_path / 'evaluated'}")
+    evaluated = summary(tmp_path / "evaluated")
+    assert evaluated["test_accuracy"] == found["test_accuracy"]
+    assert evaluated["exits"].keys() == found["exits"].keys()
+    succeed("train", *SMALL, "--config.method=kd", f"--config.teacher.weights={tmp_path / 'run'}",
+        "--config.epochs=1", f"--workdir={tmp_path / 'next'}")  # fmt: skip
+    assert summary(tmp_path / "next")["teacher_accuracy"] == pytest.approx(found["test_accuracy"], abs=1e-9)
+
+
+@pytest.mark.exhaustive
 def test_two_teachers_at_once(teacher, student):
     folder = student.parent / "of_two"
     succeed("train", *SMALL, "--config.method=kd", f"--config.teacher.weights={teacher},{student}",

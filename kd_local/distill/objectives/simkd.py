@@ -93,7 +93,8 @@ class SimKD(Objective):
 
     def _projector(self, batch: EvaluationBatch) -> dict[str, Projector]:
         channels, relu = batch.teacher.features[-1].shape[-1], rectified(batch.pair.teacher, -1)
-        return {"projector": Projector(channels, factor=self.factor, relu=relu)}
+        # No part of the module that is being called, if any, such as `DeployedMethod`.
+        return {"projector": Projector(channels, factor=self.factor, relu=relu, parent=None)}
 
     def _project(self, variables: Variables, batch: EvaluationBatch, *, train: bool) -> tuple[Array, Collection]:
         x, like = batch.student.features[-1], batch.teacher.features[-1].shape
