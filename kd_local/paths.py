@@ -32,13 +32,15 @@ def read_folder(text: str | Path, name: str) -> Path:
     """The path of a folder for results, see `read_path`.
 
     Raises:
-        ValueError: see `read_path`; or it is the root of the file system, or a file.
+        ValueError: see `read_path`; or it is the root of the file system, a file, or in a file.
     """
     path = read_path(text, name)
     if path.resolve() == Path(path.resolve().anchor):
         raise ValueError(f"{name} is {str(text)!r}, the root of the file system: give a folder, such as runs/first")
     if path.is_file():
         raise ValueError(f"{name} {str(path)!r} is a file: give a folder")
+    if file := next((part for part in path.parents if part.is_file()), None):
+        raise ValueError(f"{name} {str(path)!r} cannot be made, because {str(file)!r} is a file: use another folder")
     return path
 
 

@@ -37,3 +37,10 @@ def test_a_missing_path_lists_near_names(tmp_path):
     assert read_existing(tmp_path / "teacher", "weights") == tmp_path / "teacher"
     assert error.index("/teacher") < error.index("/other")
     assert near_names("b", ["a", "b", "c"], most=2)[0] == "b"
+
+
+def test_a_folder_in_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="workdir '.*/file/a/b' cannot be made, because '.*/file' is a file"):
+        read_folder(tmp_path / "file" / "a" / "b", "workdir")
+    assert read_folder(tmp_path / "new" / "a", "workdir") == tmp_path / "new" / "a"

@@ -27,6 +27,7 @@ OF_CONFIGS = [
     (["--config=nowhere.py"], "no config file"),
     (["--flagfile=nowhere"], "a flag file cannot be read"),
     (["--workdir=README.md"], "is a file: give a folder"),
+    (["--workdir=README.md/x"], "cannot be made, because 'README.md' is a file"),
 ]
 TABLE = f"--config={CONFIGS}/contsup/table1.py"
 COMMANDS = {
