@@ -16,8 +16,15 @@ HELP_FLAGS = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-?"}
 
 def fail(message: object, status: int) -> NoReturn:
     """Ends the program with a message on standard error."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {described(message)}", file=sys.stderr)
     sys.exit(status)
+
+
+def described(message: object) -> object:
+    """The message; for an error of the system, its file and its text."""
+    if isinstance(message, OSError) and message.filename is not None and message.strerror is not None:
+        return f"{str(message.filename)!r} cannot be used ({message.strerror}): the same command starts once it can"
+    return message
 
 
 def parse(argv: Sequence[str]) -> list[str]:

@@ -84,7 +84,10 @@ def claim(
             replace_text(workdir / FACTS, json.dumps({**known, **facts}, indent=2) + "\n")
         replace_text(workdir / CONFIG, json.dumps({**config.to_dict(), VERSION: __version__}, indent=2) + "\n")
     except OSError as error:
-        raise ValueError(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir") from None
+        name = error.filename or workdir
+        raise ValueError(
+            f"workdir {str(workdir)!r} cannot be used: {name}: {error.strerror}; repair that, or use another --workdir"
+        ) from None
     return notes
 
 

@@ -69,7 +69,7 @@ def run(workers: Sequence[int], *, images: int, size: int, batch: int, rounds: i
             ENDING.at_end(partial(shutil.rmtree, folder, ignore_errors=True))
             prepared = prepare(Path(folder), max(batch, DISTINCT))
             speeds = [measure(prepared, count, images, size, batch, rounds) for count in workers]
-    except (ValueError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
     _report(speeds, size, batch)
 

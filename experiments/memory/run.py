@@ -77,7 +77,7 @@ def run(config: ConfigDict, selection: Selection, workdir: Path) -> None:
         lock = lock_folder(workdir)
         ENDING.at_end(lock.release)
         workdirs.claim(workdir, base)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
     ENDING.arm()
     ENDING.left = f"saved in {workdir}: the same command resumes from there"

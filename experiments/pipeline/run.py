@@ -73,7 +73,7 @@ def run(
             check_step(experiment.method, device_mesh(each, module, here.devices), experiment.options)
         ENDING.at_end(lock_folder(workdir).release)
         workdirs.claim(workdir, config)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
     ENDING.arm()
 

@@ -52,7 +52,7 @@ def run(config: ConfigDict, rows: Sequence[SpeedRow], timing: Timing, workdir: P
         for row in {row.work: row for row in rows}.values():
             build(configured(row, config), fresh_teachers=True)
         ENDING.at_end(lock_folder(workdir).release)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
     ENDING.arm()
     console = Console()

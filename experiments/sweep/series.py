@@ -48,7 +48,7 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, 
         for run in runs:
             check(run.folder(workdir), rows.config(run))
         _check_data([rows.config(run) for run in runs if finished(run.folder(workdir), rows.config(run)) is None])
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments.command_line import USAGE_STATUS, fail
+from experiments.command_line import USAGE_STATUS, described, fail
 from experiments.ending import ENDING
 from experiments.folders import workdirs
 from experiments.folders.folder_lock import lock_folder
@@ -67,7 +67,7 @@ def run(config: ConfigDict, folder: Path | None, group: Processes | None) -> Non
     """
     try:
         config, experiment, data, cached, workdir, identity = _prepare(config, folder, group)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError, hosts.HostsError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, hosts.HostsError) as error:
         if jax.process_count() > 1 and hosts.is_first():
             time.sleep(_READ_SECONDS)  # this process serves the messages: the others read why it ends
         _end(error, USAGE_STATUS)
@@ -233,7 +233,7 @@ def _end(message: object, status: int, *, together: bool = False) -> NoReturn:
     end for the same reason (`together`), it first waits a moment until the others have printed it too."""
     if jax.process_count() == 1:
         fail(message, status)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {described(message)}", file=sys.stderr, flush=True)
     if together:
         with suppress(hosts.HostsError):
             Barrier("end").wait(seconds=_END_SECONDS)

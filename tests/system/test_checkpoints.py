@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from jaxtyping import PyTree
 
 from kd_local.training.checkpoints import CheckpointError, Checkpoints
 from tests.support.checkpoints import assert_same_bits, example_tree, restore, save_all
-from tests.support.processes import start_file
+from tests.support.processes import finish_all, start_file
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -134,5 +135,59 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         assert all("unfinished" in report for report in reports) and len(reports) <= 1
 
 
+CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
+
+
+def save_until_killed(directory: Path, last: int) -> None:
+    """Saves step 1, then step 2 until the change of a file with this number, from 1, which kills this process."""
+    count = 0
+
+    def killing(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal count
+        if event in CHANGES and str(arguments[0]).startswith(str(directory)):
+            count += 1
+            if count == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with Checkpoints(directory, keep=1, report=lambda text: None) as checkpoints:
+        checkpoints.save(1, numbers(1))
+        checkpoints.wait()
+        sys.addaudithook(killing)
+        checkpoints.save(2, numbers(2))
+        checkpoints.wait()
+
+
+def kill_at_each_change(directory: Path, stride: int) -> None:
+    """Runs `save_until_killed` in a process for each of the changes 1, 1 + stride ..., until one of them is whole."""
+    last, status = 1, -signal.SIGKILL
+    while status == -signal.SIGKILL:
+        if not (child := os.fork()):  # before JAX has started, so that it may fork
+            save_until_killed(directory / str(last), last)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(last, status, flush=True)
+        last += stride
+
+
+@pytest.mark.usually("17")
+@pytest.mark.parametrize("stride", [17, 1])
+def test_killed_at_each_change_of_a_file_of_a_save(tmp_path: Path, stride: int) -> None:
+    program = start_file(__file__, tmp_path, stride, devices_of_each=1, PYTHONWARNINGS="ignore::RuntimeWarning")
+    ((status, out, err),) = finish_all([program], 600)
+    assert status == 0, err
+    moments = [line.split() for line in out.splitlines()]
+    assert len(moments) > 30 / stride and {killed for _, killed in moments[:-1]} == {"-9"} and moments[-1][1] == "0"
+    found = set()
+    for moment, _ in moments:
+        directory = tmp_path / moment
+        with Checkpoints(directory, report=lambda text: None) as checkpoints:
+            restored = checkpoints.restore_latest(numbers(0))
+            assert restored is not None, moment
+            found.add(restored[0])
+            assert_same_bits(restored[1], numbers(restored[0]))
+            checkpoints.save(3, numbers(3))
+    assert found == {1, 2}
+
+
 if __name__ == "__main__":
-    save_forever(Path(sys.argv[1]))
+    kill_at_each_change(Path(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else save_forever(Path(sys.argv[1]))

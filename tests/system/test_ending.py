@@ -186,6 +186,16 @@ def test_two_runs_in_a_folder(tmp_path):
     ends(last, signal.SIGTERM)
 
 
+@pytest.mark.exhaustive
+def test_of_two_runs_that_start_at_once_one_trains(tmp_path):
+    arguments = ["train", f"--workdir={tmp_path}", "--config.epochs=2", *SMALL[1:]]
+    ended = finish_all([start(*arguments) for _ in range(2)])
+    statuses = [status for status, _, _ in ended]
+    assert sorted(statuses) == [0, 2], ended
+    assert f"workdir '{tmp_path}' is in use by " in ended[statuses.index(2)][2]
+    assert not (tmp_path / LOCK).exists()
+
+
 def children(process: subprocess.Popen[str]) -> list[Process]:
     text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return [Process.of(int(number)) for number in text.split()]

@@ -101,22 +101,39 @@ def test_files_left_by_a_killed_process_are_deleted(copied: Path) -> None:
     assert sorted(path.name for path in copied.iterdir()) == ["12", "4", "8"]
 
 
+DAMAGE: dict[str, Callable[[Path, Path], object]] = {
+    "flipped": lambda file, other: file.write_bytes(flipped(file.read_bytes())),
+    "truncated": lambda file, other: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "emptied": lambda file, other: file.write_bytes(b""),
+    "deleted": lambda file, other: file.unlink(),
+    "a list": lambda file, other: file.write_text("[]"),
+    "null": lambda file, other: file.write_text("null"),
+    "an object": lambda file, other: file.write_text("{}"),
+    "of another step": lambda file, other: shutil.copy(other, file),
+}
+"""Ways to damage a file, given the file of the same name of another step."""
+
+
+def flipped(content: bytes) -> bytes:
+    changed = bytearray(content)
+    changed[len(changed) // 2] ^= 1
+    return bytes(changed)
+
+
 @pytest.mark.usually("flipped")
-@pytest.mark.parametrize("how", ["flipped", "deleted", "truncated"])
+@pytest.mark.parametrize("how", DAMAGE)
 def test_every_damaged_file_is_found_and_named(saved: Path, tmp_path: Path, how: str) -> None:
     names = files_of(saved / "8")
     assert MANIFEST in names and "default/_METADATA" in names and "_CHECKPOINT_METADATA" in names
+    found = 0
     for number, name in enumerate(names):
+        others = sorted((saved / "4" / name).parent.glob("*")) if (saved / "4" / name).parent.exists() else []
+        other = saved / "4" / name if (saved / "4" / name).exists() else others[0]
+        if how == "of another step" and (saved / "8" / name).read_bytes() == other.read_bytes():
+            continue
+        found += 1
         directory = shutil.copytree(saved, tmp_path / str(number))
-        path = directory / "8" / name
-        content = bytearray(path.read_bytes())
-        if how == "flipped":
-            content[len(content) // 2] ^= 1
-            path.write_bytes(content)
-        elif how == "truncated":
-            path.write_bytes(content[: len(content) // 2])
-        else:
-            path.unlink()
+        DAMAGE[how](directory / "8" / name, other)
         step, (report,) = restore(directory)
         assert step == 4 and report.endswith("): using checkpoint 4")
         if how == "deleted":
@@ -128,6 +145,20 @@ def test_every_damaged_file_is_found_and_named(saved: Path, tmp_path: Path, how:
             # Where damage to the manifest shows depends on where it is.
             assert report.startswith("checkpoint 8 is damaged (")
         assert restore(directory) == (4, [])
+    assert found > 4
+
+
+def test_a_file_without_permission_ends_with_its_name(copied: Path) -> None:
+    for name in ("default", "default/_METADATA", MANIFEST):
+        path = copied / "8" / name
+        mode = path.stat().st_mode
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            pytest.skip("this user may read every file")
+        with pytest.raises(CheckpointError, match=rf"{path}.* cannot be read \(Permission denied\)"):
+            restore(copied)
+        path.chmod(mode)
+    assert restore(copied) == (8, [])
 
 
 def test_every_changed_bit_of_the_manifest_is_found(saved: Path, tmp_path: Path) -> None:
