@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from typing import Any
 from weakref import WeakSet
 
@@ -203,6 +204,8 @@ class _Stream:
 
     def __init__(self, source: _TrainingBatches | _EvaluationBatches, start: int, workers: int) -> None:
         grain = _grain()
+        if workers:
+            _start_tracker()
         self._shared = None
         if workers and source.records.chosen is not None:
             # One copy for all workers. It also keeps the data that start a worker small: if a worker were killed before
@@ -249,6 +252,17 @@ class _Stream:
             # By name, since grain's objects refer to the array and to each other, and may live until the end.
             self._shared.shm.unlink()
             self._shared = None
+
+
+def _start_tracker() -> None:
+    """Starts the process that frees shared memory at the end, without its warning: a stop may leave batches that no
+    process has taken."""
+    quiet = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(quiet)  # it is started with these
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(quiet)
 
 
 _OPEN: WeakSet[_Stream] = WeakSet()

@@ -140,6 +140,7 @@ def test_workers_do_not_use_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> 
 
 PROGRAM = """
 import multiprocessing, sys, time
+from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 from kd_local.data import StreamedSplit
 from kd_local.data.prepared import PreparedSplit
@@ -150,6 +151,7 @@ if __name__ == "__main__":
     batches = split.training_batches(seed=0, batch_size=4)
     for _ in range(3):
         next(batches)
+    left = SharedMemory(create=True, size=1)  # as of a batch that no process takes
     if sys.argv[2] == "wait":
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         time.sleep(600)
