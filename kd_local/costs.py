@@ -13,6 +13,11 @@ def tree_bytes(tree: Any) -> int:
     return sum(int(leaf.size) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def device_bytes(tree: Any) -> int:
+    """Bytes of a pytree of arrays on one of the devices that hold them."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def multiply_adds(function: Callable[..., Any], *arguments: Any) -> int:
     """The multiply-adds of a function's convolutions and matrix products. Nothing is compiled or computed.
 

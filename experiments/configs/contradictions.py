@@ -16,7 +16,7 @@ from kd_local.choices.distillation import check_hyperparameters
 from kd_local.choices.local import check_widths
 from kd_local.choices.networks import check_network_name
 from kd_local.choices.optimization import check_accumulate, check_optimizer, check_schedule
-from kd_local.choices.steps import check_batch_size, check_divides
+from kd_local.choices.steps import JOINED, SEPARATE, check_batch_size, check_divides, check_steps_per_call
 from kd_local.errors import unknown
 from kd_local.paths import read_existing, read_path
 
@@ -77,11 +77,29 @@ def check_local(config: ConfigDict) -> None:
     local = config.local
     boundary_names(local.boundaries)
     check_widths(local.feature_width, local.aux_width)
-    if config.step != "separate" and (local.memory_budget is not None or local.boundaries == "balanced"):
+    form, _ = step_form(config)
+    if form != SEPARATE and (local.memory_budget is not None or local.boundaries == "balanced"):
         raise ValueError(
-            f"step is {config.step!r}, but balanced boundaries and memory budgets need separate executables: "
-            "use step=separate, or boundaries by name"
+            f"step is {form!r}, but balanced boundaries and memory budgets need separate executables: use "
+            "step=separate and steps_per_call=1, or boundaries by name"
         )
+
+
+def step_form(config: ConfigDict) -> tuple[str, int]:
+    """`(form of the step, steps per call)`. Without values in the config, these are a separate form and 1.
+
+    Raises:
+        ValueError: several steps per call of another form than `joined`, or with several groups of devices.
+    """
+    steps = config.steps_per_call or 1
+    form = config.step or (JOINED if steps > 1 else SEPARATE)
+    check_steps_per_call(form, steps)
+    if steps > 1 and config.mesh.module > 1:
+        raise ValueError(
+            f"steps_per_call is {steps} with {config.mesh.module} groups of devices: use 1, or a single group "
+            "(mesh.module=1)"
+        )
+    return form, steps
 
 
 def boundary_names(boundaries: str) -> tuple[str, ...] | str:

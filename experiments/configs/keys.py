@@ -87,6 +87,11 @@ KEYS: Mapping[str, Key | Group] = {
             Number(0, 1024, whole=True),
             "processes that decode streamed images; none: one for each core",
         ),
+        "on_devices": Key(
+            placeholder(bool),
+            Switch(),
+            "holds all images on the devices; none: on accelerators, if they fit in a quarter of the memory",
+        ),
         "train_examples": Key(
             placeholder(int), Number(2, 2**31 - 1, whole=True), "limit on the number of training images"
         ),
@@ -234,9 +239,16 @@ KEYS: Mapping[str, Key | Group] = {
         ),
     },
     "step": Key(
-        "separate",
+        placeholder(str),
         Choice("form of the step", FORMS),
-        "an executable per module (`separate`) or per step (`joined`: faster, more memory)",
+        "an executable per module (`separate`) or per step (`joined`: faster, more memory); none: `joined` if calls "
+        "have several steps",
+    ),
+    "steps_per_call": Key(
+        placeholder(int),
+        Number(1, 10_000, whole=True),
+        "steps that the devices run without the host, with `step=joined`; none: 1 on a CPU, where loops are slow, and "
+        "up to 50 on accelerators that hold the images",
     ),
     "mesh": {
         "data": Key(1, _SIZE, "devices over which each batch is divided"),

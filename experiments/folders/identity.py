@@ -8,6 +8,7 @@ versions. They are saved in `identity.json`, in the same folder as `config.json`
 Some options are free: a step computes the same with any value of them, so a run may resume with another value.
 
 - `data.data_dir`, `data.workers`: where the images are, and how many processes decode them.
+- `step`, `steps_per_call`, `data.on_devices`: how the same step is compiled, and how many run at once.
 - `mesh`: how the same step is divided over devices. The exception is `mesh.batch_norm=device` on several devices:
   each normalises its own part of the batch, so this option and the number of devices bind.
 - `checkpoint`: how often checkpoints are saved, and how many are kept.
@@ -38,7 +39,16 @@ NOTED = (VERSION, "jax", "data.data_dir")
 """Facts that do not change the numbers of a run. A difference in them is reported, not refused."""
 
 _OPTIMIZER = "optimizer."
-_FREE = ("data.data_dir", "data.workers", "mesh.", "checkpoint.", "distributed.", "steps", VERSION)
+_FREE = (
+    "data.data_dir",
+    "data.on_devices",
+    "data.workers",
+    "mesh.",
+    "checkpoint.",
+    "distributed.",
+    "step",  # and the keys that begin with it
+    VERSION,
+)
 _EXTENDABLE = ("constant", "piecewise")
 _PATHS = "teacher.weights"
 # Digests of a content and of its files. Equal files have equal content, but different files may have it too.

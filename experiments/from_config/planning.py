@@ -15,6 +15,7 @@ from experiments.from_config.experiment import build
 from kd_local.files import read_json, replace_text
 from kd_local.local import REMATERIALIZABLE, ContSup
 from kd_local.memory import CompilationRecords, Target, balance, fit, target
+from kd_local.parallel import SEPARATE
 from kd_local.sizes import parse_bytes, shown_bytes
 
 PLAN = "plan.json"
@@ -100,4 +101,5 @@ def _decided(config: ConfigDict, boundaries: Sequence[str], remat: str) -> Confi
         decided.local.boundaries = ",".join(boundaries) if boundaries else "equal"
         decided.local.remat = remat
         decided.local.memory_budget = None
+        decided.step = SEPARATE  # as it was measured
     return decided

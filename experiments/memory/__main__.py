@@ -31,6 +31,8 @@ from kd_local.paths import read_folder
 _IGNORED = {
     "method": "the table has rows of several methods",
     "seed": "memory does not depend on it",
+    "step": "the table has rows of both forms",
+    "data.on_devices": "the images are on the devices in the rows contsup_scanned",
     **dict.fromkeys(("epochs", "steps", "data.augment", "data.workers"), "nothing is trained"),
     "teacher.cache": "teachers run in each step",
     "checkpoint.": "nothing is trained",

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from ml_collections import ConfigDict
 
 from experiments.from_config.experiment import build
-from experiments.memory.rows import NAIVE, Row
+from experiments.memory.rows import NAIVE, SCANNED, Row
 from kd_local.contract import Method
 from kd_local.distill import LocalDistillation
 from kd_local.local import ContSup
 from kd_local.memory import SummedLosses
 from kd_local.networks import Network
 from kd_local.parallel import StepOptions
+from kd_local.training.calls import MOST_STEPS
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def build_row(row: Row, base: ConfigDict, platform: str | None = None) -> BuiltR
     if row.method == NAIVE:
         assert isinstance(method, ContSup)
         runs = SummedLosses(method.cut_network, method.optimizer)
-    options = replace(experiment.options, form=row.form)
+    steps = (base.steps_per_call or MOST_STEPS) if row.method == SCANNED else 1
+    options = replace(experiment.options, form=row.form, steps_per_call=steps)
     return BuiltRow(runs, method, network, boundaries, blocks, experiment.shape, options)
 
 

@@ -10,12 +10,23 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.folders.compilation_cache import compilation_cache
+from experiments.from_config.images import describe_images
 from experiments.from_config.planning import left_to_measurement, planned
 from experiments.memory.built_rows import build_row
 from experiments.memory.observed import ObservationError, observe
-from experiments.memory.rows import Row
+from experiments.memory.rows import SCANNED, Row
 from kd_local.files import append_json, read_json_lines
-from kd_local.memory import CompilationRecords, Target, floor_bytes, footprint, own_activations, saved_activations
+from kd_local.memory import (
+    CompilationRecords,
+    Target,
+    call_footprint,
+    floor_bytes,
+    footprint,
+    own_activations,
+    plan_for,
+    saved_activations,
+)
+from kd_local.training.training_step import lower_call
 
 EXECUTABLES = "executables.jsonl"
 MEASURED = "measured.jsonl"
@@ -69,14 +80,12 @@ class Measurements:
         base = self._planned(row, identity)
         built = build_row(row, base, self.on.mesh.devices.flat[0].platform)
         batch, options = base.batch_size, built.options
-        found = footprint(
-            built.method,
-            built.shape,
-            batch,
-            self.on,
-            options=options,
-            records=self.compilations,
-        )
+        if options.steps_per_call > 1:
+            plan, images = plan_for(built.method, built.shape, batch, self.on.mesh, options), describe_images(base)
+            call = lower_call(plan, images.augmentation, images.train)
+            found = call_footprint(plan, call, self.on, records=self.compilations)
+        else:
+            found = footprint(built.method, built.shape, batch, self.on, options=options, records=self.compilations)
         own = own_activations(built.network, built.shape, batch // self._devices)
         smallest = {name: min(own[block] for block in blocks) for name, blocks in built.blocks.items()}
         saved = saved_activations(built.method, built.shape, batch // self._devices)
@@ -111,7 +120,7 @@ class Measurements:
         return base
 
     def _observe(self, row: Row, base: ConfigDict, identity: str, predicted: int) -> tuple[int | None, str | None]:
-        if self._environment is None:
+        if self._environment is None or row.method == SCANNED:  # whose steps need the images
             return None, None
         # The predicted peak identifies the step: if it has changed, the step has changed.
         text = json.dumps([identity, self._devices, jax.__version__, jax.devices()[0].device_kind, predicted])

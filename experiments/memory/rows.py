@@ -15,15 +15,17 @@ END_TO_END = "end_to_end"
 REMATERIALIZED = "end_to_end_remat"
 NAIVE = "naive"
 JOINED = "contsup_joined"
+SCANNED = "contsup_scanned"
 CONTSUP = "contsup"
 LOCAL_REMATERIALIZED = "contsup_remat"
 DECODER = "contsup_decoder"
 KD, BLOCK_KD = "kd", "block_kd"
 DISTILLATION: tuple[str, ...] = (*OBJECTIVES, LOCAL_DISTILLATION)
 METHODS: tuple[str, ...] = (
-    END_TO_END, REMATERIALIZED, NAIVE, JOINED, CONTSUP, LOCAL_REMATERIALIZED, DECODER, *DISTILLATION
+    END_TO_END, REMATERIALIZED, NAIVE, JOINED, SCANNED, CONTSUP, LOCAL_REMATERIALIZED, DECODER, *DISTILLATION
 )  # fmt: skip
-"""`contsup_remat` rematerialises blocks and context networks; the other methods rematerialise as the config says."""
+"""`contsup_scanned` runs several joined steps per call, and the devices hold the training images.
+`contsup_remat` rematerialises blocks and context networks; the other methods rematerialise as the config says."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Row:
     @property
     def form(self) -> str:
         """The form of the step, see `kd_local.choices.steps.FORMS`."""
-        return "joined" if self.method == JOINED else "separate"
+        return "joined" if self.method in (JOINED, SCANNED) else "separate"
 
     def config(self, base: ConfigDict) -> ConfigDict:
         """A copy of the config with the keys of this row set."""
@@ -66,6 +68,9 @@ class Row:
             config.local.decoder = self.method == DECODER and self.modules > 1
             config.local.answer = "last"
             config.local.memory_budget = None
+            config.step = None
+            if self.method != SCANNED:
+                config.steps_per_call = None
             if self.method == LOCAL_REMATERIALIZED:
                 config.local.remat = "blocks,contexts"
             if self.context is None:
@@ -76,17 +81,25 @@ class Row:
     def identity(self, base: ConfigDict) -> str:
         """A text that is equal for rows with the same computation."""
         # A single module is one program in either form.
-        how = (self.method == NAIVE, self.form if self.modules > 1 else "separate")
+        form = self.form if self.modules > 1 or self.method == SCANNED else "separate"
+        how = (self.method == NAIVE, form, *([SCANNED] if self.method == SCANNED else []))
         return json.dumps([self.config(base).to_dict(), *how], sort_keys=True)
 
 
-def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool) -> list[Row]:
-    """All rows, in the order of the table."""
+def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool, scanned: bool) -> list[Row]:
+    """All rows, in the order of the table.
+
+    Args:
+        modules: numbers of modules.
+        contexts: contexts of local learning.
+        decoders: whether there are rows with decoders.
+        scanned: whether there are rows of several steps per call.
+    """
     local = [(CONTSUP, context) for context in contexts]
     local += [(LOCAL_REMATERIALIZED, context) for context in contexts]
     if decoders:
         local += [(DECODER, context) for context in contexts]
-    kinds = [(NAIVE, "R0"), (JOINED, "R0"), *local]
+    kinds = [(NAIVE, "R0"), (JOINED, "R0"), *([(SCANNED, "R0")] if scanned else []), *local]
     return [Row(END_TO_END), Row(REMATERIALIZED), *(Row(kind, k, context) for kind, context in kinds for k in modules)]
 
 

@@ -67,10 +67,10 @@ def run(config: ConfigDict, selection: Selection, workdir: Path) -> None:
     try:
         base = table_config(config)
         modules = default_modules(base) if selection.modules is None else selection.modules
-        rows = rows_of(modules, selection.contexts, decoders=selection.decoders) + distillation_rows(
-            selection.methods, base
-        )
         on = target(selection.target, devices=selection.devices)
+        scanned = base.steps_per_call is not None or on.mesh.devices.flat[0].platform != "cpu"
+        rows = rows_of(modules, selection.contexts, decoders=selection.decoders, scanned=scanned)
+        rows += distillation_rows(selection.methods, base)
         if selection.measure and not on.present:
             raise ValueError(f"--measure: this machine has no {selection.target} to run steps on; leave out --measure")
         _check(config, rows)

@@ -19,6 +19,7 @@ from experiments.memory.rows import (
     LOCAL_REMATERIALIZED,
     NAIVE,
     REMATERIALIZED,
+    SCANNED,
     Row,
 )
 from experiments.tables import terminal_table, write_csv
@@ -131,6 +132,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     LOCAL_REMATERIALIZED: {"linestyle": ":", "marker": "^"},
     DECODER: {"linestyle": "--", "marker": "s", "fillstyle": "none"},
     JOINED: {"linestyle": "-.", "marker": "^", "color": "0.4"},
+    SCANNED: {"linestyle": "-.", "marker": "v", "color": "0.4"},
     NAIVE: {"linestyle": ":", "marker": "x", "color": "0.4"},
 }
 _LEVELS = {END_TO_END: "-", REMATERIALIZED: "--"}

@@ -22,6 +22,7 @@ from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
 from experiments.configs.contradictions import check_config, check_files
+from experiments.configs.description import shown
 from experiments.configs.uses import METHODS
 from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow, configured
 from kd_local.choices.local import read_context
@@ -99,13 +100,15 @@ def check_ignored(config: ConfigDict) -> None:
         ModuleNotFoundError: there are rows in PyTorch, which is not installed.
     """
     for key, fixed, way_out in (
-        ("step", "separate", "name the forms with --forms"),
+        ("step", None, "name the forms with --forms"),
+        ("steps_per_call", None, "name the form scanned with --forms, and its steps with --steps"),
+        ("data.on_devices", None, "the form scanned holds the images on the device"),
         ("network.dtype", "float32", "name the precisions with --dtypes"),
         ("mesh.data", 1, "python -m experiments.pipeline times several devices"),
         ("mesh.module", 1, "python -m experiments.pipeline times several devices"),
     ):
         if (value := config[key] if "." not in key else config[key.split(".")[0]][key.split(".")[1]]) != fixed:
-            raise ValueError(f"{key} is {value}, which the rows would ignore: leave it at {fixed}; {way_out}")
+            raise ValueError(f"{key} is {value}, which the rows would ignore: leave it at {shown(fixed)}; {way_out}")
     if not _PYTORCH.value:
         return
     if find_spec("torch") is None:

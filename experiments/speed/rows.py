@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from kd_local.errors import unknown
 
 SEPARATE, JOINED, SCANNED = FORMS = ("separate", "joined", "scanned")
-"""`scanned`: many joined steps in one executable, with the training images on the device."""
+"""`scanned`: a round is one call of joined steps (`steps_per_call`), and the device holds the training images."""
 PYTORCH = "pytorch"
 LAYOUTS = ("nchw", "channels_last")
 DTYPES = ("float32", "bfloat16")

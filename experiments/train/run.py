@@ -23,6 +23,7 @@ from experiments.from_config.deployed_runs import save_state
 from experiments.from_config.experiment import Experiment, build
 from experiments.from_config.facts import facts_of_run
 from experiments.from_config.planning import PLAN, left_to_measurement, planned
+from experiments.from_config.step_options import call_options
 from experiments.from_config.step_timer import placement
 from experiments.from_config.teachers import save_network
 from experiments.tables import say
@@ -107,8 +108,7 @@ def run(config: ConfigDict, folder: Path | None, group: Processes | None) -> Non
                 if variables is not None:
                     save_network(variables, workdir)
             save_state(experiment.method, state, experiment.shape, workdir)
-            assert result.peak_bytes is not None
-            peaks = peak_memory(experiment, config.batch_size, result.peak_bytes, workdir)
+            peaks = peak_memory(experiment, config.batch_size, result, workdir)
             show(console, write_results(experiment, config, state, compared, peaks, workdir), workdir)
     except Exception as error:
         _end_after(error, workdir, good())
@@ -169,6 +169,7 @@ def _train(
     recorded = Barrier("records").decide(
         lambda: [record.step for record in read_epochs(workdir)], seconds=_BARRIER_SECONDS
     )
+    of_step, on_devices = call_options(config, experiment.options, data, experiment.mesh)
     with ProgressBar(console, experiment.method) as bar:
         return train(
             experiment.method,
@@ -178,7 +179,8 @@ def _train(
             seed=config.seed,
             steps=config.steps,
             mesh=experiment.mesh,
-            options=replace(experiment.options, placement=placement(experiment, config)),
+            options=replace(of_step, placement=placement(experiment, config)),
+            on_devices=on_devices,
             schedule=experiment.schedule,
             checkpoints=checkpoints,
             checkpoint_seconds=config.checkpoint.seconds,

@@ -14,7 +14,8 @@ from kd_local.contract import State, trained_programs
 from kd_local.costs import multiply_adds
 from kd_local.local import ContSup, EndToEnd
 from kd_local.memory import CompilationRecords, footprint, target
-from kd_local.parallel import DATA
+from kd_local.parallel import DATA, SEPARATE
+from kd_local.training.loop import Result
 from kd_local.training.records import EpochRecord, Scores, SplitScores
 
 
@@ -66,23 +67,24 @@ def summarise(
     }
 
 
-def peak_memory(experiment: Experiment, batch_size: int, peak: int, workdir: Path) -> dict[str, int | float]:
+def peak_memory(experiment: Experiment, batch_size: int, result: Result, workdir: Path) -> dict[str, int | float]:
     """The peak memory of a compiled step in bytes of one device, and its ratio to end-to-end training of the network.
 
-    The end-to-end step is compiled once, and its record is saved in the folder. With several processes there is no
-    ratio.
+    Both have the images that the devices hold. The end-to-end step is compiled once, and its record is saved in the
+    folder. With several processes there is no ratio.
     """
-    peaks: dict[str, int | float] = {"peak_bytes": peak}
+    assert result.peak_bytes is not None
+    peaks: dict[str, int | float] = {"peak_bytes": result.peak_bytes}
     if jax.process_count() == 1:
         whole = footprint(
             EndToEnd(experiment.network, experiment.optimizer),
             experiment.shape,
             batch_size,
             target(devices=experiment.mesh.shape[DATA]),
-            options=replace(experiment.options, form="separate", placement=None),
+            options=replace(experiment.options, form=SEPARATE, steps_per_call=1, placement=None),
             records=CompilationRecords(workdir / "compilations.jsonl"),
         )
-        peaks["peak_of_end_to_end"] = round(peak / whole.peak_bytes, 4)
+        peaks["peak_of_end_to_end"] = round(result.peak_bytes / (whole.peak_bytes + result.resident_bytes), 4)
     return peaks
 
 

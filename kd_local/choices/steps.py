@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from numbers import Integral
 from types import MappingProxyType
 
-FORMS: tuple[str, ...] = ("separate", "joined")
+SEPARATE, JOINED = "separate", "joined"
+FORMS: tuple[str, ...] = (SEPARATE, JOINED)
 """`separate`: an executable for each program; programs that compute the same function on the same shapes share one.
 `joined`: one executable for the whole step, in which optimization barriers keep the order of the programs."""
 
@@ -20,6 +21,21 @@ SHARDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 TARGETS: tuple[str, ...] = ("local", "tpu:v5e", "tpu:v6e", "tpu:v5p", "tpu:v4")
 """Devices to compile for, see `kd_local.memory.target`."""
+
+
+def check_steps_per_call(form: str, steps_per_call: int) -> None:
+    """Checks that a step of this form can run several times per call.
+
+    Raises:
+        ValueError: it cannot, or the number is out of range.
+    """
+    if not isinstance(steps_per_call, Integral) or steps_per_call < 1:
+        raise ValueError(f"steps_per_call is {steps_per_call}: use a whole number from 1")
+    if steps_per_call > 1 and form != JOINED:
+        raise ValueError(
+            f"steps_per_call is {steps_per_call} and the form of the step is {form!r}: several steps per call need the "
+            f"form {JOINED!r}"
+        )
 
 
 def check_batch_size(examples: int, batch_size: int) -> None:

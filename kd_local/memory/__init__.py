@@ -4,7 +4,15 @@ from kd_local.choices.steps import TARGETS
 from kd_local.memory.balance import MeasuredCut, balance
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords
 from kd_local.memory.fit import Fit, fit
-from kd_local.memory.footprint import Footprint, PieceFootprint, compiled_peak, floor_bytes, footprint, plan_for
+from kd_local.memory.footprint import (
+    Footprint,
+    PieceFootprint,
+    call_footprint,
+    compiled_peak,
+    floor_bytes,
+    footprint,
+    plan_for,
+)
 from kd_local.memory.groups import GroupFootprint, group_footprints
 from kd_local.memory.naive import SummedLosses
 from kd_local.memory.observed import observed_peak
@@ -23,6 +31,7 @@ __all__ = [
     "SummedLosses",
     "Target",
     "balance",
+    "call_footprint",
     "compiled_peak",
     "fit",
     "floor_bytes",

@@ -79,11 +79,17 @@ class CompilationRecords:
         """The record of a piece. The piece is compiled if it has no record."""
         found = self._by_signature.get(call.signature)
         if found is None:
-            found = self._by_signature[call.signature] = self._find(call, target)
+            found = self._by_signature[call.signature] = self.of_lowered(call.piece.name, call.lower(), target)
         return found
 
-    def _find(self, call: Call, target: Target) -> CompilationRecord:
-        lowered = call.lower()
+    def of_lowered(self, name: str, lowered: Any, target: Target) -> CompilationRecord:
+        """The record of a `jax.stages.Lowered`. It is compiled if it has no record.
+
+        Args:
+            name: a name for people who read the file.
+            lowered: the code to compile.
+            target: the devices to compile for.
+        """
         text = f"{target.name} {target.mesh.devices.shape} {_compiler(target)}\n{lowered.as_text()}"
         digest = hashlib.sha256(text.encode()).hexdigest()
         if digest in self._by_digest:
@@ -94,7 +100,7 @@ class CompilationRecords:
         self.compiled += 1
         self._by_digest[digest] = found
         if self._path is not None:
-            append_json(self._path, {"digest": digest, "name": call.piece.name, **asdict(found)})
+            append_json(self._path, {"digest": digest, "name": name, **asdict(found)})
         return found
 
 

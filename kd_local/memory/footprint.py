@@ -21,7 +21,17 @@ from kd_local.data.pixels import check_image_shape
 from kd_local.errors import check_type
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords
 from kd_local.memory.targets import Target
-from kd_local.parallel import Call, CompiledStep, StepOptions, StepPlan, extra_names, offered_tensors, plan_step
+from kd_local.parallel import (
+    SEPARATE,
+    Call,
+    CompiledStep,
+    ManySteps,
+    StepOptions,
+    StepPlan,
+    extra_names,
+    offered_tensors,
+    plan_step,
+)
 from kd_local.ranges import Number
 
 _BATCH = Number(1, 10**9, whole=True, note="images of a step")
@@ -127,8 +137,32 @@ def footprint(
     )
 
 
-def compiled_peak(step: CompiledStep) -> int:
-    """The peak memory of a compiled step in bytes of one device: the largest peak of the groups of devices."""
+def call_footprint(
+    plan: StepPlan, lowered: Any, target: Target, *, records: CompilationRecords | None = None
+) -> Footprint:
+    """The memory and the work of a call of several steps; `flops` are those of one step.
+
+    Args:
+        plan: one step, of the form `joined`.
+        lowered: the call, see `kd_local.parallel.lower_many`.
+        target: the devices to compile for.
+        records: known compilations; new ones are added.
+    """
+    known = CompilationRecords() if records is None else records
+    (call,) = plan.calls
+    found = known.of_lowered(f"{call.piece.name}, several steps", lowered, target)
+    piece = PieceFootprint(call.piece.name, found, _state(plan.calls), _carried(call), found.step_bytes)
+    work = multiply_adds(call.piece.run, *call.arguments)
+    return Footprint((piece,), 2 * work, executables=1, compile_seconds=found.compile_seconds)
+
+
+def compiled_peak(step: CompiledStep | ManySteps) -> int:
+    """The peak memory of a compiled step in bytes of one device: the largest peak of the groups of devices.
+
+    That of several steps in one call includes the resident arrays.
+    """
+    if isinstance(step, ManySteps):
+        return CompilationRecord.of_executable(step.executable).step_bytes
     plan = step.plan
     found = {
         call.signature: CompilationRecord.of_executable(executable)
@@ -167,7 +201,7 @@ def floor_bytes(
     Raises:
         ValueError: see `plan_for`.
     """
-    calls = plan_for(method, shape, batch, target.mesh, replace(options, form="separate")).calls
+    calls = plan_for(method, shape, batch, target.mesh, replace(options, form=SEPARATE, steps_per_call=1)).calls
     state = _state(calls)
     return max(state + _carried(call) + own.get(call.piece.name, 0) for call in calls)
 

@@ -1,6 +1,7 @@
 """Meshes of devices, the compilation of programs, and the step that runs them. Nothing else compiles programs."""
 
-from kd_local.choices.steps import BATCH_NORMS, FORMS, SHARDED
+from kd_local.choices.steps import BATCH_NORMS, FORMS, JOINED, SEPARATE, SHARDED
+from kd_local.parallel.many_steps import Inputs, ManySteps, compile_many, lower_many
 from kd_local.parallel.mesh import (
     DATA,
     MODULE,
@@ -10,6 +11,7 @@ from kd_local.parallel.mesh import (
     groups,
     on_every_device,
     over_the_batch,
+    with_shardings,
 )
 from kd_local.parallel.options import StepOptions
 from kd_local.parallel.pieces import Call, Piece, compile_lowered, extra_names
@@ -24,11 +26,15 @@ __all__ = [
     "BATCH_NORMS",
     "DATA",
     "FORMS",
+    "JOINED",
     "MODULE",
     "NOTHING",
+    "SEPARATE",
     "SHARDED",
     "Call",
     "CompiledStep",
+    "Inputs",
+    "ManySteps",
     "Piece",
     "Span",
     "StepOptions",
@@ -40,11 +46,13 @@ __all__ = [
     "batch_shardings",
     "check_step",
     "compile_lowered",
+    "compile_many",
     "compile_plan",
     "compile_step",
     "device_mesh",
     "extra_names",
     "groups",
+    "lower_many",
     "move",
     "offered_tensors",
     "on_every_device",
@@ -54,4 +62,5 @@ __all__ = [
     "put_rows",
     "recorded",
     "transfers_between_groups",
+    "with_shardings",
 ]

@@ -84,11 +84,22 @@ def over_the_batch(mesh: Mesh, batch: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA) if batch % mesh.shape[DATA] == 0 else PartitionSpec())
 
 
-def batch_shardings(tensors: Any, mesh: Mesh, batch: int) -> Any:
+def batch_shardings(tensors: Any, mesh: Mesh, batch: int, *, stacked: bool = False) -> Any:
     """A sharding for each tensor of a batch: `over_the_batch`, or for a scalar a copy on each device.
 
     Args:
         tensors: a pytree of arrays or their shapes.
         batch: the leading dimension of all tensors that are not scalars.
+        stacked: if True, the tensors are those of several batches, with an additional first axis.
     """
-    return jax.tree.map(lambda leaf: over_the_batch(mesh, batch) if leaf.shape else on_every_device(mesh), tensors)
+    replicated, divided = on_every_device(mesh), over_the_batch(mesh, batch)
+    if stacked:
+        divided = NamedSharding(mesh, PartitionSpec(None, *divided.spec))
+    return jax.tree.map(lambda leaf: divided if len(leaf.shape) > stacked else replicated, tensors)
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A pytree of `jax.ShapeDtypeStruct` with a sharding for each."""
+    return jax.tree.map(
+        lambda like, sharding: jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding), shapes, shardings
+    )

@@ -6,13 +6,14 @@ would save nothing.)
 """
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from kd_local.choices.steps import JOINED
 from kd_local.contract import Metrics, Program, State
 
 Tensors = dict[str, Any]
@@ -84,7 +85,8 @@ class Call:
         devices: the number of devices over which the batch is divided; 1 if it is not divided.
         signature: calls with equal signatures share an executable.
         own: a sharding for each array of the piece's parts of the state.
-        jitted: the jitted function of the piece on its mesh.
+        function: the piece's function on its mesh, to trace.
+        jitted: the same, jitted.
         shapes: shapes of the results: own parts, tensors written, metrics.
     """
 
@@ -95,6 +97,7 @@ class Call:
     devices: int
     signature: Hashable
     own: tuple[Any, ...]
+    function: Callable[..., Any]
     jitted: Any
     shapes: tuple[Any, Any, Any]
 
@@ -119,13 +122,13 @@ def extra_names(programs: Sequence[Program]) -> tuple[str, ...]:
 
 def pieces_of(programs: Sequence[Program], form: str) -> tuple[Piece, ...]:
     """The pieces of a step, in order; `form` is one of `FORMS`."""
-    groups = [tuple(programs)] if form == "joined" else [(program,) for program in programs]
+    groups = [tuple(programs)] if form == JOINED else [(program,) for program in programs]
     later: set[str] = set()
     pieces = []
     for group in reversed(groups):
         written = {name for program in group for name in program.writes}
         reads = tuple(dict.fromkeys(name for program in group for name in program.reads if name not in written))
-        handed_on = () if form == "joined" else group[0].writes
+        handed_on = () if form == JOINED else group[0].writes
         pieces.append(Piece(group, reads, tuple(name not in later for name in reads), handed_on))
         later.update(reads)
     return tuple(reversed(pieces))

@@ -145,8 +145,14 @@ def check_step(method: Method, mesh: Mesh, options: StepOptions) -> None:
     """Checks that a method's step fits a mesh, without tracing anything.
 
     Raises:
-        ValueError: there are more groups than pieces, or the placement does not fit them.
+        ValueError: there are more groups than pieces, or the placement does not fit them, or several groups for
+            several steps per call.
     """
+    if options.steps_per_call > 1 and len(groups(mesh)) > 1:
+        raise ValueError(
+            f"steps_per_call is {options.steps_per_call} with {len(groups(mesh))} groups of devices: use 1, or a "
+            "single group (mesh.module=1)"
+        )
     check_placement(options.placement, len(pieces_of(method.programs(), options.form)), len(groups(mesh)))
 
 
@@ -189,15 +195,16 @@ def _calls(
         signature = (piece.key, _shapes(arguments), mesh, options.shard, normalising)
         if signature not in found:
             own = tuple(part_shardings(state[program.name], mesh, options.shard) for program in piece.programs)
+            function = partial(_run, piece, normalising)
             jitted = jax.jit(
-                partial(_run, piece, normalising),
+                function,
                 in_shardings=(own, replicated, *batch_shardings(arguments[2:4], mesh, size), replicated, replicated),
                 out_shardings=(own, batched, replicated),
                 keep_unused=True,  # memory_analysis counts the arguments; pruned ones would be missing
                 donate_argnums=(0,) if on_cpu(mesh) else (0, 2),
             )
             shapes = jitted.eval_shape(*arguments)
-            found[signature] = Call(piece, arguments, tensors, mesh, dividing, signature, own, jitted, shapes)
+            found[signature] = Call(piece, arguments, tensors, mesh, dividing, signature, own, function, jitted, shapes)
         call = replace(found[signature], piece=piece, arguments=arguments, live=dict(tensors))
         calls.append(call)
         free(tensors, piece)

@@ -1,7 +1,8 @@
 """A compiled training step: the programs of a method in order, on one group of devices or on several."""
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,15 +96,8 @@ class CompiledStep:
             frozen = {name: self._copy(state, name, group) for program in piece.programs for name in program.frozen}
             arguments = piece.arguments({**state, **frozen}, tensors, rng, constants)
             dispatched = time.perf_counter()
-            try:
+            with donations_explained(piece.name):
                 parts, written, values = executable(*arguments)
-            except (RuntimeError, ValueError) as error:
-                if "deleted" in str(error) or "donated" in str(error):
-                    raise ValueError(
-                        f"{piece.name} got arrays that were donated to an earlier step: use the state that this step "
-                        "returned, or copy the state before the step, jax.tree.map(jnp.copy, state)"
-                    ) from error
-                raise
             del arguments, frozen
             if watch is not None:
                 watch(group, piece.name, dispatched, values)
@@ -135,6 +129,20 @@ class CompiledStep:
             if not any(name in programs for programs in self.plan.programs):
                 self._copies[name, group] = known
         return known[1]
+
+
+@contextmanager
+def donations_explained(name: str) -> Iterator[None]:
+    """Raises a ValueError in place of JAX's error if arrays for `name` were donated to an earlier step."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if "deleted" in str(error) or "donated" in str(error):
+            raise ValueError(
+                f"{name} got arrays that were donated to an earlier step: use the state that this step returned, or "
+                "copy the state before the step, jax.tree.map(jnp.copy, state)"
+            ) from error
+        raise
 
 
 def compile_step(

@@ -24,7 +24,7 @@ def move(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(_move, tree, each)
 
 
-def put_rows(tree: Any, mesh: Mesh, batch: int) -> Any:
+def put_rows(tree: Any, mesh: Mesh, batch: int, *, stacked: bool = False) -> Any:
     """A pytree of a batch's arrays on the devices of all processes, from the rows of this process.
 
     Args:
@@ -32,8 +32,9 @@ def put_rows(tree: Any, mesh: Mesh, batch: int) -> Any:
             scalars, equal in all processes.
         mesh: the devices, see `batch_shardings`.
         batch: number of rows of all processes together.
+        stacked: if True, the arrays are those of several batches, with an additional first axis.
     """
-    shardings = batch_shardings(tree, mesh, batch)
+    shardings = batch_shardings(tree, mesh, batch, stacked=stacked)
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
     # JAX's transfer guard counts this call as an implicit transfer. `device_put` would be an explicit one, but it would
@@ -41,11 +42,17 @@ def put_rows(tree: Any, mesh: Mesh, batch: int) -> Any:
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(
             lambda rows, sharding: jax.make_array_from_process_local_data(
-                sharding, rows, (batch, *rows.shape[1:]) if rows.shape else ()
+                sharding, rows, _whole(rows.shape, batch, stacked)
             ),
             tree,
             shardings,
         )
+
+
+def _whole(shape: tuple[int, ...], batch: int, stacked: bool) -> tuple[int, ...]:
+    """The shape of the whole array of which a process has its rows of this shape."""
+    steps, rows = shape[:stacked], shape[stacked:]
+    return (*steps, batch, *rows[1:]) if rows else steps
 
 
 def _move(leaf: Any, sharding: NamedSharding) -> Any:

@@ -13,23 +13,24 @@ class Agreement:
 
     The process that makes the request publishes that later step through JAX's coordination service:
 
-        after step s               the process publishes s + ahead, before it dispatches step s + 1
-        metrics of a step          are read only when all processes have taken it
+        after step s               the process publishes s + ahead, before it dispatches the next call
+        metrics of a call          are read only when all processes have taken its steps
         any process                is at most `in_flight` batches ahead of the metrics that it has read
         so every other process     is before step s + ahead, and reads the request in time
 
     Args:
-        in_flight: steps that are dispatched before the metrics of the first of them are read.
+        in_flight: calls that are dispatched before the metrics of the first of them are read.
+        steps_per_call: the most steps of a call.
     """
 
-    def __init__(self, in_flight: int) -> None:
+    def __init__(self, in_flight: int, steps_per_call: int = 1) -> None:
         # Every second step may have an epoch's last, smaller batch, which each process computes by itself.
-        self._ahead = 2 * (in_flight + 1) + 2
+        self._ahead = steps_per_call * (2 * (in_flight + 1) + 2)
         self._broadcast = Broadcast("agreement")
         self._count = 0
 
     def after(self, step: int, wish: int) -> int:
-        """The request to carry out now, after this step; 0 if there is none. Call it after every step.
+        """The request to carry out now, after this step; 0 if there is none. Call it after every call.
 
         Args:
             step: number of steps done.

@@ -21,25 +21,58 @@ from kd_local.training.inputs import share_of
 from kd_local.training.records import Scores, SplitScores
 
 
-def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> dict[str, SplitScores]:
-    """Scores of the deployed network and of every exit, by split: `test`, and `validation` if there is one.
+class Evaluator:
+    """Evaluates states of a method on the test and validation split.
 
-    Raises:
-        ValueError: the state is not finite.
+    Args:
+        method: the method.
+        data: the data set.
+        batch_size: images of a batch, over all devices of the mesh.
+        mesh: the devices.
+        on_devices: whether the images are held on the devices. Then an evaluation of a split is one call of the
+            devices. Only for images in memory.
     """
-    check_type("data", data, Data, "use data of load or from_arrays")
-    mesh, here = all_devices(mesh), gather(state, mesh)
-    check_finite(here, of="the state to evaluate")
-    results = {}
-    for name, split in (("validation", data.validation), ("test", data.test)):
-        if split is None:
-            continue
-        means = _means(partial(_evaluate_batch, method, data.augmentation, here), split, batch_size, mesh)
-        loss, accuracy = means["deployed"].tolist()
-        results[name] = SplitScores(
-            loss, accuracy, {key: Scores(*both.tolist()) for key, both in means["exits"].items()}
+
+    def __init__(self, method: Method, data: Data, *, batch_size: int, mesh: Mesh, on_devices: bool = False) -> None:
+        check_type("data", data, Data, "use data of load or from_arrays")
+        self._method, self._augmentation = method, data.augmentation
+        self._batch_size, self._mesh = batch_size, all_devices(mesh)
+        splits = {"validation": data.validation, "test": data.test}
+        self._splits = {name: split for name, split in splits.items() if split is not None}
+        self._resident = (
+            {name: _resident(split, batch_size, self._mesh) for name, split in self._splits.items()}
+            if on_devices
+            else None
         )
-    return results
+
+    def __call__(self, state: State) -> dict[str, SplitScores]:
+        """Scores of the deployed network and of every exit, by split: `test`, and `validation` if there is one.
+
+        Raises:
+            ValueError: the state is not finite.
+        """
+        here = gather(state, self._mesh)
+        check_finite(here, of="the state to evaluate")
+        results = {}
+        for name, split in self._splits.items():
+            if self._resident is None:
+                sums_of = partial(_evaluate_batch, self._method, self._augmentation, here)
+                sums = _sums_of_batches(sums_of, split, self._batch_size, self._mesh)
+            else:
+                replicated = on_every_device(self._mesh)
+                batches = self._resident[name]
+                sums = jax.device_get(_evaluate_batches(self._method, self._augmentation, here, replicated, *batches))
+            means = _means(sums, len(split))
+            loss, accuracy = means["deployed"].tolist()
+            results[name] = SplitScores(
+                loss, accuracy, {key: Scores(*both.tolist()) for key, both in means["exits"].items()}
+            )
+        return results
+
+
+def evaluate(method: Method, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> dict[str, SplitScores]:
+    """The scores of a state, see `Evaluator`."""
+    return Evaluator(method, data, batch_size=batch_size, mesh=mesh)(state)
 
 
 def compare(method: HasTeachers, state: State, data: Data, *, batch_size: int, mesh: Mesh) -> tuple[float, float]:
@@ -49,8 +82,9 @@ def compare(method: HasTeachers, state: State, data: Data, *, batch_size: int, m
     network predicts the same class as the teachers.
     """
     mesh, here = all_devices(mesh), gather(state, mesh)
-    means = _means(partial(_compare_batch, method, data.augmentation, here), data.test, batch_size, mesh)
-    accuracy, agreement = means.tolist()
+    sums_of = partial(_compare_batch, method, data.augmentation, here)
+    sums = _sums_of_batches(sums_of, data.test, batch_size, mesh)
+    accuracy, agreement = _means(sums, len(data.test)).tolist()
     return accuracy, agreement
 
 
@@ -60,8 +94,8 @@ def gather(state: State, mesh: Mesh) -> State:
     return move(parts, on_every_device(all_devices(mesh)))
 
 
-def _means(sums_of: Callable[..., Any], split: Examples, batch_size: int, mesh: Mesh) -> Any:
-    """Means over all examples of a split. `sums_of(images, labels, valid)` returns a pytree of sums over a batch."""
+def _sums_of_batches(sums_of: Callable[..., Any], split: Examples, batch_size: int, mesh: Mesh) -> Any:
+    """The results of `sums_of(images, labels, valid)`, a pytree, for each batch, along a first axis of batches."""
     replicated = on_every_device(mesh)
     with closing(split.evaluation_batches(batch_size, share_of(mesh))) as batches:
         sums: list[Any] = []
@@ -73,7 +107,12 @@ def _means(sums_of: Callable[..., Any], split: Examples, batch_size: int, mesh: 
                 sums.append(jax.device_get(flying))
             flying = dispatched
         sums.append(jax.device_get(flying))
-    return jax.tree.map(lambda *each: np.sum(each, axis=0, dtype=np.float64) / len(split), *sums)
+    return jax.tree.map(lambda *each: np.stack(each), *sums)
+
+
+def _means(sums: Any, examples: int) -> Any:
+    """Means over the examples, from the sums of each batch."""
+    return jax.tree.map(lambda each: np.sum(each, axis=0, dtype=np.float64) / examples, sums)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 3))
@@ -112,6 +151,29 @@ def _evaluate_batch(
     logits = {"deployed": method.logits(state, inputs), "exits": dict(method.exits(state, inputs))}
     sums = jax.tree.map(partial(_sums, labels, valid), logits)
     return jax.lax.with_sharding_constraint(sums, replicated)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 3))
+def _evaluate_batches(
+    method: Method,
+    augmentation: Augmentation,
+    state: State,
+    replicated: NamedSharding,
+    images: UInt8[Array, "steps batch h w c"],
+    labels: Int[Array, "steps batch"],
+    valid: Bool[Array, "steps batch"],
+) -> dict[str, Any]:
+    """The sums of each batch, along a first axis of batches."""
+    sums_of = partial(_evaluate_batch, method, augmentation, state, replicated)
+    return jax.lax.map(lambda batch: sums_of(*batch), (images, labels, valid))
+
+
+def _resident(split: Examples, batch_size: int, mesh: Mesh) -> tuple[Array, ...]:
+    """Images, labels and masks of all batches on the devices, along a first axis of batches."""
+    with closing(split.evaluation_batches(batch_size, share_of(mesh))) as batches:
+        stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+    images, labels, valid = put_rows(stacked, mesh, batch_size, stacked=True)
+    return images, labels, valid
 
 
 def _sums(

@@ -1,7 +1,6 @@
 """The inputs of a step as functions of seed and step, for the loop and for the teacher's cache."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import numpy as np
@@ -50,17 +49,19 @@ def batch_inputs(
     batched = over_the_batch(mesh, batch)
     raw = put_rows(images, mesh, batch)
     number = move(np.uint32(step), on_every_device(mesh))
-    return _prepare(augmentation, batched, raw, rng, number)
+    return _augmented(augmentation, batched, raw, rng, number)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _prepare(
+def augmented(
     augmentation: Augmentation,
     batched: NamedSharding,
     images: UInt8[Array, "batch h w c"],
     rng: PRNGKeyArray,
     step: Array,
 ) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
-    """The compiled part of `batch_inputs`."""
+    """`(augmented and normalised batch, key of the step)`; for use within a compiled function."""
     rng, augment_rng = jax.random.split(jax.random.fold_in(rng, step))
     return jax.lax.with_sharding_constraint(augment(augmentation, images, augment_rng), batched), rng
+
+
+_augmented = jax.jit(augmented, static_argnums=(0, 1))

@@ -1,6 +1,7 @@
 """The training loop, for any method and any data, with or without checkpoints.
 
-The loop calls a method's compiled step for each batch and does not know modules or teachers. The order and augmentation
+The loop calls a method's compiled step for each batch, or for several batches at once, and does not know modules or
+teachers. The order and augmentation
 of images depend only on seed and step, and a checkpoint has the whole state of a step. Therefore a resumed run gives
 the same numbers as an uninterrupted one.
 """
@@ -10,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 
 import jax
 import optax
@@ -18,16 +18,18 @@ from jax.sharding import Mesh
 
 from kd_local.choices.steps import check_divides
 from kd_local.contract import Method, State
+from kd_local.costs import device_bytes
 from kd_local.data import Data, steps_per_epoch
 from kd_local.errors import check_type
-from kd_local.memory import compiled_peak
 from kd_local.parallel import DATA, NOTHING, StepOptions, device_mesh
 from kd_local.ranges import Number
 from kd_local.training.agreement import Agreement
+from kd_local.training.calls import call_sizes, default_options, grouped
 from kd_local.training.checkpoints import Checkpoints
 from kd_local.training.data_wait import DataWait
-from kd_local.training.evaluation import evaluate
+from kd_local.training.evaluation import Evaluator
 from kd_local.training.finite import StateCheck, check_scores
+from kd_local.training.image_source import fit_on_devices
 from kd_local.training.inputs import ExtraTensor
 from kd_local.training.interruption import Interrupted, StopRequest
 from kd_local.training.metrics import EpochMetrics
@@ -50,13 +52,15 @@ class Result:
         state: the method's state after the last step.
         step: number of steps done, including those of earlier starts of the same run.
         records: records of the epochs that ended in this start; the last epoch may be incomplete.
-        peak_bytes: predicted memory of a compiled step on one device.
+        peak_bytes: predicted memory of a compiled step, or of a call of several, on one device.
+        resident_bytes: the part of it that training images on the device take.
     """
 
     state: State
     step: int
     records: list[EpochRecord]
     peak_bytes: int | None
+    resident_bytes: int
 
 
 def training_plan(examples: int, *, epochs: int, batch_size: int, steps: int | None, mesh: Mesh) -> TrainingPlan:
@@ -82,7 +86,8 @@ def train(
     seed: int = 0,
     steps: int | None = None,
     mesh: Mesh | None = None,
-    options: StepOptions = StepOptions(),
+    options: StepOptions | None = None,
+    on_devices: bool | None = None,
     schedule: optax.Schedule | None = None,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = 10.0,
@@ -105,7 +110,10 @@ def train(
         steps: a limit on the number of steps; None: no limit.
         mesh: the devices over which each batch and the modules are divided, see `kd_local.parallel.device_mesh`; None:
             one device. The number of batches in flight is at most the number of groups of devices plus 1.
-        options: how the step is compiled, divided and placed.
+        options: how the step is compiled, divided and placed; None: several steps per call on accelerators, see
+            `kd_local.training.calls.default_options`.
+        on_devices: whether all images are held on the devices; None: on accelerators, if they fit, see
+            `kd_local.training.image_source.fit_on_devices`.
         schedule: the learning rate of each step, only for the records; the optimizer has its own.
         checkpoints: where to save and to resume from; None: nothing is saved.
         checkpoint_seconds: the shortest time between two checkpoints; the end of a run is always saved.
@@ -117,7 +125,7 @@ def train(
             an epoch and that step is missing, the state is evaluated and the record is made again. None: no check.
 
     Raises:
-        ValueError: an argument has another type or is out of range; see also `training_plan` and
+        ValueError: an argument has another type or is out of range; see also `training_plan`, `prepare_step` and
             `kd_local.parallel.plan_step`; or a fresh state, teachers included, is not finite.
         CheckpointError: see `Checkpoints`; or a checkpoint that is not finite.
         NotFiniteError: the run diverged. A metric is looked at after every step, the state at the end of every epoch,
@@ -130,40 +138,46 @@ def train(
     _SECONDS.check("checkpoint_seconds", checkpoint_seconds)
     mesh = device_mesh() if mesh is None else mesh
     plan = training_plan(len(data.train), epochs=epochs, batch_size=batch_size, steps=steps, mesh=mesh)
-    take_step, state = prepare_step(method, data, plan, seed=seed, mesh=mesh, options=options, extra=extra)
-    metrics = EpochMetrics(take_step.plan, partial(_notify, observers))
-    check = StateCheck(take_step.plan, state)
+    if on_devices is None:
+        on_devices = fit_on_devices(data, mesh)
+    if options is None:
+        options = default_options(data.train, batch_size, mesh, on_devices=on_devices)
+    take_steps, state = prepare_step(
+        method, data, plan, seed=seed, mesh=mesh, options=options, extra=extra, images_on_devices=on_devices
+    )
+    metrics = EpochMetrics(take_steps.plan, partial(_notify, observers))
+    check = StateCheck(take_steps.plan, state)
     state, plan = restore(checkpoints, state, metrics, plan, check)
-    plan = replace(plan, peak_bytes=compiled_peak(take_step.compiled[batch_size]))
+    plan = replace(plan, peak_bytes=take_steps.peak_bytes)
     for observer in observers:
         observer.on_start(plan)
 
-    again = missing_record(method, state, data, plan, recorded, mesh=mesh, schedule=schedule)
+    evaluate = Evaluator(method, data, batch_size=batch_size, mesh=mesh, on_devices=on_devices)
+    again = missing_record(evaluate, state, plan, recorded, schedule=schedule)
     records: list[EpochRecord] = [] if again is None else [again]
     for observer in observers if again is not None else ():
         observer.on_epoch(records[0])
-    agreement = Agreement(len(take_step.plan.groups))
+    agreement = Agreement(len(take_steps.plan.groups), options.steps_per_call)
     saving = Saving(checkpoints, checkpoint_seconds, interruption, agreement, check, first_step=plan.first_step)
     step, stop = max(plan.first_step, plan.last_step), None
-    stream = data.train.training_batches(
-        seed=seed, batch_size=batch_size, start_step=plan.first_step, share=take_step.share
-    )
+    sizes = call_sizes(plan, len(data.train) // batch_size, options.steps_per_call)
+    stream = take_steps.source.batches(seed=seed, batch_size=batch_size, start_step=plan.first_step)
     with jax.transfer_guard("disallow"), closing(stream), closing(DataWait()) as wait:
         started, images = time.monotonic(), 0
-        for batch in wait.batches(islice(stream, plan.last_step - plan.first_step)):
-            step, size = batch[0] + 1, len(batch[1])
-            state, step_metrics = take_step(state, *batch)
+        for batches in wait.batches(grouped(stream, sizes)):
+            step, size = batches[-1].step + 1, len(batches[-1].chosen)
+            state, step_metrics = take_steps(state, batches)
             saving.taken(step)
-            wait.dispatched(step_metrics[take_step.plan.programs[0][-1]])
-            metrics.add(step, step_metrics, size)
-            check.after(step, state)
-            images += size
+            wait.dispatched(step_metrics[take_steps.plan.programs[0][-1]])
+            metrics.add(step, step_metrics, size, len(batches))
+            check.after(step, state, len(batches))
+            images += size * len(batches)
             last, ended = step == plan.last_step, step % plan.steps_per_epoch == 0
             if ended or last:
                 metrics.settle()
                 check.settle(step, state)
                 seconds = time.monotonic() - started
-                scores = evaluate(method, state, data, batch_size=batch_size, mesh=mesh)
+                scores = evaluate(state)
                 check_scores(scores, step)
                 with jax.transfer_guard("allow"):
                     learning_rate = None if schedule is None else float(schedule(step - 1))
@@ -191,7 +205,7 @@ def train(
         checkpoints.wait()
     if stop is not None:
         raise Interrupted(stop, step)
-    return Result(state, step, records, plan.peak_bytes)
+    return Result(state, step, records, plan.peak_bytes, device_bytes(take_steps.source.resident))
 
 
 def _notify(observers: Sequence[Observer], record: StepRecord) -> None:

@@ -19,16 +19,19 @@ from kd_local.training.records import ProgramMetrics, StepRecord
 @partial(jax.jit, donate_argnums=0)
 def _accumulate(
     sums: Float[Array, " metrics"], metrics: dict[str, Metrics], size: Float[Array, ""]
-) -> tuple[Float[Array, " metrics"], Float[Array, " metrics"]]:
-    values = jnp.stack([value.astype(jnp.float32) for of in metrics.values() for value in of.values()])
-    return sums + size * values, values
+) -> tuple[Float[Array, " metrics"], Float[Array, "steps metrics"]]:
+    values = jnp.stack([value.astype(jnp.float32) for of in metrics.values() for value in of.values()], axis=-1)
+    # In the order of the steps, so that the sums do not depend on how steps are grouped into calls.
+    each = values.reshape(-1, values.shape[-1])
+    sums, _ = jax.lax.scan(lambda sums, of_step: (sums + size * of_step, None), sums, each)
+    return sums, each
 
 
 class EpochMetrics:
     """The metrics of steps, and their sums over the epoch.
 
-    The host reads a step's metrics n steps later, where n is the number of groups of devices. Until then they stay on
-    the devices of their programs, so that no group of devices waits for another.
+    The host reads the metrics of a call, a step or several, n calls later, where n is the number of groups of devices.
+    Until then they stay on the devices of their programs, so that no group of devices waits for another.
 
     Args:
         plan: the plan of the step.
@@ -70,13 +73,19 @@ class EpochMetrics:
             for group, replicated in enumerate(self._replicated)
         ]
 
-    def add(self, step: int, metrics: dict[str, Metrics], size: int) -> None:
-        """Adds the metrics of a step, counted from 1, whose batch had `size` images.
+    def add(self, step: int, metrics: dict[str, Metrics], size: int, steps: int = 1) -> None:
+        """Adds the metrics of a call.
+
+        Args:
+            step: the last step of the call, from 1.
+            metrics: scalars, or arrays of shape (steps,).
+            size: images of each batch.
+            steps: the steps of the call.
 
         Raises:
-            NotFiniteError: a metric of an earlier step is not finite.
+            NotFiniteError: a metric of an earlier call is not finite.
         """
-        self._count += size
+        self._count += size * steps
         self._step = step
         values = []
         for group, programs in enumerate(self._programs):
@@ -111,10 +120,11 @@ class EpochMetrics:
         return [name for group in range(len(self._programs)) for name in self._names_of(group)]
 
     def _read(self, step: int, values: list[Array]) -> None:
-        numbers = np.concatenate(jax.device_get(values)).tolist()
-        metrics = dict(zip(self._order(), numbers, strict=True))
-        for program, metric in self.names:
-            value = metrics[program, metric]
-            if not math.isfinite(value):
-                raise metric_not_finite(program, metric, value, step)
-        self._on_step(StepRecord(step, self._by_program(metrics[name] for name in self.names)))
+        numbers = np.concatenate(jax.device_get(values), axis=1).tolist()
+        for number, of_step in enumerate(numbers, step - len(numbers) + 1):
+            metrics = dict(zip(self._order(), of_step, strict=True))
+            for program, metric in self.names:
+                value = metrics[program, metric]
+                if not math.isfinite(value):
+                    raise metric_not_finite(program, metric, value, number)
+            self._on_step(StepRecord(number, self._by_program(metrics[name] for name in self.names)))

@@ -1,82 +1,135 @@
-"""The step of a run: augments a batch on the devices, and takes the method's compiled step."""
+"""The steps of a run: batches from the host or from images on the devices, augmented there, and the method's step."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int, Int64, PRNGKeyArray, UInt8
+from jaxtyping import PRNGKeyArray
 
 from kd_local.contract import Method, Metrics, State
-from kd_local.data import Augmentation, Data, HostShare, batch_indices
+from kd_local.costs import device_bytes
+from kd_local.data import Augmentation, Data, batch_indices
+from kd_local.memory import compiled_peak
 from kd_local.parallel import (
     CompiledStep,
+    ManySteps,
     StepOptions,
     StepPlan,
-    compile_step,
+    batch_shardings,
+    compile_many,
+    compile_plan,
     extra_names,
+    lower_many,
     move,
     on_every_device,
+    over_the_batch,
+    plan_step,
     put_rows,
+    with_shardings,
 )
+from kd_local.training.calls import check_steps_per_call, takes_single_steps
 from kd_local.training.finite import check_finite
-from kd_local.training.inputs import ExtraTensor, batch_inputs, keys, share_of
+from kd_local.training.image_source import HostBatch, ImageSource, OnDevices, Rows, image_source
+from kd_local.training.inputs import ExtraTensor, augmented, keys, share_of
 from kd_local.training.records import TrainingPlan
 
 
 @dataclass(frozen=True)
-class TrainingStep:
-    """A step of a run, from uint8 images on the host to the next state.
-
-    Attributes:
-        augmentation: the augmentation of the training images.
-        rng: the key of all steps, on every device of the first group.
-        compiled: the compiled step for each batch size.
-        extra: functions that return the extra tensors of the step, by name.
-        share: the rows of a batch that this process loads.
-    """
+class BatchInputs:
+    """The function from what the host gives for a step to the tensors of the step, see `kd_local.parallel.Inputs`."""
 
     augmentation: Augmentation
+    mesh: Mesh
+    rows: Rows
+
+    def __call__(self, resident: Any, rng: PRNGKeyArray, given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+        images, labels = self.rows(self.mesh, resident, given["images"])
+        batched = over_the_batch(self.mesh, len(labels))
+        inputs, step_rng = augmented(self.augmentation, batched, images, rng, given["step"])
+        return {"images": inputs, "labels": labels, **given["extra"]}, step_rng
+
+
+# At module level, so that runs with equal inputs share what is compiled.
+@partial(jax.jit, static_argnums=0)
+def _inputs(inputs: BatchInputs, resident: Any, rng: PRNGKeyArray, given: Mapping[str, Any]) -> tuple[Any, Any]:
+    return inputs(resident, rng, given)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingStep:
+    """The steps of a run, from the batches of a call to the next state.
+
+    Attributes:
+        plan: the plan of a step with `batch_size` images. Placement and names are equal for all batch sizes.
+        inputs: makes the tensors of a step.
+        source: the source of the training images.
+        rng: the key of all steps, on every device of the first group.
+        extra: functions that return the extra tensors of the step, by name.
+        many: several steps as one call; None: all calls have one step.
+        single: a compiled step for each batch size. Others are compiled when they are needed.
+    """
+
+    plan: StepPlan
+    inputs: BatchInputs
+    source: ImageSource
     rng: PRNGKeyArray
-    compiled: Mapping[int, CompiledStep]
     extra: Mapping[str, ExtraTensor]
-    share: HostShare
+    many: ManySteps | None
+    single: dict[int, CompiledStep]
 
     @property
-    def plan(self) -> StepPlan:
-        """The plan of the step. Placement and names are equal for all batch sizes."""
-        return next(iter(self.compiled.values())).plan
+    def batch_size(self) -> int:
+        """Images of a step, over all devices, but for the last step of an epoch."""
+        return int(self.plan.batch["labels"].shape[0])
 
-    def __call__(
-        self,
-        state: State,
-        step: int,
-        chosen: Int64[np.ndarray, " batch"],
-        images: UInt8[np.ndarray, "rows h w c"],
-        labels: Int[np.ndarray, " rows"],
-    ) -> tuple[State, dict[str, Metrics]]:
-        """`(state after the step, metrics by program)`.
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted memory of one device in a call, images on the device included."""
+        if self.many is not None:
+            return compiled_peak(self.many)
+        return compiled_peak(self.single[self.batch_size]) + device_bytes(self.source.resident)
+
+    def __call__(self, state: State, batches: Sequence[HostBatch]) -> tuple[State, dict[str, Metrics]]:
+        """`(state after the steps, metrics by program)`. The metrics of several steps have a first axis of steps.
 
         Args:
-            state: the state before the step.
-            step: the step, from 0.
-            chosen: positions in the training set of all images of the batch.
-            images: this process's rows of the batch.
-            labels: labels of these rows.
+            state: the state before the first step.
+            batches: the batches of a call, see `kd_local.training.calls`.
 
         Raises:
             ValueError: an extra tensor is not finite.
         """
-        size, rows, first_group = len(chosen), self.share.rows(len(chosen)), self.plan.groups[0]
-        inputs, step_rng = batch_inputs(self.augmentation, first_group, self.rng, step, images, size)
-        tensors = {name: tensor(step, chosen) for name, tensor in self.extra.items()}
-        check_finite(tensors, of=f"the extra tensors of step {step + 1}")
-        tensors = {name: array[rows] if array.ndim else array for name, array in tensors.items()}
-        placed, tensors = put_rows((labels, tensors), first_group, size)
-        return self.compiled[size](state, inputs, placed, step_rng, tensors)
+        size, stacked = len(batches[0].chosen), len(batches) > 1
+        each = [self._given(batch) for batch in batches]
+        given = jax.tree.map(lambda *arrays: np.stack(arrays), *each) if stacked else each[0]
+        given = {
+            "step": move(given["step"], on_every_device(self.inputs.mesh)),
+            "images": self.source.put(given["images"], size, stacked=stacked),
+            "extra": put_rows(given["extra"], self.inputs.mesh, size, stacked=stacked),
+        }
+        if stacked:
+            assert self.many is not None  # calls have several steps only with it
+            return self.many(state, self.source.resident, self.rng, given)
+        tensors, step_rng = _inputs(self.inputs, self.source.resident, self.rng, given)
+        images, labels = tensors.pop("images"), tensors.pop("labels")
+        return self._single(size)(state, images, labels, step_rng, tensors)
+
+    def _given(self, batch: HostBatch) -> dict[str, Any]:
+        tensors = {name: tensor(batch.step, batch.chosen) for name, tensor in self.extra.items()}
+        check_finite(tensors, of=f"the extra tensors of step {batch.step + 1}")
+        rows = share_of(self.inputs.mesh).rows(len(batch.chosen))
+        extra = {name: array[rows] if array.ndim else array for name, array in tensors.items()}
+        return {"step": np.uint32(batch.step), "images": batch.given, "extra": extra}
+
+    def _single(self, size: int) -> CompiledStep:
+        if size not in self.single:
+            self.single[size] = compile_plan(self.plan.for_batch(size))
+        return self.single[size]
 
 
 def prepare_step(
@@ -88,12 +141,16 @@ def prepare_step(
     mesh: Mesh,
     options: StepOptions,
     extra: Mapping[str, ExtraTensor],
+    images_on_devices: bool = False,
 ) -> tuple[TrainingStep, State]:
     """`(step, state)`: the compiled step of a run and a new state, on the devices of the mesh.
 
     Raises:
-        ValueError: the new state, teachers included, is not finite; see `kd_local.parallel.plan_step` too.
+        ValueError: the new state, teachers included, is not finite; see `kd_local.parallel.plan_step` and
+            `image_source` too.
     """
+    full_steps = len(data.train) // plan.batch_size
+    check_steps_per_call(plan, full_steps, options.steps_per_call)
     rng, init_rng = keys(seed)
     shape, batch_size = data.train.shape, plan.batch_size
     state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
@@ -101,7 +158,7 @@ def prepare_step(
     offered: dict[str, ExtraTensor] = {"indices": _int32, "epoch": partial(_epoch, plan.steps_per_epoch), **extra}
     read = {name: offered[name] for name in extra_names(method.programs()) if name in offered}
     first_batch = next(batch_indices(len(data.train), seed=seed, batch_size=batch_size))
-    step = compile_step(
+    of_step = plan_step(
         method,
         jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32),
         jax.ShapeDtypeStruct((batch_size,), jnp.int32),
@@ -110,13 +167,54 @@ def prepare_step(
         mesh=mesh,
         options=options,
     )
-    compiled = {batch_size: step}
+    first_group = of_step.groups[0]  # where a batch begins
+    source = image_source(data.train, first_group, share_of(first_group), on_devices=images_on_devices)
+    inputs = BatchInputs(data.augmentation, first_group, source.rows)
+    step = TrainingStep(of_step, inputs, source, move(rng, on_every_device(first_group)), read, None, {})
+    if options.steps_per_call > 1:
+        given = _shapes_of_call(of_step, source, options.steps_per_call)
+        step = replace(step, many=compile_many(of_step, inputs, source.resident, step.rng, given))
+    if takes_single_steps(plan, full_steps, options.steps_per_call):
+        step.single[batch_size] = compile_plan(of_step)
     smallest = len(data.train) - (plan.steps_per_epoch - 1) * batch_size
     if smallest != batch_size and plan.last_step >= plan.steps_per_epoch:
-        compiled[smallest] = step.for_batch(smallest)
-    first_group = step.plan.groups[0]  # where a batch begins
-    rng = move(rng, on_every_device(first_group))
-    return TrainingStep(data.augmentation, rng, compiled, read, share_of(first_group)), step.place(state)
+        whole = step.single.get(batch_size)
+        step.single[smallest] = (
+            compile_plan(of_step.for_batch(smallest)) if whole is None else whole.for_batch(smallest)
+        )
+    return step, of_step.place(state)
+
+
+def lower_call(plan: StepPlan, augmentation: Augmentation, examples: int) -> Any:
+    """A `jax.stages.Lowered` of a call of `plan.options.steps_per_call` steps whose devices hold the training images.
+
+    Nothing is on the devices, which may be absent.
+
+    Args:
+        plan: a step of the form `joined`.
+        augmentation: the augmentation of the training images.
+        examples: number of training images.
+    """
+    mesh, shape = plan.groups[0], plan.batch["images"].shape[1:]
+    source = OnDevices.shaped(examples, shape, mesh)
+    inputs = BatchInputs(augmentation, mesh, source.rows)
+    given = _shapes_of_call(plan, source, plan.options.steps_per_call)
+    return lower_many(plan, inputs, source.resident, plan.rng, given)
+
+
+def _shapes_of_call(plan: StepPlan, source: ImageSource, steps: int) -> dict[str, Any]:
+    """Shapes and shardings of what the host gives for a call of several steps."""
+    mesh, size = plan.groups[0], int(plan.batch["labels"].shape[0])
+    extra = {
+        name: jax.ShapeDtypeStruct((steps, *like.shape), like.dtype)
+        for name, like in plan.batch.items()
+        if name not in ("images", "labels")
+    }
+    return {
+        "step": jax.ShapeDtypeStruct((steps,), np.uint32, sharding=on_every_device(mesh)),
+        "images": source.shapes(size, steps),
+        "extra": with_shardings(extra, batch_shardings(extra, mesh, size, stacked=True)),
+    }
 
 
 def _int32(step: int, chosen: np.ndarray) -> np.ndarray:

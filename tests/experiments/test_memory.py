@@ -19,7 +19,7 @@ from kd_local.parallel import StepOptions
 
 
 def test_rows_in_order():
-    rows = rows_of((1, 4), ("R0", "E"), decoders=True)
+    rows = rows_of((1, 4), ("R0", "E"), decoders=True, scanned=False)
     assert list(map(str, rows)) == [
         "end_to_end", "end_to_end_remat", "naive R0 K=1", "naive R0 K=4", "contsup_joined R0 K=1",
         "contsup_joined R0 K=4", "contsup R0 K=1", "contsup R0 K=4", "contsup E K=1", "contsup E K=4",
@@ -32,7 +32,7 @@ def test_rows_in_order():
     local = [row.modules for row in order if row.method == "contsup"]
     assert local == [4, 4, 1, 1]
     assert {row.method for row in order[-4:]} == {"naive", "contsup_joined"}
-    assert rows_of((4,), ("R0",), decoders=False)[-1] == Row("contsup_remat", 4, "R0")
+    assert rows_of((4,), ("R0",), decoders=False, scanned=True)[-1] == Row("contsup_remat", 4, "R0")
 
 
 @pytest.mark.exhaustive
@@ -41,7 +41,7 @@ def test_rows_of_distillation():
     config.teacher.network = "resnet14"
     rows = distillation_rows(distillation_methods("local_distillation,fitnet,kd", config), config)
     assert list(map(str, rows)) == ["kd", "fitnet", "local_distillation K=3"]
-    order = in_order_of_effort([*rows_of((1,), ("R0",), decoders=False), *rows[::-1]])
+    order = in_order_of_effort([*rows_of((1,), ("R0",), decoders=False, scanned=True), *rows[::-1]])
     assert list(map(str, order[:5])) == ["end_to_end", "end_to_end_remat", "kd", "fitnet", "local_distillation K=3"]
     config.local_distillation.stones = "2"
     described = build_row(distillation_rows(("local_distillation",), config)[0], config)

@@ -92,11 +92,27 @@ def test_files_of_a_run(reference):
 @pytest.mark.usually("2-0")
 @pytest.mark.parametrize(("times", "seed"), [(2, 0), (4, 1)])
 def test_a_run_killed_at_random_moments_ends_with_the_same_result(reference, tmp_path, times, seed):
+    kill_and_finish(tmp_path, times, seed)
+    assert_same(tmp_path, reference)
+
+
+@pytest.mark.exhaustive
+def test_a_killed_run_of_several_steps_per_call_ends_with_the_same_result(tmp_path):
+    """An epoch has seven steps: two calls of three, and a single one."""
+    calls = {"steps_per_call": 3, "data.on_devices": True}
+    whole = tmp_path / "whole"
+    status, _, err = finish(start(whole, **calls))
+    assert status == 0, err
+    kill_and_finish(tmp_path / "killed", 4, 2, **calls)
+    assert_same(tmp_path / "killed", whole)
+
+
+def kill_and_finish(tmp_path, times, seed, **keys):
     moments = random.Random(seed)
     kills = 0
     while kills < times:
         before = newest_checkpoint(tmp_path)
-        process = start(tmp_path)
+        process = start(tmp_path, **keys)
         step = before + moments.randrange(8)
         wait_until(lambda step=step: newest_checkpoint(tmp_path) > step, [process])
         time.sleep(moments.uniform(0, 0.1))
@@ -106,10 +122,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_result(reference, tmp
         kills += 1
     print("killed after checkpoints up to", newest_checkpoint(tmp_path), "of", STEPS)
     assert newest_checkpoint(tmp_path) < STEPS
-    status, out, err = finish(start(tmp_path))
+    status, out, err = finish(start(tmp_path, **keys))
     assert status == 0, err
     assert "resuming from step" in out
-    assert_same(tmp_path, reference)
 
 
 @pytest.mark.exhaustive

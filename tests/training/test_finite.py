@@ -204,20 +204,20 @@ def test_all_that_is_wrong_is_counted_and_parameters_are_named_first():
 class Poisoned:
     """A step of a run that puts a NaN into the n-th array of a part of the state after one step."""
 
-    take_step: Any
+    take_steps: Any
     step: int
     name: str
     index: int
 
-    def __call__(self, state, step, *batch):
-        state, metrics = self.take_step(state, step, *batch)
-        if step + 1 == self.step:
+    def __call__(self, state, batches):
+        state, metrics = self.take_steps(state, batches)
+        if batches[-1].step + 1 == self.step:
             with jax.transfer_guard("allow"):
                 state, _ = put(state, self.name, self.index, np.nan)
         return state, metrics
 
     def __getattr__(self, name):
-        return getattr(self.take_step, name)
+        return getattr(self.take_steps, name)
 
 
 @pytest.fixture
@@ -226,8 +226,8 @@ def poison(monkeypatch):
 
     def poison(step, name, index):
         def poisoned(*arguments, **options):
-            take_step, state = prepare(*arguments, **options)
-            return Poisoned(take_step, step, name, index), state
+            take_steps, state = prepare(*arguments, **options)
+            return Poisoned(take_steps, step, name, index), state
 
         monkeypatch.setattr(training_loop, "prepare_step", poisoned)
 
@@ -292,7 +292,7 @@ def test_a_fresh_state_is_refused_before_anything_is_compiled(monkeypatch):
         def init(self, rng, images):
             return {**super().init(rng, images), "teacher": {"params": jnp.full(2, jnp.inf, jnp.float16)}}
 
-    monkeypatch.setattr("kd_local.training.training_step.compile_step", None)
+    monkeypatch.setattr("kd_local.training.training_step.compile_plan", None)
     with pytest.raises(ValueError, match="the state before the first step: teacher/params is not finite"):
         train(Wrong(), DATA, epochs=1, batch_size=2)
 
