@@ -17,6 +17,7 @@ from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given
 from experiments.configs.contradictions import check_config, check_files
 from experiments.configs.keys import objective_keys
+from experiments.folders.compilation_cache import use_compilation_cache
 from kd_local.paths import read_existing, read_folder
 
 _CONFIG = define_config()
@@ -50,6 +51,7 @@ def main(_: list[str]) -> None:
     except (ValueError, OSError) as error:
         fail(error, USAGE_STATUS)
 
+    use_compilation_cache()
     from experiments.evaluate.run import run  # imports JAX
 
     run(config, given_keys(), weights, folder)

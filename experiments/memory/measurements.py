@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments.folders.compilation_cache import compilation_cache
+from experiments.folders.compilation_cache import VARIABLE
 from experiments.from_config.images import describe_images
 from experiments.from_config.planning import left_to_measurement, planned
 from experiments.memory.built_rows import build_row
@@ -62,11 +63,11 @@ class Measurements:
         self._known: dict[str, Measurement] = {}
         # As in training, the process allocates an accelerator's memory at once. Gaps between arrays would count.
         at_once = {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}
-        self._environment = {**compilation_cache(workdir), **at_once} if measure else None
+        self._environment = {**_compilation_cache(workdir), **at_once} if measure else None
         self._measured = workdir / MEASURED
         if self._environment is not None:
             # The process that runs real steps finds the compiled code in this cache.
-            jax.config.update("jax_compilation_cache_dir", self._environment["JAX_COMPILATION_CACHE_DIR"])
+            jax.config.update("jax_compilation_cache_dir", self._environment[VARIABLE])
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
     def of(self, row: Row) -> Measurement:
@@ -135,3 +136,15 @@ class Measurements:
         if measured is not None:
             append_json(self._measured, {"digest": digest, "row": str(row), "measured_bytes": measured})
         return measured, None
+
+
+def _compilation_cache(workdir: Path) -> dict[str, str]:
+    """The environment of processes that share compiled steps in the folder of the table.
+
+    The table has compilation times, so that it does not use what other programs have compiled.
+    """
+    return {
+        VARIABLE: str(workdir.absolute() / ".jax-cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **os.environ,
+    }

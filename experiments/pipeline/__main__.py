@@ -20,6 +20,7 @@ from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
 from experiments.configs.contradictions import check_config, check_files
+from experiments.folders.compilation_cache import use_compilation_cache
 from kd_local.choices.steps import TARGETS
 from kd_local.errors import unknown
 from kd_local.paths import read_folder
@@ -66,6 +67,7 @@ def main(_: list[str]) -> None:
     except (ValueError, OSError) as error:
         fail(error, USAGE_STATUS)
 
+    use_compilation_cache()
     from experiments.pipeline.run import run  # imports JAX
 
     meshes = [(1, 1), *((each, 1) for each in modules if each > 1), *((1, each) for each in data if each > 1)]

@@ -18,6 +18,7 @@ from absl import app, flags
 from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import config_flag, define_config
 from experiments.configs.contradictions import check_files
+from experiments.folders.compilation_cache import use_compilation_cache
 from experiments.sweep.rows import Run, read_rows
 from kd_local.paths import read_folder
 
@@ -45,6 +46,7 @@ def main(_: list[str]) -> None:
         for run in runs:
             print(shlex.join(rows.command(run, workdir)))
         return
+    use_compilation_cache()
     from experiments.sweep.series import run_series  # imports JAX
 
     run_series(

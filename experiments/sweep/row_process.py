@@ -4,7 +4,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from experiments.ending import Ending
 
@@ -14,7 +14,6 @@ _ERROR = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 def execute(
     command: Sequence[str],
     *,
-    environment: Mapping[str, str],
     ending: Ending,
     descriptor: int,
     started: Callable[[int | None], None],
@@ -23,14 +22,13 @@ def execute(
 
     Args:
         command: program and arguments.
-        environment: environment variables of the process.
         ending: of this process; each of its signals reaches the row as SIGTERM, so that the row saves and stops.
         descriptor: descriptor of a file that the process inherits.
         started: called with the process's number, and with None when the process has ended.
     """
     with (
         subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace", pass_fds=[descriptor]
+            command, stderr=subprocess.PIPE, text=True, errors="replace", pass_fds=[descriptor]
         ) as process,
         ending.child(process),
     ):

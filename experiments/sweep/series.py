@@ -13,7 +13,6 @@ from rich.console import Console
 
 from experiments.command_line import USAGE_STATUS, fail
 from experiments.ending import Ending
-from experiments.folders.compilation_cache import compilation_cache
 from experiments.folders.folder_lock import FolderLock, Interrupted, InUseError
 from experiments.from_config.images import describe_images
 from experiments.sweep.error_plot import PICTURE, plot_errors
@@ -104,7 +103,6 @@ def _run_all(
     """The error of each failed run, and the table."""
     failures: dict[Run, str] = {}
     clock = _Clock()
-    environment = compilation_cache(workdir)
     lines = _update(rows, runs, workdir, command, failures)
     for number, run in enumerate(runs, start=1):
         if ending.received is not None:
@@ -120,7 +118,6 @@ def _run_all(
         started = time.monotonic()
         error = execute(
             rows.command(run, workdir, python=sys.executable),
-            environment=environment,
             ending=ending,
             descriptor=lock.descriptor,
             started=lock.name_row,

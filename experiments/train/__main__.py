@@ -16,6 +16,7 @@ from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.config_flag import define_config
 from experiments.configs.checks import check_used
 from experiments.configs.contradictions import check_config, check_files
+from experiments.folders.compilation_cache import use_compilation_cache
 from kd_local.paths import read_folder
 
 _CONFIG = define_config()
@@ -47,6 +48,7 @@ def main(_: list[str]) -> None:
     except (ValueError, OSError) as error:
         fail(error, USAGE_STATUS)
 
+    use_compilation_cache()
     from experiments.train.run import Processes, run  # imports JAX
 
     group = Processes(_COORDINATOR.value, _PROCESSES.value, _INDEX.value) if _DISTRIBUTED.value else None

@@ -1,6 +1,7 @@
 """Trains the network of a config, in one process or several."""
 
 import errno
+import os
 import sys
 import time
 import traceback
@@ -17,6 +18,7 @@ from rich.console import Console
 from experiments.command_line import USAGE_STATUS, described, fail
 from experiments.ending import ENDING
 from experiments.folders import workdirs
+from experiments.folders.compilation_cache import VARIABLE
 from experiments.folders.folder_lock import lock_folder
 from experiments.folders.identity import NOTED, Identity, options
 from experiments.from_config.deployed_runs import save_state
@@ -249,6 +251,8 @@ def _describe(console: Console, experiment: Experiment, config: ConfigDict, work
     cuts = f", cut after {', '.join(experiment.boundaries)}" if experiment.boundaries else ""
     devices = f"{experiment.mesh.size} x {jax.devices()[0].device_kind}"
     say(console, f"{title_of(experiment, config)}{cuts}\n{devices}, workdir: {workdir}")
+    if VARIABLE in os.environ:
+        say(console, f"compilation cache: {os.environ[VARIABLE]}")
 
 
 def _report(message: str) -> None:

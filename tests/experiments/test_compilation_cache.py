@@ -1,16 +1,47 @@
-"""The folder in which the rows of a sweep store compiled steps."""
+"""The folder of compiled steps that all programs of a user share."""
 
 import os
 
-from experiments.folders.compilation_cache import compilation_cache
+import pytest
+
+from experiments.folders import compilation_cache
+from experiments.folders.compilation_cache import VARIABLE, use_compilation_cache
 
 
-def test_rows_share_compiled_steps_unless_the_user_has_set_a_cache(tmp_path, monkeypatch):
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        monkeypatch.delenv(name, raising=False)
-    environment = compilation_cache(tmp_path)
-    assert environment["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".jax-cache")
-    assert environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"
-    assert environment["PATH"] == os.environ["PATH"]
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/mine")
-    assert compilation_cache(tmp_path)["JAX_COMPILATION_CACHE_DIR"] == "/mine"
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_it_is_in_the_cache_folder_of_the_user(home):
+    use_compilation_cache()
+    (folder,) = (home / "kd_local").iterdir()
+    assert os.environ[VARIABLE] == str(folder)
+    assert folder.name.startswith("jaxlib-0.") and folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_of_the_user_is_kept(home, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "/mine")
+    use_compilation_cache()
+    assert os.environ[VARIABLE] == "/mine" and list(home.iterdir()) == []
+
+
+def test_without_a_folder_that_can_be_made_there_is_none(home):
+    (home / "kd_local").write_text("a file")
+    use_compilation_cache()
+    assert VARIABLE not in os.environ
+
+
+def test_the_entries_not_used_for_the_longest_time_are_deleted(home, monkeypatch):
+    use_compilation_cache()
+    folder = next((home / "kd_local").iterdir())
+    for used, name in enumerate(("oldest", "middle", "newest")):
+        (folder / name).write_bytes(bytes(10))
+        os.utime(folder / name, (used, used))
+    os.utime(folder / "oldest", (3, 0))  # read since
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr(compilation_cache, "LARGEST_BYTES", 20)
+    use_compilation_cache()
+    assert sorted(path.name for path in folder.iterdir()) == ["newest", "oldest"]

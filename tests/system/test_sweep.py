@@ -1,6 +1,5 @@
 """The sweep program: bad input, failing rows, stops, kills and resumption."""
 
-import os
 import shlex
 import signal
 import subprocess
@@ -18,7 +17,7 @@ TABLE2 = "experiments/configs/contsup/table2.py"
 
 def run_python(code: str, tmp_path: Path) -> str | None:
     with (tmp_path / "lock").open("w") as lock:
-        return execute([sys.executable, "-c", code], environment=os.environ, ending=Ending(), descriptor=lock.fileno(),
+        return execute([sys.executable, "-c", code], ending=Ending(), descriptor=lock.fileno(),
                        started=lambda process: None)  # fmt: skip
 
 
