@@ -3,6 +3,7 @@
 Both give the same batches. Images on the devices save the copy from the host, and the host then sends only indices.
 """
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -107,33 +108,37 @@ class OnDevices:
     Attributes:
         mesh: the devices of a batch.
         examples: number of images.
-        resident: images and labels, padded with zeros to a multiple of the devices.
+        shape: height, width and channels of the images.
+        resident: images and labels, padded with zeros to a multiple of the devices. The pixels of an image are one
+            axis, since a TPU would pad the channels to a multiple of its tiles.
     """
 
     mesh: Mesh
     examples: int
-    resident: tuple[UInt8[Array, "n h w c"], Int32[Array, " n"]]
+    shape: tuple[int, int, int]
+    resident: tuple[UInt8[Array, "n pixels"], Int32[Array, " n"]]
 
     @classmethod
     def of(cls, split: Split, mesh: Mesh) -> "OnDevices":
         """Copies the images to the devices."""
         missing = -len(split) % mesh.shape[DATA]
-        images = np.pad(split.images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else split.images
+        images = split.images.reshape(len(split), -1)
+        images = np.pad(images, ((0, missing), (0, 0))) if missing else images
         labels = np.pad(split.labels, (0, missing))
-        return cls(mesh, len(split), move((images, labels), over_the_batch(mesh, len(images))))
+        return cls(mesh, len(split), split.shape, move((images, labels), over_the_batch(mesh, len(images))))
 
     @classmethod
     def shaped(cls, examples: int, shape: tuple[int, int, int], mesh: Mesh) -> "OnDevices":
         """The same with the shapes and shardings of `resident` in place of arrays, for compilation."""
         padded = examples + -examples % mesh.shape[DATA]
-        arrays = jax.ShapeDtypeStruct((padded, *shape), np.uint8), jax.ShapeDtypeStruct((padded,), np.int32)
+        arrays = jax.ShapeDtypeStruct((padded, math.prod(shape)), np.uint8), jax.ShapeDtypeStruct((padded,), np.int32)
         images, labels = with_shardings(arrays, batch_shardings(arrays, mesh, padded))
-        return cls(mesh, examples, (images, labels))
+        return cls(mesh, examples, shape, (images, labels))
 
     @property
     def rows(self) -> Rows:
         """See `ImageSource`."""
-        return _chosen_rows
+        return _ChosenRows(self.shape)
 
     def batches(self, *, seed: int, batch_size: int, start_step: int) -> Generator[HostBatch, None, None]:
         """See `ImageSource`."""
@@ -154,19 +159,27 @@ def _given_rows(mesh: Mesh, resident: Any, given: Any) -> tuple[UInt8[Array, "ba
     return images, labels
 
 
-def _chosen_rows(mesh: Mesh, resident: Any, chosen: Any) -> tuple[UInt8[Array, "batch h w c"], Int[Array, " batch"]]:
-    if mesh.shape[DATA] == 1:
-        images, labels = (array[chosen] for array in resident)
-        return images, labels
-    divided, of_batch = PartitionSpec(DATA), over_the_batch(mesh, len(chosen)).spec
-    images, labels = jax.shard_map(
-        partial(_gather, divided=of_batch == divided),
-        mesh=mesh,
-        in_specs=((divided, divided), PartitionSpec()),
-        out_specs=of_batch,
-        check_vma=False,
-    )(resident, chosen)
-    return images, labels
+@dataclass(frozen=True)
+class _ChosenRows:
+    """See `Rows`. Equal instances share what is compiled."""
+
+    shape: tuple[int, int, int]
+
+    def __call__(
+        self, mesh: Mesh, resident: Any, chosen: Int32[Array, " batch"]
+    ) -> tuple[UInt8[Array, "batch h w c"], Int[Array, " batch"]]:
+        if mesh.shape[DATA] == 1:
+            images, labels = (array[chosen] for array in resident)
+        else:
+            divided, of_batch = PartitionSpec(DATA), over_the_batch(mesh, len(chosen)).spec
+            images, labels = jax.shard_map(
+                partial(_gather, divided=of_batch == divided),
+                mesh=mesh,
+                in_specs=((divided, divided), PartitionSpec()),
+                out_specs=of_batch,
+                check_vma=False,
+            )(resident, chosen)
+        return images.reshape(-1, *self.shape), labels
 
 
 def _gather(resident: tuple[Array, Array], chosen: Int32[Array, " batch"], *, divided: bool) -> tuple[Array, ...]:

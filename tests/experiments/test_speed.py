@@ -1,6 +1,5 @@
 """The speed program times the same steps as training."""
 
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,41 +8,23 @@ import numpy as np
 import pytest
 
 from experiments.configs import default
-from experiments.from_config.experiment import build
-from experiments.speed.jax_step import scanned, synthetic
+from experiments.speed.jax_step import JaxStep
 from experiments.speed.rows import SpeedRow
 from kd_local.local import cut
 from kd_local.models import resnet
-from kd_local.parallel import plan_step
-from kd_local.training.inputs import keys
-from kd_local.training.loop import training_plan
-from kd_local.training.training_step import prepare_step
 
 STEPS, BATCH = 3, 8
 
 
-@pytest.mark.exhaustive
-def test_scanned_steps_equal_those_of_training():
+@pytest.mark.parametrize("form", ("separate", "scanned"))
+def test_a_round_is_steps_of_training(form):
     config = default.get_config()
-    config.batch_size, config.local.modules = BATCH, 2
-    experiment = build(config)
-    data, options = synthetic(experiment.shape, BATCH), replace(experiment.options, form="joined")
-    run = training_plan(len(data.train), epochs=9, batch_size=BATCH, steps=None, mesh=experiment.mesh)
-    step, state = prepare_step(experiment.method, data, run, seed=0, mesh=experiment.mesh, options=options, extra={})
-    images, labels = data.train.images, data.train.labels
-    chosen = np.random.default_rng(1).integers(len(images), size=(STEPS, BATCH))
-    rng, init_rng = keys(0)
-    like = jax.ShapeDtypeStruct((BATCH, *experiment.shape), np.float32)
-    start = experiment.method.init(init_rng, like)
-    plan = plan_step(experiment.method, like, jax.ShapeDtypeStruct((BATCH,), np.int32), options=options)
-    many = scanned(plan, data.augmentation)
-    after, each = many(start, images, labels, rng, np.arange(STEPS, dtype=np.uint32), chosen.astype(np.int32))
-    for number, rows in enumerate(chosen):
-        state, metrics = step(state, number, rows, images[rows], labels[rows])
-        for name, values in metrics.items():
-            np.testing.assert_allclose(each[name]["loss"][number], values["loss"], rtol=1e-4)
-    for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    config.batch_size = BATCH
+    step = JaxStep(SpeedRow("end_to_end", None, 1, form, "float32"), config, STEPS)
+    assert (step._step.many is not None) == (form == "scanned")
+    _, metrics = step.dispatch()
+    assert metrics["network"]["loss"].shape == ((STEPS,) if form == "scanned" else ())
+    assert step.predicted_bytes > 0 and step.multiply_adds > 0
 
 
 def test_unknown_forms_and_precisions_are_refused():

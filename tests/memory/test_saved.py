@@ -132,7 +132,7 @@ def methods():
 def test_distillation():
     alone, kd, block_kd, local = (saved_activations(method, CIFAR, BATCH) for method in methods())
     # KD saves nothing of the teacher but what the loss computes from its logits: a few numbers for each image.
-    assert alone["network"] < kd["student"] < alone["network"] + BATCH * 200
+    assert alone["network"] < kd["student"] < alone["network"] + BATCH * 600
     # Block-KD saves activations of the teacher's remaining blocks, but none of its parameters.
     assert block_kd["student"] > 1.5 * kd["student"]
     assert list(local) == ["teacher", "module00", "module01", "module02"]

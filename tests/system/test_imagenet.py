@@ -67,7 +67,8 @@ def arguments(file: str, data: Path, workdir: Path, *changes: str) -> list[str]:
     return [
         f"--config=experiments/configs/{file}", f"--workdir={workdir}",
         f"--config.data.name={NAME}", f"--config.data.data_dir={data}", "--config.data.workers=1",
-        "--config.batch_size=4", "--config.steps=2", "--config.optimizer.warmup_epochs=0", *changes,
+        "--config.batch_size=4", "--config.steps=2", "--config.optimizer.warmup_epochs=0",
+        "--config.optimizer.warmup_rate=none", *changes,
     ]  # fmt: skip
 
 

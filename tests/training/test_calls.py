@@ -192,7 +192,7 @@ def test_refused(arguments, message):
 def test_refused_options():
     with pytest.raises(ValueError, match="several steps per call need the form 'joined'"):
         StepOptions(steps_per_call=2)
-    with pytest.raises(ValueError, match="steps_per_call is 0: use 1 or more"):
+    with pytest.raises(ValueError, match="steps_per_call is 0: use a whole number from 1"):
         StepOptions(JOINED, 0)
 
 
