@@ -34,7 +34,9 @@ class JaxStep:
         data = synthetic(experiment.shape, config.batch_size, steps if scanned else _BATCHES)
         assert isinstance(data.train, Split)
         self._train = data.train
-        of_run = training_plan(len(data.train), epochs=100_000, batch_size=self._batch, steps=None, mesh=experiment.mesh)
+        of_run = training_plan(
+            len(data.train), epochs=100_000, batch_size=self._batch, steps=None, mesh=experiment.mesh
+        )
         form = {"form": JOINED, "steps_per_call": steps} if scanned else {"form": row.form}
         self._step, self._state = prepare_step(
             experiment.method,
