@@ -2,7 +2,7 @@
 
 A row is a method, a context, a form of the step and a precision. --pytorch=nchw,channels_last adds rows for the same
 steps in PyTorch. Every row has its own process. The rounds of all rows are interleaved, and one row runs at a time. The
-program prints a table and writes speed.jsonl, with a line per row, to the working directory.
+program prints a table, and writes speed.jsonl, with a line per row, and speed.png to the working directory.
 """
 
 from experiments.ending import ENDING
@@ -26,6 +26,7 @@ from experiments.configs.description import shown
 from experiments.configs.uses import METHODS
 from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow, configured
 from kd_local.choices.local import read_context
+from kd_local.choices.steps import TARGETS
 from kd_local.errors import unknown
 from kd_local.paths import read_folder
 
@@ -57,6 +58,9 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timed rounds of each row.
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Number of rows that compile at once.", 1, 256)
 _SECONDS = flags.DEFINE_float("seconds", 3600.0, "Time limit; rows that compile longer are left out.", 0, 1e7)
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of each row's last round, for TensorBoard.")
+_TARGET = flags.DEFINE_string(
+    "target", "local", f"Devices: {', '.join(TARGETS)}. For a TPU target, times are predicted from compiled counts."
+)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/speed", "Folder of the results.")
 
 
@@ -67,6 +71,10 @@ def main(_: list[str]) -> None:
         if not _SECONDS.value >= 0:
             raise ValueError(f"--seconds={_SECONDS.value}: use a number from 0 to 1e7")
         rows = rows_of(numbers("modules", modules, example="4,16", lowest=1))
+        if _TARGET.value not in TARGETS:
+            raise unknown("target", _TARGET.value, TARGETS)
+        if _TARGET.value != TARGETS[0] and (_PYTORCH.value or _PROFILE.value is not None):
+            raise ValueError(f"--target={_TARGET.value}: nothing is run there; leave out --pytorch and --profile")
         check_given(given_keys(), _IGNORED)
         check_used(config, _alternatives(rows))
         check_ignored(config)
@@ -78,9 +86,12 @@ def main(_: list[str]) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
 
-    from experiments.speed.run import Timing, run  # imports JAX
+    from experiments.speed.run import Timing, predict, run  # imports JAX
 
-    run(config, rows, Timing(_STEPS.value, _ROUNDS.value, _PROCESSES.value, _SECONDS.value, profiles), workdir)
+    if _TARGET.value != TARGETS[0]:
+        predict(config, rows, _TARGET.value, _STEPS.value, workdir)
+    else:
+        run(config, rows, Timing(_STEPS.value, _ROUNDS.value, _PROCESSES.value, _SECONDS.value, profiles), workdir)
 
 
 def _alternatives(rows: Sequence[SpeedRow]) -> dict[str, Sequence[Any]]:

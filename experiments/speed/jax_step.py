@@ -60,6 +60,11 @@ class JaxStep:
         return self._state, metrics
 
     @property
+    def device(self) -> str:
+        """The kind of the device."""
+        return jax.devices()[0].device_kind
+
+    @property
     def measured_bytes(self) -> int | None:
         """Peak memory of this process's device; None if the platform does not report it."""
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

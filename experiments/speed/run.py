@@ -18,13 +18,17 @@ from experiments.command_line import USAGE_STATUS, fail
 from experiments.ending import ENDING
 from experiments.folders.folder_lock import lock_folder
 from experiments.from_config.experiment import build
+from experiments.speed.peaks import peak_flops
+from experiments.speed.picture import draw
+from experiments.speed.predicted import predict_all
 from experiments.speed.processes import RowProcess
 from experiments.speed.rows import PYTORCH, SpeedRow, configured
 from experiments.tables import say, terminal_table
-from kd_local.files import replace_text
+from kd_local.files import replace_text, replacing
+from kd_local.memory import target
 from kd_local.sizes import MIB
 
-LINES = "speed.jsonl"
+LINES, PICTURE = "speed.jsonl", "speed.png"
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,7 @@ class Timing:
 def run(config: ConfigDict, rows: Sequence[SpeedRow], timing: Timing, workdir: Path) -> None:
     """Times the rows in processes of their own, and ends the program with an error if one fails."""
     try:
-        for row in {row.work: row for row in rows}.values():
-            build(configured(row, config), fresh_teachers=True)
+        _check(config, rows)
         ENDING.at_end(lock_folder(workdir).release)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
@@ -74,9 +77,32 @@ def run(config: ConfigDict, rows: Sequence[SpeedRow], timing: Timing, workdir: P
         each.process.terminate()
     common = {"network": config.network.name, "batch": config.batch_size, "steps": timing.steps, "jax": jax.__version__}
     replace_text(workdir / LINES, "".join(json.dumps({**one, **common}) + "\n" for one in results))
-    console.print(table(results, f"{config.network.name}, batch {config.batch_size}", config.batch_size))
+    title = f"{config.network.name}, batch {config.batch_size}"
+    with replacing(workdir / PICTURE) as file:
+        draw(results, title=title).savefig(file, dpi=120, format="png")
+    console.print(table(results, title, config.batch_size))
     if len(results) < len(rows):
         fail(f"{len(rows) - len(results)} of {len(rows)} rows failed or were late, see above", 1)
+
+
+def predict(config: ConfigDict, rows: Sequence[SpeedRow], name: str, steps: int, workdir: Path) -> None:
+    """Predicts the rows for a TPU target, see `experiments.speed.predicted`."""
+    # If libtpu is installed, JAX would look for a TPU.
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        on = target(name)
+        _check(config, rows)
+        ENDING.at_end(lock_folder(workdir).release)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        fail(error, USAGE_STATUS)
+    ENDING.arm()
+    predict_all(config, rows, on, steps, workdir, Console())
+
+
+def _check(config: ConfigDict, rows: Sequence[SpeedRow]) -> None:
+    """Builds all rows, so that errors are raised before any compilation."""
+    for row in {row.work: row for row in rows}.values():
+        build(configured(row, config), fresh_teachers=True)
 
 
 def compiled_rows(
@@ -116,12 +142,17 @@ def compiled_rows(
 
 
 def figures(each: RowProcess, steps: int) -> dict[str, Any]:
-    """The figures of a row. Times are seconds per step."""
+    """The figures of a row. Times are seconds per step; `flops` are floating-point operations a second."""
     seconds = [one["seconds"] / steps for one in each.rounds]
+    median, work = statistics.median(seconds), each.known["multiply_adds"]
+    flops = 2 * work / median if work else None
+    peak = peak_flops(each.known["device"], each.row.dtype)
     return {
         **asdict(each.row),
         **each.known,
-        "seconds": statistics.median(seconds),
+        "flops": flops,
+        "of_peak": flops / peak if flops and peak else None,
+        "seconds": median,
         "least": min(seconds),
         "most": max(seconds),
         "rounds": len(seconds),
@@ -156,12 +187,14 @@ def table(results: Sequence[dict[str, Any]], title: str, batch: int) -> Table:
             for one in results
         ],
         "of PyTorch": [ratio(one, framework=PYTORCH, **{name: one[name] for name in same}) for one in results],
-        "TFLOP/s": [
-            f"{2 * one['multiply_adds'] / one['seconds'] / 1e12:.2f}" if one["multiply_adds"] else "" for one in results
-        ],
+        "TFLOP/s": [f"{one['flops'] / 1e12:.2f}" if one["flops"] else "" for one in results],
+        "of peak": [f"{one['of_peak']:.1%}" if one["of_peak"] else "" for one in results],
         "predicted MiB": [mib(one, "predicted_bytes") for one in results],
         "measured MiB": [mib(one, "measured_bytes") for one in results],
         "compile s": [f"{one['compile_seconds']:.1f}" for one in results],
+        "from cache s": ["" if one["cached_seconds"] is None else f"{one['cached_seconds']:.1f}" for one in results],
     }
+    empty = [heading for heading in ("of PyTorch", "of peak", "measured MiB") if not any(columns[heading])]
+    columns = {heading: cells for heading, cells in columns.items() if heading not in empty}
     caption = "of end to end: in the same form and precision; of PyTorch: of the faster layout in the same precision"
     return terminal_table(columns, title=title, left=("row", "form", "dtype"), caption=caption)

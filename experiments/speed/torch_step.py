@@ -181,6 +181,11 @@ class TorchStep:
             torch.cuda.synchronize()
 
     @property
+    def device(self) -> str:
+        """The kind of the device."""
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+
+    @property
     def measured_bytes(self) -> int | None:
         """Peak memory of PyTorch's allocator on the device; None on the CPU."""
         return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else None

@@ -13,7 +13,7 @@ from kd_local.memory.footprint import (
     footprint,
     plan_for,
 )
-from kd_local.memory.groups import GroupFootprint, group_footprints
+from kd_local.memory.groups import GroupFootprint, group_footprints, roofline_seconds
 from kd_local.memory.naive import SummedLosses
 from kd_local.memory.observed import observed_peak
 from kd_local.memory.saved import own_activations, saved_activations, saved_bytes
@@ -40,6 +40,7 @@ __all__ = [
     "observed_peak",
     "own_activations",
     "plan_for",
+    "roofline_seconds",
     "saved_activations",
     "saved_bytes",
     "target",

@@ -65,7 +65,7 @@ def group_footprints(
     for group in range(len(plan.groups)):
         own = [call for call, at in zip(plan.calls, plan.placement, strict=True) if at == group]
         pieces = piece_footprints(own, found)
-        seconds = [_seconds(found[call.signature], target) for call in own]
+        seconds = [roofline_seconds(found[call.signature], target) for call in own]
         groups.append(
             GroupFootprint(
                 tuple(piece.name for piece in pieces),
@@ -77,7 +77,13 @@ def group_footprints(
     return tuple(groups)
 
 
-def _seconds(compilation: CompilationRecord, target: Target) -> float | None:
+def roofline_seconds(compilation: CompilationRecord, target: Target) -> float | None:
+    """A lower bound for the time of an executable: that of its floating-point operations, and that of its memory
+    traffic, whichever is longer. None if the counts, or the speed of the target, are not known.
+
+    Reference:
+        Williams et al., "Roofline" (CACM 2009).
+    """
     of_flops = _ratio(compilation.flops, target.flops_per_second)
     of_memory = _ratio(compilation.moved_bytes, target.bytes_per_second)
     return None if of_flops is None or of_memory is None else max(of_flops, of_memory)

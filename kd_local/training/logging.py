@@ -32,8 +32,8 @@ class Log:
     are deleted too.
 
     Args:
-        report: called with a sentence about each line that is damaged, and with one about the earlier epochs that have
-            no record.
+        report: called with a sentence about each line that is damaged, and with one about the earlier epochs, and the
+            earlier steps, that have no record.
     """
 
     def __init__(self, workdir: Path, *, report: Callable[[str], None] = _warn) -> None:
@@ -46,7 +46,7 @@ class Log:
     def on_start(self, plan: TrainingPlan) -> None:
         recorded = self._keep(self.epochs, EpochRecord.from_json, plan.first_step)
         self._report_lost(plan, recorded)
-        self._keep(self.steps, StepRecord.from_json, plan.first_step)
+        self._report_lost_steps(plan, self._keep(self.steps, StepRecord.from_json, plan.first_step))
         self._writer = SummaryWriter(str(self.tensorboard), purge_step=plan.first_step + 1)
 
     def _keep(self, path: Path, parse: Callable[[Mapping[str, Any]], R], last: int) -> set[int]:
@@ -65,8 +65,18 @@ class Log:
                 "made again: curves, times and tables leave out what is missing"
             )
 
+    def _report_lost_steps(self, plan: TrainingPlan, recorded: set[int]) -> None:
+        """Reports how many of the steps before the plan's first step that `on_step` writes have no record."""
+        written = [step for step in range(1, plan.first_step + 1) if _is_written(step)]
+        lost = [step for step in written if step not in recorded]
+        if lost:
+            self._report(
+                f"{self.steps} has no record of {len(lost)} of the {len(written)} steps that were recorded, which "
+                f"cannot be made again; the first is step {lost[0]}"
+            )
+
     def on_step(self, record: StepRecord) -> None:
-        if record.step == 1 or record.step % EVERY == 0:
+        if _is_written(record.step):
             self._write(self.steps, record.to_json())
 
     def on_epoch(self, record: EpochRecord) -> None:
@@ -83,6 +93,10 @@ class Log:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _is_written(step: int) -> bool:
+    return step == 1 or step % EVERY == 0
 
 
 def read_epochs(workdir: Path) -> list[EpochRecord]:

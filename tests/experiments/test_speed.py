@@ -1,5 +1,6 @@
 """The speed program times the same steps as training."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,8 +10,11 @@ import pytest
 
 from experiments.configs import default
 from experiments.speed.jax_step import JaxStep
-from experiments.speed.rows import SpeedRow
+from experiments.speed.peaks import peak_flops
+from experiments.speed.predicted import predict
+from experiments.speed.rows import FORMS, SpeedRow
 from kd_local.local import cut
+from kd_local.memory import CompilationRecords, target
 from kd_local.models import resnet
 
 STEPS, BATCH = 3, 8
@@ -25,6 +29,28 @@ def test_a_round_is_steps_of_training(form):
     _, metrics = step.dispatch()
     assert metrics["network"]["loss"].shape == ((STEPS,) if form == "scanned" else ())
     assert step.predicted_bytes > 0 and step.multiply_adds > 0
+
+
+def test_the_peak_speed_of_a_device():
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 2 * peak_flops("NVIDIA H100 80GB HBM3", "float32")
+    assert peak_flops("TPU v5 lite", "float32") == peak_flops("TPU v5 lite", "bfloat16") == 197e12
+    assert peak_flops("cpu", "float32") is None
+
+
+@pytest.mark.exhaustive
+def test_predictions_of_all_forms():
+    """As for a device with these speeds. A call of several steps has the counts of one step."""
+    config = default.get_config()
+    config.batch_size = BATCH
+    on = replace(target(), flops_per_second=1e12, bytes_per_second=1e11)
+    found = {}
+    for form in FORMS:
+        row = SpeedRow("contsup", "R0", 2, form, "float32")
+        found[form] = predict(row, config, on, STEPS, CompilationRecords())
+        assert found[form]["seconds"] >= max(found[form]["flops"] / 1e12, found[form]["moved_bytes"] / 1e11)
+    assert [found[form]["executables"] for form in FORMS] == [2, 1, 1]
+    assert found["scanned"]["flops"] == pytest.approx(found["joined"]["flops"], rel=0.2)
+    assert found["joined"]["flops"] == pytest.approx(found["separate"]["flops"], rel=0.1)
 
 
 def test_unknown_forms_and_precisions_are_refused():

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.support.processes import refused, succeed
 
 
@@ -13,6 +15,9 @@ def test_steps_are_timed(tmp_path):
     for row in rows:
         assert 0 < row["least"] <= row["seconds"] <= row["most"] and row["rounds"] == 2
         assert 0 < row["host_seconds"] <= row["most"] and row["predicted_bytes"] > 0 and row["multiply_adds"] > 0
+        assert 0 < row["cached_seconds"] < row["compile_seconds"] and row["device"] == "cpu"
+        assert row["flops"] == pytest.approx(2 * row["multiply_adds"] / row["seconds"])
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     assert "end_to_end scanned float32: compiled in" in str(said)
 
 

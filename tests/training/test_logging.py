@@ -94,6 +94,7 @@ def test_a_damaged_line_is_named_and_skipped_alone(tmp_path, damaged, problem):
     assert read_epochs(tmp_path) == [epoch(4), epoch(12)]
     reports = []
     log = Log(tmp_path, report=reports.append)
+    write_steps(log, [1])
     log.on_start(replace(PLAN, first_step=12))
     log.close()
     assert read_epochs(tmp_path) == [epoch(4), epoch(12)] and len(path.read_text().splitlines()) == 2
@@ -121,11 +122,36 @@ def test_lost_records_of_earlier_epochs_are_named(tmp_path, kept, first_step, lo
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(epoch(step).to_json()) + "\n" for step in kept))
     reports = []
     log = Log(tmp_path, report=reports.append)
+    write_steps(log, [1])
     log.on_start(TrainingPlan(first_step, 24, 4, 8))
     log.close()
     left_out = "which cannot be made again: curves, times and tables leave out what is missing"
     assert reports == ([] if lost is None else [f"{log.epochs} has no record of {lost}, {left_out}"])
     assert [record.step for record in read_epochs(tmp_path)] == kept
+
+
+@pytest.mark.parametrize(
+    ("kept", "first_step", "lost"),
+    [
+        ([1, 25, 50], 60, None),
+        ([1, 25], 49, None),
+        ([], 0, None),
+        ([], 60, "3 of the 3 steps that were recorded, which cannot be made again; the first is step 1"),
+        ([1, 50], 60, "1 of the 3 steps that were recorded, which cannot be made again; the first is step 25"),
+    ],
+)
+def test_lost_records_of_steps_are_named(tmp_path, kept, first_step, lost):
+    reports = []
+    log = Log(tmp_path, report=reports.append)
+    write_steps(log, kept)
+    log.on_start(TrainingPlan(first_step, 100, 100, 8))
+    log.close()
+    assert reports == ([] if lost is None else [f"{log.steps} has no record of {lost}"])
+
+
+def write_steps(log, steps):
+    lines = (json.dumps(StepRecord(step, {"module00": {"loss": 1.0}}).to_json()) for step in steps)
+    log.steps.write_text("".join(line + "\n" for line in lines))
 
 
 def test_flipped_bits_of_a_record_are_noticed(tmp_path):
