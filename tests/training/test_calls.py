@@ -101,7 +101,7 @@ def test_several_steps_per_call_train_as_single_steps(name, devices, on_devices)
     arguments = {"epochs": 2, "batch_size": 8, "mesh": mesh}
     joined = partial(StepOptions, form=JOINED)
     last = method.programs()[-1].name
-    whole = train(method, DATA, **arguments, options=joined(), observers=(one,))
+    whole = train(method, DATA, **arguments, observers=(one,))  # an executable for each module
     called = train(
         method, DATA, **arguments, options=joined(steps_per_call=2), on_devices=on_devices, observers=(several,)
     )
