@@ -31,7 +31,7 @@ def call_options(config: ConfigDict, options: StepOptions, data: Data, mesh: Mes
     """`(options, whether the devices hold the images)`: the defaults of the devices where the config has no value."""
     on_devices = fit_on_devices(data, mesh) if config.data.on_devices is None else config.data.on_devices
     if config.steps_per_call is None and config.step != SEPARATE:
-        chosen = default_options(data.train, config.batch_size, mesh, on_devices=on_devices)
+        chosen = default_options(data, config.batch_size, mesh, on_devices=on_devices)
         if chosen.steps_per_call > 1:
             options = replace(options, form=chosen.form, steps_per_call=chosen.steps_per_call)
     return options, on_devices

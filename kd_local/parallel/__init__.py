@@ -1,7 +1,7 @@
 """Meshes of devices, the compilation of programs, and the step that runs them. Nothing else compiles programs."""
 
 from kd_local.choices.steps import BATCH_NORMS, FORMS, JOINED, SEPARATE, SHARDED
-from kd_local.parallel.many_steps import Inputs, ManySteps, compile_many, lower_many
+from kd_local.parallel.many_steps import Inputs, ManySteps, MetricsOfSteps, compile_many, lower_many
 from kd_local.parallel.mesh import (
     DATA,
     MODULE,
@@ -35,6 +35,7 @@ __all__ = [
     "CompiledStep",
     "Inputs",
     "ManySteps",
+    "MetricsOfSteps",
     "Piece",
     "Span",
     "StepOptions",

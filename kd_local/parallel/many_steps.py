@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.choices.steps import JOINED
 from kd_local.contract import Metrics, State
@@ -20,6 +20,9 @@ from kd_local.parallel.pieces import Tensors, compile_lowered
 from kd_local.parallel.plan import StepPlan, number_type
 from kd_local.parallel.step import donations_explained
 from kd_local.parallel.transfer import move
+
+MetricsOfSteps = dict[str, Float[Array, " steps"]]
+"""The metrics of a program by name, a number for each step."""
 
 Inputs = Callable[[Any, PRNGKeyArray, Any], tuple[Tensors, PRNGKeyArray]]
 """A pure function: `(resident arrays, key of all steps, arrays of a step) -> (tensors of the batch, key of the step)`.
@@ -44,7 +47,9 @@ class ManySteps:
     executable: Any
     _constants: tuple[Array, ...]
 
-    def __call__(self, state: State, resident: Any, rng: PRNGKeyArray, given: Any) -> tuple[State, dict[str, Metrics]]:
+    def __call__(
+        self, state: State, resident: Any, rng: PRNGKeyArray, given: Any
+    ) -> tuple[State, dict[str, MetricsOfSteps]]:
         """`(state after the steps, metrics by program)`; each metric has the shape (steps,).
 
         Args:
@@ -113,7 +118,7 @@ def compile_many(plan: StepPlan, inputs: Inputs, resident: Any, rng: Any, given:
 
 def _run(
     plan: StepPlan, inputs: Inputs, own: State, read_only: State, resident: Any, rng: Any, given: Any, constants: Any
-) -> tuple[State, dict[str, Metrics]]:
+) -> tuple[State, dict[str, MetricsOfSteps]]:
     (call,), owned = plan.calls, owned_parts(plan)
 
     def one(parts: State, of_step: Any) -> tuple[State, dict[str, Metrics]]:

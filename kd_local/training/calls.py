@@ -5,7 +5,7 @@ from itertools import islice
 
 from jax.sharding import Mesh
 
-from kd_local.data import Examples
+from kd_local.data import Data
 from kd_local.parallel import JOINED, StepOptions, groups
 from kd_local.training.image_source import HostBatch
 from kd_local.training.records import TrainingPlan
@@ -15,27 +15,33 @@ MOST_STEPS = 50
 _FEWEST_STEPS = 25
 
 
-def default_steps_per_call(examples: Examples, batch_size: int, mesh: Mesh, *, on_devices: bool) -> int:
-    """Steps of a call by default.
+def default_options(data: Data, batch_size: int, mesh: Mesh, *, on_devices: bool) -> StepOptions:
+    """The options of a step by default: several steps per call, of the form `joined`, on accelerators that hold the
+    images; otherwise the form `separate`.
 
-    - 1 on a CPU: a convolution inside a loop is slow there, and the dispatch of a step is not the limit.
-    - 1 with several groups of devices: each group needs a dispatch per batch.
-    - 1 with images from the host: a call would copy the batches of all its steps before it begins.
-    - Otherwise 25 to 50, such that calls of this size divide an epoch; 50 if no such number exists. An epoch with
-      fewer steps is one call.
+    - On a CPU a convolution inside a loop is slow, and the dispatch of a step is not the limit.
+    - Several groups of devices each need a dispatch per batch.
+    - With images from the host, a call would copy the batches of all its steps before it begins.
     """
     if mesh.devices.flat[0].platform == "cpu" or len(groups(mesh)) > 1 or not on_devices:
-        return 1
-    full = len(examples) // batch_size
-    dividing = [steps for steps in range(_FEWEST_STEPS, MOST_STEPS + 1) if full % steps == 0]
-    return min(full, max(dividing, default=MOST_STEPS))
-
-
-def default_options(examples: Examples, batch_size: int, mesh: Mesh, *, on_devices: bool) -> StepOptions:
-    """The options of a step by default: several steps per call, of the form `joined`, where
-    `default_steps_per_call` has several; otherwise the form `separate`."""
-    steps = default_steps_per_call(examples, batch_size, mesh, on_devices=on_devices)
+        return StepOptions()
+    steps = steps_that_divide(len(data.train) // batch_size)
     return StepOptions(form=JOINED, steps_per_call=steps) if steps > 1 else StepOptions()
+
+
+def steps_that_divide(full_steps: int) -> int:
+    """Steps of a call by default: 25 to 50, such that calls of this size divide an epoch, or else 50.
+
+    An epoch with fewer steps is one call.
+
+    >>> steps_that_divide(390)
+    39
+
+    Args:
+        full_steps: steps of an epoch with a full batch.
+    """
+    dividing = [steps for steps in range(_FEWEST_STEPS, MOST_STEPS + 1) if full_steps % steps == 0]
+    return min(full_steps, max(dividing, default=MOST_STEPS))
 
 
 def check_steps_per_call(plan: TrainingPlan, full_steps: int, steps_per_call: int) -> None:

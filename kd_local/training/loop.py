@@ -141,7 +141,7 @@ def train(
     if on_devices is None:
         on_devices = fit_on_devices(data, mesh)
     if options is None:
-        options = default_options(data.train, batch_size, mesh, on_devices=on_devices)
+        options = default_options(data, batch_size, mesh, on_devices=on_devices)
     take_steps, state = prepare_step(
         method, data, plan, seed=seed, mesh=mesh, options=options, extra=extra, images_on_devices=on_devices
     )

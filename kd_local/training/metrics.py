@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import jax
@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kd_local.contract import Metrics
-from kd_local.parallel import StepPlan, move, on_every_device
+from kd_local.parallel import MetricsOfSteps, StepPlan, move, on_every_device
 from kd_local.training.finite import metric_not_finite
 from kd_local.training.records import ProgramMetrics, StepRecord
 
 
 @partial(jax.jit, donate_argnums=0)
 def _accumulate(
-    sums: Float[Array, " metrics"], metrics: dict[str, Metrics], size: Float[Array, ""]
+    sums: Float[Array, " metrics"], metrics: Mapping[str, Metrics | MetricsOfSteps], size: Float[Array, ""]
 ) -> tuple[Float[Array, " metrics"], Float[Array, "steps metrics"]]:
     values = jnp.stack([value.astype(jnp.float32) for of in metrics.values() for value in of.values()], axis=-1)
     # In the order of the steps, so that the sums do not depend on how steps are grouped into calls.
@@ -73,7 +73,7 @@ class EpochMetrics:
             for group, replicated in enumerate(self._replicated)
         ]
 
-    def add(self, step: int, metrics: dict[str, Metrics], size: int, steps: int = 1) -> None:
+    def add(self, step: int, metrics: Mapping[str, Metrics | MetricsOfSteps], size: int, steps: int = 1) -> None:
         """Adds the metrics of a call.
 
         Args:

@@ -18,6 +18,7 @@ from kd_local.memory import compiled_peak
 from kd_local.parallel import (
     CompiledStep,
     ManySteps,
+    MetricsOfSteps,
     StepOptions,
     StepPlan,
     batch_shardings,
@@ -94,7 +95,9 @@ class TrainingStep:
             return compiled_peak(self.many)
         return compiled_peak(self.single[self.batch_size]) + device_bytes(self.source.resident)
 
-    def __call__(self, state: State, batches: Sequence[HostBatch]) -> tuple[State, dict[str, Metrics]]:
+    def __call__(
+        self, state: State, batches: Sequence[HostBatch]
+    ) -> tuple[State, Mapping[str, Metrics | MetricsOfSteps]]:
         """`(state after the steps, metrics by program)`. The metrics of several steps have a first axis of steps.
 
         Args:

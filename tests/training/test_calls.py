@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from kd_local.data import StreamedSplit
+from kd_local.data import WHOLE
 from kd_local.distill import OBJECTIVES, Distillation, Teacher
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.parallel import JOINED, StepOptions, device_mesh
 from kd_local.training import Checkpoints, NotFiniteError, train
-from kd_local.training.calls import call_sizes, default_steps_per_call, grouped, takes_single_steps
+from kd_local.training.calls import call_sizes, default_options, grouped, steps_that_divide, takes_single_steps
 from kd_local.training.image_source import HostBatch, OnDevices, image_source
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.records import TrainingPlan
@@ -51,22 +51,12 @@ def test_single_steps_of_full_batches(steps, single):
 
 
 def test_a_cpu_takes_single_steps_by_default():
-    assert default_steps_per_call(DATA.train, 8, device_mesh(), on_devices=True) == 1
+    assert default_options(DATA, 8, device_mesh(), on_devices=True) == StepOptions()
 
 
-class Gpu:
-    """A mesh whose device calls itself a GPU."""
-
-    axis_names = ("data",)
-    devices = np.array([type("Device", (), {"platform": "gpu"})()])
-
-
-@pytest.mark.parametrize(
-    ("examples", "batch", "steps"), [(50_000, 128, 39), (50_000, 1024, 48), (1437, 64, 22), (50_000, 64, 50), (8, 8, 1)]
-)
-def test_by_default_calls_divide_an_epoch(examples, batch, steps):
-    assert default_steps_per_call(range(examples), batch, Gpu, on_devices=True) == steps
-    assert default_steps_per_call(range(examples), batch, Gpu, on_devices=False) == 1
+@pytest.mark.parametrize(("full_steps", "steps"), [(390, 39), (48, 48), (22, 22), (781, 50), (1, 1), (97, 50)])
+def test_by_default_calls_divide_an_epoch(full_steps, steps):
+    assert steps_that_divide(full_steps) == steps
 
 
 def equal(one, other, **tolerance):
@@ -196,7 +186,14 @@ def test_refused_options():
         StepOptions(JOINED, 0)
 
 
+class Streamed:
+    """Images that are not in memory."""
+
+    shape = (8, 8, 1)
+    __len__ = lambda self: 43
+    training_batches = evaluation_batches = lambda *_, **__: iter(())
+
+
 def test_streamed_images_cannot_be_held_on_the_devices():
-    streamed = StreamedSplit.__new__(StreamedSplit)
     with pytest.raises(ValueError, match="streamed images cannot be held"):
-        image_source(streamed, device_mesh(), None, on_devices=True)
+        image_source(Streamed(), device_mesh(), WHOLE, on_devices=True)
