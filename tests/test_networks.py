@@ -53,6 +53,7 @@ def test_evaluation_keeps_statistics_and_training_updates_them_by_a_tenth(networ
     )
 
 
+@pytest.mark.exhaustive
 def test_rematerialised_gradients_are_the_same(network, variables):
     def loss(params, images, remat):
         logits, _ = network.apply({**variables, "params": params}, images, train=True, remat=remat)
