@@ -57,7 +57,7 @@ PHASES: dict[str, tuple[str, str, float, tuple[str, ...]]] = {
     "restoring": (LOOP, "restore", 60, ()),
     "results": (TRAIN, "write_results", 60, ()),
     # The steps since the last checkpoint would be lost: it saves first.
-    "evaluating": (LOOP, "evaluate", 2, ()),
+    "evaluating": ("kd_local.training.evaluation", "Evaluator.__call__", 2, ()),
     "saving": ("kd_local.training.step_folders", "StepFolders.seal", 2, ("--config.checkpoint.seconds=0",)),
 }
 SAVES = ("evaluating", "saving")
