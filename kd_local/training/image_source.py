@@ -161,7 +161,7 @@ def _given_rows(mesh: Mesh, resident: Any, given: Any) -> tuple[UInt8[Array, "ba
 
 @dataclass(frozen=True)
 class _ChosenRows:
-    """See `Rows`. Equal instances share what is compiled."""
+    """See `Rows`. Equal instances share executables."""
 
     shape: tuple[int, int, int]
 

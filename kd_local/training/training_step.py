@@ -55,7 +55,7 @@ class BatchInputs:
         return {"images": inputs, "labels": labels, **given["extra"]}, step_rng
 
 
-# At module level, so that runs with equal inputs share what is compiled.
+# At module level, so that runs with equal inputs share an executable.
 @partial(jax.jit, static_argnums=0)
 def _inputs(inputs: BatchInputs, resident: Any, rng: PRNGKeyArray, given: Mapping[str, Any]) -> tuple[Any, Any]:
     return inputs(resident, rng, given)
