@@ -116,7 +116,7 @@ class OnDevices:
     mesh: Mesh
     examples: int
     shape: tuple[int, int, int]
-    resident: tuple[UInt8[Array, "n pixels"], Int32[Array, " n"]]
+    resident: tuple[UInt8[Array | jax.ShapeDtypeStruct, "n pixels"], Int32[Array | jax.ShapeDtypeStruct, " n"]]
 
     @classmethod
     def of(cls, split: Split, mesh: Mesh) -> "OnDevices":
