@@ -31,7 +31,7 @@ from kd_local.models import create
 from kd_local.networks import Network
 from kd_local.parallel import StepOptions, check_step, device_mesh
 from kd_local.training import TrainingPlan
-from kd_local.training.calls import check_steps_per_call
+from kd_local.training.calls import check_calls
 from kd_local.training.loop import training_plan
 from kd_local.training.optimizers import make_optimizer
 from kd_local.training.schedules import by_batches, make_schedule, updates_per_epoch
@@ -104,7 +104,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
     cut_network = cut_from_config(config, network, data, platform or mesh.devices.flat[0].platform, loss)
     method = method_from_config(config, network, cut_network, optimizer, data, loss, fresh_teachers=fresh_teachers)
     check_step(method, mesh, options)
-    check_steps_per_call(plan, data.train // plan.batch_size, options.steps_per_call)
+    check_calls(plan, data.train // plan.batch_size, options.steps_per_call)
     if config.data.on_devices and data.streamed:
         raise ValueError(
             f"data.on_devices is True, but the images of {config.data.name} are streamed: use data.on_devices=false"

@@ -10,6 +10,7 @@ from kd_local.data import Data
 from kd_local.parallel import SEPARATE, StepOptions
 from kd_local.training.calls import default_options
 from kd_local.training.image_source import fit_on_devices
+from kd_local.training.records import TrainingPlan
 
 
 def step_options(config: ConfigDict) -> StepOptions:
@@ -27,11 +28,13 @@ def step_options(config: ConfigDict) -> StepOptions:
     )
 
 
-def call_options(config: ConfigDict, options: StepOptions, data: Data, mesh: Mesh) -> tuple[StepOptions, bool]:
+def call_options(
+    config: ConfigDict, options: StepOptions, data: Data, plan: TrainingPlan, mesh: Mesh
+) -> tuple[StepOptions, bool]:
     """`(options, whether the devices hold the images)`: the defaults of the devices where the config has no value."""
     on_devices = fit_on_devices(data, mesh) if config.data.on_devices is None else config.data.on_devices
     if config.steps_per_call is None and config.step != SEPARATE:
-        chosen = default_options(data, config.batch_size, mesh, on_devices=on_devices)
+        chosen = default_options(plan, len(data.train) // config.batch_size, mesh, on_devices=on_devices)
         if chosen.steps_per_call > 1:
             options = replace(options, form=chosen.form, steps_per_call=chosen.steps_per_call)
     return options, on_devices

@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
                     f"--{flag.name} is set without --distributed: add --distributed, or leave out --{flag.name}"
                 )
         check_config(config)
-        if not _DISTRIBUTED.value:  # other processes are told of a path that this one lacks, after they are connected
+        if not _DISTRIBUTED.value:  # a path that this process lacks is reported to the others, once they are connected
             check_files(config)
     except (ValueError, OSError) as error:
         fail(error, USAGE_STATUS)

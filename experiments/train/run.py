@@ -171,7 +171,7 @@ def _train(
     recorded = Barrier("records").decide(
         lambda: [record.step for record in read_epochs(workdir)], seconds=_BARRIER_SECONDS
     )
-    of_step, on_devices = call_options(config, experiment.options, data, experiment.mesh)
+    of_step, on_devices = call_options(config, experiment.options, data, experiment.plan, experiment.mesh)
     with ProgressBar(console, experiment.method) as bar:
         return train(
             experiment.method,

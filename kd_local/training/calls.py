@@ -5,7 +5,6 @@ from itertools import islice
 
 from jax.sharding import Mesh
 
-from kd_local.data import Data
 from kd_local.parallel import JOINED, StepOptions, groups
 from kd_local.training.image_source import HostBatch
 from kd_local.training.records import TrainingPlan
@@ -15,7 +14,7 @@ MOST_STEPS = 50
 _FEWEST_STEPS = 25
 
 
-def default_options(data: Data, batch_size: int, mesh: Mesh, *, on_devices: bool) -> StepOptions:
+def default_options(plan: TrainingPlan, full_steps: int, mesh: Mesh, *, on_devices: bool) -> StepOptions:
     """The options of a step by default: several steps per call, of the form `joined`, on accelerators that hold the
     images; otherwise the form `separate`.
 
@@ -23,9 +22,9 @@ def default_options(data: Data, batch_size: int, mesh: Mesh, *, on_devices: bool
     - Several groups of devices each need a dispatch per batch.
     - With images from the host, a call would copy the batches of all its steps before it begins.
     """
-    if mesh.devices.flat[0].platform == "cpu" or len(groups(mesh)) > 1 or not on_devices:
+    if _on_cpu(mesh) or len(groups(mesh)) > 1 or not on_devices:
         return StepOptions()
-    steps = steps_that_divide(len(data.train) // batch_size)
+    steps = steps_that_divide(min(full_steps, plan.last_step))
     return StepOptions(form=JOINED, steps_per_call=steps) if steps > 1 else StepOptions()
 
 
@@ -44,7 +43,7 @@ def steps_that_divide(full_steps: int) -> int:
     return min(full_steps, max(dividing, default=MOST_STEPS))
 
 
-def check_steps_per_call(plan: TrainingPlan, full_steps: int, steps_per_call: int) -> None:
+def check_calls(plan: TrainingPlan, full_steps: int, steps_per_call: int) -> None:
     """Checks that calls of several steps occur in a run.
 
     Raises:
@@ -95,3 +94,7 @@ def takes_single_steps(plan: TrainingPlan, full_steps: int, steps_per_call: int)
     epochs, remaining = divmod(plan.last_step, plan.steps_per_epoch)
     of_epochs = [full_steps] * min(epochs, 1) + [min(remaining, full_steps)]
     return steps_per_call == 1 or any(steps % steps_per_call for steps in of_epochs)
+
+
+def _on_cpu(mesh: Mesh) -> bool:
+    return bool(mesh.devices.flat[0].platform == "cpu")

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from kd_local.contract import HasTeachers, Method, State
+from kd_local.costs import device_bytes
 from kd_local.data import Augmentation, Data, Examples, normalise
 from kd_local.errors import check_type
 from kd_local.parallel import all_devices, move, on_every_device, put_rows
@@ -45,6 +46,11 @@ class Evaluator:
             else None
         )
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the images on one device."""
+        return device_bytes(self._resident)
+
     def __call__(self, state: State) -> dict[str, SplitScores]:
         """Scores of the deployed network and of every exit, by split: `test`, and `validation` if there is one.
 
@@ -61,7 +67,9 @@ class Evaluator:
             else:
                 replicated = on_every_device(self._mesh)
                 batches = self._resident[name]
-                sums = jax.device_get(_evaluate_batches(self._method, self._augmentation, here, replicated, *batches))
+                sums = jax.device_get(
+                    _evaluate_batches(self._method, self._augmentation, here, replicated, split.shape, *batches)
+                )
             means = _means(sums, len(split))
             loss, accuracy = means["deployed"].tolist()
             results[name] = SplitScores(
@@ -153,26 +161,31 @@ def _evaluate_batch(
     return jax.lax.with_sharding_constraint(sums, replicated)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 3))
+@partial(jax.jit, static_argnums=(0, 1, 3, 4))
 def _evaluate_batches(
     method: Method,
     augmentation: Augmentation,
     state: State,
     replicated: NamedSharding,
-    images: UInt8[Array, "steps batch h w c"],
+    shape: tuple[int, int, int],
+    images: UInt8[Array, "steps batch pixels"],
     labels: Int[Array, "steps batch"],
     valid: Bool[Array, "steps batch"],
 ) -> dict[str, Any]:
     """The sums of each batch, along a first axis of batches."""
     sums_of = partial(_evaluate_batch, method, augmentation, state, replicated)
-    return jax.lax.map(lambda batch: sums_of(*batch), (images, labels, valid))
+    return jax.lax.map(lambda batch: sums_of(batch[0].reshape(-1, *shape), *batch[1:]), (images, labels, valid))
 
 
 def _resident(split: Examples, batch_size: int, mesh: Mesh) -> tuple[Array, ...]:
-    """Images, labels and masks of all batches on the devices, along a first axis of batches."""
+    """Images, labels and masks of all batches on the devices, along a first axis of batches.
+
+    The pixels of an image are one axis, see `kd_local.training.image_source.OnDevices`.
+    """
     with closing(split.evaluation_batches(batch_size, share_of(mesh))) as batches:
         stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
-    images, labels, valid = put_rows(stacked, mesh, batch_size, stacked=True)
+    pixels = stacked[0].reshape(*stacked[0].shape[:2], -1)
+    images, labels, valid = put_rows((pixels, *stacked[1:]), mesh, batch_size, stacked=True)
     return images, labels, valid
 
 

@@ -219,7 +219,7 @@ def image_source(examples: Examples, mesh: Mesh, share: HostShare, *, on_devices
     if not on_devices:
         return FromHost(examples, mesh, share)
     if not isinstance(examples, Split):
-        raise ValueError("streamed images cannot be held on the devices: use data.on_devices=false")
+        raise ValueError("streamed images cannot be held on the devices: use on_devices=False")
     return OnDevices.of(examples, mesh)
 
 

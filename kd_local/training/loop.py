@@ -53,7 +53,7 @@ class Result:
         step: number of steps done, including those of earlier starts of the same run.
         records: records of the epochs that ended in this start; the last epoch may be incomplete.
         peak_bytes: predicted memory of a compiled step, or of a call of several, on one device.
-        resident_bytes: the part of it that training images on the device take.
+        resident_bytes: the part of it that images on the device take.
     """
 
     state: State
@@ -118,7 +118,7 @@ def train(
         checkpoints: where to save and to resume from; None: nothing is saved.
         checkpoint_seconds: the shortest time between two checkpoints; the end of a run is always saved.
         observers: receive the plan and the records.
-        interruption: checked after every step; its `loses` is set.
+        interruption: checked after every call of the devices; its `loses` is set.
         extra: functions that return the other extra tensors of the method's programs, by name; `indices` and `epoch`
             are provided.
         recorded: the steps for which earlier starts of the run have an epoch record. If the run resumes at the end of
@@ -141,18 +141,18 @@ def train(
     if on_devices is None:
         on_devices = fit_on_devices(data, mesh)
     if options is None:
-        options = default_options(data, batch_size, mesh, on_devices=on_devices)
+        options = default_options(plan, len(data.train) // batch_size, mesh, on_devices=on_devices)
     take_steps, state = prepare_step(
         method, data, plan, seed=seed, mesh=mesh, options=options, extra=extra, images_on_devices=on_devices
     )
     metrics = EpochMetrics(take_steps.plan, partial(_notify, observers))
     check = StateCheck(take_steps.plan, state)
     state, plan = restore(checkpoints, state, metrics, plan, check)
-    plan = replace(plan, peak_bytes=take_steps.peak_bytes)
+    evaluate = Evaluator(method, data, batch_size=batch_size, mesh=mesh, on_devices=on_devices)
+    plan = replace(plan, peak_bytes=take_steps.peak_bytes + evaluate.resident_bytes)
     for observer in observers:
         observer.on_start(plan)
 
-    evaluate = Evaluator(method, data, batch_size=batch_size, mesh=mesh, on_devices=on_devices)
     again = missing_record(evaluate, state, plan, recorded, schedule=schedule)
     records: list[EpochRecord] = [] if again is None else [again]
     for observer in observers if again is not None else ():
@@ -205,7 +205,8 @@ def train(
         checkpoints.wait()
     if stop is not None:
         raise Interrupted(stop, step)
-    return Result(state, step, records, plan.peak_bytes, device_bytes(take_steps.source.resident))
+    resident = device_bytes(take_steps.source.resident) + evaluate.resident_bytes
+    return Result(state, step, records, plan.peak_bytes, resident)
 
 
 def _notify(observers: Sequence[Observer], record: StepRecord) -> None:

@@ -33,7 +33,7 @@ from kd_local.parallel import (
     put_rows,
     with_shardings,
 )
-from kd_local.training.calls import check_steps_per_call, takes_single_steps
+from kd_local.training.calls import check_calls, takes_single_steps
 from kd_local.training.finite import check_finite
 from kd_local.training.image_source import HostBatch, ImageSource, OnDevices, Rows, image_source
 from kd_local.training.inputs import ExtraTensor, augmented, keys, share_of
@@ -153,7 +153,7 @@ def prepare_step(
             `image_source` too.
     """
     full_steps = len(data.train) // plan.batch_size
-    check_steps_per_call(plan, full_steps, options.steps_per_call)
+    check_calls(plan, full_steps, options.steps_per_call)
     rng, init_rng = keys(seed)
     shape, batch_size = data.train.shape, plan.batch_size
     state = method.init(init_rng, jax.ShapeDtypeStruct((1, *shape), jnp.float32))

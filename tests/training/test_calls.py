@@ -13,7 +13,15 @@ from kd_local.distill import OBJECTIVES, Distillation, Teacher
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.parallel import JOINED, StepOptions, device_mesh
 from kd_local.training import Checkpoints, NotFiniteError, train
-from kd_local.training.calls import call_sizes, default_options, grouped, steps_that_divide, takes_single_steps
+from kd_local.training import calls as calls_module
+from kd_local.training.calls import (
+    call_sizes,
+    check_calls,
+    default_options,
+    grouped,
+    steps_that_divide,
+    takes_single_steps,
+)
 from kd_local.training.image_source import HostBatch, OnDevices, image_source
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.records import TrainingPlan
@@ -51,7 +59,17 @@ def test_single_steps_of_full_batches(steps, single):
 
 
 def test_a_cpu_takes_single_steps_by_default():
-    assert default_options(DATA, 8, device_mesh(), on_devices=True) == StepOptions()
+    assert default_options(TrainingPlan(0, 12, 6, 8), 5, device_mesh(), on_devices=True) == StepOptions()
+
+
+@pytest.mark.parametrize(("last_step", "steps"), [(3900, 39), (10, 10), (1, 1)])
+def test_a_short_run_on_an_accelerator_has_calls_that_fit(monkeypatch, last_step, steps):
+    """As if the devices were accelerators."""
+    monkeypatch.setattr(calls_module, "_on_cpu", lambda mesh: False)
+    plan = TrainingPlan(0, last_step, 391, 128)
+    options = default_options(plan, 390, device_mesh(), on_devices=True)
+    assert options == (StepOptions(JOINED, steps) if steps > 1 else StepOptions())
+    check_calls(plan, 390, options.steps_per_call)
 
 
 @pytest.mark.parametrize(("full_steps", "steps"), [(390, 39), (48, 48), (22, 22), (781, 50), (1, 1), (97, 50)])
@@ -102,7 +120,8 @@ def test_several_steps_per_call_train_as_single_steps(name, devices, on_devices)
     for a, b in zip(whole.records, called.records, strict=True):
         assert a.test.accuracy == b.test.accuracy and a.test.loss == pytest.approx(b.test.loss, rel=1e-5)
         assert a.train[last]["loss"] == pytest.approx(b.train[last]["loss"], rel=1e-5)
-    held = {1: 43, 4: 11}[devices] * (8 * 8 + 4)
+    images, batches = {1: 43, 4: 11}[devices], 2 + 2  # of training; of validation and test, padded to whole batches
+    held = images * (8 * 8 + 4) + batches * (8 // devices) * (8 * 8 + 4 + 1)
     assert called.resident_bytes == (held if on_devices else 0)
     assert called.peak_bytes > whole.peak_bytes
 
