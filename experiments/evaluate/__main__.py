@@ -25,6 +25,7 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "File of PyTorch weights, or the
 _TRAINING = "it is for training, leave it out"
 _IGNORED = {
     **dict.fromkeys(("method", "epochs", "steps", "step", "seed", "batch_size", "optimizer.", "loss."), _TRAINING),
+    **dict.fromkeys(("steps_per_call", "data.on_devices"), _TRAINING),
     **dict.fromkeys(("end_to_end.", "checkpoint.", "distributed.", "teacher.", "network.weights"), _TRAINING),
     **dict.fromkeys((f"{name}." for name in objective_keys()), _TRAINING),
     **dict.fromkeys(("local.", "data.augment", "mesh.placement", "mesh.batch_norm", "mesh.shard"), _TRAINING),

@@ -29,6 +29,8 @@ _IGNORED = {
     "mesh.data": "use --data",
     "mesh.module": "use --module",
     "steps": "use --steps",
+    "steps_per_call": "each step is timed alone",
+    "data.on_devices": "the images are random",
     "checkpoint.": "nothing is saved",
     "distributed.": "leave it out",
     "local.memory_budget": "name the modules or their number",

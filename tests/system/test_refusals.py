@@ -56,6 +56,8 @@ COMMANDS = {
         ([], "--weights is not set"),
         (["--weights=nowhere"], "there is no such file or folder"),
         (["--weights=README.md", "--config.seed=1"], "this program does not use it"),
+        (["--weights=README.md", "--config.steps_per_call=2"], "this program does not use it"),
+        (["--weights=README.md", "--config.data.on_devices=true"], "this program does not use it"),
     ],
     "sweep": [
         *(
@@ -83,6 +85,7 @@ COMMANDS = {
         (["--config.step=joined"], "step is joined, which the rows would ignore"),
     ],
     "pipeline": [
+        (["--config.steps_per_call=2"], "this program does not use it; each step is timed alone"),
         *OF_CONFIGS,
         (["--module=2,x"], "--module=2,x: use whole numbers"),
         (["--data=3"], "cannot be divided over 3 devices"),
