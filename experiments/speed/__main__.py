@@ -2,7 +2,9 @@
 
 A row is a method, a context, a form of the step and a precision. --pytorch=nchw,channels_last adds rows for the same
 steps in PyTorch. Every row has its own process. The rounds of all rows are interleaved, and one row runs at a time. The
-program prints a table, and writes speed.jsonl, with a line per row, and speed.png to the working directory.
+program prints a table, and writes speed.jsonl, with a line per row, and speed.png to the working directory. A round is
+timed once and kept there: the same command resumes a table that was interrupted, and one with more rows times the new
+ones, in turn with those that they are compared with.
 """
 
 from experiments.ending import ENDING
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from experiments.command_line import USAGE_STATUS, fail, numbers, parse
@@ -61,10 +63,12 @@ _PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of each row'
 _TARGET = flags.DEFINE_string(
     "target", "local", f"Devices: {', '.join(TARGETS)}. For a TPU target, times are predicted from compiled counts."
 )
+_FRESH = flags.DEFINE_bool("fresh", False, "Compile and time rows again whose figures are in the folder.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/speed", "Folder of the results.")
 
 
 def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
     try:
         config = _CONFIG.value
         modules = str(config.local.modules) if _MODULES.value is None else _MODULES.value
@@ -73,8 +77,10 @@ def main(_: list[str]) -> None:
         rows = rows_of(numbers("modules", modules, example="4,16", lowest=1))
         if _TARGET.value not in TARGETS:
             raise unknown("target", _TARGET.value, TARGETS)
-        if _TARGET.value != TARGETS[0] and (_PYTORCH.value or _PROFILE.value is not None):
-            raise ValueError(f"--target={_TARGET.value}: nothing is run there; leave out --pytorch and --profile")
+        if _TARGET.value != TARGETS[0] and (_PYTORCH.value or _PROFILE.value is not None or _FRESH.value):
+            raise ValueError(
+                f"--target={_TARGET.value}: nothing is run there; leave out --pytorch, --profile and --fresh"
+            )
         check_given(given_keys(), _IGNORED)
         check_used(config, _alternatives(rows))
         check_ignored(config)
@@ -91,7 +97,8 @@ def main(_: list[str]) -> None:
     if _TARGET.value != TARGETS[0]:
         predict(config, rows, _TARGET.value, _STEPS.value, workdir)
     else:
-        run(config, rows, Timing(_STEPS.value, _ROUNDS.value, _PROCESSES.value, _SECONDS.value, profiles), workdir)
+        timing = Timing(_STEPS.value, _ROUNDS.value, _PROCESSES.value, _SECONDS.value, profiles, _FRESH.value)
+        run(config, rows, timing, workdir)
 
 
 def _alternatives(rows: Sequence[SpeedRow]) -> dict[str, Sequence[Any]]:

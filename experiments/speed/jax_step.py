@@ -30,7 +30,7 @@ class JaxStep:
         config = configured(row, config)
         experiment = build(config, fresh_teachers=True)
         scanned = row.form == SCANNED
-        self._batch, self._steps, self._number = config.batch_size, steps, 0
+        self._batch, self._steps = config.batch_size, steps
         data = synthetic(experiment.shape, config.batch_size, steps if scanned else _BATCHES)
         assert isinstance(data.train, Split)
         self._train = data.train
@@ -52,10 +52,11 @@ class JaxStep:
         self._stream = self._step.source.batches(seed=0, batch_size=self._batch, start_step=0)
         self.multiply_adds = sum(multiply_adds(call.piece.run, *call.arguments) for call in self._step.plan.calls)
 
-    def dispatch(self) -> Any:
-        """Starts all steps of a round. Returns arrays that are ready when the steps are done."""
-        batches = list(islice(self._stream, self._steps))
-        for call in [batches] if self._step.many is not None else [[batch] for batch in batches]:
+    def dispatch(self, steps: int) -> Any:
+        """Starts n steps, or a call of the form scanned. Returns arrays that are ready when the steps are done."""
+        many = self._step.many is not None
+        batches = list(islice(self._stream, self._steps if many else steps))
+        for call in [batches] if many else [[batch] for batch in batches]:
             self._state, metrics = self._step(self._state, call)
         return self._state, metrics
 

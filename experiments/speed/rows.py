@@ -8,7 +8,7 @@ from kd_local.errors import unknown
 
 SEPARATE, JOINED, SCANNED = FORMS = ("separate", "joined", "scanned")
 """`scanned`: a round is one call of joined steps (`steps_per_call`), and the device holds the training images."""
-PYTORCH = "pytorch"
+PYTORCH, END_TO_END = "pytorch", "end_to_end"
 LAYOUTS = ("nchw", "channels_last")
 DTYPES = ("float32", "bfloat16")
 
@@ -46,9 +46,24 @@ class SpeedRow:
         return " ".join(filter(None, [*words, self.framework if self.framework != "jax" else None]))
 
     @property
+    def cached(self) -> bool:
+        """Whether its executables are stored in a cache."""
+        return self.framework != PYTORCH or self.form.endswith("+compile")
+
+    @property
     def work(self) -> tuple[str, str | None, int, str]:
         """A key that is equal for rows of the same step and precision, in any form and framework."""
         return self.method, self.context, self.modules, self.dtype
+
+    def reference(self, other: "SpeedRow") -> str | None:
+        """What the other row is for this one: `end_to_end` in the same form and precision, `pytorch` for the same step
+        in PyTorch, or None."""
+        if other == self:
+            return None
+        if other.framework == PYTORCH and self.framework != PYTORCH and other.work == self.work:
+            return PYTORCH
+        same = (other.form, other.dtype, other.framework) == (self.form, self.dtype, self.framework)
+        return END_TO_END if same and other.method == END_TO_END else None
 
 
 def configured(row: SpeedRow, base: ConfigDict) -> ConfigDict:

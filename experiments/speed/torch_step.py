@@ -150,7 +150,7 @@ class TorchStep:
         if row.method == "kd":
             whole = cut(create(config.teacher.network, classes=classes), 1, classes=classes)
             self._teacher = CutResNet(whole, classes, channels).to(device, memory_format=layout).eval()
-        self._network, self._device, self._steps = network, device, steps
+        self._network, self._device = network, device
         self._compile = torch.compile if row.form.endswith("+compile") else lambda function: function
         self._dtype = torch.bfloat16 if row.dtype == "bfloat16" else None
         self._optimizer = torch.optim.SGD(
@@ -165,11 +165,11 @@ class TorchStep:
             self._compile(lambda *given, i=i: network.module_loss(i, *given)) for i in range(len(cut_network.modules))
         ]
         self._loss = self._compile(self._whole_loss)
-        self.dispatch()  # compiles, and chooses the algorithms of convolutions
+        self.dispatch(1).block_until_ready()  # compiles, and chooses the algorithms of convolutions
 
-    def dispatch(self) -> "TorchStep":
-        """Starts all steps of a round."""
-        for _ in range(self._steps):
+    def dispatch(self, steps: int) -> "TorchStep":
+        """Starts n steps."""
+        for _ in range(steps):
             self._optimizer.zero_grad(set_to_none=True)
             self._step()
             self._optimizer.step()

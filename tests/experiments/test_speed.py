@@ -26,7 +26,7 @@ def test_a_round_is_steps_of_training(form):
     config.batch_size = BATCH
     step = JaxStep(SpeedRow("end_to_end", None, 1, form, "float32"), config, STEPS)
     assert (step._step.many is not None) == (form == "scanned")
-    _, metrics = step.dispatch()
+    _, metrics = step.dispatch(STEPS)
     assert metrics["network"]["loss"].shape == ((STEPS,) if form == "scanned" else ())
     assert step.predicted_bytes > 0 and step.multiply_adds > 0
 

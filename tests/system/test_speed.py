@@ -7,9 +7,11 @@ import pytest
 from tests.support.processes import refused, succeed
 
 
-def test_steps_are_timed(tmp_path):
-    setting = ("--methods=end_to_end", "--forms=separate,scanned", "--steps=2", "--rounds=2", "--config.batch_size=8")
-    said = succeed("speed", f"--workdir={tmp_path}", *setting)
+def test_a_row_is_timed_once(tmp_path):
+    """A second start with another row times the new row, in turn with the one that it is compared with."""
+    setting = (f"--workdir={tmp_path}", "--methods=end_to_end", "--steps=2", "--rounds=2", "--config.batch_size=8")
+    first = succeed("speed", *setting, "--forms=separate")
+    second = succeed("speed", *setting, "--forms=separate,scanned")
     rows = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
     assert [row["form"] for row in rows] == ["separate", "scanned"]
     for row in rows:
@@ -17,8 +19,10 @@ def test_steps_are_timed(tmp_path):
         assert 0 < row["host_seconds"] <= row["most"] and row["predicted_bytes"] > 0 and row["multiply_adds"] > 0
         assert 0 < row["cached_seconds"] < row["compile_seconds"] and row["device"] == "cpu"
         assert row["flops"] == pytest.approx(2 * row["multiply_adds"] / row["seconds"])
+        assert row["of_end_to_end"] == 1
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
-    assert "end_to_end scanned float32: compiled in" in str(said)
+    assert "1 rows, workdir" in first and "end_to_end separate float32: compiled in" in first
+    assert "2 rows, 1 of them known" in second and "separate float32: compiled in" not in second
 
 
 def test_bad_input_is_refused(tmp_path):
