@@ -59,7 +59,16 @@ _STEPS = flags.DEFINE_integer("steps", 50, "Steps of a round, and of a call of t
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timed rounds of each row.", 1, 10_000)
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Number of rows that compile at once.", 1, 256)
 _SECONDS = flags.DEFINE_float("seconds", 3600.0, "Time limit; rows that compile longer are left out.", 0, 1e7)
-_PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of each row's last round, for TensorBoard.")
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "Folder for a trace of each row, for TensorBoard. Notes say what the time was spent on."
+)
+_SLOWEST = flags.DEFINE_integer(
+    "slowest",
+    None,
+    "Number of rows to trace: those with the fewest operations a second. The default is all.",
+    1,
+    10_000,
+)
 _TARGET = flags.DEFINE_string(
     "target", "local", f"Devices: {', '.join(TARGETS)}. For a TPU target, times are predicted from compiled counts."
 )
@@ -81,6 +90,8 @@ def main(_: list[str]) -> None:
             raise ValueError(
                 f"--target={_TARGET.value}: nothing is run there; leave out --pytorch, --profile and --fresh"
             )
+        if _SLOWEST.value is not None and _PROFILE.value is None:
+            raise ValueError(f"--slowest={_SLOWEST.value} is of the rows to trace: name a folder with --profile")
         check_given(given_keys(), _IGNORED)
         check_used(config, _alternatives(rows))
         check_ignored(config)
@@ -97,7 +108,15 @@ def main(_: list[str]) -> None:
     if _TARGET.value != TARGETS[0]:
         predict(config, rows, _TARGET.value, _STEPS.value, workdir)
     else:
-        timing = Timing(_STEPS.value, _ROUNDS.value, _PROCESSES.value, _SECONDS.value, profiles, _FRESH.value)
+        timing = Timing(
+            steps=_STEPS.value,
+            rounds=_ROUNDS.value,
+            processes=_PROCESSES.value,
+            seconds=_SECONDS.value,
+            profile=profiles,
+            slowest=_SLOWEST.value,
+            fresh=_FRESH.value,
+        )
         run(config, rows, timing, workdir)
 
 

@@ -19,8 +19,7 @@ def figures(row: SpeedRow, rows: Sequence[SpeedRow], records: Records, batch: in
     compilation, rounds = records.compilation(row), records.rounds(row)
     assert compilation is not None
     seconds = [one.seconds for one in rounds]
-    median, work = statistics.median(seconds), compilation.multiply_adds
-    flops = 2 * work / median if work else None
+    median, flops = records.seconds(row), records.flops(row)
     peak = peak_flops(compilation.device, row.dtype)
     ratios = {
         kind: [

@@ -61,6 +61,13 @@ class JaxStep:
         return self._state, metrics
 
     @property
+    def codes(self) -> list[str]:
+        """The HLO texts of the executables of the step."""
+        step = self._step
+        executables = [step.many.executable] if step.many is not None else set(step.single[self._batch].executables)
+        return [executable.as_text() for executable in executables]
+
+    @property
     def device(self) -> str:
         """The kind of the device."""
         return jax.devices()[0].device_kind

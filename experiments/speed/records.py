@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import statistics
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -86,6 +87,16 @@ class Records:
     def rounds(self, row: SpeedRow) -> list[Round]:
         """All rounds of a row, the oldest first."""
         return self._rounds.get(self.digest(row), [])
+
+    def seconds(self, row: SpeedRow) -> float:
+        """The median seconds of a step of a row with rounds."""
+        return statistics.median(one.seconds for one in self.rounds(row))
+
+    def flops(self, row: SpeedRow) -> float | None:
+        """Floating-point operations a second of a row with rounds; None if its multiply-adds are not known."""
+        compilation = self.compilation(row)
+        work = None if compilation is None else compilation.multiply_adds
+        return 2 * work / self.seconds(row) if work else None
 
     def cache(self, row: SpeedRow) -> Path:
         """The folder with the executables of a row."""

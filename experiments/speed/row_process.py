@@ -1,23 +1,29 @@
 """The process of one row: python -m experiments.speed.row_process, with a request on standard input.
 
 The process reads a request, `{"row": ..., "config": ..., "steps": ...}`, compiles the row's step, and prints how long
-that took, and what is known of the step. For each further line it times a round, and prints `{"seconds": ...}`.
+that took, and what is known of the step. For each further line it runs a round. For `{"profile": null}` it times the
+round, and prints `{"seconds": ...}`. For a folder it writes a trace of the round there, and prints what the time was
+spent on.
 """
 
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 from ml_collections import ConfigDict
 
 from experiments.memory.observed import tuples
+from experiments.speed.profile import shares
 from experiments.speed.rows import PYTORCH, SpeedRow
 
 if TYPE_CHECKING:
     from experiments.speed.jax_step import JaxStep
     from experiments.speed.torch_step import TorchStep
+
+_TRACED_STEPS = 10  # single ones: a trace of more takes long to read
 
 
 def main() -> None:
@@ -35,17 +41,33 @@ def main() -> None:
             jax.block_until_ready(step.dispatch(1))
             warm = True
         profile = json.loads(line)["profile"]
-        if profile:
-            jax.profiler.start_trace(profile)
-        start = time.perf_counter()
-        running = step.dispatch(steps)
-        dispatched = time.perf_counter() - start
-        jax.block_until_ready(running)
-        seconds = time.perf_counter() - start
-        if profile:
-            jax.profiler.stop_trace()
+        if profile is not None:
+            _answer(_traced(step, min(steps, _TRACED_STEPS), Path(profile)))
+            continue
+        seconds, dispatched = _timed(step, steps)
         of_step = {"seconds": seconds / steps, "host_seconds": dispatched / steps}
         _answer({**of_step, "measured_bytes": step.measured_bytes})
+
+
+def _timed(step: "JaxStep | TorchStep", steps: int) -> tuple[float, float]:
+    """Seconds of steps, and seconds until their dispatch returned."""
+    start = time.perf_counter()
+    running = step.dispatch(steps)
+    dispatched = time.perf_counter() - start
+    jax.block_until_ready(running)
+    return time.perf_counter() - start, dispatched
+
+
+def _traced(step: "JaxStep | TorchStep", steps: int, folder: Path) -> dict[str, Any]:
+    """`{"shares": shares of the time by kind of operation}` of a traced round, or `{"problem": why there are none}`."""
+    if step.codes is None:
+        return {"problem": "steps in PyTorch are not traced"}
+    try:
+        with jax.profiler.trace(str(folder)):
+            seconds, _ = _timed(step, steps)
+        return {"shares": shares(folder, seconds, step.codes)}
+    except Exception as error:  # the times are still good
+        return {"problem": str(error).strip() or type(error).__name__}
 
 
 def _kind(row: SpeedRow) -> "type[JaxStep | TorchStep]":

@@ -23,8 +23,9 @@ from experiments.speed.figures import figures, to_time
 from experiments.speed.picture import draw
 from experiments.speed.predicted import predict_all
 from experiments.speed.processes import RowProcess
+from experiments.speed.profile import note
 from experiments.speed.records import Compilation, Records, Round
-from experiments.speed.rows import SpeedRow, configured
+from experiments.speed.rows import PYTORCH, SpeedRow, configured
 from experiments.speed.table import speed_table
 from experiments.tables import say
 from kd_local.files import replace_text, replacing
@@ -42,7 +43,8 @@ class Timing:
         rounds: number of timed rounds of each row.
         processes: number of rows that compile at once.
         seconds: time limit of the compilation.
-        profile: folder for a trace of each row; None: no trace.
+        profile: folder for traces of rows; None: no trace.
+        slowest: the number of rows to trace, those with the fewest floating-point operations a second; None: all.
         fresh: compile and time rows again whose figures are in the folder.
     """
 
@@ -51,6 +53,7 @@ class Timing:
     processes: int
     seconds: float
     profile: Path | None
+    slowest: int | None
     fresh: bool
 
 
@@ -67,25 +70,28 @@ def run(config: ConfigDict, rows: Sequence[SpeedRow], timing: Timing, workdir: P
     counts = to_time(rows, records, timing.rounds)
     known = f", {len(rows) - len(counts)} of them known" if len(counts) < len(rows) else ""
     say(console, f"{len(rows)} rows{known}, workdir: {workdir}")
-    started = [row for row in rows if row in counts or timing.profile]
+    started = [row for row in rows if row in counts or (timing.profile and row.framework != PYTORCH)]
     ready = compiled_rows(started, {"config": config.to_dict(), "steps": timing.steps}, timing, records, console)
     ready = time_rows(ready, counts, records, console)
-    if timing.profile is not None:
-        for each in ready:
-            each.ask({"profile": str(timing.profile / str(each.row).replace(" ", "-"))})
-            each.answer()
+    traced = {} if timing.profile is None else trace_rows(ready, timing, records, console)
     for each in ready:
         each.end()
     # Rounds of an earlier start are enough for a row that failed now, but the program says that it failed.
     found = [row for row in rows if records.compilation(row) is not None and records.rounds(row)]
     results = [figures(row, rows, records, config.batch_size) for row in found]
     common = {"network": config.network.name, "batch": config.batch_size, "steps": timing.steps}
-    lines = [{**one, **common, **records.surroundings} for one in results]
+    spent = [traced.get(row) for row in found]
+    lines = [
+        {**one, "shares": shares, **common, **records.surroundings} for one, shares in zip(results, spent, strict=True)
+    ]
     replace_text(workdir / LINES, "".join(json.dumps(line) + "\n" for line in lines))
     title = f"{config.network.name}, batch {config.batch_size}"
     with replacing(workdir / PICTURE) as file:
         draw(results, title=title).savefig(file, dpi=120, format="png")
     console.print(speed_table(results, title=title))
+    for row, shares in zip(found, spent, strict=True):
+        if shares is not None:
+            say(console, f"{row}: {note(shares)}")
     say(console, f"figures: {workdir / LINES}, picture: {workdir / PICTURE}")
     if len(ready) < len(started):
         fail(f"{len(started) - len(ready)} of {len(rows)} rows failed or were late, see above", 1)
@@ -179,3 +185,22 @@ def time_rows(
             else:
                 records.add_round(each.row, Round(name=f"{start} {number + 1}", **answer))
     return ready
+
+
+def trace_rows(
+    ready: Sequence[RowProcess], timing: Timing, records: Records, console: Console
+) -> dict[SpeedRow, dict[str, float]]:
+    """Traces a round of rows in JAX. Returns the shares of their time by kind of operation, where they can be read."""
+    found = {}
+    of_jax = [each for each in ready if each.row.framework != PYTORCH]
+    slowest_first = sorted(of_jax, key=lambda each: records.flops(each.row) or 0.0)
+    for each in slowest_first[: timing.slowest]:
+        assert timing.profile is not None
+        folder = timing.profile / str(each.row).replace(" ", "-")
+        each.ask({"profile": str(folder)})
+        answer = each.answer() or {"problem": each.error()}
+        if "shares" in answer:
+            found[each.row] = answer["shares"]
+        else:
+            say(console, f"{each.row}: its trace says nothing of operations: {answer['problem']}")
+    return found

@@ -129,10 +129,10 @@ class TorchStep:
     """A row's step in PyTorch.
 
     Attributes:
-        predicted_bytes, multiply_adds: None, because PyTorch reports neither.
+        predicted_bytes, multiply_adds, codes: None, because PyTorch reports neither.
     """
 
-    predicted_bytes = multiply_adds = None
+    predicted_bytes = multiply_adds = codes = None
 
     def __init__(self, row: SpeedRow, config: ConfigDict, steps: int) -> None:
         config = configured(row, config)
