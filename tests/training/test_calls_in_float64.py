@@ -4,7 +4,6 @@ import copy
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -17,6 +16,8 @@ from kd_local.training import TeacherCache, make_optimizer, train
 from tests.support import tiny
 from tests.support.prepared import examples, photograph, prepare, prepare_once  # noqa: F401
 from tests.support.streamed import SIZE, prepared, streamed_folder  # noqa: F401
+
+pytestmark = pytest.mark.exhaustive  # compilation takes most of the time
 
 NETWORK = tiny.network(dtype=np.float64)
 # Exact in float32: other numbers would be rounded as each executable is compiled.
@@ -61,21 +62,17 @@ def check_equal(method, data=DATA, *, steps=2, on_devices=True, **arguments):
             in_float64(method), data, **arguments, options=StepOptions(JOINED, steps), on_devices=on_devices
         )
     assert one.step == several.step
-    for (path, a), b in zip(
-        jax.tree.leaves_with_path(one.state), jax.tree.leaves(several.state), strict=True
-    ):
+    for (path, a), b in zip(jax.tree.leaves_with_path(one.state), jax.tree.leaves(several.state), strict=True):
         assert a.dtype == b.dtype != np.float32
         np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12, err_msg=jax.tree_util.keystr(path))
     return one
 
 
-@pytest.mark.usually("R1E")
 @pytest.mark.parametrize("name", METHODS)
 def test_methods(name):
     check_equal(METHODS[name]())
 
 
-@pytest.mark.usually("end to end-3-2")
 @pytest.mark.parametrize("steps", [2, 5])
 @pytest.mark.parametrize("accumulate", [2, 3])
 @pytest.mark.parametrize("name", ["end to end", "R1E"])
@@ -83,21 +80,23 @@ def test_accumulated_gradients(name, accumulate, steps):
     """The batches of an update are in one call or in several; the rest of an epoch is an update of its own."""
     optimizer = make_optimizer("sgd", optax.constant_schedule(0.01), accumulate=accumulate, batches_per_epoch=6)
     one = check_equal(METHODS[name](optimizer), steps=steps)
-    counts = [leaf for path, leaf in jax.tree.leaves_with_path(one.state) if "gradient_step" in jax.tree_util.keystr(path)]
+    counts = [
+        leaf for path, leaf in jax.tree.leaves_with_path(one.state) if "gradient_step" in jax.tree_util.keystr(path)
+    ]
     assert counts and all(count == 2 * -(-6 // accumulate) for count in counts)
 
 
-@pytest.mark.parametrize("steps", [2])
-def test_cached_logits_of_a_teacher(tmp_path, steps):
+def test_cached_logits_of_a_teacher(tmp_path):
     teacher = tiny.network(width=6)
     cache = TeacherCache(
         teacher, tiny.variables(teacher, 1, (8, 8, 1)), DATA, folder=tmp_path, batch_size=8, steps=12, seed=3
     )
-    check_equal(kd(cached=True), steps=steps, extra={"teacher0_logits": cache.fill()})
+    check_equal(kd(cached=True), extra={"teacher0_logits": cache.fill()})
 
 
 def test_streamed_images(prepared):  # noqa: F811
     split = StreamedSplit(prepared, image_size=SIZE, workers=0)
-    data = Data(split, tiny_test(split), classes=1000, augmentation=Augmentation(mean=(128.0,) * 3, std=(64.0,) * 3))
+    augmentation = Augmentation(flip=True, mean=(128.0,) * 3, std=(64.0,) * 3)
+    data = Data("imagenet2012", split, split, None, 1000, augmentation)
     network = tiny.network(1000, dtype=np.float64)
     check_equal(EndToEnd(network, OPTIMIZER), data, on_devices=False, epochs=1)
