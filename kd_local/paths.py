@@ -32,16 +32,36 @@ def read_folder(text: str | Path, name: str) -> Path:
     """The path of a folder for results, see `read_path`.
 
     Raises:
-        ValueError: see `read_path`; or it is the root of the file system, a file, or in a file.
+        ValueError: see `read_path`; or it is the root of the file system, or something else than a folder; or it is
+            missing and cannot be made.
     """
     path = read_path(text, name)
     if path.resolve() == Path(path.resolve().anchor):
         raise ValueError(f"{name} is {str(text)!r}, the root of the file system: give a folder, such as runs/first")
-    if path.is_file():
-        raise ValueError(f"{name} {str(path)!r} is a file: give a folder")
-    if file := next((part for part in path.parents if part.is_file()), None):
-        raise ValueError(f"{name} {str(path)!r} cannot be made, because {str(file)!r} is a file: use another folder")
+    last = next(part for part in (path, *path.absolute().parents) if part.exists() or part.is_symlink())
+    if not last.is_dir():
+        what = "a file" if last.is_file() else "no folder"
+        if last == path:
+            raise ValueError(f"{name} {str(path)!r} is {what}: give a folder")
+        shown = last if path.is_absolute() else os.path.relpath(last)
+        raise ValueError(f"{name} {str(path)!r} cannot be made, because {str(shown)!r} is {what}: use another folder")
+    if last != path and not os.access(last, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{name} {str(path)!r} cannot be made: this user cannot write to {str(last)!r}; use another folder"
+        )
     return path
+
+
+def make_folder(path: Path, name: str) -> None:
+    """Makes a folder for results, if it is missing.
+
+    Raises:
+        ValueError: the system refuses it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{name} {str(path)!r} cannot be used: {error.strerror}; use another folder") from None
 
 
 def read_existing(text: str | Path, name: str) -> Path:

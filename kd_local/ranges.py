@@ -233,6 +233,19 @@ TEMPERATURE = Number(1e-3, 1e4, example=4)
 Weight = Annotated[float, WEIGHT]
 """A weight of a term of a loss. Where a class has several, one of them is above 0."""
 Temperature = Annotated[float, TEMPERATURE]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Annotates a hyper-parameter of terms of a loss: it has no effect if their weights are all 0.
+
+    Attributes:
+        weights: the names of the weights.
+    """
+
+    weights: tuple[str, ...]
+
+
 WarmupEpochs = Annotated[int, Number(0, 100_000, whole=True, note="0 is no warm-up")]
 """Epochs over which a weight grows."""
 Flag = Annotated[bool, Switch()]

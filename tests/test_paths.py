@@ -1,10 +1,11 @@
 """Paths as users write them."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from kd_local.paths import near_names, read_existing, read_folder, read_path
+from kd_local.paths import make_folder, near_names, read_existing, read_folder, read_path
 
 
 def test_home_and_variables_are_expanded(monkeypatch):
@@ -44,3 +45,18 @@ def test_a_folder_in_a_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="workdir '.*/file/a/b' cannot be made, because '.*/file' is a file"):
         read_folder(tmp_path / "file" / "a" / "b", "workdir")
     assert read_folder(tmp_path / "new" / "a", "workdir") == tmp_path / "new" / "a"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    for path in ("/dev/null/x", "/dev/null/x/y"):
+        with pytest.raises(ValueError, match=f"profile '{path}' cannot be made, because '/dev/null' is no folder"):
+            read_folder(path, "profile")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="link' is no folder: give a folder"):
+        read_folder(tmp_path / "link", "workdir")
+    with pytest.raises(ValueError, match="profile '/proc/nowhere' cannot be used: No such file"):
+        make_folder(Path("/proc/nowhere"), "profile")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ValueError, match="workdir '.*/new/a' cannot be made: this user cannot write to "):
+        read_folder(tmp_path / "new" / "a", "workdir")
+    assert read_folder(tmp_path, "teacher.cache") == tmp_path  # one that is there may be for reading

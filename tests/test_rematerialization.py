@@ -177,5 +177,7 @@ def test_rematerialised_modules_have_the_same_losses_and_gradients(remat):
 def test_names_in_remat_are_checked_and_ordered():
     with pytest.raises(ValueError, match=r"^unknown name in remat 'heads': use blocks, contexts, head or deco"):
         cut(NETWORK, 2, classes=10, remat=("heads",))
+    with pytest.raises(ValueError, match=r"^remat has decoder, but there is none: leave it out, or give decoder="):
+        cut(NETWORK, 2, classes=10, remat=("blocks", "decoder"))
     method = ContSup(cut(NETWORK, 2, classes=10, remat=("head", "blocks")), optax.sgd(0.1))
     assert {module.remat for module in method.cut_network.modules} == {("blocks", "head")}

@@ -5,6 +5,7 @@ not fit the network or the images, which `experiments.from_config.experiment.bui
 """
 
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -13,12 +14,12 @@ from experiments.configs.objectives import HYPER_PARAMETERS, LOCAL_DISTILLATION
 from experiments.from_config.numbers import BALANCED, class_weights, pixel_numbers
 from kd_local.choices import data
 from kd_local.choices.distillation import check_hyperparameters
-from kd_local.choices.local import check_widths
+from kd_local.choices.local import check_widths, read_context
 from kd_local.choices.networks import check_network_name
 from kd_local.choices.optimization import check_accumulate, check_optimizer, check_schedule
 from kd_local.choices.steps import JOINED, SEPARATE, check_batch_size, check_divides, check_steps_per_call
 from kd_local.errors import unknown
-from kd_local.paths import read_existing, read_path
+from kd_local.paths import read_existing, read_folder, read_path
 
 BOUNDARY_RULES = ("equal", "balanced", "published")
 
@@ -39,6 +40,7 @@ def check_config(config: ConfigDict) -> None:
     check_network_name(config.network.name, config.network.shortcut)
     check_divides(config.batch_size, config.mesh.data)
     _check_optimization(config)
+    _check_context(config)
     check_local(config)
     for objective, numbers in HYPER_PARAMETERS.items():
         check_hyperparameters({name: of[1] for name, of in numbers.items()}, config[objective].to_dict())
@@ -62,10 +64,48 @@ def check_files(config: ConfigDict, *, shapes_only: bool = False) -> None:
         teacher_names(config, len(teacher_places(config)), shapes_only=shapes_only)
     if shapes_only:
         return
+    if config.teacher.cache is not None:
+        read_folder(config.teacher.cache, "teacher.cache")
     if config.network.weights is not None:
         read_existing(config.network.weights, "network.weights")
     if data_dir is not None and not data.is_there(name, data_dir):
         raise data.missing(name, data_dir)
+
+
+def check_warmups(config: ConfigDict, given: Collection[str]) -> None:
+    """Checks that no warm-up that the user has set is longer than the run. `remarks` has notes on others: with
+    `--config.epochs=2` a user tries a config in few epochs.
+
+    Args:
+        config: the config.
+        given: the keys that the command line sets.
+
+    Raises:
+        ValueError: a warm-up has more epochs than the run.
+    """
+    for group in ("optimizer", config.method):
+        key = f"{group}.warmup_epochs"
+        if key in given and config[group].warmup_epochs > config.epochs:
+            raise ValueError(
+                f"{key} is {config[group].warmup_epochs}, but the run has {config.epochs} epochs: use 0 (no warm-up) "
+                f"to {config.epochs}, or more epochs"
+            )
+
+
+def remarks(config: ConfigDict) -> tuple[str, ...]:
+    """Notes on a config that `check_config` accepts: warm-ups that the run does not complete."""
+    notes = []
+    if config.optimizer.warmup_epochs >= config.epochs:
+        notes.append(
+            f"the run of {config.epochs} epochs ends within the warm-up ({config.optimizer.warmup_epochs} epochs): the "
+            f"learning rate stays below {config.optimizer.learning_rate:g}"
+        )
+    if (epochs := config.get(config.method, {}).get("warmup_epochs", 0)) > config.epochs:
+        notes.append(
+            f"{config.method}.warmup_epochs is {epochs}: in {config.epochs} epochs the weight reaches "
+            f"{config.epochs / epochs:.0%} of its value"
+        )
+    return tuple(notes)
 
 
 def check_local(config: ConfigDict) -> None:
@@ -183,3 +223,14 @@ def _check_optimization(config: ConfigDict) -> None:
     )
     if config.steps is not None:
         check_accumulate(settings.accumulate, config.steps)
+
+
+def _check_context(config: ConfigDict) -> None:
+    """Refuses contexts of more preceding modules than there are."""
+    recent, image = read_context(config.local.context)
+    preceding = config.local.modules - 1
+    if config.method == "contsup" and config.local.memory_budget is None and recent > max(preceding, 1):
+        raise ValueError(
+            f"local.context is {config.local.context}, but the last of {config.local.modules} modules has {preceding} "
+            f"before it: use R{preceding}{'E' * image}, or more modules"
+        )

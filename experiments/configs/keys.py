@@ -7,20 +7,25 @@ from functools import cache
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.configs.description import Group, Key, above, path, when
+from experiments.configs.description import Group, Key, Use, above, path, when
 from experiments.configs.objectives import HYPER_PARAMETERS, OF_LOGITS
 from experiments.configs.uses import (
     CONTSUP,
     DISTRIBUTED,
     HIDDEN,
     IMAGE_CONTEXT,
+    LABELS,
     METHODS,
     NO_BUDGET,
     PIECEWISE,
+    PREPARED,
+    REMAT,
     SEVERAL_MODULES,
     SGD,
+    SHARD,
     TAUGHT,
     WIDE,
+    above_zero,
 )
 from experiments.from_config.numbers import numbers
 from kd_local.choices.local import HEADS, IMAGE_ENCODERS, LOSSES, REMATERIALIZABLE, check_loss_scale, read_context
@@ -80,12 +85,16 @@ KEYS: Mapping[str, Key | Group] = {
         ),
         "data_dir": path("folder of tensorflow-datasets; none: its default folder"),
         "image_size": Key(
-            placeholder(int), Number(1, 4096, whole=True), "height and width of streamed images, in pixels; none: 224"
+            placeholder(int),
+            Number(1, 4096, whole=True),
+            "height and width of streamed images, in pixels; none: 224",
+            (PREPARED,),
         ),
         "workers": Key(
             placeholder(int),
             Number(0, 1024, whole=True),
             "processes that decode streamed images; none: one for each core",
+            (PREPARED,),
         ),
         "on_devices": Key(
             placeholder(bool),
@@ -101,9 +110,12 @@ KEYS: Mapping[str, Key | Group] = {
             Number(0, 2**31 - 1, whole=True),
             "training images held out for testing, in place of the test split; 0: none",
         ),
-        "image_key": Key("image", Text("a name"), "feature of a prepared data set that holds the images"),
+        "image_key": Key("image", Text("a name"), "feature of a prepared data set that holds the images", (PREPARED,)),
         "label_key": Key(
-            "label", Text("a name"), "feature of a prepared data set that holds the labels, a `ClassLabel`"
+            "label",
+            Text("a name"),
+            "feature of a prepared data set that holds the labels, a `ClassLabel`",
+            (PREPARED,),
         ),
         "augment": Key(
             True, Switch(), "random crops and flips, as usual for the data set; false: none, or central crops"
@@ -124,7 +136,7 @@ KEYS: Mapping[str, Key | Group] = {
             "equal",
             Text("equal, balanced, published, or blocks"),
             "`equal` (layers), `balanced` (memory), `published`, or blocks: `stem,stage1/2`",
-            (CONTSUP,),
+            SEVERAL_MODULES,
         ),
         "image_encoder": Key(
             "full",
@@ -156,7 +168,10 @@ KEYS: Mapping[str, Key | Group] = {
             (*SEVERAL_MODULES, HIDDEN),
         ),
         "remat": Key(
-            "auto", _REMAT, "parts to recompute: any of `blocks,contexts,head,decoder`; `auto`: `contexts`", (CONTSUP,)
+            "auto",
+            _REMAT,
+            "parts to recompute: any of `blocks,contexts,head,decoder`; `auto`: `contexts`",
+            (CONTSUP, REMAT),
         ),
         "memory_budget": Key(
             placeholder(str),
@@ -178,12 +193,16 @@ KEYS: Mapping[str, Key | Group] = {
     },
     "loss": {
         "label_smoothing": Key(
-            0.0, Number(0, 1, open_high=True, example=0.1), "of the cross entropy of the labels in training; 0: none"
+            0.0,
+            Number(0, 1, open_high=True, example=0.1),
+            "of the cross entropy of the labels in training; 0: none",
+            (LABELS,),
         ),
         "class_weights": Key(
             placeholder(str),
             Text("balanced, or a number above 0 for each class, with commas between"),
             "of the cross entropy in training: `1,1,2`; `balanced`: images / (classes * images of the class)",
+            (LABELS,),
         ),
     },
     "teacher": {
@@ -269,7 +288,7 @@ KEYS: Mapping[str, Key | Group] = {
             "nothing",
             Choice("part of the state to shard", tuple(SHARDED)),
             "part of the state that is divided over `mesh.data` (ZeRO)",
-            (above("mesh.data", 1),),
+            (above("mesh.data", 1), SHARD),
         ),
     },
     "distributed": {
@@ -288,9 +307,16 @@ KEYS: Mapping[str, Key | Group] = {
 def objective_keys() -> dict[str, Group]:
     """The hyper-parameters of every objective by its name."""
     return {
-        name: {key: Key(*of, (when("method", name),)) for key, of in group.items()}
+        name: {
+            key: Key(default, values, meaning, _uses_of(name, weights))
+            for key, (default, values, meaning, weights) in group.items()
+        }
         for name, group in HYPER_PARAMETERS.items()
     }
+
+
+def _uses_of(method: str, weights: tuple[str, ...]) -> tuple[Use, ...]:
+    return (when("method", method), *([above_zero(method, weights)] if weights else ()))
 
 
 def flat_keys() -> Iterator[tuple[str, Key]]:

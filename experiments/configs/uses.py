@@ -1,7 +1,11 @@
 """Conditions under which config keys have an effect."""
 
-from experiments.configs.description import Use, when
-from experiments.configs.objectives import LOCAL_DISTILLATION, OBJECTIVES
+from typing import Any
+
+from experiments.configs.description import Use, Values, when
+from experiments.configs.objectives import HYPER_PARAMETERS, LOCAL_DISTILLATION, OBJECTIVES
+from kd_local.choices.data import INCLUDED
+from kd_local.choices.local import unused_remat
 
 METHODS: tuple[str, ...] = ("contsup", "end_to_end", *OBJECTIVES, LOCAL_DISTILLATION)
 
@@ -22,4 +26,46 @@ WIDE = Use(
     lambda given: given["local.head"] != "0c1f" or given["local.decoder"] or IMAGE_CONTEXT.holds(given),
 )
 DISTRIBUTED = Use("--distributed", lambda given: given.get("--distributed", True))
+PREPARED = Use("a data set other than digits", lambda given: given["data.name"] != INCLUDED)
 NO_BUDGET = Use("no local.memory_budget", lambda given: given["local.memory_budget"] is None)
+
+
+def above_zero(method: str, weights: tuple[str, ...]) -> Use:
+    """The condition that one of the weights of a method's terms is above 0."""
+    names = [f"{method}.{weight}" for weight in weights]
+    return Use(f"{' or '.join(names)} above 0", lambda given: any(given[name] for name in names))
+
+
+def _labels(given: Values) -> bool:
+    method = given["method"]
+    if method == "contsup":
+        return bool(given["local.loss"] == "softmax" or not MODULES.holds(given))
+    weight = f"{method}.{'ce_weight' if 'ce_weight' in HYPER_PARAMETERS.get(method, ()) else 'alpha'}"
+    return bool(given.get(weight, 1))
+
+
+LABELS = Use("local.loss=softmax, and a weight of the cross entropy of the labels above 0", _labels)
+
+
+def _named_networks(given: Values) -> bool:
+    modules = given["local.modules"] if given["local.memory_budget"] is None else 2  # or more
+    names = [name.strip() for name in given["local.remat"].split(",")]
+    return not unused_remat(names, modules=modules, context=given["local.context"], decoder=given["local.decoder"])
+
+
+REMAT = Use(
+    "the networks that it names: decoder with local.decoder, contexts with a local.context other than R0, head with "
+    "local.modules above 1",
+    _named_networks,
+)
+
+
+def _optimizer_has_state(given: Values) -> bool:
+    plain: dict[str, Any] = {"mesh.shard": "optimizer", "optimizer.name": "sgd", "optimizer.momentum": 0}
+    return given["optimizer.accumulate"] > 1 or any(given[key] != value for key, value in plain.items())
+
+
+SHARD = Use(
+    "an optimizer with state (optimizer.momentum above 0, or another optimizer), or mesh.shard=state",
+    _optimizer_has_state,
+)

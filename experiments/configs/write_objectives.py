@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.configs.description import attributes
 from kd_local.distill import OBJECTIVES, StoneLoss
-from kd_local.distill.hyperparameters import ranges_of
+from kd_local.distill.hyperparameters import ranges_of, weights_of
 from kd_local.ranges import Range
 
 FILE = Path(__file__).with_name("objectives.py")
@@ -32,14 +32,17 @@ from kd_local.ranges import Choice, Number, Numbers, Range, Switch
 '''
 
 
-def hyper_parameters() -> Mapping[str, Mapping[str, tuple[Any, Range, str]]]:
-    """`(default, range, meaning)` of each hyper-parameter, by objective and name, from the classes. Meanings are the
-    `Attributes` of the docstrings."""
+def hyper_parameters() -> Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ...]]]]:
+    """`(default, range, meaning, weights)` of each hyper-parameter, by objective and name, from the classes.
+
+    Meanings are the `Attributes` of the docstrings. A hyper-parameter has no effect if its weights are all 0.
+    """
     found = {}
     for name, kind in {**OBJECTIVES, LOCAL_DISTILLATION: StoneLoss}.items():
-        ranges, meanings = ranges_of(kind), attributes(kind)
+        ranges, meanings, weights = ranges_of(kind), attributes(kind), weights_of(kind)
         found[name] = {
-            field.name: (field.default, ranges[field.name], meanings.get(field.name, "")) for field in fields(kind)
+            field.name: (field.default, ranges[field.name], meanings.get(field.name, ""), weights[field.name])
+            for field in fields(kind)
         }
     return found
 
@@ -54,7 +57,7 @@ def text() -> str:
     lines = [f"OBJECTIVES = {_source(tuple(OBJECTIVES))}"]
     lines += [f"OF_LOGITS = {_source(of_logits())}", '"""The objectives that read only the logits of a teacher."""']
     lines += [f"LOCAL_DISTILLATION = {_source(LOCAL_DISTILLATION)}", ""]
-    lines += ["HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str]]] = {"]
+    lines += ["HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ...]]]] = {"]
     for name, group in hyper_parameters().items():
         lines += [f"    {_source(name)}: {{", *(f"        {_source(key)}: {_source(of)}," for key, of in group.items())]
         lines += ["    },"]

@@ -30,6 +30,7 @@ from experiments.speed.table import speed_table
 from experiments.tables import say
 from kd_local.files import replace_text, replacing
 from kd_local.memory import target
+from kd_local.paths import make_folder
 
 LINES, PICTURE = "speed.jsonl", "speed.png"
 
@@ -62,6 +63,11 @@ def run(config: ConfigDict, rows: Sequence[SpeedRow], timing: Timing, workdir: P
     # The accelerator's memory is left to the processes of the rows.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     _prepare(config, rows, workdir)
+    if timing.profile is not None:
+        try:
+            make_folder(timing.profile, "profile")
+        except ValueError as error:
+            fail(error, USAGE_STATUS)
     ENDING.left = f"saved in {workdir}: the same command resumes from there"
     console = _console()
     records = Records(workdir, config, timing.steps)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from experiments.config_flag import set_keys
 from experiments.configs.checks import check_used, flat_values, unused
 from experiments.configs.config_file import config_of, read_module
-from experiments.configs.contradictions import check_config
+from experiments.configs.contradictions import check_config, check_warmups
 from kd_local.paths import read_path
 
 
@@ -148,6 +148,7 @@ def read_rows(file: str, texts: Mapping[str, str], overrides: Mapping[str, Any])
         try:
             check_used(config)
             check_config(config)
+            check_warmups(config, overrides)
         except ValueError as error:
             raise ValueError(f"row {row} of {path}: {error}") from None
     idle = [unused(flat_values(config)) for config in configs]

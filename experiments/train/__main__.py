@@ -13,9 +13,9 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 
 from experiments.command_line import USAGE_STATUS, fail, parse
-from experiments.config_flag import define_config
+from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_used
-from experiments.configs.contradictions import check_config, check_files
+from experiments.configs.contradictions import check_config, check_files, check_warmups
 from experiments.folders.compilation_cache import use_compilation_cache
 from kd_local.paths import read_folder
 
@@ -43,6 +43,7 @@ def main(_: list[str]) -> None:
                     f"--{flag.name} is set without --distributed: add --distributed, or leave out --{flag.name}"
                 )
         check_config(config)
+        check_warmups(config, given_keys())
         if not _DISTRIBUTED.value:  # a path that this process lacks is reported to the others, once they are connected
             check_files(config)
     except (ValueError, OSError) as error:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.command_line import USAGE_STATUS, described, fail
+from experiments.configs.contradictions import remarks
 from experiments.ending import ENDING
 from experiments.folders import workdirs
 from experiments.folders.compilation_cache import VARIABLE
@@ -139,8 +140,8 @@ def _prepare(
     )
     ENDING.arm()
     ENDING.left = f"the same command resumes in {workdir}"
-    for note in notes if hosts.is_first() else ():
-        print(f"note: {workdir}: {note}", file=sys.stderr)
+    for note in (*(f"{workdir}: {note}" for note in notes), *remarks(config)) if hosts.is_first() else ():
+        print(f"note: {note}", file=sys.stderr)
     if left_to_measurement(config):
         if jax.process_count() > 1 and not (workdir / PLAN).exists():
             raise ValueError(

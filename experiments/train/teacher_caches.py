@@ -14,7 +14,7 @@ from kd_local.data import Data, steps_per_epoch
 from kd_local.distill import Distillation
 from kd_local.parallel import device_mesh, groups, hosts
 from kd_local.parallel.barriers import Barrier
-from kd_local.paths import read_folder
+from kd_local.paths import make_folder, read_folder
 from kd_local.sizes import shown_bytes
 from kd_local.training.inputs import ExtraTensor
 from kd_local.training.interruption import StopRequest
@@ -43,12 +43,7 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
     if not isinstance(method, Distillation) or not method.cached:
         return {}
     folder = read_folder(config.teacher.cache, "teacher.cache")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"teacher.cache {str(folder)!r} cannot be used: {error.strerror}; use another folder"
-        ) from None
+    make_folder(folder, "teacher.cache")
     plan = training_plan(
         len(data.train), epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=experiment.mesh
     )

@@ -22,6 +22,17 @@ RANGES: Mapping[str, Range] = {
 }
 """Of the arguments of `cut`."""
 
+
+def unused_remat(names: Sequence[str], *, modules: int, context: str, decoder: bool) -> tuple[str, ...]:
+    """The names of `REMATERIALIZABLE` among `names` whose networks no module has.
+
+    >>> unused_remat(("blocks", "decoder"), modules=4, context="R1", decoder=False)
+    ('decoder',)
+    """
+    there = {"blocks": True, "contexts": modules > 1 and context != "R0", "head": modules > 1, "decoder": decoder}
+    return tuple(name for name in names if not there.get(name, True))
+
+
 LossScale = tuple[float, float, float, float]
 _LARGEST_SCALE = 1e6
 

@@ -240,8 +240,7 @@ class _Stream:
             if (code := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))) is None:
                 raise
             raise DataError(f"a worker process that decodes images ended: {_cause(int(code[1]))}") from error
-        # Copied, so that a caller that keeps the batch does not keep shared memory.
-        return np.array(images), np.array(labels)
+        return _taken(images), _taken(labels)
 
     def close(self) -> None:
         if self._iterator is not None:
@@ -263,6 +262,16 @@ def _start_tracker() -> None:
         resource_tracker.ensure_running()
     finally:
         sys.warnoptions.remove(quiet)
+
+
+def _taken(array: np.ndarray) -> np.ndarray:
+    """A copy, so that a caller that keeps the batch does not keep shared memory. The name of the shared memory is
+    removed now: grain would do it in a thread, which may come too late at the end of a program."""
+    copied = np.array(array)
+    if (shared := getattr(array, "shm", None)) is not None:
+        array._unlink_on_del = False  # type: ignore[attr-defined]
+        shared.unlink()
+    return copied
 
 
 _OPEN: WeakSet[_Stream] = WeakSet()

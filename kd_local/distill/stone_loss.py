@@ -10,7 +10,9 @@ from kd_local.contract import Metrics
 from kd_local.distill.hyperparameters import check_hyperparameters
 from kd_local.distill.objectives.distances import logit_distance
 from kd_local.local.task_loss import PLAIN, TaskLoss
-from kd_local.ranges import Flag, Temperature, Weight
+from kd_local.ranges import Flag, Temperature, Weight, Weighted
+
+_TERM = Weighted(("beta",))
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class StoneLoss:
 
     alpha: Weight = 0.1
     beta: Weight = 0.9
-    distance: Annotated[str, DISTANCE] = "kd"
-    temperature: Temperature = 4.0
-    standardise: Flag = False
+    distance: Annotated[str, DISTANCE, _TERM] = "kd"
+    temperature: Annotated[Temperature, _TERM] = 4.0
+    standardise: Annotated[Flag, _TERM] = False
     stones: Annotated[Stones, StoneNumbers()] = "all"
 
     def __post_init__(self) -> None:

@@ -273,6 +273,10 @@ def cut(
     for name in remat:
         if name not in REMATERIALIZABLE:
             raise unknown("name in remat", name, REMATERIALIZABLE)
+        if name == "decoder" and decoder is None:
+            raise ValueError(
+                "remat has decoder, but there is none: leave it out, or give decoder=PixelScale(mean, std)"
+            )
     scale = check_loss_scale(loss_scale)
     if decoder is not None:
         for i, name in enumerate(boundaries):

@@ -159,7 +159,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.local.loss=contrast", "--config.local.answer=ensemble"], "no head before the last module classifies"),
     (["--config.method=block_kd", "--config.block_kd.stones=(1"], r"stones is '\(1': use all, or the numbers"),
     (["--config.method=block_kd", "--config.block_kd.stones=1,,2"], "stones is '1,,2': use all, or the numbers"),
-    (["--config.data.workers=4"], "workers is 4, but the images of digits are held in memory: leave it out"),
+    (["--config.data.workers=4"], "data.workers is 4, .* only with a data set other than digits"),
     (["--config.optimizer.lr=1"], "unknown config key 'optimizer.lr': the nearest are optimizer.learning_rate, "),
     (["--config.local=3"], "config key 'local' is a group: set one of local.modules, .*, or another of its 13 keys"),
     (["--config=nothing.py"], "no config file 'nothing.py'"),

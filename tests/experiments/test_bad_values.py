@@ -10,9 +10,11 @@ from absl.testing import flagsaver
 
 from experiments.config_flag import set_keys
 from experiments.configs.checks import check_used, flat_values
+from experiments.configs.contradictions import check_config, check_warmups, remarks
 from experiments.configs.default import get_config
 from experiments.configs.description import Key
 from experiments.configs.keys import all_keys
+from experiments.configs.objectives import HYPER_PARAMETERS
 from experiments.train import __main__ as program
 from kd_local.ranges import Choice, Number, Numbers, Range, Switch, Text
 
@@ -100,3 +102,50 @@ def test_values_that_are_ignored_are_refused(method):
             check_used(config)
         set_keys(config, {name: values[name]})
     check_used(config)
+
+
+@pytest.mark.parametrize("method", HYPER_PARAMETERS)
+def test_hyper_parameters_of_a_term_without_weight_are_refused(method):
+    for name, (_, values, _, weights) in HYPER_PARAMETERS[method].items():
+        config = get_config()
+        set_keys(config, {"method": method, **{f"{method}.{weight}": 0.0 for weight in weights}})
+        check_used(config)
+        if weights:
+            set_keys(config, {f"{method}.{name}": other(values, config[method][name])})
+            with pytest.raises(ValueError, match=rf"{method}.{name} is .* only with .*{method}.{weights[0]}.* above 0"):
+                check_used(config)
+
+
+WARM = {"optimizer.warmup_epochs": 3, "dkd.warmup_epochs": 3, "method": "dkd"}
+
+
+@pytest.mark.parametrize("key", ["optimizer.warmup_epochs", "dkd.warmup_epochs"])
+def test_a_given_warm_up_longer_than_the_run_is_refused(key):
+    config = get_config()
+    set_keys(config, {"epochs": 3, **WARM, key: 4})
+    with pytest.raises(ValueError, match=f"{key} is 4, but the run has 3 epochs: use 0 .* to 3, or more epochs"):
+        check_warmups(config, {key})
+    check_warmups(config, {"epochs"})  # of a config file or a default
+    set_keys(config, {key: 3})
+    check_warmups(config, {key})
+
+
+@pytest.mark.parametrize(
+    ("values", "notes"),
+    [
+        ({"epochs": 4}, []),
+        ({"epochs": 3}, ["the run of 3 epochs ends within the warm-up (3 epochs): the learning rate stays below 0.1"]),
+        (
+            {"epochs": 4, "optimizer.warmup_epochs": 5, "dkd.warmup_epochs": 20},  # the defaults
+            [
+                "the run of 4 epochs ends within the warm-up (5 epochs): the learning rate stays below 0.1",
+                "dkd.warmup_epochs is 20: in 4 epochs the weight reaches 20% of its value",
+            ],
+        ),
+    ],
+)
+def test_a_warm_up_that_the_run_does_not_complete_is_noted(values, notes):
+    config = get_config()
+    set_keys(config, {**WARM, **values})
+    check_config(config)
+    assert list(remarks(config)) == notes

@@ -28,6 +28,7 @@ OF_CONFIGS = [
     (["--flagfile=nowhere"], "a flag file cannot be read"),
     (["--workdir=README.md"], "is a file: give a folder"),
     (["--workdir=README.md/x"], "cannot be made, because 'README.md' is a file"),
+    (["--workdir=/dev/null/x"], "cannot be made, because '/dev/null' is no folder"),
 ]
 TABLE = f"--config={CONFIGS}/contsup/table1.py"
 COMMANDS = {
@@ -37,6 +38,24 @@ COMMANDS = {
         (["--config.method=kd"], "teacher.weights is not set"),
         (["--config.method=kd", "--config.teacher.weights=nowhere"], "there is no such file or folder"),
         (["--config.network.weights=nowhere"], "there is no such file or folder"),
+        (
+            ["--config.method=kd", f"--config.teacher.weights={CONFIGS}", "--config.teacher.cache=/dev/null/x"],
+            "teacher.cache '/dev/null/x' cannot be made, because '/dev/null' is no folder",
+        ),
+        (["--config.local.remat=blocks,decoder"], "only with the networks that it names: decoder with local.decoder"),
+        (["--config.local.remat=contexts", "--config.local.context=R0"], "contexts with a local.context other than R0"),
+        (["--config.local.remat=head", "--config.local.modules=1"], "head with local.modules above 1"),
+        (["--config.local.boundaries=balanced", "--config.local.modules=1"], "only with local.modules above 1"),
+        (["--config.local.context=R4E"], "the last of 4 modules has 3 before it: use R3E, or more modules"),
+        (["--config.local.loss=contrast", "--config.loss.label_smoothing=0.1"], "only with local.loss=softmax"),
+        (["--config.optimizer.warmup_epochs=31"], "warmup_epochs is 31, but the run has 30 epochs: use 0 "),
+        (["--config.method=kd", "--config.kd.weight=0", "--config.kd.temperature=2"], "only with kd.weight above 0"),
+        (["--config.method=kd", "--config.kd.ce_weight=0", "--config.loss.label_smoothing=0.1"], "labels above 0"),
+        (["--config.method=dkd", "--config.dkd.warmup_epochs=31"], "dkd.warmup_epochs is 31, but the run has 30"),
+        (
+            ["--config.mesh.data=2", "--config.mesh.shard=optimizer", "--config.optimizer.momentum=0"],
+            "only with an optimizer with state",
+        ),
         (["--config.data.name=cifar10", "--config.data.data_dir=nowhere"], "no prepared cifar10 in nowhere"),
         (["--config.data.data_dir=nowhere"], "digits is part of the package"),
         (["--config.data.mean=77"], r"data.mean is '77': use a number in \[0, 1\]"),
@@ -82,6 +101,7 @@ COMMANDS = {
         (["--methods=kdd"], "unknown method 'kdd'"),
         (["--methods=kd"], "no teacher for kd"),
         (["--forms=fast"], "unknown form 'fast'"),
+        (["--profile=/dev/null/x"], "profile '/dev/null/x' cannot be made, because '/dev/null' is no folder"),
         (["--config.step=joined"], "step is joined, which the rows would ignore"),
     ],
     "pipeline": [

@@ -12,7 +12,7 @@ from kd_local.distill.numerics import unit_vectors, widened
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import Number, Weight
+from kd_local.ranges import Number, Weight, Weighted
 from kd_local.shapes import check_arrays
 
 POWER = Number(1, 8, whole=True)
@@ -42,6 +42,9 @@ def attention_loss(
     return jnp.square(attention(student) - attention(teacher)).mean()
 
 
+_TERM = Weighted(("weight",))
+
+
 @dataclass(frozen=True)
 class AT(Objective):
     """ce_weight * cross entropy + weight * the sum of `attention_loss` over all stages except the stem.
@@ -59,7 +62,7 @@ class AT(Objective):
 
     ce_weight: Weight = 1.0
     weight: Weight = 1000.0
-    power: Annotated[int, POWER] = 2
+    power: Annotated[int, POWER, _TERM] = 2
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         pair_stages(batch.student, batch.teacher)

@@ -29,7 +29,9 @@ from kd_local.distill.stepping_stones import (
     through_teacher,
 )
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import Flag, Temperature, WarmupEpochs, Weight
+from kd_local.ranges import Flag, Temperature, WarmupEpochs, Weight, Weighted
+
+_TERM = Weighted(("beta", "gamma"))
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,12 @@ class BlockKD(Objective):
     alpha: Weight = 0.1
     beta: Weight = 0.9
     gamma: Weight = 0.9
-    distance: Annotated[str, DISTANCE] = "kd"
-    temperature: Temperature = 4.0
-    standardise: Flag = False
+    distance: Annotated[str, DISTANCE, _TERM] = "kd"
+    temperature: Annotated[Temperature, _TERM] = 4.0
+    standardise: Annotated[Flag, _TERM] = False
     stones: Annotated[Stones, StoneNumbers()] = "all"
-    ensemble_gradient: Flag = False
-    warmup_epochs: WarmupEpochs = 0
+    ensemble_gradient: Annotated[Flag, Weighted(("gamma",))] = False
+    warmup_epochs: Annotated[WarmupEpochs, _TERM] = 0
     batched: Flag = True
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.models.layers import Linear
 from kd_local.networks import Collection, Variables
 from kd_local.precision import at_least_float32
-from kd_local.ranges import Number, Weight
+from kd_local.ranges import Number, Weight, Weighted
 from kd_local.shapes import check_arrays
 
 EPSILON = 1e-7
@@ -93,6 +93,9 @@ class Embedding(nn.Module):
         return unit_vectors(*widened(Linear(self.dim, dtype=x.dtype, name="linear")(x)))
 
 
+_TERM = Weighted(("weight",))
+
+
 @dataclass(frozen=True)
 class CRD(Objective):
     """ce_weight * cross entropy + weight * (`crd_loss` of the student's embeddings with the teacher's memory + the
@@ -120,10 +123,10 @@ class CRD(Objective):
     needs_indices: ClassVar[bool] = True
     ce_weight: Weight = 1.0
     weight: Weight = 0.8
-    dim: Annotated[int, Number(1, 65536, whole=True)] = 128
-    negatives: Annotated[int, Number(1, 10**7, whole=True)] = 16384
-    temperature: Annotated[float, Number(0.02, 1e4, example=0.07)] = 0.07
-    momentum: Annotated[float, MOMENTUM] = 0.5
+    dim: Annotated[int, Number(1, 65536, whole=True), _TERM] = 128
+    negatives: Annotated[int, Number(1, 10**7, whole=True), _TERM] = 16384
+    temperature: Annotated[float, Number(0.02, 1e4, example=0.07), _TERM] = 0.07
+    momentum: Annotated[float, MOMENTUM, _TERM] = 0.5
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         if examples is None:

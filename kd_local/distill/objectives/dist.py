@@ -1,7 +1,7 @@
 """DIST: the correlation of the student's and the teacher's probabilities, within samples and within classes."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from kd_local.distill.numerics import norms
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import WEIGHT, Flag, Temperature, Weight
+from kd_local.ranges import WEIGHT, Flag, Temperature, Weight, Weighted
 from kd_local.shapes import check_arrays
 
 EPSILON = 1e-8
@@ -50,6 +50,9 @@ def dist_loss(
     return temperature**2 * (beta * between + gamma * within)
 
 
+_TERM = Weighted(("beta", "gamma"))
+
+
 @dataclass(frozen=True)
 class DIST(Objective):
     """ce_weight * cross entropy + `dist_loss`.
@@ -71,8 +74,8 @@ class DIST(Objective):
     ce_weight: Weight = 1.0
     beta: Weight = 1.0
     gamma: Weight = 1.0
-    temperature: Temperature = 1.0
-    standardise: Flag = False
+    temperature: Annotated[Temperature, _TERM] = 1.0
+    standardise: Annotated[Flag, _TERM] = False
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = dist_loss(

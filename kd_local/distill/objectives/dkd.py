@@ -1,7 +1,7 @@
 """Decoupled knowledge distillation: separate weights for the label and for the distribution over the other classes."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from kd_local.distill.numerics import divergence
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import WEIGHT, Flag, Temperature, WarmupEpochs, Weight
+from kd_local.ranges import WEIGHT, Flag, Temperature, WarmupEpochs, Weight, Weighted
 from kd_local.shapes import check_arrays, check_labels
 
 
@@ -63,6 +63,9 @@ def dkd_loss(
     return temperature**2 * (alpha * tckd + beta * nckd)
 
 
+_TERM = Weighted(("alpha", "beta"))
+
+
 @dataclass(frozen=True)
 class DKD(Objective):
     """ce_weight * cross entropy + min(epoch / warmup_epochs, 1) * `dkd_loss`.
@@ -85,9 +88,9 @@ class DKD(Objective):
     ce_weight: Weight = 1.0
     alpha: Weight = 1.0
     beta: Weight = 8.0
-    temperature: Temperature = 4.0
-    warmup_epochs: WarmupEpochs = 20
-    standardise: Flag = False
+    temperature: Annotated[Temperature, _TERM] = 4.0
+    warmup_epochs: Annotated[WarmupEpochs, _TERM] = 20
+    standardise: Annotated[Flag, _TERM] = False
 
     @property
     def needs_epoch(self) -> bool:

@@ -13,7 +13,7 @@ from kd_local.distill.numerics import widened
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import pair_stages, rectified
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import Number, Weight
+from kd_local.ranges import Number, Weight, Weighted
 from kd_local.shapes import check_arrays
 
 
@@ -28,6 +28,9 @@ def hint_loss(student: Float[Array, "batch h w c"], teacher: Float[Array, "batch
     check_arrays(student=(student, "float batch h w c"), teacher=(teacher, "float batch h w c"))
     student, teacher = widened(student, teacher)
     return jnp.square(student - teacher).mean()
+
+
+_TERM = Weighted(("weight",))
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class FitNet(Objective):
 
     ce_weight: Weight = 1.0
     weight: Weight = 100.0
-    stage: Annotated[int, Number(0, 1000, whole=True, note="0 is the stem")] = 2
+    stage: Annotated[int, Number(0, 1000, whole=True, note="0 is the stem"), _TERM] = 2
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         hint, _, regressor = self._hint(batch)

@@ -1,7 +1,7 @@
 """Knowledge distillation: the divergence of the student's softened probabilities from the teacher's."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 from jaxtyping import Array, Float
@@ -12,7 +12,7 @@ from kd_local.distill.numerics import divergence
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import Flag, Temperature, Weight
+from kd_local.ranges import Flag, Temperature, Weight, Weighted
 
 
 def kd_loss(
@@ -36,6 +36,9 @@ def kd_loss(
     return temperature**2 * divergence(target - sums[0], student - sums[1], difference).mean()
 
 
+_TERM = Weighted(("weight",))
+
+
 @dataclass(frozen=True)
 class KD(Objective):
     """ce_weight * cross entropy + weight * `kd_loss`.
@@ -55,8 +58,8 @@ class KD(Objective):
     reads: ClassVar[Literal["logits", "features"]] = "logits"
     ce_weight: Weight = 0.1
     weight: Weight = 0.9
-    temperature: Temperature = 4.0
-    standardise: Flag = False
+    temperature: Annotated[Temperature, _TERM] = 4.0
+    standardise: Annotated[Flag, _TERM] = False
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = kd_loss(

@@ -14,7 +14,7 @@ from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import TEMPERATURE, Flag, Numbers, Weight
+from kd_local.ranges import TEMPERATURE, Flag, Numbers, Weight, Weighted
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 _TEMPERATURES = Numbers(TEMPERATURE, least=1, example=(2, 3, 4))
@@ -75,6 +75,9 @@ def mlkd_loss(
     return total
 
 
+_TERM = Weighted(("weight",))
+
+
 @dataclass(frozen=True)
 class MLKD(Objective):
     """ce_weight * cross entropy + weight * `mlkd_loss`.
@@ -97,8 +100,8 @@ class MLKD(Objective):
     reads: ClassVar[Literal["logits", "features"]] = "logits"
     ce_weight: Weight = 0.1
     weight: Weight = 0.9
-    temperatures: Annotated[tuple[float, ...], _TEMPERATURES] = TEMPERATURES
-    standardise: Flag = False
+    temperatures: Annotated[tuple[float, ...], _TEMPERATURES, _TERM] = TEMPERATURES
+    standardise: Annotated[Flag, _TERM] = False
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
         distillation = mlkd_loss(

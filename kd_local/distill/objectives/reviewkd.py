@@ -18,7 +18,7 @@ from kd_local.distill.stages import pair_stages
 from kd_local.models.convolution import Conv, uniform_by_fan_in
 from kd_local.models.layers import ConvNorm, average_pool_to
 from kd_local.networks import Collection, Variables, by_block, of_block
-from kd_local.ranges import Flag, Number, WarmupEpochs, Weight
+from kd_local.ranges import Flag, Number, WarmupEpochs, Weight, Weighted
 from kd_local.shapes import check_arrays
 
 POOLED_SIZES = (4, 2, 1)
@@ -91,6 +91,9 @@ class ABF(nn.Module):
         return output, x
 
 
+_TERM = Weighted(("weight",))
+
+
 @dataclass(frozen=True)
 class ReviewKD(Objective):
     """ce_weight * cross entropy + weight * min(epoch / warmup_epochs, 1) * the sum of `hcl_loss` over all stages
@@ -111,9 +114,9 @@ class ReviewKD(Objective):
 
     ce_weight: Weight = 1.0
     weight: Weight = 1.0
-    warmup_epochs: WarmupEpochs = 20
-    max_middle: Annotated[int, Number(1, 65536, whole=True)] = 512
-    preactivations: Flag = False
+    warmup_epochs: Annotated[WarmupEpochs, _TERM] = 20
+    max_middle: Annotated[int, Number(1, 65536, whole=True), _TERM] = 512
+    preactivations: Annotated[Flag, _TERM] = False
 
     @property
     def needs_epoch(self) -> bool:

@@ -17,7 +17,7 @@ from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.models.convolution import Conv
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import Number, Weight
+from kd_local.ranges import Number, Weight, Weighted
 from kd_local.shapes import check_arrays
 
 EPSILON = 1e-5
@@ -62,6 +62,9 @@ class Regressor(nn.Module):
         return vid_loss(x, teacher, self.param("log_scale", start, (channels,), jnp.float32))
 
 
+_TERM = Weighted(("weight",))
+
+
 @dataclass(frozen=True)
 class VID(Objective):
     """ce_weight * cross entropy + weight * the sum of `vid_loss` over all stages except the stem.
@@ -81,7 +84,7 @@ class VID(Objective):
 
     ce_weight: Weight = 1.0
     weight: Weight = 1.0
-    init_variance: Annotated[float, Number(EPSILON, 1e4, open_low=True)] = 5.0
+    init_variance: Annotated[float, Number(EPSILON, 1e4, open_low=True), _TERM] = 5.0
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         regressors, inputs = self._regressors(batch)
