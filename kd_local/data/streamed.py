@@ -240,13 +240,15 @@ class _Stream:
             if (code := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))) is None:
                 raise
             raise DataError(f"a worker process that decodes images ended: {_cause(int(code[1]))}") from error
-        return _taken(images), _taken(labels)
+        # Copied, so that a caller that keeps the batch does not keep shared memory.
+        return np.array(images), np.array(labels)
 
     def close(self) -> None:
         if self._iterator is not None:
             self._iterator.close()
-        # Freed now, because its destructor would close it again, which is too late at the end of a program.
-        self._iterator = None
+            # Freed now, because its destructor would close it again, which is too late at the end of a program.
+            self._iterator = None
+            _wait_for_freed_memory()
         if self._shared is not None:
             # By name, since grain's objects refer to the array and to each other, and may live until the end.
             self._shared.shm.unlink()
@@ -254,8 +256,8 @@ class _Stream:
 
 
 def _start_tracker() -> None:
-    """Starts the process that frees shared memory at the end, without its warning: a stop may leave batches that no
-    process has taken."""
+    """Starts the process that frees shared memory after the end, without its warning: a program that is killed leaves
+    batches that no process has taken."""
     quiet = "ignore:resource_tracker:UserWarning"
     sys.warnoptions.append(quiet)  # it is started with these
     try:
@@ -264,14 +266,11 @@ def _start_tracker() -> None:
         sys.warnoptions.remove(quiet)
 
 
-def _taken(array: np.ndarray) -> np.ndarray:
-    """A copy, so that a caller that keeps the batch does not keep shared memory. The name of the shared memory is
-    removed now: grain would do it in a thread, which may come too late at the end of a program."""
-    copied = np.array(array)
-    if (shared := getattr(array, "shm", None)) is not None:
-        array._unlink_on_del = False  # type: ignore[attr-defined]
-        shared.unlink()
-    return copied
+def _wait_for_freed_memory() -> None:
+    """Waits until grain's thread has freed the batches that were dropped, which the end of a program would not."""
+    pool = getattr(_grain().multiprocessing.SharedMemoryArray, "_del_thread_pool", None)
+    if pool is not None:
+        pool.apply(int)  # after all that wait
 
 
 _OPEN: WeakSet[_Stream] = WeakSet()

@@ -43,6 +43,28 @@ def test_evaluation_batches_do_not_depend_on_workers(prepared: PreparedSplit) ->
         assert all(map(np.array_equal, one, other))
 
 
+def test_closed_batches_have_freed_their_shared_memory(
+    prepared: PreparedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared_array = grain.multiprocessing.SharedMemoryArray
+    free, opened = shared_array.close_shm_async, []
+    from_metadata = shared_array.from_metadata
+
+    def opening(metadata: Any) -> Any:
+        opened.append(metadata.name)
+        return from_metadata(metadata)
+
+    def slowly(shm: SharedMemory, unlink: bool) -> None:
+        time.sleep(0.2)
+        free(shm, unlink)
+
+    monkeypatch.setattr(shared_array, "from_metadata", opening)
+    monkeypatch.setattr(shared_array, "close_shm_async", slowly)
+    steps_of(split_of(prepared, workers=1), 0, 3)
+    assert len(opened) >= 6  # images and labels
+    assert not [name for name in opened if (SHARED / name).exists()]
+
+
 def test_a_damaged_image_is_named_and_ends_all_workers(prepare: Any, photograph: Any) -> None:
     prepared, place = damaged(prepare, photograph, b"no image")
     started = time.monotonic()
