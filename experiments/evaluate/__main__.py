@@ -1,8 +1,9 @@
 """Evaluate trained weights: python -m experiments.evaluate --weights=PATH [--config=FILE.py] [--config.KEY=VALUE ...]
 
 PATH is a file of PyTorch weights (.npz needs no torch) or the folder of a run. For a file, the config names network and
-data. A run's folder records its network, its images and their normalisation; the config may name another data set. The
-program writes summary.json.
+data. A run's folder records its network, its images and their normalisation; the config may name another data set. A
+run is evaluated in its own precision and batch size, so on the same devices its results are those of its summary.json.
+The program writes summary.json.
 """
 
 from experiments.ending import ENDING

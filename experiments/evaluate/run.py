@@ -31,6 +31,8 @@ from kd_local.files import replace_text
 from kd_local.local import EndToEnd
 from kd_local.training import evaluate
 
+_BATCH_SIZE = 500  # for files of weights
+
 
 def run(config: ConfigDict, given: Collection[str], weights: Path, folder: Path | None) -> None:
     """Evaluates weights on the data of a config, and prints and writes the results.
@@ -76,12 +78,16 @@ def run(config: ConfigDict, given: Collection[str], weights: Path, folder: Path 
 
     state = jax.tree.map(jnp.asarray, state)
     start = time.perf_counter()
-    results = evaluate(method, state, data, batch_size=min(500, len(data.test)), mesh=experiment.mesh)
+    # Sums are rounded by batches, so a run's results need the run's batches.
+    batch_size = min(_BATCH_SIZE, len(data.test)) if trained is None else trained.config.batch_size
+    results = evaluate(method, state, data, batch_size=batch_size, mesh=experiment.mesh)
     seconds = time.perf_counter() - start
     summary: dict[str, Any] = {
         "network": config.network.name,
         "dataset": config.data.name,
         "weights": str(weights),
+        "dtype": config.network.dtype,
+        "batch_size": batch_size,
         **named_scores(results),
         "exits": {name: {"test_accuracy": scores.accuracy} for name, scores in results["test"].exits.items()},
         "parameters": count_parameters(method.deployed(state)),

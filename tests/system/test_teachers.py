@@ -73,22 +73,29 @@ def test_a_run_and_a_file_are_evaluated_alike(teacher, tmp_path):
                       f"--workdir={tmp_path / folder}")  # fmt: skip
         assert "test_accuracy" in printed
         assert summary(tmp_path / folder)["test_accuracy"] == summary(teacher)["test_accuracy"]
+    # The same bits, since the run's batches are used.
+    assert summary(tmp_path / "ours")["test_loss"] == summary(teacher)["test_loss"]
+    assert summary(tmp_path / "ours")["batch_size"] == 32 and summary(tmp_path / "ours")["dtype"] == "float32"
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("method", ["simkd", "block_kd", "local_distillation", "crd", "contsup"])
+@pytest.mark.parametrize("method", ["simkd", "block_kd", "local_distillation", "crd", "contsup", "bfloat16"])
 def test_a_run_of_any_method_is_evaluated_and_teaches_with_the_accuracy_that_it_had(teacher, method, tmp_path):
-    taught = () if method == "contsup" else (f"--config.teacher.weights={teacher}",)
-    succeed(
-        "train", *SMALL, f"--config.method={method}", *taught, "--config.data.mean=0.9", f"--workdir={tmp_path / 'run'}"
-    )
+    options = {
+        "contsup": ["--config.method=contsup"],
+        "bfloat16": ["--config.network.dtype=bfloat16", "--config.local.answer=ensemble"],
+    }.get(method, [f"--config.method={method}", f"--config.teacher.weights={teacher}"])
+    succeed("train", *SMALL, *options, "--config.data.mean=0.9", f"--workdir={tmp_path / 'run'}")
     found = summary(tmp_path / "run")
     succeed("evaluate", f"--weights={tmp_path / 'run'}", f"--workdir={tmp_path / 'evaluated'}")
     evaluated = summary(tmp_path / "evaluated")
     assert evaluated["test_accuracy"] == found["test_accuracy"]
-    assert evaluated["exits"].keys() == found["exits"].keys()
+    assert evaluated["test_loss"] == found["test_loss"]
+    assert {name: exit["test_accuracy"] for name, exit in found["exits"].items()} == {
+        name: exit["test_accuracy"] for name, exit in evaluated["exits"].items()
+    }
     succeed("train", *SMALL, "--config.method=kd", f"--config.teacher.weights={tmp_path / 'run'}",
-        "--config.epochs=1", f"--workdir={tmp_path / 'next'}")  # fmt: skip
+        f"--config.teacher.dtype={evaluated['dtype']}", "--config.epochs=1", f"--workdir={tmp_path / 'next'}")  # fmt: skip
     assert summary(tmp_path / "next")["teacher_accuracy"] == pytest.approx(found["test_accuracy"], abs=1e-9)
 
 
