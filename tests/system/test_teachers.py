@@ -95,7 +95,8 @@ def test_a_run_of_any_method_is_evaluated_and_teaches_with_the_accuracy_that_it_
         name: exit["test_accuracy"] for name, exit in evaluated["exits"].items()
     }
     succeed("train", *SMALL, "--config.method=kd", f"--config.teacher.weights={tmp_path / 'run'}",
-        f"--config.teacher.dtype={evaluated['dtype']}", "--config.epochs=1", f"--workdir={tmp_path / 'next'}")  # fmt: skip
+        f"--config.teacher.dtype={evaluated['dtype']}", "--config.epochs=1",
+        f"--workdir={tmp_path / 'next'}")  # fmt: skip
     assert summary(tmp_path / "next")["teacher_accuracy"] == pytest.approx(found["test_accuracy"], abs=1e-9)
 
 
