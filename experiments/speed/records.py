@@ -20,7 +20,11 @@ from kd_local.files import append_json, from_fields, read_json_lines, replace_te
 
 COMPILATIONS, ROUNDS, CACHES = "compilations.jsonl", "rounds.jsonl", "compiled"
 _ROOT = Path(__file__).parents[2]
-_CODE = ("kd_local", "experiments/from_config", "experiments/speed/jax_step.py", "experiments/speed/torch_step.py")
+_CODE = (
+    "kd_local",
+    "experiments/from_config",
+    *(f"experiments/speed/{name}.py" for name in ("jax_step", "torch_step", "torch_network")),
+)
 _SETTINGS = ("XLA_", "JAX_", "LIBTPU_", "CUDA_", "CUDNN_", "NVIDIA_", "TORCH", "OMP_", "MKL_", "GLIBC_TUNABLES")
 _NOT_SETTINGS = (VARIABLE, "JAX_PERSISTENT_CACHE", "XLA_PYTHON_CLIENT_")  # which change no time of a step
 

@@ -1,128 +1,23 @@
 """Training steps in PyTorch, for comparison: end to end, greedy local learning with contexts, and KD.
 
-The networks are those of the package. Modules follow a `CutNetwork`, and parameters have the names that
-`kd_local.interop.contsup` writes. After each module's loss comes its backward call, which frees its activations. The
-step ends with one update of all parameters. Images are random, normalised and on the device.
+After each module's loss comes its backward call, which frees its activations. The step ends with one update of all
+parameters. Images are random, normalised and on the device.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from ml_collections import ConfigDict
-from torch import nn
 
 from experiments.from_config.experiment import build
 from experiments.speed.rows import SpeedRow, configured
-from kd_local.local import ContSup, CutNetwork, cut
-from kd_local.local.contexts import FeatureEncoder, ImageEncoder
-from kd_local.local.heads import LocalHead
+from experiments.speed.torch_network import CutResNet
+from kd_local.local import ContSup, cut
 from kd_local.models import create
 
-WIDTHS = (16, 32, 64)
 TEMPERATURE, KD_WEIGHT, LABEL_WEIGHT = 4.0, 0.9, 0.1
-
-
-class Block(nn.Module):
-    """The basic block of a CIFAR ResNet with a projection shortcut."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.downsample = (
-            nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
-            if stride > 1
-            else nn.Identity()
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
-
-
-class Sequence(nn.Module):
-    """A sequence of layers under a name, as in the ContSup authors' code."""
-
-    def __init__(self, name: str, *layers: nn.Module) -> None:
-        super().__init__()
-        self.name = name
-        self.add_module(name, nn.Sequential(*layers))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.get_submodule(self.name)(x)
-
-
-class CutResNet(nn.Module):
-    """A CIFAR ResNet cut into the modules of a `CutNetwork`. With one module it is an ordinary ResNet."""
-
-    def __init__(self, cut_network: CutNetwork, classes: int, channels: int) -> None:
-        super().__init__()
-        names = cut_network.network.names
-        self.modules_of = cut_network.modules
-        self.conv1, self.bn1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        for stage, width in enumerate(WIDTHS, start=1):
-            count = sum(name.startswith(f"stage{stage}/") for name in names)
-            before = WIDTHS[max(stage - 2, 0)]
-            blocks = (Block(width if i else before, width, 2 if stage > 1 and i == 0 else 1) for i in range(count))
-            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(WIDTHS[-1], classes)
-        self.cont_sup_node = nn.Module()
-        widths, shapes = {"images": channels}, {name: self._width(name) for name in names}
-        for number, module in enumerate(self.modules_of):
-            width = widths[module.reads[0]]
-            slot = 0
-            for network, source in zip(module.contexts, module.reads[1:], strict=False):
-                if isinstance(network, ImageEncoder):
-                    layers = (*_conv_norm(channels, network.width, 3), *_conv_norm(network.width, width, 3))
-                    self.cont_sup_node.add_module(f"encoder_{number - 1}", Sequence("encoder", *layers))
-                elif isinstance(network, FeatureEncoder):
-                    layers = _conv_norm(widths[source], width, 1)
-                    self.cont_sup_node.add_module(f"resencoder_{number - 1}_{slot}", Sequence("encoder", *layers))
-                    slot += 1
-            after = shapes[module.names[-1]]
-            widths.update(zip(module.writes, (after, width), strict=False))
-            if module.head is not None:
-                self.add_module(_head_name(module), Sequence("head", *_head(module.head, after)))
-
-    @staticmethod
-    def _width(name: str) -> int:
-        return WIDTHS[int(name[5]) - 1] if name.startswith("stage") else WIDTHS[0]
-
-    def block(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """The output of the block with this name in the package."""
-        if name == "stem":
-            return F.relu(self.bn1(self.conv1(x)))
-        if name.startswith("stage"):
-            stage, _, number = name.removeprefix("stage").partition("/")
-            return self.get_submodule(f"layer{stage}.{number}")(x)
-        return self.fc(x.mean((2, 3)))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The network's logits, without local heads and contexts."""
-        for module in self.modules_of:
-            for name in module.names:
-                x = self.block(name, x)
-        return x
-
-    def module_loss(self, number: int, labels: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`(loss, output, input with contexts)` of a module, for the tensors that it reads."""
-        module = self.modules_of[number]
-        x, slot = tensors[0], 0
-        for network, context in zip(module.contexts, tensors[1:], strict=False):
-            image = isinstance(network, ImageEncoder)
-            name = f"encoder_{number - 1}" if image else f"resencoder_{number - 1}_{slot}"
-            slot += not image
-            supplied = self.cont_sup_node.get_submodule(name)(context)
-            x = x + F.adaptive_avg_pool2d(supplied, tensors[0].shape[-2:])
-        output = x
-        for name in module.names:
-            output = self.block(name, output)
-        logits = output if module.head is None else self.get_submodule(_head_name(module))(output)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, labels), output, x
 
 
 class TorchStep:
@@ -146,12 +41,11 @@ class TorchStep:
         method = experiment.method
         cut_network = method.cut_network if isinstance(method, ContSup) else cut(experiment.network, 1, classes=classes)
         network: Any = CutResNet(cut_network, classes, channels).to(device, memory_format=layout)
-        self._teacher = None
+        teacher: Any = None
         if row.method == "kd":
             whole = cut(create(config.teacher.network, classes=classes), 1, classes=classes)
-            self._teacher = CutResNet(whole, classes, channels).to(device, memory_format=layout).eval()
+            teacher = CutResNet(whole, classes, channels).to(device, memory_format=layout).eval()
         self._network, self._device = network, device
-        self._compile = torch.compile if row.form.endswith("+compile") else lambda function: function
         self._dtype = torch.bfloat16 if row.dtype == "bfloat16" else None
         self._optimizer = torch.optim.SGD(
             network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=device.type == "cuda"
@@ -159,20 +53,35 @@ class TorchStep:
         shape = (config.batch_size, channels, *experiment.shape[:2])
         self._images = torch.randn(shape, device=device).to(memory_format=layout)
         self._labels = torch.randint(classes, shape[:1], device=device)
-        self._step = self._greedy if row.method == "contsup" else self._whole
-        # One function per module, so that each is compiled for its shapes.
-        self._module_losses = [
-            self._compile(lambda *given, i=i: network.module_loss(i, *given)) for i in range(len(cut_network.modules))
-        ]
-        self._loss = self._compile(self._whole_loss)
+        compiled = _compiled if row.form.endswith("+compile") else lambda function: function
+        self._modules = None
+        if row.method == "contsup":
+            self._modules = [
+                # One function for each module, so that each is compiled for its shapes.
+                compiled(lambda *given, i=i: network.module_loss(i, *given))
+                for i in range(len(cut_network.modules))
+            ]
+        self._loss = compiled(lambda images, labels: whole_loss(network, teacher, images, labels))
         self.dispatch(1).block_until_ready()  # compiles, and chooses the algorithms of convolutions
+
+    def step(self) -> list[torch.Tensor]:
+        """Starts a step. Returns the loss, or that of each module."""
+        self._optimizer.zero_grad(set_to_none=True)
+        precision = torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None)
+        if self._modules is not None:
+            losses = greedy_backward(self._network, self._modules, self._images, self._labels, precision)
+        else:
+            with precision:
+                loss = self._loss(self._images, self._labels)
+            loss.backward()
+            losses = [loss.detach()]
+        self._optimizer.step()
+        return losses
 
     def dispatch(self, steps: int) -> "TorchStep":
         """Starts n steps."""
         for _ in range(steps):
-            self._optimizer.zero_grad(set_to_none=True)
-            self._step()
-            self._optimizer.step()
+            self.step()
         return self
 
     def block_until_ready(self) -> None:
@@ -190,53 +99,52 @@ class TorchStep:
         """Peak memory of PyTorch's allocator on the device; None on the CPU."""
         return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else None
 
-    def _whole_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = self._network(images).float()
-        loss = F.cross_entropy(logits, labels)
-        if self._teacher is None:
-            return loss
-        with torch.no_grad():
-            targets = F.softmax(self._teacher(images).float() / TEMPERATURE, dim=1)
-        student = F.log_softmax(logits / TEMPERATURE, dim=1)
-        return LABEL_WEIGHT * loss + KD_WEIGHT * TEMPERATURE**2 * F.kl_div(student, targets, reduction="batchmean")
 
-    def _whole(self) -> None:
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
-            loss = self._loss(self._images, self._labels)
+def whole_loss(network: Any, teacher: Any, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss end to end or, with a teacher, that of KD."""
+    logits = network(images)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(logits, labels)
+    if teacher is None:
+        return loss
+    with torch.no_grad():
+        teacher_logits = teacher(images).to(logits.dtype)
+    return LABEL_WEIGHT * loss + KD_WEIGHT * distillation_loss(logits, teacher_logits)
+
+
+def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    """The divergence of Hinton et al. (2015) between the softened distributions, times the squared temperature."""
+    targets = F.softmax(teacher_logits / TEMPERATURE, dim=1)
+    student = F.log_softmax(logits / TEMPERATURE, dim=1)
+    return TEMPERATURE**2 * F.kl_div(student, targets, reduction="batchmean")
+
+
+def greedy_backward(
+    network: Any,
+    module_losses: Sequence[Callable[..., Any]],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    precision: Any,
+) -> list[torch.Tensor]:
+    """Computes each module's loss and, at once, its gradients. Returns the losses.
+
+    Args:
+        network: a `CutResNet`.
+        module_losses: `CutResNet.module_loss` of each module, perhaps compiled.
+        images, labels: the batch.
+        precision: the context manager of the forward passes.
+    """
+    tensors, losses = {"images": images}, []
+    for module, module_loss in zip(network.modules_of, module_losses, strict=True):
+        with precision:
+            loss, output, x = module_loss(labels, *(tensors[name] for name in module.reads))
         loss.backward()
-
-    def _greedy(self) -> list[torch.Tensor]:
-        tensors, losses = {"images": self._images}, []
-        for module, module_loss in zip(self._network.modules_of, self._module_losses, strict=True):
-            with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
-                loss, output, x = module_loss(self._labels, *(tensors[name] for name in module.reads))
-            loss.backward()
-            losses.append(loss.detach())
-            written = (output.detach(), x.detach())
-            tensors.update(zip(module.writes, written, strict=False))
-        return losses
+        losses.append(loss.detach())
+        tensors.update(zip(module.writes, (output.detach(), x.detach()), strict=False))
+    return losses
 
 
-def _conv_norm(before: int, after: int, size: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(before, after, size, 1, size // 2), nn.BatchNorm2d(after), nn.ReLU()
-
-
-def _head_name(module: Any) -> str:
-    name = module.names[-1]
-    return "aux_classifier_" + ("0_0" if name == "stem" else name.removeprefix("stage").replace("/", "_"))
-
-
-def _head(head: LocalHead, width: int) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    narrow = width < WIDTHS[-1]
-    features = int(width * (2 if narrow else 1) * head.width)
-    for i in range(int(head.kind[0])):
-        stride = 2 if narrow and i == 0 else 1
-        convolution = nn.Conv2d(width, features, 3, stride, 1, bias=False)
-        layers += [convolution, nn.BatchNorm2d(features), nn.ReLU()]
-        width = features
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    for _ in range(int(head.kind[2]) - 1):
-        layers += [nn.Linear(width, int(head.feature_width * head.width)), nn.ReLU()]
-        width = int(head.feature_width * head.width)
-    return [*layers, nn.Linear(width, head.outputs)]
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Modules share the code of one function: beyond the limit, PyTorch would run them without compilation.
+    torch._dynamo.config.recompile_limit = 1000
+    return torch.compile(function, fullgraph=True, dynamic=False)

@@ -15,7 +15,7 @@ import timm
 import torch
 import torchvision
 
-from tests.interop.conftest import weights_by_name
+from tests.support.weights import weights_by_name
 
 CLASSES = 7
 
