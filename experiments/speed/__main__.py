@@ -54,7 +54,9 @@ _CONTEXTS = flags.DEFINE_list("contexts", ["R0", "E", "R1", "R1E"], "Contexts of
 _MODULES = flags.DEFINE_string("modules", None, "Numbers of modules of contsup. The default is the config's.")
 _FORMS = flags.DEFINE_list("forms", ["separate", "joined", "scanned"], f"Forms of the step: {', '.join(FORMS)}.")
 _DTYPES = flags.DEFINE_list("dtypes", ["float32"], f"Precisions: {', '.join(DTYPES)}, in place of network.dtype.")
-_PYTORCH = flags.DEFINE_list("pytorch", [], f"Rows in PyTorch: {', '.join(LAYOUTS)}; +compile may follow.")
+_PYTORCH = flags.DEFINE_list(
+    "pytorch", [], f"Rows in PyTorch of {', '.join(IN_PYTORCH)}: {', '.join(LAYOUTS)}; +compile may follow."
+)
 _STEPS = flags.DEFINE_integer("steps", 50, "Steps of a round, and of a call of the form scanned.", 1, 100_000)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timed rounds of each row.", 1, 10_000)
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Number of rows that compile at once.", 1, 256)
@@ -150,9 +152,9 @@ def check_ignored(config: ConfigDict) -> None:
         return
     if find_spec("torch") is None:
         raise ModuleNotFoundError("rows in PyTorch need torch: pip install torch, or leave out --pytorch")
-    if unknown_there := [method for method in _METHODS.value if method not in IN_PYTORCH]:
+    if not set(_METHODS.value) & set(IN_PYTORCH):
         raise ValueError(
-            f"{unknown_there[0]} has no step in PyTorch: use {', '.join(IN_PYTORCH)}, or leave out --pytorch"
+            f"{_METHODS.value[0]} has no step in PyTorch: use {', '.join(IN_PYTORCH)}, or leave out --pytorch"
         )
     for name, value in config.loss.items():
         if value:
@@ -190,7 +192,11 @@ def rows_of(modules: Sequence[int]) -> list[SpeedRow]:
     if not ways:
         raise ValueError("--forms is empty: leave it out, or name rows in PyTorch with --pytorch")
     return [
-        SpeedRow(*kind, form, dtype, framework) for kind in kinds for form, framework in ways for dtype in _DTYPES.value
+        SpeedRow(*kind, form, dtype, framework)
+        for kind in kinds
+        for form, framework in ways
+        for dtype in _DTYPES.value
+        if framework != PYTORCH or kind[0] in IN_PYTORCH
     ]
 
 

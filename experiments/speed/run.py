@@ -76,7 +76,8 @@ def run(config: ConfigDict, rows: Sequence[SpeedRow], timing: Timing, workdir: P
     counts = to_time(rows, records, timing.rounds)
     known = f", {len(rows) - len(counts)} of them known" if len(counts) < len(rows) else ""
     say(console, f"{len(rows)} rows{known}, workdir: {workdir}")
-    started = [row for row in rows if row in counts or (timing.profile and row.framework != PYTORCH)]
+    known_to_trace = slowest(rows, records, timing.slowest) if timing.profile is not None else []
+    started = [row for row in rows if row in counts or row in known_to_trace]
     ready = compiled_rows(started, {"config": config.to_dict(), "steps": timing.steps}, timing, records, console)
     ready = time_rows(ready, counts, records, console)
     traced = {} if timing.profile is None else trace_rows(ready, timing, records, console)
@@ -198,15 +199,20 @@ def trace_rows(
 ) -> dict[SpeedRow, dict[str, float]]:
     """Traces a round of rows in JAX. Returns the shares of their time by kind of operation, where they can be read."""
     found = {}
-    of_jax = [each for each in ready if each.row.framework != PYTORCH]
-    slowest_first = sorted(of_jax, key=lambda each: records.flops(each.row) or 0.0)
-    for each in slowest_first[: timing.slowest]:
+    processes = {each.row: each for each in ready}
+    for row in slowest(list(processes), records, timing.slowest):
+        each = processes[row]
         assert timing.profile is not None
-        folder = timing.profile / str(each.row).replace(" ", "-")
-        each.ask({"profile": str(folder)})
+        each.ask({"profile": str(timing.profile / str(row).replace(" ", "-"))})
         answer = each.answer() or {"problem": each.error()}
         if "shares" in answer:
-            found[each.row] = answer["shares"]
+            found[row] = answer["shares"]
         else:
-            say(console, f"{each.row}: its trace says nothing of operations: {answer['problem']}")
+            say(console, f"{row}: the operations of its trace cannot be read: {answer['problem']}")
     return found
+
+
+def slowest(rows: Sequence[SpeedRow], records: Records, count: int | None) -> list[SpeedRow]:
+    """The rows in JAX with the fewest floating-point operations a second, of those that were timed; None: all."""
+    timed = [row for row in rows if row.framework != PYTORCH and records.rounds(row)]
+    return sorted(timed, key=lambda row: records.flops(row) or 0.0)[:count]

@@ -182,6 +182,7 @@ ROWS = {
 
 
 @pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own compiler
 @pytest.mark.parametrize("method", ROWS)
 @pytest.mark.parametrize("form", ["channels_last", "nchw+compile", "channels_last+compile"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
