@@ -75,4 +75,7 @@ def configured(row: SpeedRow, base: ConfigDict) -> ConfigDict:
         config.mesh.data = config.mesh.module = 1
         if row.context is not None:
             config.local.context, config.local.modules = row.context, row.modules
+        else:  # what only modules have, such as boundaries by name
+            config.local.context, config.local.modules = "R0", 1
+            config.local.decoder, config.local.boundaries = False, "equal"
     return config

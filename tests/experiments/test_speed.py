@@ -8,7 +8,7 @@ from experiments.configs import default
 from experiments.speed.jax_step import JaxStep
 from experiments.speed.peaks import peak_flops
 from experiments.speed.predicted import predict
-from experiments.speed.rows import FORMS, SpeedRow
+from experiments.speed.rows import FORMS, SpeedRow, configured
 from kd_local.memory import CompilationRecords, target
 
 STEPS, BATCH = 3, 8
@@ -23,6 +23,16 @@ def test_a_round_is_steps_of_training(form):
     _, metrics = step.dispatch(STEPS)
     assert metrics["network"]["loss"].shape == ((STEPS,) if form == "scanned" else ())
     assert step.predicted_bytes > 0 and step.multiply_adds > 0
+
+
+def test_end_to_end_does_not_depend_on_modules():
+    """A config with 16 modules is no obstacle for a network of 5 blocks."""
+    whole = SpeedRow("end_to_end", None, 1, "separate", "float32")
+    local = SpeedRow("contsup", "E", 2, "separate", "float32")
+    first, other = default.get_config(), default.get_config()
+    other.local.modules, other.local.context, other.local.boundaries = 16, "R1E", "stem,stage1/0"
+    assert configured(whole, first).to_dict() == configured(whole, other).to_dict()
+    assert configured(local, other).local.modules == 2 and configured(local, other).local.context == "E"
 
 
 def test_the_peak_speed_of_a_device():

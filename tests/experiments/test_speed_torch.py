@@ -1,4 +1,4 @@
-"""The steps in PyTorch compute what the reference code and the package compute, in float64, and run in every form.
+"""The steps in PyTorch compute what the reference code and the package compute, in float64.
 
 The authors' numbers are read from the folder KD_LOCAL_GOLDEN, as in test_golden_contsup.py.
 """
@@ -13,9 +13,6 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.configs import default
-from experiments.configs.blockkd import cifar10
-from experiments.speed.rows import SpeedRow
 from kd_local.distill import OBJECTIVES, Distillation, Teacher
 from kd_local.interop import to_torch
 from kd_local.local import cut
@@ -26,7 +23,7 @@ from tests.support.weights import weights_by_name
 torch = pytest.importorskip("torch")
 
 from experiments.speed.torch_network import CutResNet  # noqa: E402
-from experiments.speed.torch_step import TorchStep, distillation_loss, greedy_backward, whole_loss  # noqa: E402
+from experiments.speed.torch_step import distillation_loss, greedy_backward, whole_loss  # noqa: E402
 
 HERE = Path(__file__).parents[1] / "golden"
 FOLDER = Path(os.environ.get("KD_LOCAL_GOLDEN", Path(__file__).parents[2] / "../shared/golden"))
@@ -172,28 +169,3 @@ def whole_weights(network, variables):
         for kind, tree in variables.items()
     }
     return to_torch(one, {module.name: of_module})
-
-
-ROWS = {
-    "end_to_end": SpeedRow("end_to_end", None, 1, "nchw", "float32", "pytorch"),
-    "contsup": SpeedRow("contsup", "R1E", 2, "nchw", "float32", "pytorch"),
-    "kd": SpeedRow("kd", None, 1, "nchw", "float32", "pytorch"),
-}
-
-
-@pytest.mark.exhaustive
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own compiler
-@pytest.mark.parametrize("method", ROWS)
-@pytest.mark.parametrize("form", ["channels_last", "nchw+compile", "channels_last+compile"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_form_takes_the_same_step(method, form, dtype):
-    """The loss of the second step depends on the gradients of the first."""
-    config = cifar10.get_config("method=kd") if method == "kd" else default.get_config()
-    config.network.name, config.batch_size = "resnet8", 8
-    if method == "kd":
-        config.teacher.network, config.teacher.shortcut = "resnet14", "projection"
-    row = ROWS[method]
-    plain = TorchStep(row, config, 1)
-    other = TorchStep(SpeedRow(row.method, row.context, row.modules, form, dtype, "pytorch"), config, 1)
-    limit = 1e-3 if dtype == "float32" else 0.1
-    torch.testing.assert_close(torch.stack(other.step()), torch.stack(plain.step()), rtol=limit, atol=limit)

@@ -22,6 +22,7 @@ from kd_local.training.calls import (
     steps_that_divide,
     takes_single_steps,
 )
+from kd_local.training.evaluation import Evaluator
 from kd_local.training.image_source import HostBatch, OnDevices, image_source
 from kd_local.training.interruption import Interrupted, Interruption
 from kd_local.training.records import TrainingPlan
@@ -183,6 +184,25 @@ def test_devices_give_the_images_of_a_batch(devices, batch):
     assert images.dtype == np.uint8 and images.sharding.is_fully_replicated == (devices == 1 or batch == 3)
     np.testing.assert_array_equal(images, DATA.train.images[chosen])
     np.testing.assert_array_equal(labels, DATA.train.labels[chosen])
+
+
+@pytest.mark.usually("13-4")
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("images", [3, 13, 16])
+def test_images_on_devices_are_evaluated_as_those_of_the_host(devices, images):
+    """Neither 3 nor 13 images are whole batches, or a multiple of the devices."""
+    method, mesh = METHODS["contsup"], device_mesh(devices)
+    state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32))
+    of_host, of_devices = (
+        Evaluator(method, tiny.data(8, images, validation=5), batch_size=8, mesh=mesh, on_devices=held)(state)
+        for held in (False, True)
+    )
+    for name in ("test", "validation"):
+        one, other = of_host[name], of_devices[name]
+        assert one.accuracy == other.accuracy and one.loss == pytest.approx(other.loss, rel=1e-6)
+        assert one.exits.keys() == other.exits.keys() and one.exits
+        for key in one.exits:
+            assert one.exits[key].accuracy == other.exits[key].accuracy
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from kd_local.data import Augmentation, Data, StreamedSplit
 from kd_local.distill import OBJECTIVES, Distillation, Teacher
 from kd_local.local import ContSup, EndToEnd, cut
-from kd_local.parallel import JOINED, StepOptions
+from kd_local.parallel import JOINED, StepOptions, device_mesh
 from kd_local.training import TeacherCache, make_optimizer, train
 from tests.support import tiny
 from tests.support.prepared import examples, photograph, prepare, prepare_once  # noqa: F401
@@ -92,6 +92,12 @@ def test_cached_logits_of_a_teacher(tmp_path):
         teacher, tiny.variables(teacher, 1, (8, 8, 1)), DATA, folder=tmp_path, batch_size=8, steps=12, seed=3
     )
     check_equal(kd(cached=True), extra={"teacher0_logits": cache.fill()})
+
+
+@pytest.mark.parametrize("name", ["end to end", "R1E"])
+def test_four_devices(name):
+    """Neither the 43 images nor the last batch of 3 are a multiple of the devices."""
+    check_equal(METHODS[name](), mesh=device_mesh(4))
 
 
 def test_streamed_images(prepared):  # noqa: F811
