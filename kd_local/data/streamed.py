@@ -48,7 +48,8 @@ class StreamedSplit:
         prepared: the split. Each worker opens its files again.
         image_size: side of the square images in pixels.
         workers: number of processes that decode. With 0, this process decodes when a batch is requested. Each worker
-            keeps up to three batches in shared memory.
+            keeps up to three batches in shared memory. They are freed at the end; if this process is killed, a process
+            of multiprocessing frees them. If all are killed at once, they stay: remove /dev/shm/psm_*.
         chosen: indices of the records to use, in order; by default all.
         random_crops: False for central parts in training too, the same in each epoch.
 
