@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -104,7 +105,13 @@ class Records:
 
     def cache(self, row: SpeedRow) -> Path:
         """The folder with the executables of a row."""
-        return self._workdir / CACHES / self.digest(row)[:16]
+        return self._caches / self.digest(row)[:16]
+
+    def delete_caches_of_other_code(self) -> None:
+        """Deletes the executables of other versions of the code, which nothing uses again."""
+        for folder in (self._workdir / CACHES).glob("*"):
+            if folder != self._caches:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def log(self, row: SpeedRow) -> Path:
         """The file of what a row's process writes on standard error."""
@@ -140,7 +147,7 @@ class Records:
         return self._digests[row]
 
     @cached_property
-    def surroundings(self) -> Mapping[str, Any]:
+    def surroundings(self) -> dict[str, Any]:
         """The device, the processor, the versions, the settings of the environment, and a digest of the code."""
         return {
             "device": jax.devices()[0].device_kind,
@@ -154,6 +161,10 @@ class Records:
             },
             "code": _digest_of_code(),
         }
+
+    @property
+    def _caches(self) -> Path:
+        return self._workdir / CACHES / self.surroundings["code"][:16]
 
     def _append(self, name: str, row: SpeedRow, record: Any) -> None:
         append_json(self._workdir / name, {"digest": self.digest(row), "row": str(row), **asdict(record)})

@@ -71,6 +71,7 @@ def run(config: ConfigDict, rows: Sequence[SpeedRow], timing: Timing, workdir: P
     ENDING.left = f"saved in {workdir}: the same command resumes from there"
     console = _console()
     records = Records(workdir, config, timing.steps)
+    records.delete_caches_of_other_code()
     if timing.fresh:
         records.forget(rows)
     counts = to_time(rows, records, timing.rounds)

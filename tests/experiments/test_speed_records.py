@@ -6,6 +6,7 @@ from experiments.configs import default
 from experiments.speed.figures import figures, ratio, to_time
 from experiments.speed.records import ROUNDS, Compilation, Records, Round
 from experiments.speed.rows import SpeedRow
+from experiments.speed.run import slowest
 
 WHOLE = SpeedRow("end_to_end", None, 1, "joined", "float32")
 LOCAL = SpeedRow("contsup", "R0", 4, "joined", "float32")
@@ -55,6 +56,22 @@ def test_a_row_does_not_depend_on_where_compiled_steps_are(records, tmp_path, mo
     add(records, LOCAL, rounds("a", 1.0))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
     assert Records(tmp_path, default.get_config(), 3).rounds(LOCAL) == rounds("a", 1.0)
+
+
+def test_executables_of_other_code_are_deleted(records, tmp_path):
+    mine, other = records.cache(LOCAL), tmp_path / "compiled" / "other" / "row"
+    for folder in (mine, other):
+        folder.mkdir(parents=True)
+    records.delete_caches_of_other_code()
+    assert mine.exists() and not other.parent.exists() and records.cache(WHOLE).parent == mine.parent
+
+
+def test_the_rows_to_trace_are_the_slowest(records):
+    add(records, WHOLE, rounds("a", 1.0))
+    add(records, LOCAL, rounds("a", 3.0))
+    add(records, TORCH, rounds("a", 9.0))
+    rows = [WHOLE, LOCAL, SCANNED, TORCH]
+    assert slowest(rows, records, None) == [LOCAL, WHOLE] and slowest(rows, records, 1) == [LOCAL]
 
 
 def test_an_incomplete_line_is_timed_again(records, tmp_path):
