@@ -1,10 +1,12 @@
 """What the time of a traced round was spent on, from the trace that `jax.profiler` writes."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.profiler import ProfileData
 
 from experiments.speed.operations import kind_of_event, operation_kinds
@@ -28,6 +30,13 @@ class Event:
     program: tuple[str, Any]
     start: float
     end: float
+
+
+def traced(folder: Path) -> AbstractContextManager[None]:
+    """Writes a trace of operations to a folder. Calls of Python functions are left out, since they would slow the host."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return jax.profiler.trace(str(folder), profiler_options=options)
 
 
 def shares(folder: Path, seconds: float, executables: Sequence[str]) -> dict[str, float]:

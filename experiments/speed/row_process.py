@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.memory.observed import tuples
-from experiments.speed.profile import shares
+from experiments.speed.profile import shares, traced
 from experiments.speed.rows import PYTORCH, SpeedRow
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _traced(step: "JaxStep | TorchStep", steps: int, folder: Path) -> dict[str, 
     if step.codes is None:
         return {"problem": "steps in PyTorch are not traced"}
     try:
-        with jax.profiler.trace(str(folder)):
+        with traced(folder):
             seconds, _ = _timed(step, steps)
         return {"shares": shares(folder, seconds, step.codes)}
     except Exception as error:  # the times are still good

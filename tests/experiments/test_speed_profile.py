@@ -6,7 +6,7 @@ import pytest
 from jax.profiler import ProfileData
 
 from experiments.speed.operations import kind_of_event, operation_kinds
-from experiments.speed.profile import IDLE, note, shares, shares_of
+from experiments.speed.profile import IDLE, note, shares, shares_of, traced
 
 HLO = """
 HloModule jit_run, is_scheduled=true
@@ -127,7 +127,7 @@ def test_a_trace_of_this_machine(tmp_path):
     compiled = jax.jit(lambda x: jnp.sum(x @ x)).lower(jnp.ones((400, 400))).compile()
     x = jnp.ones((400, 400))
     jax.block_until_ready(compiled(x))
-    with jax.profiler.trace(str(tmp_path)):
+    with traced(tmp_path):
         jax.block_until_ready(compiled(x))
     found = shares(tmp_path, 1.0, [compiled.as_text()])
     assert max((kind for kind in found if kind != IDLE), key=found.__getitem__) == "matrix products"
