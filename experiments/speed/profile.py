@@ -33,7 +33,7 @@ class Event:
 
 
 def traced(folder: Path) -> AbstractContextManager[None]:
-    """Writes a trace of operations to a folder. Calls of Python functions are left out, since they would slow the host."""
+    """Writes a trace of operations to a folder, without calls of Python functions, which would slow the host."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     return jax.profiler.trace(str(folder), profiler_options=options)
