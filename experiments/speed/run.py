@@ -75,8 +75,7 @@ def run(config: ConfigDict, rows: Sequence[SpeedRow], timing: Timing, workdir: P
     if timing.fresh:
         records.forget(rows)
     counts = to_time(rows, records, timing.rounds)
-    known = f", {len(rows) - len(counts)} of them known" if len(counts) < len(rows) else ""
-    say(console, f"{len(rows)} rows{known}, workdir: {workdir}")
+    say(console, f"rows: {len(rows)}, to time: {len(counts)}, workdir: {workdir}")
     known_to_trace = slowest(rows, records, timing.slowest) if timing.profile is not None else []
     started = [row for row in rows if row in counts or row in known_to_trace]
     ready = compiled_rows(started, {"config": config.to_dict(), "steps": timing.steps}, timing, records, console)
