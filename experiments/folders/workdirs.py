@@ -13,6 +13,7 @@ from experiments.folders.identity import VERSION, Differences, Identity, compare
 from kd_local import __version__
 from kd_local.files import DamagedFileError, read_json, replace_text
 from kd_local.training.checkpoints import MANIFEST
+from kd_local.training.step_folders import ORIGIN
 
 CONFIG = "config.json"
 FACTS = "identity.json"
@@ -126,8 +127,8 @@ def check_steps(workdir: Path, last_step: int) -> None:
     Raises:
         ValueError: it has done more, so its results are those of more steps.
     """
-    saved = (path.parent.name for path in (workdir / CHECKPOINTS).glob(f"*/{MANIFEST}"))
-    done = max((int(name) for name in saved if name.isdecimal()), default=0)
+    saved = (path.parent for path in (workdir / CHECKPOINTS).glob(f"*/{MANIFEST}"))
+    done = max((_step_of(checkpoint) for checkpoint in saved if checkpoint.name.isdecimal()), default=0)
     if done > last_step:
         raise ValueError(
             f"workdir {str(workdir)!r} holds a run that already has {done} steps, and this one ends after {last_step}: "
@@ -135,34 +136,42 @@ def check_steps(workdir: Path, last_step: int) -> None:
         )
 
 
-def recorded_config(folder: Path) -> dict[str, Any]:
+def _step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint by its contents, which a renamed folder keeps; by its name where they do not have it."""
+    try:
+        return int(read_json(checkpoint / ORIGIN, {"step": int}, way_out=_WAY_OUT)["step"])
+    except (OSError, ValueError):
+        return int(checkpoint.name)
+
+
+def recorded_config(folder: Path, *, way_out: str = _WAY_OUT) -> dict[str, Any]:
     """The config of the run in a folder, as the version that made it wrote it.
 
     Raises:
         ValueError: the file is damaged.
         OSError: the file cannot be read.
     """
-    config = read_json(folder / CONFIG, {}, way_out=_WAY_OUT)
+    config = read_json(folder / CONFIG, {}, way_out=way_out)
     if not config:
-        raise DamagedFileError(f"{str(folder / CONFIG)!r} is damaged (no keys): {_WAY_OUT}")
+        raise DamagedFileError(f"{str(folder / CONFIG)!r} is damaged (no keys): {way_out}")
     return config
 
 
-def recorded_identity(folder: Path) -> Identity:
+def recorded_identity(folder: Path, *, way_out: str = _WAY_OUT) -> Identity:
     """The identity of the run in a folder; without facts if an earlier version made it.
 
     Raises:
         ValueError: the files of config or facts are damaged.
         OSError: they cannot be read.
     """
-    recorded = recorded_config(folder)
+    recorded = recorded_config(folder, way_out=way_out)
     try:
         values = options(recorded)
     except (TypeError, KeyError, AttributeError):
         path = str(folder / CONFIG)
-        raise DamagedFileError(f"{path!r} is damaged (a value of another type): {_WAY_OUT}") from None
+        raise DamagedFileError(f"{path!r} is damaged (a value of another type): {way_out}") from None
     try:
-        facts = read_json(folder / FACTS, {}, way_out=_WAY_OUT)
+        facts = read_json(folder / FACTS, {}, way_out=way_out)
     except FileNotFoundError:
         return Identity(values)
     return Identity(values, facts)

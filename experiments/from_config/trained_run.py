@@ -4,6 +4,7 @@ Weights are used with the normalisation that they were trained with. Teachers an
 folder.
 """
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from kd_local.data import Data, content_digest
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, on the scale 0 to 255."""
 
+_RESTORE = "restore it, or use another folder"
 _OF_WEIGHTS = ("network.name", "network.shortcut", "data.mean", "data.std")
 
 
@@ -50,9 +52,9 @@ def read_run(folder: Path) -> TrainedRun:
     if not (folder / CONFIG).is_file():
         raise ValueError(
             f"{folder} is not the folder of a run, so its network is unknown: give the folder of a run, or a file of "
-            "weights and --config.teacher.network=NAME"
+            "weights"
         )
-    config, facts = _with_defaults(folder), recorded_identity(folder).facts
+    config, facts = _with_defaults(folder), recorded_identity(folder, way_out=_RESTORE).facts
     if "images.mean" in facts and "images.std" in facts:
         mean, std = (_numbers(folder, facts, f"images.{name}") for name in ("mean", "std"))
         return TrainedRun(folder, config, facts, (mean, std))
@@ -147,13 +149,14 @@ def given_keys(config: ConfigDict, overrides: Collection[str]) -> frozenset[str]
 
 def _with_defaults(folder: Path) -> ConfigDict:
     config = default.get_config()
-    known, recorded = flattened(config), flattened(recorded_config(folder))
-    values = {key: value for key, value in recorded.items() if key in known}
-    try:
-        if scalar := recorded.keys() & {key.partition(".")[0] for key in known if "." in key}:
-            raise TypeError(f"{min(scalar)} is no group of keys")
-        config.update_from_flattened_dict(values)
-        config.data.workers = None  # it is for the machine of that run, and earlier versions ignored it for some data
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{str(folder / CONFIG)!r} is damaged ({error}): restore it") from None
+    known, recorded = flattened(config), flattened(recorded_config(folder, way_out=_RESTORE))
+    damaged = f"{str(folder / CONFIG)!r} is damaged"
+    if scalar := recorded.keys() & {key.partition(".")[0] for key in known if "." in key}:
+        raise ValueError(f"{damaged} ({min(scalar)} is no group of keys): {_RESTORE}")
+    for key in sorted(recorded.keys() & known.keys()):
+        try:
+            config.update_from_flattened_dict({key: recorded[key]})
+        except (TypeError, KeyError):
+            raise ValueError(f"{damaged} ({key} is {json.dumps(recorded[key])}): {_RESTORE}") from None
+    config.data.workers = None  # it is for the machine of that run, and earlier versions ignored it for some data
     return config

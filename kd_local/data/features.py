@@ -39,11 +39,11 @@ def image_feature(features: Mapping[str, Any], key: str) -> Any:
     )
     if not image or np.dtype(feature.np_dtype) not in (np.uint8, np.uint16):
         raise ValueError(
-            f"image_key {key!r} names {_described(feature)}: images are read from an Image of uint8 or uint16, or from "
-            f"a Tensor of one shape [h, w, c]; use another of the features {_listed(features)}"
+            f"image_key {key!r} names {_described(feature)}: images are read from an Image, or from a Tensor of one "
+            f"shape [h, w, c], of uint8 or uint16; use another of the features {_listed(features)}"
         )
     if not is_encoded(feature):
-        check_channels_last(feature.shape, f"the feature {key!r}")
+        check_channels_last(feature.shape, f"images of the feature {key!r}")
     return feature
 
 

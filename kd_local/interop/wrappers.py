@@ -2,7 +2,7 @@
 
 wrappers    an entry of the file that holds the network: `state_dict`, `model`, ...; they may be nested
 averages    an entry that holds a moving average of the network: `state_dict_ema`, `model_ema`, ...
-prefixes    `module.` (nn.DataParallel), `_orig_mod.` (torch.compile), `model.` (Lightning), `encoder_q.` (MoCo), ...
+prefixes    `module.` (nn.DataParallel), `_orig_mod.` (torch.compile), `model.`, `net.` (Lightning), `encoder_q.` (MoCo)
 additions   `total_ops` and `total_params` (thop), `n_averaged` (AveragedModel), a criterion's weights
 """
 
@@ -18,12 +18,13 @@ AVERAGES: tuple[str, ...] = (
     "state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "model_ema_state_dict", "net_ema", "params_ema", "ema"
 )  # fmt: skip
 _ADDED = ("total_ops", "total_params", "n_averaged")
+_CRITERIA = ("criterion.", "loss.", "loss_fn.", "train_loss.", "val_loss.")
 # Names that may occur next to names with a prefix: those that begin with a text of the first tuple are left out, those
 # that begin with a text of the second tuple (the last layer next to a backbone) are kept.
 _PREFIXES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "module.": ((), ()),
     "_orig_mod.": ((), ()),
-    "model.": (("criterion.", "loss.", "loss_fn.", "train_loss.", "val_loss."), ()),
+    **dict.fromkeys(("model.", "net.", "network."), (_CRITERIA, ())),
     "student.": (("teacher.",), ()),
     "encoder_q.": (("encoder_k.", "queue"), ()),
     "backbone.": ((), ("fc.", "linear.", "classifier.", "head.", "heads.")),

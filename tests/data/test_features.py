@@ -44,10 +44,10 @@ def test_images_and_labels_are_found() -> None:
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("real", "image_key 'real' names Image of float32: .* Image of uint8 or uint16"),
+        ("real", "image_key 'real' names Image of float32: images are read from an Image, .* of uint8 or uint16; use"),
         ("film", "image_key 'film' names Sequence of Image of uint8: "),
         ("label", "names ClassLabel of 3 classes: .* use another of the features image .Image of uint8., deep"),
-        ("planes", r"the feature 'planes' have shape \(3, 8, 8\), channels first"),
+        ("planes", r"images of the feature 'planes' have shape \(3, 8, 8\), channels first"),
         ("imag", r"unknown image_key 'imag': use image, deep, .* \(nearest: image\)"),
     ],
 )

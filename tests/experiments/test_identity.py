@@ -181,3 +181,17 @@ def test_runs_of_different_epochs_differ(tmp_path, limit, far):
     workdirs.check_steps(tmp_path, 138)
     with pytest.raises(ValueError, match="already has 138 steps, and this one ends after 69: nothing is left to do"):
         workdirs.check_steps(tmp_path, 69)
+
+
+def test_the_steps_of_a_renamed_checkpoint_are_those_of_its_contents(tmp_path):
+    """Where it is read, the error says so."""
+    checkpoint = tmp_path / "checkpoints" / "99"
+    checkpoint.mkdir(parents=True)
+    for name, text in (("manifest.json", "{}"), ("origin.json", '{"step": 15, "run": null}')):
+        (checkpoint / name).write_text(text)
+    workdirs.check_steps(tmp_path, 15)
+    with pytest.raises(ValueError, match="already has 15 steps"):
+        workdirs.check_steps(tmp_path, 7)
+    (checkpoint / "origin.json").write_text("[]")
+    with pytest.raises(ValueError, match="already has 99 steps"):
+        workdirs.check_steps(tmp_path, 15)

@@ -48,13 +48,30 @@ def test_the_normalisation_is_recorded_or_follows_from_the_config(run, teacher_r
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "null", "5", '{"network": 3}', '{"network": {"name": 5}}', '{"data": {"name": 2}}']
+    ("text", "found"),
+    [
+        ("[]", "a JSON list in place of an object"),
+        ("null", "a JSON null in place of an object"),
+        ("5", "a JSON number in place of an object"),
+        ('{"network": 3}', "network is no group of keys"),
+        ('{"network": {"name": 5}}', "network.name is 5"),
+        ('{"data": {"name": 2}}', "data.name is 2"),
+        ('{"method": []}', r"method is \[\]"),
+    ],
 )
-def test_a_damaged_config_is_named(run, text):
+def test_a_damaged_config_is_named(run, text, found):
     folder = run()
     (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="config.json"):
+    with pytest.raises(ValueError, match=rf"config.json' is damaged \({found}\): restore it, or use another folder$"):
         read_run(folder)
+
+
+def test_a_folder_of_no_run_is_refused(tmp_path):
+    """The message names no key: a teacher, an evaluation and a start have different ones."""
+    with pytest.raises(
+        ValueError, match="is not the folder of a run, .*: give the folder of a run, or a file of weights$"
+    ):
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize("value", [5, None, ["1"]])

@@ -75,6 +75,8 @@ def of(*names):
         (("_orig_mod.module.a.b", "_orig_mod.module.c"), ("a.b", "c")),
         (("module._orig_mod.model.a",), ("a",)),
         (("model.conv1.weight", "criterion.weight", "loss_fn.w"), ("conv1.weight",)),
+        (("net.conv1.weight", "criterion.weight"), ("conv1.weight",)),
+        (("network.module.conv1.weight", "network.module.fc.bias"), ("conv1.weight", "fc.bias")),
         (("model.0.0.weight", "model.1.0.weight", "fc.weight"), ("model.0.0.weight", "model.1.0.weight", "fc.weight")),
         (("backbone.conv1.weight", "fc.weight"), ("conv1.weight", "fc.weight")),
         (("backbone.conv1.weight", "head.fc.weight"), ("conv1.weight", "fc.weight")),
