@@ -4,8 +4,8 @@ import jax
 
 from kd_local.parallel.barriers import Broadcast
 
-SAVE = 1
-"""The request to save. A request to stop is the number of a signal, which is always greater."""
+SAVE = -1
+"""The request to save. A request to stop is the number of a signal, 1 (SIGHUP) or more."""
 
 
 class Agreement:

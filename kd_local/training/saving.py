@@ -98,7 +98,7 @@ class Saving:
             with jax.transfer_guard("allow"):
                 self._checkpoints.save(step, {"state": state, "sums": metrics.sums})
             self._saved = time.monotonic()
-        return agreed if agreed > SAVE else None
+        return agreed if agreed > 0 else None
 
     def _loses(self) -> bool:
         saved = self._checkpoints.complete if self._checkpoints is not None else None

@@ -315,7 +315,7 @@ def agreeing() -> None:
         agreed = agreement.after(step, int(wishes.get(step, 0)))
         if agreed:
             say(step, agreed)
-        if agreed > SAVE:
+        if agreed > 0:
             return
 
 
