@@ -128,7 +128,7 @@ def kill_and_finish(tmp_path, times, seed, **keys):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_the_run_and_the_same_command_resumes(reference, tmp_path, number):
     process = start(tmp_path, **{"checkpoint.seconds": 1000.0})
     wait_until(lambda: (tmp_path / "metrics.jsonl").exists() and records(tmp_path), [process])
