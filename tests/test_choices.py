@@ -11,5 +11,9 @@ def test_each_name_has_an_implementation():
     assert tuple(local_losses) == local.LOSSES
     assert tuple(registry._CIFAR_RESNETS) == networks.CIFAR_RESNETS
     assert (*registry._CIFAR_RESNETS, *registry._OTHERS) == networks.NETWORKS
-    assert ("local", *(f"tpu:{kind}" for kind in targets._TPUS)) == steps.TARGETS
+    assert (
+        "local",
+        *(f"tpu:{kind}" for kind in targets._TPUS),
+        *(f"gpu:{kind}" for kind in targets.GPUS),
+    ) == steps.TARGETS
     assert tuple(data_sets.DATASETS) == data.DATASETS

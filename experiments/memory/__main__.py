@@ -11,6 +11,7 @@ from experiments.ending import ENDING
 if __name__ == "__main__":
     ENDING.watch()  # imports take seconds
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ _DISTILLATION = flags.DEFINE_string(
     None,
     "Methods of distillation. The default is kd,block_kd,local_distillation if the config names a teacher.",
 )
-_TARGET = flags.DEFINE_string("target", "local", f"Devices to compile for: {', '.join(TARGETS)} or gpu.")
+_TARGET = flags.DEFINE_string("target", "local", f"Devices to compile for: {', '.join(TARGETS)}.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Number of devices over which the batch is divided.", lower_bound=1)
 _MEASURE = flags.DEFINE_bool("measure", None, "Measure real steps too. The default is true for a local target.")
 _WORKDIR = flags.DEFINE_string(
@@ -74,7 +75,7 @@ def main(_: list[str]) -> None:
         if _MODULES.value is not None:
             modules = sorted(numbers("modules", _MODULES.value, example="1,2,4,8,16", lowest=1))
         contexts, methods = _contexts(_CONTEXTS.value), distillation_methods(_DISTILLATION.value, base)
-        if _TARGET.value not in (*TARGETS, "gpu"):
+        if _TARGET.value not in TARGETS:
             raise unknown("target", _TARGET.value, TARGETS)
         if base.batch_size % _DEVICES.value:
             raise ValueError(
@@ -89,6 +90,8 @@ def main(_: list[str]) -> None:
     except (ValueError, OSError) as error:
         fail(error, USAGE_STATUS)
 
+    if _TARGET.value.startswith("gpu:"):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the plugin says several times that there is no driver
     from experiments.memory.run import Selection, run  # imports JAX
 
     selection = Selection(modules, contexts, methods, _DECODERS.value, _TARGET.value, _DEVICES.value, _MEASURE.value)

@@ -30,6 +30,7 @@ from experiments.memory.rows import (
 )
 from experiments.memory.table import RowFigures, memory_table
 from experiments.tables import say
+from kd_local.choices.steps import TARGETS
 from kd_local.memory import Target, target
 from kd_local.sizes import MIB
 
@@ -59,8 +60,8 @@ class Selection:
 
 def run(config: ConfigDict, selection: Selection, workdir: Path) -> None:
     """Measures the rows that are missing in the folder, and ends the program with an error if one fails."""
-    if selection.target.startswith("tpu:"):
-        # If libtpu is installed, JAX would look for a TPU.
+    if selection.target != TARGETS[0]:
+        # If a plugin of JAX is installed, JAX would look for its devices.
         jax.config.update("jax_platforms", "cpu")
     # The accelerator's memory is left to the process that runs real steps.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

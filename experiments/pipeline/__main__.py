@@ -21,8 +21,7 @@ from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
 from experiments.configs.contradictions import check_config, check_files
 from experiments.folders.compilation_cache import use_compilation_cache
-from kd_local.choices.steps import TARGETS
-from kd_local.errors import unknown
+from kd_local.choices.steps import COUNTED, check_counted
 from kd_local.paths import read_folder
 
 _IGNORED = {
@@ -41,7 +40,7 @@ _IGNORED = {
 _CONFIG = define_config()
 _MODULE = flags.DEFINE_string("module", "2,4", "Numbers of groups of devices over which the modules are divided.")
 _DATA = flags.DEFINE_string("data", "2,4", "Numbers of devices over which a batch is divided.")
-_TARGET = flags.DEFINE_string("target", "local", f"Devices to compile for: {', '.join(TARGETS)}.")
+_TARGET = flags.DEFINE_string("target", "local", f"Devices to compile for: {', '.join(COUNTED)}.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Number of steps of a timed round.", 1, 100_000)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of timed rounds of each mesh.", 1, 10_000)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results. The default is runs/pipeline-NETWORK-TARGET.")
@@ -54,8 +53,7 @@ def main(_: list[str]) -> None:
         check_given(given_keys(), _IGNORED)
         modules = numbers("module", _MODULE.value, example="2,4", lowest=1)
         data = numbers("data", _DATA.value, example="2,4", lowest=1)
-        if _TARGET.value not in (*TARGETS, "gpu"):
-            raise unknown("target", _TARGET.value, TARGETS)
+        check_counted(_TARGET.value)
         check_used(config, {"mesh.module": (1, *modules), "mesh.data": (1, *data)})
         check_config(config)
         check_files(config, shapes_only=True)

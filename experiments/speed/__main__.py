@@ -28,7 +28,7 @@ from experiments.configs.description import shown
 from experiments.configs.uses import METHODS
 from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow, configured
 from kd_local.choices.local import read_context
-from kd_local.choices.steps import TARGETS
+from kd_local.choices.steps import COUNTED, check_counted
 from kd_local.errors import unknown
 from kd_local.paths import read_folder
 
@@ -72,7 +72,7 @@ _SLOWEST = flags.DEFINE_integer(
     10_000,
 )
 _TARGET = flags.DEFINE_string(
-    "target", "local", f"Devices: {', '.join(TARGETS)}. For a TPU target, times are predicted from compiled counts."
+    "target", "local", f"Devices: {', '.join(COUNTED)}. For a TPU target, times are predicted from compiled counts."
 )
 _FRESH = flags.DEFINE_bool("fresh", False, "Compile and time rows again whose figures are in the folder.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/speed", "Folder of the results.")
@@ -86,9 +86,8 @@ def main(_: list[str]) -> None:
         if not _SECONDS.value >= 0:
             raise ValueError(f"--seconds={_SECONDS.value}: use a number from 0 to 1e7")
         rows = rows_of(numbers("modules", modules, example="4,16", lowest=1))
-        if _TARGET.value not in TARGETS:
-            raise unknown("target", _TARGET.value, TARGETS)
-        if _TARGET.value != TARGETS[0] and (_PYTORCH.value or _PROFILE.value is not None or _FRESH.value):
+        check_counted(_TARGET.value)
+        if _TARGET.value != COUNTED[0] and (_PYTORCH.value or _PROFILE.value is not None or _FRESH.value):
             raise ValueError(
                 f"--target={_TARGET.value}: nothing is run there; leave out --pytorch, --profile and --fresh"
             )
@@ -107,7 +106,7 @@ def main(_: list[str]) -> None:
 
     from experiments.speed.run import Timing, predict, run  # imports JAX
 
-    if _TARGET.value != TARGETS[0]:
+    if _TARGET.value != COUNTED[0]:
         predict(config, rows, _TARGET.value, _STEPS.value, workdir)
     else:
         timing = Timing(

@@ -106,7 +106,7 @@ def run(config: ConfigDict, rows: Sequence[SpeedRow], timing: Timing, workdir: P
 
 def predict(config: ConfigDict, rows: Sequence[SpeedRow], name: str, steps: int, workdir: Path) -> None:
     """Predicts the rows for a TPU target, see `experiments.speed.predicted`."""
-    # If libtpu is installed, JAX would look for a TPU.
+    # If a plugin of JAX is installed, JAX would look for its devices.
     jax.config.update("jax_platforms", "cpu")
     try:
         on = target(name)

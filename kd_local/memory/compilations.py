@@ -107,6 +107,8 @@ class CompilationRecords:
 def _compiler(target: Target) -> str:
     if target.present:
         return f"{target.mesh.devices.flat[0].device_kind} jaxlib {jaxlib.__version__}"
+    if target.name.startswith("gpu:"):
+        return f"jaxlib {jaxlib.__version__} with CUDA"
     try:
         return f"libtpu {version('libtpu')}"
     except PackageNotFoundError:  # the libtpu of a TPU machine may have no metadata

@@ -1,7 +1,7 @@
-"""Compilation targets: local devices and TPU topologies.
+"""Compilation targets: local devices, and TPUs and GPUs that are absent.
 
-XLA's TPU compiler, in the package `libtpu`, runs on any machine and reports the memory of executables. Compiling for a
-GPU needs the GPU (jax issues 23971 and 28376).
+XLA's compilers for TPUs (in the package `libtpu`) and GPUs (in JAX's CUDA plugin) run on any machine, and report the
+memory of executables.
 """
 
 import os
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from kd_local.choices.steps import TARGETS
 from kd_local.errors import unknown
+from kd_local.memory.gpus import GPUS, gpu_topology
 from kd_local.parallel import device_mesh
 
 # The smallest topology of each kind that the compiler accepts, under libtpu's name, and its name as an accelerator.
@@ -53,33 +54,23 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
     """The target with this name, with a mesh of `devices` of its devices.
 
     Raises:
-        ValueError: the target is unknown, is `gpu` on a machine without a GPU, or has fewer devices.
-        ModuleNotFoundError: the target is a TPU, and the package `libtpu` is missing.
+        ValueError: the target is unknown, or has fewer devices.
+        ModuleNotFoundError: the target is absent, and the package of its compiler is missing.
     """
     if name == "local":
         mesh = device_mesh(devices)
         stats = mesh.devices.flat[0].memory_stats() or {}
         return Target(name, mesh, tuple(jax.devices()), present=True, capacity=stats.get("bytes_limit"))
-    if name == "gpu":
-        if jax.default_backend() == "gpu":
-            return target("local", devices=devices)
-        raise ValueError(
-            "target 'gpu', but this machine has no GPU, and XLA cannot compile for a GPU without it (jax issues "
-            "23971 and 28376): use a machine with a GPU, or the target tpu:v5e, whose memory is similar"
-        )
     if name not in TARGETS:
         raise unknown("target", name, TARGETS)
-    kind = name.removeprefix("tpu:")
-    topology = _topology(kind)
-    return Target(
-        name,
-        device_mesh(devices, devices=topology),
-        tuple(topology),
-        present=False,
-        capacity=_CAPACITY[kind],
-        flops_per_second=_FLOPS_PER_SECOND[kind],
-        bytes_per_second=_BYTES_PER_SECOND[kind],
-    )
+    platform, kind = name.split(":")
+    if platform == "gpu":
+        gpu, topology = GPUS[kind], gpu_topology(kind)
+        facts = (gpu.memory, gpu.flops_per_second, gpu.bytes_per_second)
+    else:
+        topology = _topology(kind)
+        facts = (_CAPACITY[kind], _FLOPS_PER_SECOND[kind], _BYTES_PER_SECOND[kind])
+    return Target(name, device_mesh(devices, devices=topology), tuple(topology), False, *facts)
 
 
 def _topology(kind: str) -> list[jax.Device]:

@@ -13,6 +13,7 @@ from experiments.folders.folder_lock import FolderLock
 from experiments.memory.observed import ObservationError, observe
 from experiments.memory.rows import Row
 from kd_local.files import read_json_lines
+from kd_local.memory import gpus
 from tests.support.processes import finish, refused, run, start, wait_until
 
 KEYS = [
@@ -26,8 +27,9 @@ SMALL = ["--config.batch_size=8", "--contexts=R0", "--nodecoders"]
 BAD_INPUT: list[tuple[list[str], str]] = [
     (["--target=tpu:v7"], r"unknown target 'tpu:v7': use local, tpu:v5e, .* \(nearest: tpu:v"),
     (["--target=lokal"], r"unknown target 'lokal': use local, .* \(nearest: local\)"),
-    (["--target=gpu"], "this machine has no GPU, .* or the target tpu:v5e"),
+    (["--target=gpu"], r"unknown target 'gpu': use local, .* \(nearest: "),
     (["--target=tpu:v5e"], "target 'tpu:v5e' needs XLA's TPU compiler, the package libtpu: pip install"),
+    (["--target=gpu:h100"], "target 'gpu:h100' needs XLA's GPU compiler, JAX's CUDA plugin .*: pip install"),
     (["--modules=0"], "--modules=0: use whole numbers from 1"),
     (["--modules=99"], "99 modules for a network of 5 blocks: use 1 to 5"),
     (
@@ -53,7 +55,11 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--modules=1", "--config.teacher.network=resnet8,resnet14"], "2 teachers for local_distillation: give one"),
     (["--modules=1", "--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*; use another --workdir"),
 ]
-NO_LIBTPU = "from kd_local.memory import targets; targets.find_spec = lambda name: None"
+NO_COMPILER = """
+from kd_local.memory import gpus, targets
+targets.find_spec = lambda name: None
+gpus._installed = lambda name: False
+"""
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -156,6 +162,16 @@ def test_tables_with_and_without_distillation(tmp_path):
     assert measured(tmp_path) == 8
 
 
+@pytest.mark.skipif(not any(map(gpus._installed, gpus._PLUGINS)), reason="JAX's CUDA plugin is not installed")
+def test_a_gpu_that_is_absent(tmp_path):
+    arguments = ["--target=gpu:h100", "--modules=1,2", *SMALL, f"--workdir={tmp_path}"]
+    status, out, err = run("memory", *arguments)
+    assert status == 0, err
+    assert "gpu:h100" in out
+    rows = lines(tmp_path)
+    assert all(one["floor_bytes"] < one["peak_bytes"] < 2**28 and one["measured_bytes"] is None for one in rows)
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     workdir = tmp_path / "table"
     workdir.mkdir()
@@ -175,5 +191,7 @@ def test_the_reason_is_shown_for_a_row_that_cannot_be_measured():
 def test_bad_input_is_refused(tmp_path):
     workdir = tmp_path / "table"
     # The last value of a flag that is given twice counts.
-    refused("memory", [([f"--workdir={workdir}", *arguments], message) for arguments, message in BAD_INPUT], NO_LIBTPU)
+    refused(
+        "memory", [([f"--workdir={workdir}", *arguments], message) for arguments, message in BAD_INPUT], NO_COMPILER
+    )
     assert not workdir.exists()

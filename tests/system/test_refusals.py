@@ -101,6 +101,7 @@ COMMANDS = {
         (["--methods=kdd"], "unknown method 'kdd'"),
         (["--methods=kd"], "no teacher for kd"),
         (["--forms=fast"], "unknown form 'fast'"),
+        (["--target=gpu:h100"], "the compiler of GPUs does not count operations"),
         (["--profile=/dev/null/x"], "profile '/dev/null/x' cannot be made, because '/dev/null' is no folder"),
         (["--config.step=joined"], "step is joined, which the rows would ignore"),
     ],
