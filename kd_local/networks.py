@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kd_local.batch_division import devices_of_a_batch, normalised_per_device
 from kd_local.errors import check_type, unknown
 from kd_local.rematerialization import rematerialize
 
@@ -61,13 +62,29 @@ def _init_compiled(block: nn.Module, rng: PRNGKeyArray, *inputs: Array) -> Mappi
 def apply_block(
     block: nn.Module, variables: Mapping[str, Any], *inputs: Array, train: bool
 ) -> tuple[Array, Collection]:
-    """`(output, batch statistics)` of one block.
+    """`(output, batch statistics)` of one block. Equal blocks with inputs of equal shapes are traced once.
 
     In training mode the statistics are updated. They are empty for a block without batch normalisation.
     """
     if not train:
-        return block.apply(variables, *inputs, train=False), variables.get("batch_stats", {})  # type: ignore[return-value]
-    output, updated = block.apply(variables, *inputs, train=True, mutable=["batch_stats"])
+        return _evaluate(block, variables, *inputs), variables.get("batch_stats", {})
+    return _train(block, devices_of_a_batch(), variables, *inputs)
+
+
+def output_shape(block: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a block's output in evaluation mode. Only shapes and dtypes of the arguments matter."""
+    return _evaluate.eval_shape(block, variables, *inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(block: nn.Module, variables: Mapping[str, Any], *inputs: Array) -> Array:
+    return block.apply(variables, *inputs, train=False)  # type: ignore[return-value]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _train(block: nn.Module, devices: int, variables: Mapping[str, Any], *inputs: Array) -> tuple[Array, Collection]:
+    with normalised_per_device(devices):
+        output, updated = block.apply(variables, *inputs, train=True, mutable=["batch_stats"])
     return output, updated.get("batch_stats", {})
 
 
@@ -197,7 +214,7 @@ class Network:
         x: Any = jax.ShapeDtypeStruct(images.shape, images.dtype)
         for (name, block), key in zip(self, jax.random.split(rng, len(self)), strict=True):
             created[name] = self._started(name, init_block(block, key, x))
-            x, _ = jax.eval_shape(partial(apply_block, block, train=False), created[name], x)
+            x = output_shape(block, created[name], x)
         return by_block(created)
 
     def _started(self, name: str, new: Mapping[str, Any]) -> Mapping[str, Any]:

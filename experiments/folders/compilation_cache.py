@@ -16,7 +16,7 @@ LARGEST_BYTES = 4 * 2**30
 """If the folder is larger at a start, the entries that were not used for the longest time are deleted."""
 
 _MINIMUM = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
-_SECONDS = "0.1"  # what compiles faster is not stored
+_SECONDS = "0"  # all executables are stored: a start has about a hundred that take less than a tenth of a second each
 
 
 def use_compilation_cache() -> None:
@@ -25,6 +25,7 @@ def use_compilation_cache() -> None:
     Entries are for one version of JAX's compiler and one kind of processor. Several processes may use the folder at
     once. Without a folder that can be written, nothing is set.
     """
+    os.environ.setdefault(_MINIMUM, _SECONDS)
     if VARIABLE in os.environ:
         return
     folder = _user_cache() / "kd_local" / f"jaxlib-{version('jaxlib')}-{_processor()}"
@@ -35,7 +36,6 @@ def use_compilation_cache() -> None:
     if os.access(folder, os.W_OK):
         _delete_oldest(folder)
         os.environ[VARIABLE] = str(folder)
-        os.environ.setdefault(_MINIMUM, _SECONDS)
 
 
 def _user_cache() -> Path:

@@ -8,7 +8,6 @@ free to order the computations of all modules. Train with `ContSup`, which compi
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -77,8 +76,7 @@ class CutNetwork:
         for module, key in zip(self.modules, jax.random.split(rng, len(self.modules)), strict=True):
             read = [tensors[name] for name in module.reads]
             variables[module.name] = module.init(key, read)
-            x, output, _ = jax.eval_shape(partial(module.apply, train=False), variables[module.name], read)
-            tensors.update(zip(module.writes, module.written(x, output), strict=True))
+            tensors.update(zip(module.writes, module.shapes(variables[module.name], read), strict=True))
         return variables
 
     def outputs(

@@ -15,7 +15,7 @@ from kd_local.local.contexts import supply
 from kd_local.local.decoders import Decoder, PixelScale, reconstruction_loss
 from kd_local.local.heads import LocalHead
 from kd_local.local.losses import LocalLoss
-from kd_local.networks import Collection, Network, Variables, apply_block, by_block, init_block, of_block
+from kd_local.networks import Collection, Network, Variables, apply_block, by_block, init_block, of_block, output_shape
 from kd_local.rematerialization import rematerialize
 
 
@@ -85,7 +85,9 @@ class LocalModule:
         created: dict[str, Mapping[str, Any]] = {"blocks": self.blocks.init(blocks_rng, x)}
         for i, (network, context, key) in enumerate(zip(self.contexts, contexts, context_rngs, strict=True)):
             created[f"context{i}"] = init_block(network, key, context, x)
-        output = jax.eval_shape(partial(self.blocks.apply, train=False), created["blocks"], x)[0]
+        output = x
+        for name, block in self.blocks:
+            output = output_shape(block, of_block(created["blocks"], name), output)
         if self.head is not None:
             created["head"] = init_block(self.head, head_rng, output)
         if self.reconstruction is not None:
@@ -119,6 +121,10 @@ class LocalModule:
         if updated:
             statistics["blocks"] = updated
         return inputs, output, statistics
+
+    def shapes(self, variables: Variables, tensors: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes and dtypes of the tensors of `writes`. Equal modules with tensors of equal shapes are traced once."""
+        return self.written(*_evaluated.eval_shape(self, variables, tuple(tensors)))
 
     def head_output(self, variables: Variables, output: Array) -> Array:
         """The head's output for the module's output, in evaluation mode; the latter itself for the last module."""
@@ -181,3 +187,8 @@ class LocalModule:
         if updated:
             statistics[name] = updated
         return output
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluated(module: LocalModule, variables: Variables, tensors: tuple[Array, ...]) -> tuple[Array, Array]:
+    return module.apply(variables, tensors, train=False)[:2]

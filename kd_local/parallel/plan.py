@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from kd_local.batch_division import normalised_per_device
 from kd_local.contract import Method, State
 from kd_local.costs import multiply_adds
-from kd_local.models.normalization import normalised_per_device
 from kd_local.parallel.mesh import batch_shardings, device_mesh, groups, on_every_device, over_the_batch
 from kd_local.parallel.options import StepOptions
 from kd_local.parallel.pieces import Call, Piece, Tensors, extra_names, free, on_cpu, pieces_of

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.models.normalization import BatchNorm, normalised_per_device
+from kd_local.batch_division import normalised_per_device
+from kd_local.models.normalization import BatchNorm
 from kd_local.parallel import device_mesh, over_the_batch
 
 

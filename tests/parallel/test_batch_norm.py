@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from kd_local.batch_division import normalised_per_device
 from kd_local.local import ContSup, EndToEnd, cut
-from kd_local.models.normalization import normalised_per_device
 from kd_local.parallel import StepOptions, compile_step, device_mesh, groups, on_every_device, over_the_batch
 from tests.support import tiny
 

@@ -27,7 +27,7 @@ SMALL = ["--config.batch_size=8", "--contexts=R0", "--nodecoders"]
 BAD_INPUT: list[tuple[list[str], str]] = [
     (["--target=tpu:v7"], r"unknown target 'tpu:v7': use local, tpu:v5e, .* \(nearest: tpu:v"),
     (["--target=lokal"], r"unknown target 'lokal': use local, .* \(nearest: local\)"),
-    (["--target=gpu"], r"unknown target 'gpu': use local, .* \(nearest: "),
+    (["--target=gpu"], "unknown target 'gpu': use local, .* or gpu:a100"),
     (["--target=tpu:v5e"], "target 'tpu:v5e' needs XLA's TPU compiler, the package libtpu: pip install"),
     (["--target=gpu:h100"], "target 'gpu:h100' needs XLA's GPU compiler, JAX's CUDA plugin .*: pip install"),
     (["--modules=0"], "--modules=0: use whole numbers from 1"),
