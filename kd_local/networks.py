@@ -66,6 +66,8 @@ def apply_block(
 
     In training mode the statistics are updated. They are empty for a block without batch normalisation.
     """
+    if block.scope is not None:  # it is part of another linen module, and has no hash
+        block = block.clone(parent=None)
     if not train:
         return _evaluate(block, variables, *inputs), variables.get("batch_stats", {})
     return _train(block, devices_of_a_batch(), variables, *inputs)
@@ -76,12 +78,12 @@ def output_shape(block: nn.Module, variables: Mapping[str, Any], *inputs: Any) -
     return _evaluate.eval_shape(block, variables, *inputs)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, inline=True)
 def _evaluate(block: nn.Module, variables: Mapping[str, Any], *inputs: Array) -> Array:
     return block.apply(variables, *inputs, train=False)  # type: ignore[return-value]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _train(block: nn.Module, devices: int, variables: Mapping[str, Any], *inputs: Array) -> tuple[Array, Collection]:
     with normalised_per_device(devices):
         output, updated = block.apply(variables, *inputs, train=True, mutable=["batch_stats"])

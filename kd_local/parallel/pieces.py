@@ -111,7 +111,7 @@ class Call:
 
 def compile_lowered(lowered: Any, mesh: Mesh) -> Any:
     """A `jax.stages.Compiled`, with the options of this file."""
-    return lowered.compile(compiler_options=_cpu_options() if on_cpu(mesh) else {})
+    return lowered.compile(compiler_options=_CPU_OPTIONS if on_cpu(mesh) else {})
 
 
 def extra_names(programs: Sequence[Program]) -> tuple[str, ...]:
@@ -146,9 +146,10 @@ def on_cpu(mesh: Mesh) -> bool:
     return bool(mesh.devices.flat[0].platform == "cpu")
 
 
-def _cpu_options() -> dict[str, str]:
-    # Before JAX 0.11 the CPU compiler runs convolutions of 32 channels and more through a library that uses only one
-    # core, and a step of ResNet-32 takes an eighth longer. These options limit the library to reductions.
-    if tuple(int(part) for part in jax.__version__.split(".")[:2]) < (0, 11):
-        return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-    return {}
+# Of the libraries that XLA's CPU compiler may call, YNNPACK computes reductions only: its convolutions of 32 channels
+# and more use one core (JAX 0.10) or take longer (0.12), most of all filter gradients. oneDNN computes convolutions, but
+# not in JAX 0.10.
+_CPU_OPTIONS: dict[str, str | bool] = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_experimental_onednn_custom_call": True,
+}
