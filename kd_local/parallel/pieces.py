@@ -147,8 +147,8 @@ def on_cpu(mesh: Mesh) -> bool:
 
 
 # Of the libraries that XLA's CPU compiler may call, YNNPACK computes reductions only: its convolutions of 32 channels
-# and more use one core (JAX 0.10) or take longer (0.12), most of all filter gradients. oneDNN computes convolutions, but
-# not in JAX 0.10.
+# and more use one core (JAX 0.10) or take longer (0.12), most of all filter gradients. oneDNN computes convolutions,
+# except in JAX 0.10.
 _CPU_OPTIONS: dict[str, str | bool] = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
     "xla_cpu_experimental_onednn_custom_call": True,
