@@ -78,12 +78,12 @@ def output_shape(block: nn.Module, variables: Mapping[str, Any], *inputs: Any) -
     return _evaluate.eval_shape(block, variables, *inputs)
 
 
-@partial(jax.jit, static_argnums=0, inline=True)
+@partial(jax.jit, static_argnums=0)
 def _evaluate(block: nn.Module, variables: Mapping[str, Any], *inputs: Array) -> Array:
     return block.apply(variables, *inputs, train=False)  # type: ignore[return-value]
 
 
-@partial(jax.jit, static_argnums=(0, 1), inline=True)
+@partial(jax.jit, static_argnums=(0, 1))
 def _train(block: nn.Module, devices: int, variables: Mapping[str, Any], *inputs: Array) -> tuple[Array, Collection]:
     with normalised_per_device(devices):
         output, updated = block.apply(variables, *inputs, train=True, mutable=["batch_stats"])

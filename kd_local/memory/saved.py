@@ -39,7 +39,7 @@ def saved_bytes(objective: Objective, variables: Mapping[str, Any], *tensors: An
         variables: `{"params": ..., "batch_stats": ...}`, pytrees of arrays or of `jax.ShapeDtypeStruct`.
         tensors: arrays or `jax.ShapeDtypeStruct`.
     """
-    jaxpr = jax.make_jaxpr(partial(_gradient, objective))(dict(variables), *tensors).jaxpr
+    jaxpr = _traced(partial(_gradient, objective))(dict(variables), *tensors).jaxpr
     return _size(_saved(jaxpr, jaxpr.invars[len(jax.tree.leaves(dict(variables))) :]))
 
 
@@ -71,7 +71,7 @@ def saved_activations(method: Method, shape: tuple[int, int, int], batch: int) -
     saved = {}
     for call in plan_for(method, shape, batch, device_mesh()).calls:
         if call.signature not in known:
-            jaxpr = jax.make_jaxpr(call.piece.run)(*call.arguments).jaxpr
+            jaxpr = _traced(call.piece.run)(*call.arguments).jaxpr
             own, frozen, *_, constants = call.arguments
             first, end = len(jax.tree.leaves((own, frozen))), len(jaxpr.invars) - len(jax.tree.leaves(constants))
             known[call.signature] = _size(_saved(jaxpr, jaxpr.invars[first:end]))
@@ -101,11 +101,21 @@ def own_activations(network: Network, shape: tuple[int, int, int], batch: int) -
 
         like = (block, x.shape, x.dtype)
         if like not in known:
-            jaxpr = jax.make_jaxpr(partial(_gradient, objective))(variables, x).jaxpr
+            jaxpr = _traced(partial(_gradient, objective))(variables, x).jaxpr
             known[like] = _size(_sources(jaxpr, _saved(jaxpr, jaxpr.invars[-1:])))
         own[name] = known[like]
         x = jax.eval_shape(partial(apply_block, block, train=False), variables, x)[0]
     return own
+
+
+def _traced(function: Callable[..., Any]) -> Callable[..., ClosedJaxpr]:
+    """`jax.make_jaxpr` with the operations of jitted functions, such as a block's, in place of calls of them."""
+
+    def trace(*arguments: Any) -> ClosedJaxpr:
+        with jax.disable_jit():
+            return jax.make_jaxpr(function)(*arguments)
+
+    return trace
 
 
 def _gradient(objective: Objective, variables: Mapping[str, Any], *tensors: Any) -> Any:

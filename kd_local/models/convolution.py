@@ -221,12 +221,10 @@ def _kernel_gradient_in_slices(stride: int, pads: tuple[int, int], shape: tuple[
 
     def add_slice(total: Any, i: Any) -> tuple[Any, None]:
         # XLA's fast CPU routine needs a certain layout; without it a convolution is 50 times slower. Inside a scan XLA
-        # does not change the layout, so the convolution is written in it: batch as channels. The features are reversed,
-        # because XLA gives no convolution with reversed filters to oneDNN, which would take 1.4 times as long for this
-        # one (JAX 0.12). It takes two thirds of the time for the other convolutions.
+        # does not change the layout, so the convolution is written in it: batch as channels.
         product = lax.conv_general_dilated(
             one_of(x, i).transpose(3, 1, 2, 0),
-            lax.rev(one_of(g, i).transpose(1, 2, 0, 3), (3,)),
+            one_of(g, i).transpose(1, 2, 0, 3),
             (1, 1),
             window,
             rhs_dilation=(stride, stride),
@@ -237,7 +235,7 @@ def _kernel_gradient_in_slices(stride: int, pads: tuple[int, int], shape: tuple[
     total = jnp.zeros((c, kh, kw, features), accumulator)
     # unroll=2, so that each of two cores has a slice: two cores that share one slice take 1.5 times as long.
     total, _ = lax.scan(add_slice, total, jnp.arange(slices), unroll=2)
-    return total[..., ::-1].transpose(1, 2, 0, 3).astype(x.dtype)
+    return total.transpose(1, 2, 0, 3).astype(x.dtype)
 
 
 class Conv(nn.Module):

@@ -146,10 +146,8 @@ def on_cpu(mesh: Mesh) -> bool:
     return bool(mesh.devices.flat[0].platform == "cpu")
 
 
-# Of the libraries that XLA's CPU compiler may call, YNNPACK computes reductions only: its convolutions of 32 channels
-# and more use one core (JAX 0.10) or take longer (0.12), most of all filter gradients. oneDNN computes convolutions,
-# except in JAX 0.10.
-_CPU_OPTIONS: dict[str, str | bool] = {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
-    "xla_cpu_experimental_onednn_custom_call": True,
-}
+# Of the libraries that XLA's CPU compiler may call, YNNPACK computes reductions only. With its convolutions, which are for
+# 32 channels and more, a step of ResNet-32 takes a tenth longer (JAX 0.10: they use one core; 0.12: the filter gradient
+# takes 1.5 times as long). oneDNN, xla_cpu_experimental_onednn_custom_call, would save 6 % in JAX 0.12, but an executable
+# that calls it cannot be kept in the compilation cache.
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
