@@ -122,7 +122,7 @@ def test_the_context_is_added_to_the_input():
     h = jax.random.normal(jax.random.key(3), (8, 8, 8, 16))
     x, _, _ = module.apply(variables[module.name], [h, IMAGES], train=False)
     own = of_block(variables[module.name], "context0")
-    np.testing.assert_allclose(x, h + module.contexts[0].apply(own, IMAGES, h, train=False), rtol=1e-6)
+    np.testing.assert_allclose(x, h + module.contexts[0].apply(own, IMAGES, h, train=False), rtol=1e-5, atol=1e-6)
 
 
 def test_logits_equal_those_of_the_reference_form_in_evaluation_mode():
