@@ -146,8 +146,8 @@ def on_cpu(mesh: Mesh) -> bool:
     return bool(mesh.devices.flat[0].platform == "cpu")
 
 
-# Of the libraries that XLA's CPU compiler may call, YNNPACK computes reductions only. With its convolutions, which are for
-# 32 channels and more, a step of ResNet-32 takes a tenth longer (JAX 0.10: they use one core; 0.12: the filter gradient
-# takes 1.5 times as long). oneDNN, xla_cpu_experimental_onednn_custom_call, would save 6 % in JAX 0.12, but an executable
-# that calls it cannot be kept in the compilation cache.
+# Of the libraries that XLA's CPU compiler may call, YNNPACK computes reductions only. With its convolutions, which are
+# for 32 channels and more, a step of ResNet-32 takes a tenth longer (JAX 0.10: they use one core; 0.12: the filter
+# gradient takes 1.5 times as long). oneDNN, xla_cpu_experimental_onednn_custom_call, would save 6 % in JAX 0.12, but an
+# executable that calls it cannot be kept in the compilation cache.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
