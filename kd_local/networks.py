@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.batch_division import devices_of_a_batch, normalised_per_device
 from kd_local.errors import check_type, unknown
+from kd_local.quick_compilation import jit_quickly
 from kd_local.rematerialization import rematerialize
 
 Collection = dict[str, Any]
@@ -54,7 +55,7 @@ def init_block(block: nn.Module, rng: PRNGKeyArray, *inputs: Any) -> Mapping[str
     return _init_compiled(block, rng, *(jnp.zeros(x.shape, x.dtype) for x in inputs))
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(static_argnums=(0,))
 def _init_compiled(block: nn.Module, rng: PRNGKeyArray, *inputs: Array) -> Mapping[str, Any]:
     return block.init(rng, *inputs, train=False)
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool
 
 from kd_local.contract import State
 from kd_local.parallel import DATA, StepPlan
+from kd_local.quick_compilation import jit_quickly
 from kd_local.training.records import SplitScores
 
 CHECK_EVERY = 50
@@ -221,7 +222,7 @@ class _Part:
 
 
 # Parts of equal structure, such as those of equal modules, share an executable.
-@partial(jax.jit, static_argnums=(0, 1))
+@jit_quickly(static_argnums=(0, 1))
 def _finite(mesh: Mesh, specs: tuple[PartitionSpec, ...], leaves: tuple[Array, ...]) -> Bool[Array, " leaves"]:
     """Whether each array is finite on every device that holds it or a part of it."""
 
