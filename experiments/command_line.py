@@ -9,6 +9,8 @@ from absl import flags
 
 from experiments.config_flag import config_flag, split_arguments
 from experiments.configs.reference import usage
+from kd_local.choices.steps import COUNTED, TARGETS
+from kd_local.errors import unknown
 
 USAGE_STATUS = 2
 HELP_FLAGS = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-?"}
@@ -95,3 +97,18 @@ def _show_help() -> NoReturn:
     if config_flag() is not None:
         print("Keys of the config, each with its default:\n" + "\n".join(usage()))
     sys.exit(0)
+
+
+def check_counted(target: str) -> None:
+    """Checks that the time of a step on the target of --target can be measured or predicted.
+
+    Raises:
+        ValueError: it cannot, or the target is unknown.
+    """
+    if target in TARGETS and target not in COUNTED:
+        raise ValueError(
+            f"--target={target}: the compiler of GPUs does not count operations, so that no time can be predicted; use "
+            f"{', '.join(COUNTED)}, or run this on a GPU"
+        )
+    if target not in COUNTED:
+        raise unknown("target", target, COUNTED)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from experiments.command_line import USAGE_STATUS, fail, numbers, parse
+from experiments.command_line import USAGE_STATUS, check_counted, fail, numbers, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
 from experiments.configs.contradictions import check_config, check_files
 from experiments.folders.compilation_cache import use_compilation_cache
-from kd_local.choices.steps import COUNTED, check_counted
+from kd_local.choices.steps import COUNTED
 from kd_local.paths import read_folder
 
 _IGNORED = {

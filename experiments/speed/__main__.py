@@ -20,7 +20,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from experiments.command_line import USAGE_STATUS, fail, numbers, parse
+from experiments.command_line import USAGE_STATUS, check_counted, fail, numbers, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
 from experiments.configs.contradictions import check_config, check_files
@@ -28,7 +28,7 @@ from experiments.configs.description import shown
 from experiments.configs.uses import METHODS
 from experiments.speed.rows import DTYPES, FORMS, LAYOUTS, PYTORCH, SpeedRow, configured
 from kd_local.choices.local import read_context
-from kd_local.choices.steps import COUNTED, check_counted
+from kd_local.choices.steps import COUNTED
 from kd_local.errors import unknown
 from kd_local.paths import read_folder
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from numbers import Integral
 from types import MappingProxyType
 
-from kd_local.errors import unknown
-
 SEPARATE, JOINED = "separate", "joined"
 FORMS: tuple[str, ...] = (SEPARATE, JOINED)
 """`separate`: an executable for each program; programs that compute the same function on the same shapes share one.
@@ -26,21 +24,6 @@ TARGETS: tuple[str, ...] = ("local", "tpu:v5e", "tpu:v6e", "tpu:v5p", "tpu:v4", 
 
 COUNTED: tuple[str, ...] = tuple(name for name in TARGETS if not name.startswith("gpu:"))
 """Those that run steps, or whose compiler counts operations and memory traffic. The compiler of GPUs does not."""
-
-
-def check_counted(target: str) -> None:
-    """Checks that the time of a step on a target can be measured or predicted.
-
-    Raises:
-        ValueError: it cannot, or the target is unknown.
-    """
-    if target in TARGETS and target not in COUNTED:
-        raise ValueError(
-            f"--target={target}: the compiler of GPUs does not count operations, so that no time can be predicted; use "
-            f"{', '.join(COUNTED)}, or run this on a GPU"
-        )
-    if target not in COUNTED:
-        raise unknown("target", target, COUNTED)
 
 
 def check_steps_per_call(form: str, steps_per_call: int) -> None:

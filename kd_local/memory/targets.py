@@ -64,13 +64,12 @@ def target(name: str = "local", *, devices: int = 1) -> Target:
     if name not in TARGETS:
         raise unknown("target", name, TARGETS)
     platform, kind = name.split(":")
+    topology = gpu_topology(kind) if platform == "gpu" else _topology(kind)
+    mesh = device_mesh(devices, devices=topology)
     if platform == "gpu":
-        gpu, topology = GPUS[kind], gpu_topology(kind)
-        facts = (gpu.memory, gpu.flops_per_second, gpu.bytes_per_second)
-    else:
-        topology = _topology(kind)
-        facts = (_CAPACITY[kind], _FLOPS_PER_SECOND[kind], _BYTES_PER_SECOND[kind])
-    return Target(name, device_mesh(devices, devices=topology), tuple(topology), False, *facts)
+        gpu = GPUS[kind]
+        return Target(name, mesh, tuple(topology), False, gpu.memory, bytes_per_second=gpu.bytes_per_second)
+    return Target(name, mesh, tuple(topology), False, _CAPACITY[kind], _FLOPS_PER_SECOND[kind], _BYTES_PER_SECOND[kind])
 
 
 def _topology(kind: str) -> list[jax.Device]:
