@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +94,24 @@ def test_bad_networks_are_refused(network):
         network[3:3]
     with pytest.raises(ValueError, match="block names must differ, but a occurs more than once"):
         Network(("a", "a"), (block, block))
+
+
+def test_equal_blocks_are_traced_once():
+    traced = []
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            traced.append(train)
+            return nn.Dense(4)(x)
+
+    network = Network.of({name: Block() for name in ("a", "b", "c")})
+    x = jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), x)
+    traced.clear()
+
+    def loss(params, x):
+        return network.apply({**variables, "params": params}, x, train=True)[0].sum()
+
+    jax.eval_shape(jax.grad(loss), variables["params"], x)
+    assert traced == [True]
