@@ -17,8 +17,30 @@ StatePart = Any
 State = dict[str, StatePart]
 """All parts by name: the parts that programs own, and the parts that programs only read. A checkpoint stores them."""
 
+
+def owner(path: str) -> str:
+    """The name of the part of the state in a path.
+
+    >>> owner("module03/params/blocks/0")
+    'module03'
+    """
+    return path.split("/")[0]
+
+
+def subtree(state: Mapping[str, Any], path: str) -> Any:
+    """A part of the state, or a subtree of a part: keys of nested mappings with slashes between.
+
+    >>> subtree({"module03": {"params": {"head": 1}}}, "module03/params/head")
+    1
+    """
+    for key in path.split("/"):
+        state = state[key]
+    return state
+
+
+
 Metrics = dict[str, Float[Array, ""]]
-"""Scalars by name, each a mean over the batch. Every program returns at least `loss`."""
+"""Scalars by name, each a mean over the batch. Every program that trains returns at least `loss`."""
 
 Function = Callable[
     [StatePart, tuple[StatePart, ...], tuple[jax.Array, ...], PRNGKeyArray, Float[Array, " n"]],
@@ -44,11 +66,13 @@ class Program:
             scalar, which is copied to every device. The training loop provides the extra tensors `indices` (int32
             (batch,), positions in the training set) and `epoch` (a float32 scalar, counted from 1).
         writes: names of the tensors that later programs read.
-        frozen: names of the parts of the state that the function only reads, such as a teacher. No program of this
-            name is needed.
+        frozen: paths of the parts of the state, or of subtrees of parts (see `subtree`), that the function only reads,
+            such as a teacher. The function gets the values at the time when it runs: a later program of the step has
+            not updated its part yet. No program needs to own such a part.
         constants: numbers passed to the function, such as the weights of a loss. Programs that differ only in their
             constants share one executable.
-        trains: False if the function returns its own part unchanged, as the program of a frozen teacher does.
+        trains: False if the program has no optimizer, as that of a frozen teacher or of a moving average. It then
+            needs no `loss` among its metrics.
     """
 
     name: str

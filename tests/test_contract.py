@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from kd_local.contract import Method
+from kd_local.contract import Method, owner, subtree
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, StoneLoss, Teacher
 from kd_local.local import HEADS, LOSSES, ContSup, EndToEnd, PixelScale, cut
 from kd_local.models import resnet
@@ -154,12 +154,12 @@ def one(request) -> Iterator[Run]:
 def test_programs_read_known_tensors_and_own_the_state(one):
     assert isinstance(one.method, Method)
     programs = one.method.programs()
-    frozen = {name for program in programs for name in program.frozen}
+    frozen = {owner(path) for program in programs for path in program.frozen}
     assert {program.name for program in programs} | frozen == set(one.before)
     there = set(FROM_THE_LOOP)
     for program in programs:
         assert set(program.reads) <= there
-        assert set(program.frozen) <= one.before.keys()
+        assert all(subtree(one.before, path) for path in program.frozen)
         there.update(program.writes)
     assert there == FROM_THE_LOOP | {name for program in programs for name in program.reads}
 

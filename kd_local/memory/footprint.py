@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from kd_local.contract import Method
+from kd_local.contract import Method, owner
 from kd_local.costs import multiply_adds, tree_bytes
 from kd_local.data.pixels import check_image_shape
 from kd_local.errors import check_type
@@ -243,11 +243,10 @@ def piece_footprints(calls: Sequence[Call], found: dict[Hashable, CompilationRec
 def _state(calls: Sequence[Call]) -> int:
     owned = {program.name for call in calls for program in call.piece.programs}
     read_only = {
-        name: part
+        path: part
         for call in calls
-        for program, parts in zip(call.piece.programs, call.arguments[1], strict=True)
-        for name, part in zip(program.frozen, parts, strict=True)
-        if name not in owned
+        for path, part in zip(call.piece.frozen, call.arguments[1], strict=True)
+        if owner(path) not in owned
     }
     return sum(map(_own, calls)) + tree_bytes(read_only)
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.choices.steps import JOINED
-from kd_local.contract import Metrics, State
+from kd_local.contract import Metrics, State, subtree
 from kd_local.parallel.mesh import on_every_device
 from kd_local.parallel.pieces import Tensors, compile_lowered
 from kd_local.parallel.plan import StepPlan, number_type
@@ -123,7 +123,8 @@ def _run(
 
     def one(parts: State, of_step: Any) -> tuple[State, dict[str, Metrics]]:
         tensors, step_rng = inputs(resident, rng, of_step)
-        updated, _, metrics = call.function(*call.piece.arguments({**read_only, **parts}, tensors, step_rng, constants))
+        frozen = {path: subtree(read_only, path) for path in call.piece.frozen}
+        updated, _, metrics = call.function(*call.piece.arguments(parts, frozen, tensors, step_rng, constants))
         return dict(zip(owned, updated, strict=True)), dict(zip(owned, metrics, strict=True))
 
     return jax.lax.scan(one, own, given)

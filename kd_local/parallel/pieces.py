@@ -6,7 +6,7 @@ would save nothing.)
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from kd_local.choices.steps import JOINED
-from kd_local.contract import Metrics, Program, State
+from kd_local.contract import Metrics, Program, State, owner, subtree
 
 Tensors = dict[str, Any]
 
@@ -43,16 +43,32 @@ class Piece:
     @property
     def key(self) -> Hashable:
         """Pieces with equal keys compute the same function, apart from the shapes of their arguments."""
-        inner = tuple((program.reads, program.writes) for program in self.programs) if len(self.programs) > 1 else ()
+        inner = tuple((one.reads, one.writes, one.frozen) for one in self.programs) if len(self.programs) > 1 else ()
         return tuple(program.key for program in self.programs), inner, self.last
 
-    def arguments(self, state: State, tensors: Tensors, rng: Any, constants: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of `run`: own parts, frozen parts, tensors donated, tensors kept, rng, constants."""
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The paths that the programs read in parts of the state that the piece does not own, in order."""
+        own = {program.name for program in self.programs}
+        paths = (path for program in self.programs for path in program.frozen if owner(path) not in own)
+        return tuple(dict.fromkeys(paths))
+
+    def arguments(
+        self, state: State, frozen: Mapping[str, Any], tensors: Tensors, rng: Any, constants: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """The arguments of `run`: own parts, frozen subtrees, tensors donated, tensors kept, rng, constants.
+
+        Args:
+            state: has the parts that the piece owns.
+            frozen: the subtrees of `frozen`, by path.
+            tensors: all tensors that exist.
+            rng: the key of the step.
+            constants: those of each program.
+        """
         donated = tuple(tensors[name] for name, last in zip(self.reads, self.last, strict=True) if last)
         kept = tuple(tensors[name] for name, last in zip(self.reads, self.last, strict=True) if not last)
         own = tuple(state[program.name] for program in self.programs)
-        frozen = tuple(tuple(state[name] for name in program.frozen) for program in self.programs)
-        return own, frozen, donated, kept, rng, constants
+        return own, tuple(frozen[path] for path in self.frozen), donated, kept, rng, constants
 
     def run(
         self, own: Any, frozen: Any, donated: Any, kept: Any, rng: Any, constants: Any
@@ -60,17 +76,22 @@ class Piece:
         """Runs the programs in order. Returns `(own parts after the step, tensors of `writes`, metrics)`."""
         sources = {True: iter(donated), False: iter(kept)}
         tensors: Tensors = {name: next(sources[last]) for name, last in zip(self.reads, self.last, strict=True)}
-        parts: list[Any] = []
+        outside = dict(zip(self.frozen, frozen, strict=True))
+        parts = dict(zip((program.name for program in self.programs), own, strict=True))
         metrics: list[Metrics] = []
-        for program, part, read_only, numbers in zip(self.programs, own, frozen, constants, strict=True):
+        before: str | None = None
+        for program, numbers in zip(self.programs, constants, strict=True):
             read = tuple(tensors[name] for name in program.reads)
-            if parts:  # the memory of the program before is freed before this one starts
-                read, parts[-1] = jax.lax.optimization_barrier((read, parts[-1]))
-            updated, written, values = program.function(part, read_only, read, rng, numbers)
-            parts.append(updated)
+            if before is not None:  # the memory of the program before is freed before this one starts
+                read, parts[before] = jax.lax.optimization_barrier((read, parts[before]))
+            read_only = tuple(outside[path] if path in outside else subtree(parts, path) for path in program.frozen)
+            parts[program.name], written, values = program.function(
+                parts[program.name], read_only, read, rng, numbers
+            )
+            before = program.name
             metrics.append(values)
             tensors.update(zip(program.writes, written, strict=True))
-        return tuple(parts), tuple(tensors[name] for name in self.writes), tuple(metrics)
+        return tuple(parts.values()), tuple(tensors[name] for name in self.writes), tuple(metrics)
 
 
 @dataclass(frozen=True)

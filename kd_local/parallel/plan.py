@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kd_local.batch_division import normalised_per_device
-from kd_local.contract import Method, State
+from kd_local.choices.steps import SHARDED
+from kd_local.contract import Method, State, owner, subtree
 from kd_local.costs import multiply_adds
 from kd_local.parallel.mesh import batch_shardings, device_mesh, groups, on_every_device, over_the_batch
 from kd_local.parallel.options import StepOptions
@@ -54,6 +55,11 @@ class StepPlan:
         return self.options.placement
 
     @property
+    def divides_parameters(self) -> bool:
+        """True if parameters are divided over the devices of a group."""
+        return "params" in SHARDED[self.options.shard]
+
+    @property
     def metrics(self) -> tuple[tuple[str, str], ...]:
         """The sorted pairs of a program's name and a metric's name, such as `("module03", "loss")`."""
         return tuple(
@@ -79,8 +85,8 @@ class StepPlan:
         for call in self.calls:
             shardings.update(zip((program.name for program in call.piece.programs), call.own, strict=True))
         for call in self.calls:
-            for name in (name for program in call.piece.programs for name in program.frozen):
-                shardings.setdefault(name, on_every_device(call.mesh))
+            for path in call.piece.frozen:
+                shardings.setdefault(owner(path), on_every_device(call.mesh))
         elsewhere = on_every_device(self.groups[0])
         return {name: move(part, shardings.get(name, elsewhere)) for name, part in state.items()}
 
@@ -189,7 +195,8 @@ def _calls(
         mesh = devices[group]
         replicated, batched = on_every_device(mesh), over_the_batch(mesh, size)
         constants = tuple(jax.ShapeDtypeStruct((len(one.constants),), number_type()) for one in piece.programs)
-        arguments = piece.arguments(state, tensors, rng, constants)
+        frozen = {path: subtree(state, path) for path in piece.frozen}
+        arguments = piece.arguments(state, frozen, tensors, rng, constants)
         dividing = mesh.size if batched.spec else 1
         normalising = dividing if options.batch_norm == "device" else 1
         signature = (piece.key, _shapes(arguments), mesh, options.shard, normalising)

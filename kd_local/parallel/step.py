@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from kd_local.contract import Method, Metrics, State
+from kd_local.contract import Method, Metrics, State, owner, subtree
 from kd_local.parallel.mesh import batch_shardings, on_every_device
 from kd_local.parallel.options import StepOptions
 from kd_local.parallel.pieces import compile_lowered, free
@@ -46,7 +46,7 @@ class CompiledStep:
     plan: StepPlan
     executables: tuple[Any, ...]
     _constants: tuple[tuple[Array, ...], ...]
-    # Parts that no program owns (teachers), by name and group: the part that was copied, and the copy.
+    # Subtrees of parts that no program owns (teachers), by path and group: the subtree that was copied, and the copy.
     _copies: dict[tuple[str, int], tuple[Any, Any]]
 
     def __call__(
@@ -93,8 +93,8 @@ class CompiledStep:
                 at = group
                 tensors = move(tensors, batch_shardings(tensors, call.mesh, batch))
                 rng = move(rng, on_every_device(call.mesh))
-            frozen = {name: self._copy(state, name, group) for program in piece.programs for name in program.frozen}
-            arguments = piece.arguments({**state, **frozen}, tensors, rng, constants)
+            frozen = {path: self._copy(state, path, group) for path in piece.frozen}
+            arguments = piece.arguments(state, frozen, tensors, rng, constants)
             dispatched = time.perf_counter()
             with donations_explained(piece.name):
                 parts, written, values = executable(*arguments)
@@ -118,16 +118,20 @@ class CompiledStep:
         """
         return _compile(self.plan.for_batch(size), self._copies)
 
-    def _copy(self, state: State, name: str, group: int) -> Any:
-        """A part that programs only read, on the devices of a group. It is copied once if no program owns it."""
-        part = state[name]
-        if len(self.plan.groups) == 1:
+    def _copy(self, state: State, path: str, group: int) -> Any:
+        """A subtree of the state that programs only read, on each device of a group.
+
+        A subtree of a part that no program owns is copied once.
+        """
+        part = subtree(state, path)
+        owned = any(owner(path) in programs for programs in self.plan.programs)
+        if len(self.plan.groups) == 1 and not (owned and self.plan.divides_parameters):
             return part
-        known = self._copies.get((name, group))
+        known = self._copies.get((path, group))
         if known is None or known[0] is not part:
             known = (part, move(part, on_every_device(self.plan.groups[group])))
-            if not any(name in programs for programs in self.plan.programs):
-                self._copies[name, group] = known
+            if not owned:
+                self._copies[path, group] = known
         return known[1]
 
 

@@ -6,6 +6,7 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from kd_local.contract import subtree
 from kd_local.distill import BlockKD, Distillation, Teacher
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.models import resnet
@@ -69,7 +70,7 @@ def each_program(low):
     }
     for program in low.programs():
         read = tuple(there[name] for name in program.reads)
-        frozen = tuple(state[name] for name in program.frozen)
+        frozen = tuple(subtree(state, path) for path in program.frozen)
         constants = jax.ShapeDtypeStruct((len(program.constants),), jnp.float32)
         arguments = (state[program.name], frozen, read, KEY, constants)
         own, written, metrics = jax.eval_shape(program.function, *arguments)
