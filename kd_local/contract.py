@@ -38,7 +38,6 @@ def subtree(state: Mapping[str, Any], path: str) -> Any:
     return state
 
 
-
 Metrics = dict[str, Float[Array, ""]]
 """Scalars by name, each a mean over the batch. Every program that trains returns at least `loss`."""
 

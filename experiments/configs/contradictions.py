@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.configs.objectives import HYPER_PARAMETERS, LOCAL_DISTILLATION
+from experiments.configs.objectives import AUXILIARY_PARAMETERS, HYPER_PARAMETERS, LOCAL_DISTILLATION
 from experiments.from_config.numbers import BALANCED, class_weights, pixel_numbers
 from kd_local.choices import data
 from kd_local.choices.distillation import check_hyperparameters
@@ -42,8 +42,8 @@ def check_config(config: ConfigDict) -> None:
     _check_optimization(config)
     _check_context(config)
     check_local(config)
-    for objective, numbers in HYPER_PARAMETERS.items():
-        check_hyperparameters({name: of[1] for name, of in numbers.items()}, config[objective].to_dict())
+    for user, numbers in {**HYPER_PARAMETERS, **AUXILIARY_PARAMETERS}.items():
+        check_hyperparameters({name: of[1] for name, of in numbers.items()}, config[user].to_dict())
 
 
 def check_files(config: ConfigDict, *, shapes_only: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections.config_dict import FieldReference, placeholder
 
+from kd_local.errors import unknown
 from kd_local.ranges import Number, Range, Text
 
 Values = Mapping[str, Any]
@@ -99,6 +100,19 @@ def above(key: str, number: float) -> Use:
 def path(meaning: str, *uses: Use) -> Key:
     """A key without a default that names a file or folder."""
     return Key(placeholder(str), Text("a path, or none"), meaning, uses, path=True)
+
+
+def names_with_commas(noun: str, names: tuple[str, ...], *single: str) -> Callable[[str], None]:
+    """Checks names with commas between, or a single word."""
+
+    def check(text: str) -> None:
+        for name in () if text in single else text.split(","):
+            if name.strip() in single:
+                raise ValueError(f"{noun} {name.strip()!r} with others: use it alone, or leave it out")
+            if name.strip() not in names:
+                raise unknown(noun, name.strip(), (*single, *names))
+
+    return check
 
 
 def shown(value: Any) -> str:

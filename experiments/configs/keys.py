@@ -1,67 +1,37 @@
 """Every config key: default, range, meaning, and what uses it. The checks of values, their errors, `--help` and
 docs/configuration.md (which `experiments.configs.reference` writes) come from here."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.configs.description import Group, Key, Use, above, path, when
-from experiments.configs.objectives import HYPER_PARAMETERS, OF_LOGITS
+from experiments.configs.description import Group, Key, above, names_with_commas, path, when
+from experiments.configs.local_keys import LOCAL
+from experiments.configs.objectives import AUXILIARY_PARAMETERS, HYPER_PARAMETERS, OF_LOGITS
 from experiments.configs.uses import (
-    CONTSUP,
     DISTRIBUTED,
-    HIDDEN,
-    IMAGE_CONTEXT,
     LABELS,
     METHODS,
-    NO_BUDGET,
     PIECEWISE,
     PREPARED,
-    REMAT,
-    SEVERAL_MODULES,
     SGD,
     SHARD,
     TAUGHT,
-    WIDE,
     above_zero,
 )
-from experiments.from_config.numbers import numbers
-from kd_local.choices.local import HEADS, IMAGE_ENCODERS, LOSSES, REMATERIALIZABLE, check_loss_scale, read_context
-from kd_local.choices.local import RANGES as CUT
 from kd_local.choices.networks import NETWORKS, SHORTCUTS
 from kd_local.choices.optimization import OPTIMIZERS, SCHEDULES
 from kd_local.choices.optimization import RANGES as OPTIMIZATION
 from kd_local.choices.steps import BATCH_NORMS, FORMS, SHARDED
-from kd_local.errors import unknown
 from kd_local.ranges import Choice, Number, Switch, Text
-from kd_local.sizes import parse_bytes
 
 DTYPES = ("float32", "bfloat16")
 PLACEMENTS = ("operations", "time")
 
 
-def _each(noun: str, names: tuple[str, ...], *single: str) -> Callable[[str], None]:
-    """Checks names with commas between, or a single word."""
-
-    def check(text: str) -> None:
-        for name in () if text in single else text.split(","):
-            if name.strip() in single:
-                raise ValueError(f"{noun} {name.strip()!r} with others: use it alone, or leave it out")
-            if name.strip() not in names:
-                raise unknown(noun, name.strip(), (*single, *names))
-
-    return check
-
-
-def _loss_scale(text: str) -> None:
-    if text != "published":
-        check_loss_scale(numbers("local.loss_scale", text, "'published', or four numbers", "5,0.05,0.2,0.5"))
-
-
-_REMAT = Text("auto, none, or names with commas between", _each("name in remat", REMATERIALIZABLE, "auto", "none"))
-_NETWORKS = Text("names of networks with commas between", _each("network", NETWORKS))
+_NETWORKS = Text("names of networks with commas between", names_with_commas("network", NETWORKS))
 _SIZE = Number(1, 100_000, whole=True)
 _SECONDS = Number(1, 604_800, whole=True)
 
@@ -129,63 +99,7 @@ KEYS: Mapping[str, Key | Group] = {
             placeholder(str), Text("numbers in [0.001, 1]"), "standard deviation of each channel; none: the data set's"
         ),
     },
-    "local": {
-        "modules": Key(4, CUT["modules"], "number K of gradient-isolated modules", (CONTSUP, NO_BUDGET)),
-        "context": Key("R1E", Text("R0, E, Rn or RnE with n from 1", read_context), "context supply", SEVERAL_MODULES),
-        "boundaries": Key(
-            "equal",
-            Text("equal, balanced, published, or blocks"),
-            "`equal` (layers), `balanced` (memory), `published`, or blocks: `stem,stage1/2`",
-            SEVERAL_MODULES,
-        ),
-        "image_encoder": Key(
-            "full",
-            Choice("image encoder", IMAGE_ENCODERS),
-            "context network of E: `full` (the paper's), or `pooled`, at a third of the cost",
-            (*SEVERAL_MODULES, IMAGE_CONTEXT),
-        ),
-        "head": Key("1c2f", Choice("head", HEADS), "n convolutions, m linear layers", SEVERAL_MODULES),
-        "loss": Key("softmax", Choice("local loss", LOSSES), "local loss", SEVERAL_MODULES),
-        "decoder": Key(
-            False, Switch(), "adds InfoPro's reconstruction of the image to each local loss", SEVERAL_MODULES
-        ),
-        "loss_scale": Key(
-            "published",
-            Text("published, or four numbers", _loss_scale),
-            "weights of reconstruction and head at the first and at the last boundary: `5,0.05,0.2,0.5`",
-            (*SEVERAL_MODULES, when("local.decoder", True)),
-        ),
-        "aux_width": Key(
-            1.0,
-            CUT["aux_width"],
-            "multiplies the channels of heads, decoders and image encoders",
-            (*SEVERAL_MODULES, WIDE),
-        ),
-        "feature_width": Key(
-            128,
-            CUT["feature_width"],
-            "hidden units of a head, and features of the contrastive loss",
-            (*SEVERAL_MODULES, HIDDEN),
-        ),
-        "remat": Key(
-            "auto",
-            _REMAT,
-            "parts to recompute: any of `blocks,contexts,head,decoder`; `auto`: `contexts`",
-            (CONTSUP, REMAT),
-        ),
-        "memory_budget": Key(
-            placeholder(str),
-            Text("a size, such as 8GiB", parse_bytes),
-            "memory of one device: the fewest modules that fit replace `local.modules`",
-            (CONTSUP, when("local.boundaries", "equal", "balanced")),
-        ),
-        "answer": Key(
-            "last",
-            Text("last, ensemble, or a module"),
-            "deployed head: `last`, a module's name (early exit), or `ensemble`",
-            SEVERAL_MODULES,
-        ),
-    },
+    "local": LOCAL,
     "end_to_end": {
         "remat": Key(
             False, Switch(), "stores only the blocks' outputs and recomputes the rest", (when("method", "end_to_end"),)
@@ -304,19 +218,16 @@ KEYS: Mapping[str, Key | Group] = {
 }
 
 
-def objective_keys() -> dict[str, Group]:
-    """The hyper-parameters of every objective by its name."""
+def hyper_parameter_keys() -> dict[str, Group]:
+    """The hyper-parameters of every objective and every auxiliary network by its name."""
     return {
         name: {
-            key: Key(default, values, meaning, _uses_of(name, weights))
+            key: Key(default, values, meaning, (when(user, name), *([above_zero(name, weights)] if weights else ())))
             for key, (default, values, meaning, weights) in group.items()
         }
-        for name, group in HYPER_PARAMETERS.items()
+        for user, table in (("method", HYPER_PARAMETERS), ("local.auxiliary", AUXILIARY_PARAMETERS))
+        for name, group in table.items()
     }
-
-
-def _uses_of(method: str, weights: tuple[str, ...]) -> tuple[Use, ...]:
-    return (when("method", method), *([above_zero(method, weights)] if weights else ()))
 
 
 def flat_keys() -> Iterator[tuple[str, Key]]:
@@ -326,14 +237,14 @@ def flat_keys() -> Iterator[tuple[str, Key]]:
 
 @cache
 def all_keys() -> Mapping[str, Key]:
-    """Every key by its full name, the objectives' hyper-parameters included."""
-    return dict(_flat({**KEYS, **objective_keys()}))
+    """Every key by its full name, hyper-parameters included."""
+    return dict(_flat({**KEYS, **hyper_parameter_keys()}))
 
 
 def default_config() -> ConfigDict:
     """A new config with all defaults, to which no key can be added. Its placeholders are its own, so changing it does
     not change another config."""
-    groups = {**KEYS, **objective_keys()}
+    groups = {**KEYS, **hyper_parameter_keys()}
     return ConfigDict(
         {
             name: one.value() if isinstance(one, Key) else {key: entry.value() for key, entry in one.items()}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from experiments.configs.description import Key
-from experiments.configs.keys import all_keys, flat_keys, objective_keys
+from experiments.configs.keys import all_keys, flat_keys, hyper_parameter_keys
 
 _HEAD = (
     "# Configuration\n\n"
@@ -16,13 +16,13 @@ _HEAD = (
 
 
 def reference() -> str:
-    """The page: a table with a row for each key, and one for each method of distillation with its hyper-parameters."""
+    """The page: a table with a row for each key, and one for each objective and auxiliary network."""
     rows = [f"| `{name}` | {key.shown} | {key.values} | {_uses(key)} | {key.meaning} |" for name, key in flat_keys()]
-    for method, group in objective_keys().items():
+    for name, group in hyper_parameter_keys().items():
         entries = "<br>".join(
-            f"`{name}` ({key.shown}): {key.meaning} Values: {key.values}." for name, key in group.items()
+            f"`{key}` ({one.shown}): {one.meaning} Values: {one.values}." for key, one in group.items()
         )
-        rows.append(f"| `{method}.…` | | | `method={method}` | {entries} |")
+        rows.append(f"| `{name}.…` | | | `{next(iter(group.values())).uses[0].text}` | {entries} |")
     return _HEAD + "\n".join(rows) + "\n"
 
 

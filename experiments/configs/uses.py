@@ -3,9 +3,9 @@
 from typing import Any
 
 from experiments.configs.description import Use, Values, when
-from experiments.configs.objectives import HYPER_PARAMETERS, LOCAL_DISTILLATION, OBJECTIVES
+from experiments.configs.objectives import HYPER_PARAMETERS, LOCAL_DISTILLATION, OBJECTIVES, WITH_HEAD
 from kd_local.choices.data import INCLUDED
-from kd_local.choices.local import unused_remat
+from kd_local.choices.local import HEADS_WITH_A_WIDTH, HEADS_WITH_HIDDEN_UNITS, unused_remat
 
 METHODS: tuple[str, ...] = ("contsup", "end_to_end", *OBJECTIVES, LOCAL_DISTILLATION)
 
@@ -17,14 +17,21 @@ MODULES = Use(
 SEVERAL_MODULES = (CONTSUP, MODULES)
 SGD, PIECEWISE = when("optimizer.name", "sgd"), when("optimizer.schedule", "piecewise")
 IMAGE_CONTEXT = Use("a local.context with E", lambda given: given["local.context"].endswith("E"))
+WITH_A_HEAD = when("local.auxiliary", *WITH_HEAD)
 HIDDEN = Use(
     "a local.head of 2 or 3 linear layers, or local.loss=contrast",
-    lambda given: given["local.loss"] == "contrast" or given["local.head"][2] != "1",
+    lambda given: given["local.loss"] == "contrast" or _head_in(given, HEADS_WITH_HIDDEN_UNITS),
 )
 WIDE = Use(
-    "a local.head other than 0c1f, local.decoder, or a local.context with E",
-    lambda given: given["local.head"] != "0c1f" or given["local.decoder"] or IMAGE_CONTEXT.holds(given),
+    "a local.head with convolutions or hidden units, local.decoder, or a local.context with E",
+    lambda given: _head_in(given, HEADS_WITH_A_WIDTH) or given["local.decoder"] or IMAGE_CONTEXT.holds(given),
 )
+
+
+def _head_in(given: Values, names: tuple[str, ...]) -> bool:
+    return bool(WITH_A_HEAD.holds(given) and given["local.head"] in names)
+
+
 DISTRIBUTED = Use("--distributed", lambda given: given.get("--distributed", True))
 PREPARED = Use("a data set other than digits", lambda given: given["data.name"] != INCLUDED)
 NO_BUDGET = Use("no local.memory_budget", lambda given: given["local.memory_budget"] is None)

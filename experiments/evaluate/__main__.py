@@ -17,7 +17,7 @@ from experiments.command_line import USAGE_STATUS, fail, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given
 from experiments.configs.contradictions import check_config, check_files
-from experiments.configs.keys import objective_keys
+from experiments.configs.keys import hyper_parameter_keys
 from experiments.folders.compilation_cache import use_compilation_cache
 from kd_local.paths import read_existing, read_folder
 
@@ -28,7 +28,7 @@ _IGNORED = {
     **dict.fromkeys(("method", "epochs", "steps", "step", "seed", "batch_size", "optimizer.", "loss."), _TRAINING),
     **dict.fromkeys(("steps_per_call", "data.on_devices"), _TRAINING),
     **dict.fromkeys(("end_to_end.", "checkpoint.", "distributed.", "teacher.", "network.weights"), _TRAINING),
-    **dict.fromkeys((f"{name}." for name in objective_keys()), _TRAINING),
+    **dict.fromkeys((f"{name}." for name in hyper_parameter_keys()), _TRAINING),
     **dict.fromkeys(("local.", "data.augment", "mesh.placement", "mesh.batch_norm", "mesh.shard"), _TRAINING),
 }
 """Keys that nothing here depends on."""

@@ -6,12 +6,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs.contradictions import boundary_names
+from experiments.configs.objectives import AUXILIARY_PARAMETERS, WITH_HEAD
 from experiments.from_config.numbers import numbers
 from experiments.from_config.teachers import DTYPES
 from kd_local.data import DatasetSpec
 from kd_local.errors import unknown
 from kd_local.local import (
+    AUXILIARIES,
     REMATERIALIZABLE,
+    AuxiliaryRule,
     CutNetwork,
     PixelScale,
     TaskLoss,
@@ -53,7 +56,8 @@ def cut_from_config(
         boundaries=boundaries,
         context=local.context,
         image_encoder=local.image_encoder,
-        head=local.head,
+        auxiliary=_auxiliary(config),
+        head=local.head if local.auxiliary in WITH_HEAD else None,
         loss=local.loss,
         task_loss=task_loss if config.method == "contsup" else TaskLoss(),
         decoder=pixels if local.decoder else None,
@@ -64,6 +68,12 @@ def cut_from_config(
         channels_at_once=16 if platform == "cpu" else 8,
         dtype=DTYPES[config.network.dtype],
     )
+
+
+def _auxiliary(config: ConfigDict) -> AuxiliaryRule:
+    """The rule that `local.auxiliary` names, with its hyper-parameters."""
+    name = config.local.auxiliary
+    return AUXILIARIES[name](**(config[name].to_dict() if name in AUXILIARY_PARAMETERS else {}))
 
 
 def _remat(text: str) -> tuple[str, ...]:

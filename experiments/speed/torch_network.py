@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kd_local.local import CutNetwork
+from kd_local.local.auxiliaries.head import Head
 from kd_local.local.contexts import FeatureEncoder, ImageEncoder
 from kd_local.local.heads import LocalHead
 
@@ -77,8 +78,12 @@ class CutResNet(nn.Module):
                     slot += 1
             after = shapes[module.names[-1]]
             widths.update(zip(module.writes, (after, width), strict=False))
-            if module.head is not None:
-                self.add_module(_head_name(module), Sequence("head", *_head(module.head, after)))
+            if isinstance(module.auxiliary, Head) and isinstance(module.auxiliary.network, LocalHead):
+                self.add_module(_head_name(module), Sequence("head", *_head(module.auxiliary.network, after)))
+            elif module.auxiliary is not None:
+                raise ValueError(
+                    f"{module.name} has an auxiliary network that is not written in PyTorch: use a head alone"
+                )
 
     @staticmethod
     def _width(name: str) -> int:
@@ -113,7 +118,7 @@ class CutResNet(nn.Module):
         output = x
         for name in module.names:
             output = self.block(name, output)
-        logits = output if module.head is None else self.get_submodule(_head_name(module))(output)
+        logits = output if module.auxiliary is None else self.get_submodule(_head_name(module))(output)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, labels), output, x
 

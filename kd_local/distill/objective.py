@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.contract import Metrics
-from kd_local.distill.hyperparameters import check_hyperparameters
+from kd_local.hyperparameters import check_hyperparameters
 from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.networks import Collection, Network, Variables
 
@@ -117,7 +117,7 @@ class Objective:
         """Checks the hyper-parameters.
 
         Raises:
-            ValueError: see `kd_local.distill.hyperparameters.check_hyperparameters`.
+            ValueError: see `kd_local.hyperparameters.check_hyperparameters`.
         """
         check_hyperparameters(self)
 

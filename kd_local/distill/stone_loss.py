@@ -7,8 +7,8 @@ from jaxtyping import Array
 
 from kd_local.choices.distillation import DISTANCE, StoneNumbers, Stones, check_stones
 from kd_local.contract import Metrics
-from kd_local.distill.hyperparameters import check_hyperparameters
 from kd_local.distill.objectives.distances import logit_distance
+from kd_local.hyperparameters import check_hyperparameters
 from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.ranges import Flag, Temperature, Weight, Weighted
 

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from kd_local.interop.auxiliaries import auxiliary_layers, basic_block, boundary_name
 from kd_local.interop.layouts import Layer, conv_norm, names, read_layers, refuse_others, write_layers
 from kd_local.local.contexts import FeatureEncoder, ImageEncoder
-from kd_local.local.cut import CutNetwork
-from kd_local.local.heads import LocalHead
+from kd_local.local.cut_network import CutNetwork
 from kd_local.local.module import LocalModule
 from kd_local.models.ends import Classifier, Stem
 from kd_local.models.layers import DType
@@ -113,10 +113,10 @@ def _layers(module: LocalModule, number: int) -> list[Layer]:
                 f"context network {index} of {module.name} ({type(network).__name__}) is not in the authors' code: "
                 "cut with image_encoder='full'"
             )
-    if module.head is not None:
-        layers += _head(module.head, f"aux_classifier_{_boundary(module)}.head")
+    if module.auxiliary is not None:
+        layers += auxiliary_layers(module)
     if module.reconstruction is not None:
-        decoder = f"decoder_{_boundary(module)}.decoder"
+        decoder = f"decoder_{boundary_name(module.names[-1])}.decoder"
         layers += conv_norm(f"{decoder}.0", f"{decoder}.1", ("decoder", "conv1"))
         layers.append(Layer(f"{decoder}.3", ("decoder", "conv2"), "convolution"))
     return layers
@@ -128,27 +128,7 @@ def _block(name: str, block: nn.Module, path: tuple[str, ...]) -> tuple[Layer, .
             return conv_norm("conv1", "bn1", (*path, "conv"))
         case BasicBlock() if re.fullmatch(r"stage\d+/\d+", name):
             block_name = "layer" + name.removeprefix("stage").replace("/", ".")
-            return (
-                *conv_norm(f"{block_name}.conv1", f"{block_name}.bn1", (*path, "conv1")),
-                *conv_norm(f"{block_name}.conv2", f"{block_name}.bn2", (*path, "conv2")),
-                *conv_norm(f"{block_name}.downsample.0", f"{block_name}.downsample.1", (*path, "projection")),
-            )
+            return basic_block(block_name, path)
         case Classifier():
             return (Layer("fc", (*path, "linear", "dense"), "linear"),)
     raise ValueError(f"block {name!r} ({type(block).__name__}) is not in the authors' code: cut a CIFAR ResNet")
-
-
-def _boundary(module: LocalModule) -> str:
-    name = module.names[-1]
-    return "0_0" if name == "stem" else name.removeprefix("stage").replace("/", "_")
-
-
-def _head(head: LocalHead, name: str) -> list[Layer]:
-    convolutions, linears = int(head.kind[0]), int(head.kind[2])
-    layers: list[Layer] = []
-    for i in range(convolutions):  # convolution, batch normalisation, ReLU
-        layers += conv_norm(f"{name}.{3 * i}", f"{name}.{3 * i + 1}", ("head", f"conv{i}"))
-    first = 3 * convolutions + 2  # after pooling and flattening
-    for i in range(linears):  # linear, ReLU, linear, ...
-        layers.append(Layer(f"{name}.{first + 2 * i}", ("head", f"linear{i}", "dense"), "linear"))
-    return layers

@@ -1,9 +1,14 @@
 """Gradient-isolated local learning, and end-to-end training for comparison."""
 
 from kd_local.choices.local import HEADS, REMATERIALIZABLE
+from kd_local.local.auxiliaries.auglocal import AugLocal
+from kd_local.local.auxiliaries.head import HeadRule
+from kd_local.local.auxiliaries.registry import AUXILIARIES
+from kd_local.local.auxiliary import Auxiliary, AuxiliaryRule
 from kd_local.local.contexts import Context
 from kd_local.local.contsup import ContSup
-from kd_local.local.cut import CutNetwork, LocalOutputs, cut
+from kd_local.local.cut import cut
+from kd_local.local.cut_network import CutNetwork, LocalOutputs
 from kd_local.local.decoders import PixelScale
 from kd_local.local.end_to_end import EndToEnd
 from kd_local.local.loss_scales import published_loss_scale
@@ -14,13 +19,18 @@ from kd_local.local.probes import probe_accuracy
 from kd_local.local.task_loss import TaskLoss, balanced_class_weights
 
 __all__ = [
+    "AUXILIARIES",
     "HEADS",
     "LOSSES",
     "REMATERIALIZABLE",
+    "AugLocal",
+    "Auxiliary",
+    "AuxiliaryRule",
     "ContSup",
     "Context",
     "CutNetwork",
     "EndToEnd",
+    "HeadRule",
     "LocalModule",
     "LocalOutputs",
     "PixelScale",

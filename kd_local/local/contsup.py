@@ -13,9 +13,10 @@ import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.contract import Metrics, Program, State
+from kd_local.contract import Metrics, Program, State, owner
 from kd_local.errors import check_type
-from kd_local.local.cut import CutNetwork, LocalModule
+from kd_local.local.cut_network import CutNetwork
+from kd_local.local.module import LocalModule
 from kd_local.networks import Variables
 from kd_local.state import Part, check_optimizer, new_part, update_part, variables_of
 
@@ -57,29 +58,37 @@ class ContSup:
             self.cut_network.network.check_maps("local learning")
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A new state with one part per module. Only the shape and dtype of `images` matter.
+        """A new state with one part per module, and untrained parts of auxiliary networks.
+
+        Only the shape and dtype of `images` matter.
 
         Raises:
             ValueError: the network is cut into several modules, and its features are not maps.
         """
         self.check_maps()
+        trained = {module.name for module in self.cut_network.modules}
         return {
-            name: new_part(variables, self.optimizer) for name, variables in self.cut_network.init(rng, images).items()
+            name: new_part(variables, self.optimizer) if name in trained else variables
+            for name, variables in self.cut_network.init(rng, images).items()
         }
 
     def programs(self) -> tuple[Program, ...]:
-        """One program per module. Equal modules share one executable."""
-        return tuple(
-            Program(
-                name=module.name,
-                key=(module, self.optimizer),
-                function=partial(_train_module, module, self.optimizer),
-                reads=(*module.reads, "labels"),
-                writes=module.writes,
-                constants=module.weights,
+        """One program per module, and those of untrained parts. Equal modules share one executable."""
+        programs = []
+        for module in self.cut_network.modules:
+            programs.append(
+                Program(
+                    name=module.name,
+                    key=(module, self.optimizer),
+                    function=partial(_train_module, module, self.optimizer),
+                    reads=(*module.reads, "labels"),
+                    writes=module.writes,
+                    frozen=module.frozen,
+                    constants=module.weights,
+                )
             )
-            for module in self.cut_network.modules
-        )
+            programs += [part.program for part in module.after]
+        return tuple(programs)
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
         """The logits of the deployed head in evaluation mode, with contexts."""
@@ -94,17 +103,21 @@ class ContSup:
         return {**logits, "ensemble": self.cut_network.logits(variables, images, answer="ensemble")}
 
     def deployed(self, state: State) -> Mapping[str, Any]:
-        """The parameters of the blocks, the context networks and the deployed heads."""
+        """The parameters of the blocks, the context networks and the deployed auxiliary networks."""
         names = self.cut_network.heads_for(self.answer)
-        every = [module.name for module in self.cut_network.modules]
-        return {
-            name: {
+        deployed = {}
+        for module in self.cut_network.modules:
+            answers = module.name in names
+            deployed[module.name] = {
                 key: value
-                for key, value in state[name]["params"].items()
-                if key != "decoder" and (key != "head" or name in names)
+                for key, value in state[module.name]["params"].items()
+                if key == "blocks" or key.startswith("context") or (answers and key != "decoder")
             }
-            for name in every[: every.index(names[-1]) + 1]
-        }
+            if answers:
+                deployed.update({owner(path): state[owner(path)]["params"] for path in module.frozen})
+            if module.name == names[-1]:
+                break
+        return deployed
 
     @property
     def deployed_program(self) -> str | None:
@@ -121,7 +134,7 @@ def _train_module(
     module: LocalModule,
     optimizer: optax.GradientTransformation,
     part: Part,
-    frozen: tuple[()],
+    frozen: tuple[Any, ...],
     tensors: tuple[jax.Array, ...],
     rng: PRNGKeyArray,
     weights: Float[Array, " n"],
@@ -130,7 +143,9 @@ def _train_module(
 
     def objective(params: Any) -> tuple[Array, tuple[Any, tuple[Metrics, tuple[Array, ...]]]]:
         variables = {"params": params, "batch_stats": part["batch_stats"]}
-        metrics, written, _, statistics = module.evaluate(variables, read, labels, train=True, weights=weights)
+        metrics, written, _, statistics = module.evaluate(
+            variables, read, labels, train=True, weights=weights, frozen=frozen
+        )
         return metrics["loss"], (statistics, (metrics, written))
 
     part, _, (metrics, written) = update_part(part, optimizer, objective)

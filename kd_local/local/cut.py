@@ -1,20 +1,10 @@
-"""A network cut into gradient-isolated modules, and the cut network as plain functions.
+"""Cuts a network into gradient-isolated modules."""
 
-`CutNetwork.losses` is the reference form of local learning: one function with `jax.lax.stop_gradient` at every
-boundary. Faster forms have the same gradients. Under `jax.jit` the reference form does not save memory, because XLA is
-free to order the computations of all modules. Train with `ContSup`, which compiles one program per module.
-"""
-
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
-
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from collections.abc import Sequence
+from typing import Literal
 
 from kd_local.choices.local import (
+    DEFAULT_HEAD,
     FEATURE_WIDTH,
     IMAGE_ENCODERS,
     RANGES,
@@ -23,7 +13,10 @@ from kd_local.choices.local import (
     check_widths,
 )
 from kd_local.errors import check_type, unknown
+from kd_local.local.auxiliaries.head import HEAD_ALONE
+from kd_local.local.auxiliary import AuxiliaryRule, Boundary, module_name
 from kd_local.local.contexts import IMAGES, Context, input_name, output_name
+from kd_local.local.cut_network import CutNetwork
 from kd_local.local.decoders import Decoder, PixelScale
 from kd_local.local.heads import local_head
 from kd_local.local.loss_scales import loss_weights
@@ -32,157 +25,10 @@ from kd_local.local.module import LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
 from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.models.layers import DType
-from kd_local.networks import Collection, Network, Variables, by_block, check_network, of_block
+from kd_local.networks import Network, by_block, check_network, of_block
 from kd_local.ranges import check_arguments
 
 Boundaries = Literal["equal"] | Sequence[str]
-
-
-class LocalOutputs(NamedTuple):
-    """Results of the reference form, `CutNetwork.losses`.
-
-    Attributes:
-        losses: each module's loss by the module's name. The last module's loss is the cross entropy of its logits.
-        logits: the logits of the last module.
-        batch_stats: each module's updated batch statistics by the module's name.
-    """
-
-    losses: dict[str, Float[Array, ""]]
-    logits: Float[Array, "batch classes"]
-    batch_stats: dict[str, Collection]
-
-
-@dataclass(frozen=True)
-class CutNetwork:
-    """A network cut into modules, as returned by `cut`. Its variables are a dict: module name -> the module's
-    variables.
-
-    Attributes:
-        network: the network before the cut.
-        boundaries: the names of the blocks after which the network is cut.
-        modules: the modules, in order.
-    """
-
-    network: Network
-    boundaries: tuple[str, ...]
-    modules: tuple[LocalModule, ...]
-
-    def init(
-        self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct
-    ) -> dict[str, Variables]:
-        """New variables of every module by its name. Only the shape and dtype of `images` matter."""
-        tensors: dict[str, Any] = {IMAGES: jax.ShapeDtypeStruct(images.shape, images.dtype)}
-        variables = {}
-        for module, key in zip(self.modules, jax.random.split(rng, len(self.modules)), strict=True):
-            read = [tensors[name] for name in module.reads]
-            variables[module.name] = module.init(key, read)
-            tensors.update(zip(module.writes, module.shapes(variables[module.name], read), strict=True))
-        return variables
-
-    def outputs(
-        self,
-        variables: Mapping[str, Variables],
-        images: Float[Array, "batch h w c"],
-        *,
-        last: str | None = None,
-    ) -> dict[str, Array]:
-        """The output of every module by its name, in evaluation mode, with contexts.
-
-        Args:
-            variables: from `init`.
-            images: normalised.
-            last: the name of the last module to compute; None: all modules are computed.
-        """
-        tensors: dict[str, Array] = {IMAGES: images}
-        outputs: dict[str, Array] = {}
-        for module in self.modules:
-            read = [tensors[name] for name in module.reads]
-            x, output, _ = module.apply(variables[module.name], read, train=False)
-            tensors.update(zip(module.writes, module.written(x, output), strict=True))
-            outputs[module.name] = output
-            if module.name == last:
-                break
-        return outputs
-
-    def head_logits(
-        self,
-        variables: Mapping[str, Variables],
-        images: Float[Array, "batch h w c"],
-        names: Sequence[str] | None = None,
-    ) -> dict[str, Float[Array, "batch classes"]]:
-        """The logits of heads by their modules' names, in evaluation mode. The last module has the network's logits.
-
-        Args:
-            variables: from `init`.
-            images: normalised.
-            names: names of modules, in order; later modules are not computed. None: all modules whose heads classify.
-        """
-        names = self.heads_for("ensemble") if names is None else names
-        outputs = self.outputs(variables, images, last=names[-1])
-        return {
-            module.name: module.head_output(variables[module.name], outputs[module.name])
-            for module in self.modules
-            if module.name in names
-        }
-
-    def logits(
-        self, variables: Mapping[str, Variables], images: Float[Array, "batch h w c"], *, answer: str = "last"
-    ) -> Float[Array, "batch classes"]:
-        """The logits of the deployed head, in evaluation mode.
-
-        Args:
-            variables: from `init`.
-            images: normalised.
-            answer: selects the deployed head: `last` for the network's own; a module's name, and then later modules are
-                not computed; `ensemble` for the logarithm of the mean of all heads' probabilities.
-
-        Raises:
-            ValueError: see `heads_for`.
-        """
-        each = list(self.head_logits(variables, images, self.heads_for(answer)).values())
-        if len(each) == 1:
-            return each[0]
-        log_probabilities = jnp.stack([jax.nn.log_softmax(logits) for logits in each])
-        return jax.nn.logsumexp(log_probabilities, axis=0) - math.log(len(each))
-
-    def heads_for(self, answer: str) -> tuple[str, ...]:
-        """The names of the modules whose heads `answer` selects, see `logits`.
-
-        Raises:
-            ValueError: `answer` is not `last`, `ensemble` or the name of a module whose head classifies.
-        """
-        names = tuple(module.name for module in self.modules if module.classifies)
-        choices = {**{name: (name,) for name in names}, "last": names[-1:], "ensemble": names}
-        if answer not in choices:
-            raise unknown("answer", answer, choices)
-        return choices[answer]
-
-    def losses(
-        self,
-        variables: Mapping[str, Variables],
-        images: Float[Array, "batch h w c"],
-        labels: Int[Array, " batch"],
-        *,
-        train: bool = True,
-    ) -> LocalOutputs:
-        """The losses of all modules in one function, without gradients between modules: the reference form.
-
-        Args:
-            variables: from `init`.
-            images: normalised.
-            labels: in [0, classes).
-            train: if True, batch normalisation uses the batch's statistics and updates the running ones.
-        """
-        tensors: dict[str, Array] = {IMAGES: images}
-        losses, statistics, output = {}, {}, images
-        for module in self.modules:
-            read = tuple(tensors[name] for name in module.reads)
-            metrics, written, output, statistics[module.name] = module.evaluate(
-                variables[module.name], read, labels, train=train
-            )
-            losses[module.name] = metrics["loss"]
-            tensors.update(zip(module.writes, map(jax.lax.stop_gradient, written), strict=True))
-        return LocalOutputs(losses, output, statistics)
 
 
 def cut(
@@ -193,7 +39,8 @@ def cut(
     boundaries: Boundaries = "equal",
     context: str = "R1E",
     image_encoder: str = "full",
-    head: str = "1c2f",
+    auxiliary: AuxiliaryRule = HEAD_ALONE,
+    head: str | None = None,
     loss: str = "softmax",
     task_loss: TaskLoss = PLAIN,
     decoder: PixelScale | None = None,
@@ -221,7 +68,8 @@ def cut(
         context: R0, E, R1, R1E, or Rn / RnE with n >= 1, see `Context`.
         image_encoder: the context network of E: `full`, as in the paper, convolves at the image's resolution; `pooled`
             convolves at the boundary's resolution.
-        head: the local heads: 0c1f, 0c2f, 1c1f, 1c2f, 1c3f or 2c2f, see `LocalHead`.
+        auxiliary: what a module's output passes through on its way to the local loss; by default a head alone.
+        head: the local heads: 0c1f, 0c2f, 1c1f, 1c2f, 1c3f or 2c2f, see `LocalHead`; None: 1c2f.
         loss: the local loss: softmax or contrast.
         task_loss: the cross entropy of the labels, of the last module and of each local loss softmax.
         decoder: None, or the normalisation of the images: each module but the last then has a decoder, which
@@ -288,13 +136,23 @@ def cut(
         task_loss.check_used(f"the local loss {loss} of the modules before the last ignores it", "use loss softmax")
     contexts = Context.parse(context)
     needed = {source for module in range(count) for source in contexts.sources(module)}
+    check_type("auxiliary", auxiliary, AuxiliaryRule, "use a rule of kd_local.local, such as HeadRule()")
+    if head is not None and not auxiliary.uses_head:
+        raise ValueError(
+            f"head is {head}, but the auxiliary network {type(auxiliary).__name__} has no head: leave head out"
+        )
     outputs = classes if loss == "softmax" else feature_width
-    local = local_head(head, outputs=outputs, width=aux_width, feature_width=feature_width, dtype=dtype)
+    head_network = local_head(
+        head or DEFAULT_HEAD, outputs=outputs, width=aux_width, feature_width=feature_width, dtype=dtype
+    )
+    attachments = [
+        auxiliary.at(Boundary(network, boundaries, i, head_network, outputs, dtype)) for i in range(len(boundaries))
+    ]
     ends = [network.position(name) + 1 for name in boundaries]
-    digits = max(2, len(str(count - 1)))
     local_modules = []
     for i, (start, end) in enumerate(zip([0, *ends], [*ends, len(network)], strict=True)):
         last = i == count - 1
+        attached = None if last else attachments[i]
         writes_input = input_name(i) in needed
         reads = (output_name(i - 1) if i else IMAGES, *contexts.sources(i))
         reconstruction = None
@@ -306,18 +164,20 @@ def cut(
             LocalModule(
                 blocks=_numbered(network[start:end]),
                 contexts=contexts.networks(i, image_encoder=image_encoder, width=aux_width, dtype=dtype),
-                head=None if last else local,
+                auxiliary=None if attached is None else attached.auxiliary,
                 loss=task_loss if last else head_loss,
                 classifies=last or loss == "softmax",
                 reconstruction=reconstruction,
                 writes_input=writes_input,
                 remat=tuple(name for name in REMATERIALIZABLE if name in remat),
                 channels_at_once=channels_at_once,
-                name=f"module{i:0{digits}d}",
+                name=module_name(i, count),
                 names=network.names[start:end],
                 reads=reads,
                 writes=() if last else (output_name(i), input_name(i)) if writes_input else (output_name(i),),
                 weights=() if reconstruction is None else loss_weights(scale, i, len(boundaries)),
+                frozen=() if attached is None else attached.frozen,
+                after=() if attached is None else attached.after,
             )
         )
     return CutNetwork(network, boundaries, tuple(local_modules))

@@ -1,4 +1,4 @@
-"""One module of a cut network: context networks, blocks, local head and loss."""
+"""One module of a cut network: context networks, blocks, auxiliary network and loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.contract import Metrics
+from kd_local.local.auxiliary import Apply, Auxiliary, UntrainedPart
 from kd_local.local.contexts import supply
 from kd_local.local.decoders import Decoder, PixelScale, reconstruction_loss
-from kd_local.local.heads import LocalHead
 from kd_local.local.losses import LocalLoss
 from kd_local.networks import Collection, Network, Variables, apply_block, by_block, init_block, of_block, output_shape
 from kd_local.rematerialization import rematerialize
@@ -36,7 +36,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class LocalModule:
-    """One module of a cut network: context networks, blocks, local head and loss.
+    """One module of a cut network: context networks, blocks, auxiliary network and loss.
 
     The fields up to `channels_at_once` determine the computation. The fields from `name` on describe the module's
     position, and equality ignores them, so that modules with the same computation share an executable.
@@ -44,8 +44,9 @@ class LocalModule:
     Attributes:
         blocks: the module's blocks, named "0", "1", ...
         contexts: one context network for each context.
-        head: the local head; None for the last module, whose output is the logits.
-        loss: the loss of the head's output, or of the last module's logits.
+        auxiliary: what the module's output passes through on its way to the loss; None for the last module, whose
+            output is the logits.
+        loss: the loss of the auxiliary network's outputs, or of the last module's logits.
         classifies: True if the loss is computed on logits.
         reconstruction: the decoder, or None.
         writes_input: True if later modules read the module's input, with its contexts added, as a context.
@@ -56,11 +57,13 @@ class LocalModule:
         reads: names of the input, of the contexts, and of the images if only the decoder needs them.
         writes: names of the output and, with `writes_input`, of the input. The last module writes nothing.
         weights: the weights of reconstruction and head in the loss; empty without a decoder.
+        frozen: paths of the subtrees of the state that the auxiliary network reads, see `kd_local.contract.subtree`.
+        after: the untrained parts of the state that are updated after the module has used them.
     """
 
     blocks: Network
     contexts: tuple[nn.Module, ...]
-    head: LocalHead | None
+    auxiliary: Auxiliary | None
     loss: LocalLoss
     classifies: bool
     reconstruction: Reconstruction | None
@@ -72,6 +75,8 @@ class LocalModule:
     reads: tuple[str, ...] = field(compare=False)
     writes: tuple[str, ...] = field(compare=False)
     weights: tuple[float, ...] = field(compare=False)
+    frozen: tuple[str, ...] = field(compare=False)
+    after: tuple[UntrainedPart, ...] = field(compare=False)
 
     def init(self, rng: PRNGKeyArray, tensors: Sequence[Any]) -> Variables:
         """New variables.
@@ -80,7 +85,7 @@ class LocalModule:
             rng: a key.
             tensors: the tensors of `reads`, or their `jax.ShapeDtypeStruct`s. Only shapes and dtypes matter.
         """
-        blocks_rng, head_rng, decoder_rng, *context_rngs = jax.random.split(rng, 3 + len(self.contexts))
+        blocks_rng, auxiliary_rng, decoder_rng, *context_rngs = jax.random.split(rng, 3 + len(self.contexts))
         x, *contexts = tensors[: 1 + len(self.contexts)]
         created: dict[str, Mapping[str, Any]] = {"blocks": self.blocks.init(blocks_rng, x)}
         for i, (network, context, key) in enumerate(zip(self.contexts, contexts, context_rngs, strict=True)):
@@ -88,15 +93,15 @@ class LocalModule:
         output = x
         for name, block in self.blocks:
             output = output_shape(block, of_block(created["blocks"], name), output)
-        if self.head is not None:
-            created["head"] = init_block(self.head, head_rng, output)
+        if self.auxiliary is not None:
+            created.update(self.auxiliary.init(auxiliary_rng, output))
         if self.reconstruction is not None:
             images = tensors[self.reconstruction.position]
             created["decoder"] = init_block(self.reconstruction.decoder, decoder_rng, output, images)
         return by_block(created)
 
     def apply(self, variables: Variables, tensors: Sequence[Array], *, train: bool) -> tuple[Array, Array, Collection]:
-        """Applies context networks and blocks, without head and decoder.
+        """Applies context networks and blocks, without auxiliary network and decoder.
 
         Args:
             variables: from `init`.
@@ -126,9 +131,21 @@ class LocalModule:
         """Shapes and dtypes of the tensors of `writes`. Equal modules with tensors of equal shapes are traced once."""
         return self.written(*_evaluated.eval_shape(self, variables, tuple(tensors)))
 
-    def head_output(self, variables: Variables, output: Array) -> Array:
-        """The head's output for the module's output, in evaluation mode; the latter itself for the last module."""
-        return output if self.head is None else self._call(self.head, variables, "head", {}, (output,), train=False)
+    def output_shape(self, variables: Variables, tensors: Sequence[Any]) -> jax.ShapeDtypeStruct:
+        """The shape and dtype of the module's output."""
+        return _evaluated.eval_shape(self, variables, tuple(tensors))[1]
+
+    def outputs(self, variables: Variables, output: Array, frozen: tuple[Any, ...] = ()) -> Array:
+        """The auxiliary network's outputs for the module's output, in evaluation mode; for the last module the latter.
+
+        Args:
+            variables: from `init`.
+            output: the module's output.
+            frozen: the subtrees of `frozen`.
+        """
+        if self.auxiliary is None:
+            return output
+        return self.auxiliary(self._apply_network(variables, {}, train=False), output, frozen)[1]
 
     def evaluate(
         self,
@@ -138,6 +155,7 @@ class LocalModule:
         *,
         train: bool,
         weights: Sequence[float] | Float[Array, " n"] | None = None,
+        frozen: tuple[Any, ...] = (),
     ) -> tuple[Metrics, tuple[Array, ...], Array, Collection]:
         """Applies the whole module and computes its loss.
 
@@ -147,20 +165,21 @@ class LocalModule:
             labels: in [0, classes).
             train: if True, batch normalisation uses the batch's statistics and updates the running ones.
             weights: replaces the module's `weights`, so that modules that differ only in them share an executable.
+            frozen: the subtrees of `frozen`.
 
         Returns:
             `(metrics, written, output, batch statistics)`. The metrics contain `loss`; `written` are the tensors of
             `writes`.
         """
         x, output, statistics = self.apply(variables, tensors, train=train)
-        outputs = output
-        if self.head is not None:
-            outputs = self._call(self.head, variables, "head", statistics, (output,), train)
+        apply = self._apply_network(variables, statistics, train=train)
+        features = outputs = output
+        if self.auxiliary is not None:
+            features, outputs = self.auxiliary(apply, output, jax.lax.stop_gradient(frozen))
         metrics = self.loss(outputs, labels)
         if self.reconstruction is not None:
             images = tensors[self.reconstruction.position]
-            inputs = (output, images)
-            logits = self._call(self.reconstruction.decoder, variables, "decoder", statistics, inputs, train)
+            logits = apply("decoder", self.reconstruction.decoder, features, images)
             reconstruction = reconstruction_loss(logits, self.reconstruction.pixels.restore(images))
             of_decoder, of_head = jnp.asarray(self.weights if weights is None else weights, reconstruction.dtype)
             head_loss = metrics["loss"]
@@ -172,21 +191,21 @@ class LocalModule:
         """The tensors of `writes`."""
         return (output, inputs)[: len(self.writes)]
 
-    def _call(
-        self,
-        module: nn.Module,
-        variables: Variables,
-        name: str,
-        statistics: Collection,
-        inputs: tuple[Array, ...],
-        train: bool,
-    ) -> Array:
-        """The output of the head or decoder called `name`. Its new batch statistics are added to `statistics`."""
-        call = partial(apply_block, module, train=train)
-        output, updated = (rematerialize(call) if name in self.remat else call)(of_block(variables, name), *inputs)
-        if updated:
-            statistics[name] = updated
-        return output
+    def _apply_network(self, variables: Variables, statistics: Collection, *, train: bool) -> Apply:
+        """See `Apply`. New batch statistics are added to `statistics`. All networks but the decoder count as `head`."""
+
+        def apply(name: str, network: nn.Module, *inputs: Array, params: Any = None) -> Array:
+            own = of_block(variables, name)
+            if params is not None:
+                own = {**own, "params": params}
+            call = partial(apply_block, network, train=train)
+            remat = ("decoder" if name == "decoder" else "head") in self.remat
+            output, updated = (rematerialize(call) if remat else call)(own, *inputs)
+            if updated:
+                statistics[name] = updated
+            return output
+
+        return apply
 
 
 @partial(jax.jit, static_argnums=0)

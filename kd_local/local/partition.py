@@ -75,8 +75,7 @@ def equal_layers(network: Network, modules: int) -> tuple[str, ...]:
     Raises:
         ValueError: `modules` is less than 1 or more than the number of blocks.
     """
-    if not isinstance(modules, int) or not 1 <= modules <= len(network):
-        raise ValueError(f"{modules} modules for a network of {len(network)} blocks: use 1 to {len(network)}")
+    _check_modules(network, modules)
     for blocks, table in _EQUAL_LAYERS.items():
         if modules in table and _is_cifar_resnet(network, blocks):
             return table[modules]
@@ -92,6 +91,25 @@ def equal_layers(network: Network, modules: int) -> tuple[str, ...]:
         wanted = number * total / modules
         boundaries.append(min(range(first, last + 1), key=lambda i: abs(ends[i] - wanted)))
     return tuple(network.names[i] for i in boundaries)
+
+
+def single_blocks(network: Network, modules: int) -> tuple[str, ...]:
+    """The boundaries of `modules` modules of one block each; the last module has the remaining blocks.
+
+    >>> from kd_local.models import create
+    >>> single_blocks(create("resnet8", classes=10), 3)
+    ('stem', 'stage1/0')
+
+    Raises:
+        ValueError: `modules` is less than 1 or more than the number of blocks.
+    """
+    _check_modules(network, modules)
+    return network.names[: modules - 1]
+
+
+def _check_modules(network: Network, modules: int) -> None:
+    if not isinstance(modules, int) or not 1 <= modules <= len(network):
+        raise ValueError(f"{modules} modules for a network of {len(network)} blocks: use 1 to {len(network)}")
 
 
 def balanced_memory(network: Network, modules: int, *, data: str = "cifar10") -> tuple[str, ...]:

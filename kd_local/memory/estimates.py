@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from kd_local.costs import tree_bytes
 from kd_local.local import ContSup, LocalModule
+from kd_local.local.auxiliaries.head import Head
 from kd_local.local.contexts import IMAGES
 from kd_local.networks import Network, apply_block, by_block, init_block
 from kd_local.state import new_part
@@ -63,12 +64,22 @@ class Estimates:
 
     Attributes:
         state: bytes of the state of all blocks.
+
+    Raises:
+        ValueError: a module has an auxiliary network other than a head.
     """
 
     def __init__(self, method: ContSup, network: Network, shape: tuple[int, int, int], batch: int) -> None:
         self.network = network
         self.of = cache(self._of)
         self._modules = method.cut_network.modules
+        for module in self._modules[:-1]:
+            if not isinstance(module.auxiliary, Head):
+                raise ValueError(
+                    f"the auxiliary network of {module.name} ({type(module.auxiliary).__name__}) depends on the "
+                    "boundaries, so its memory cannot be estimated for others: name the boundaries, use equal layers, "
+                    "or a head alone"
+                )
         self._layer = cache(partial(_layer, method.optimizer))
         x = Shape((batch, *shape), jnp.float32)
         numbers: dict[tuple[nn.Module, Shape], int] = {}
@@ -119,7 +130,7 @@ class Estimates:
             self._layer(network, read[name], x)
             for network, name in zip(module.contexts, module.reads[1:], strict=False)
         ]
-        head = [] if module.head is None else [self._layer(module.head, output)]
+        head = [self._layer(module.auxiliary.network, output)] if isinstance(module.auxiliary, Head) else []
         reconstruction = module.reconstruction
         decoder = [] if reconstruction is None else [self._layer(reconstruction.decoder, output, images)]
         saved = temporary = 0

@@ -36,6 +36,7 @@ class ShuffleUnit(nn.Module):
     first_groups: int = _GROUPS
     dtype: DType = None
     relu: bool = True
+    copies: ClassVar[bool] = False
     layers: ClassVar[int] = 3
 
     @nn.compact
@@ -58,6 +59,7 @@ class SplitUnit(nn.Module):
     features: int
     dtype: DType = None
     relu: bool = True
+    copies: ClassVar[bool] = False
     layers: ClassVar[int] = 3
 
     @nn.compact
@@ -80,6 +82,7 @@ class DownUnit(nn.Module):
     dtype: DType = None
     relu: bool = True
     pool_first: bool = False
+    copies: ClassVar[bool] = False
     layers: ClassVar[int] = 3
 
     @nn.compact

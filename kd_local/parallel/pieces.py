@@ -85,9 +85,7 @@ class Piece:
             if before is not None:  # the memory of the program before is freed before this one starts
                 read, parts[before] = jax.lax.optimization_barrier((read, parts[before]))
             read_only = tuple(outside[path] if path in outside else subtree(parts, path) for path in program.frozen)
-            parts[program.name], written, values = program.function(
-                parts[program.name], read_only, read, rng, numbers
-            )
+            parts[program.name], written, values = program.function(parts[program.name], read_only, read, rng, numbers)
             before = program.name
             metrics.append(values)
             tensors.update(zip(program.writes, written, strict=True))

@@ -161,7 +161,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.method=block_kd", "--config.block_kd.stones=1,,2"], "stones is '1,,2': use all, or the numbers"),
     (["--config.data.workers=4"], "data.workers is 4, .* only with a data set other than digits"),
     (["--config.optimizer.lr=1"], "unknown config key 'optimizer.lr': the nearest are optimizer.learning_rate, "),
-    (["--config.local=3"], "config key 'local' is a group: set one of local.modules, .*, or another of its 13 keys"),
+    (["--config.local=3"], "config key 'local' is a group: set one of local.modules, .*, or another of its 14 keys"),
     (["--config=nothing.py"], "no config file 'nothing.py'"),
     (["--config=" + CIFAR + ":modules=8"], "unknown option 'modules': use k, context or batch"),
     (["--config=" + CIFAR + ":k=many"], "option 'k=many': expected k=int, such as k=16"),

@@ -6,10 +6,10 @@ from flax.traverse_util import flatten_dict
 
 from experiments.configs import default
 from experiments.configs.description import Key, attributes
-from experiments.configs.keys import flat_keys, objective_keys
-from experiments.configs.objectives import HYPER_PARAMETERS
+from experiments.configs.keys import flat_keys, hyper_parameter_keys
+from experiments.configs.objectives import AUXILIARY_PARAMETERS, HYPER_PARAMETERS
 from experiments.configs.reference import reference
-from experiments.configs.write_objectives import FILE, hyper_parameters, text
+from experiments.configs.write_objectives import FILE, auxiliary_parameters, hyper_parameters, text
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -20,7 +20,7 @@ def test_the_page_is_current():
 
 def test_every_key_of_the_default_config_is_explained():
     explained = dict(flat_keys()) | {
-        f"{method}.{name}": key for method, group in objective_keys().items() for name, key in group.items()
+        f"{method}.{name}": key for method, group in hyper_parameter_keys().items() for name, key in group.items()
     }
     assert set(flatten_dict(default.get_config().to_dict(), sep=".")) == explained.keys()
     assert [name for name, key in explained.items() if not key.meaning] == []
@@ -40,3 +40,4 @@ def test_a_change_of_a_config_does_not_change_the_default():
 def test_the_copied_hyper_parameters_are_those_of_the_classes():
     assert FILE.read_text() == text(), "run: python -m experiments.configs.write_objectives"
     assert hyper_parameters() == HYPER_PARAMETERS
+    assert auxiliary_parameters() == AUXILIARY_PARAMETERS

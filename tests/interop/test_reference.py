@@ -64,7 +64,7 @@ def test_feature_encoder(slot):
 
 
 def test_head():
-    assert_same(piece(2, "head", CUT.modules[2].head, FILE["piece/features"]), FILE["piece/head"])
+    assert_same(piece(2, "head", CUT.modules[2].auxiliary.network, FILE["piece/features"]), FILE["piece/head"])
 
 
 def test_decoder():

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.choices.distillation import DISTANCE, StoneNumbers, Stones, check_stones
 from kd_local.contract import Metrics
 from kd_local.distill.connector import Connector, apply_connectors, init_connectors
-from kd_local.distill.hyperparameters import warmup
 from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
 from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.stepping_stones import (
@@ -28,6 +27,7 @@ from kd_local.distill.stepping_stones import (
     stepping_stones,
     through_teacher,
 )
+from kd_local.distill.warmup import warmup
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import Flag, Temperature, WarmupEpochs, Weight, Weighted
 

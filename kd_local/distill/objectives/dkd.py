@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, Int
 
 from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.hyperparameters import warmup
 from kd_local.distill.numerics import divergence
 from kd_local.distill.objective import Objective, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
+from kd_local.distill.warmup import warmup
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import WEIGHT, Flag, Temperature, WarmupEpochs, Weight, Weighted
 from kd_local.shapes import check_arrays, check_labels

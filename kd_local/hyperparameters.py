@@ -1,13 +1,10 @@
-"""Hyper-parameters of objectives: checks of their ranges, and weights that grow over the first epochs.
+"""Hyper-parameters of objectives and auxiliary networks: their ranges, and checks of them.
 
 The range of a hyper-parameter is part of its annotation: `temperature: Temperature = 4.0`, see `kd_local.ranges`.
 """
 
 from dataclasses import fields
 from typing import Any, get_type_hints
-
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from kd_local.choices.distillation import check_hyperparameters as check_values
 from kd_local.ranges import Number, Range, Switch, Text, Weighted
@@ -59,11 +56,3 @@ def check_hyperparameters(of: Any) -> None:
                 f"{name} is {value}, but {' and '.join(weights)} {'are' if len(weights) > 1 else 'is'} 0: leave it "
                 "out, or use a larger weight"
             )
-
-
-def warmup(epoch: Float[Array, ""], epochs: float | int) -> Float[Array, ""]:
-    """min(epoch / epochs, 1), with the epoch counted from 1; 1 if `epochs` is 0.
-
-    Reference: the mdistiller code, for DKD (Zhao et al., CVPR 2022) and ReviewKD (Chen et al., CVPR 2021).
-    """
-    return jnp.minimum(epoch / epochs, 1) if epochs else jnp.ones_like(epoch)

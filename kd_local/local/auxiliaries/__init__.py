@@ -1,0 +1,1 @@
+"""The auxiliary networks of local learning, one file each."""
