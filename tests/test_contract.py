@@ -13,7 +13,7 @@ import pytest
 
 from kd_local.contract import Method, owner, subtree
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, StoneLoss, Teacher
-from kd_local.local import HEADS, LOSSES, ContSup, EndToEnd, PixelScale, cut
+from kd_local.local import HEADS, LOSSES, AugLocal, ContSup, EndToEnd, PixelScale, cut
 from kd_local.models import resnet
 from kd_local.networks import by_block, of_block
 from kd_local.parallel import CompiledStep, compile_step, device_mesh, on_every_device, over_the_batch
@@ -70,6 +70,8 @@ METHODS: dict[str, Method] = {
     "contsup decoder contrast": contsup("E", 3, decoder=PIXELS, loss="contrast"),
     "contsup rematerialised": contsup("R2E", 4, decoder=PIXELS, remat=("blocks", "contexts", "head", "decoder")),
     "contsup pooled rematerialised": contsup("R1E", 4, image_encoder="pooled", remat=("contexts",)),
+    "auglocal": contsup("R0", 3, auxiliary=AugLocal(depth=2)),
+    "auglocal R1E": contsup("R1E", 4, auxiliary=AugLocal(depth=1), decoder=PIXELS, remat=("head", "decoder")),
     "contsup early exit": contsup("R1E", 4, "module01"),
     "contsup ensemble": contsup("R0", 3, "ensemble"),
     **{name: distillation(name) for name in OBJECTIVES},
