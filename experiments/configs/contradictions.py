@@ -21,7 +21,7 @@ from kd_local.choices.steps import JOINED, SEPARATE, check_batch_size, check_div
 from kd_local.errors import unknown
 from kd_local.paths import read_existing, read_folder, read_path
 
-BOUNDARY_RULES = ("equal", "balanced", "published")
+BOUNDARY_RULES = ("equal", "balanced", "published", "single", "man", "man_plus")
 
 
 def check_config(config: ConfigDict) -> None:

@@ -34,8 +34,9 @@ LOCAL: Group = {
     "context": Key("R1E", Text("R0, E, Rn or RnE with n from 1", read_context), "context supply", SEVERAL_MODULES),
     "boundaries": Key(
         "equal",
-        Text("equal, balanced, published, or blocks"),
-        "`equal` (layers), `balanced` (memory), `published`, or blocks: `stem,stage1/2`",
+        Text("equal, balanced, published, single, man, man_plus, or blocks"),
+        "`equal` (layers), `balanced` (memory), `published` (memory), `single` (blocks), `man` (MAN, HPFF, MLAAN), "
+        "`man_plus` (MAN++), or blocks: `stem,stage1/2`",
         SEVERAL_MODULES,
     ),
     "image_encoder": Key(

@@ -1,6 +1,6 @@
 """Cuts the network into modules as a config says: boundaries, contexts, heads and rematerialisation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,9 +20,18 @@ from kd_local.local import (
     TaskLoss,
     balanced_memory,
     cut,
+    man_boundaries,
+    man_plus_boundaries,
     published_loss_scale,
+    single_blocks,
 )
 from kd_local.networks import Network
+
+_RULES: Mapping[str, Callable[[Network, int], tuple[str, ...]]] = {
+    "single": single_blocks,
+    "man": man_boundaries,
+    "man_plus": man_plus_boundaries,
+}
 
 
 def cut_from_config(
@@ -41,6 +50,8 @@ def cut_from_config(
         boundaries = balanced_memory(network, local.modules, data=config.data.name)
     elif boundaries == "balanced":
         boundaries = "equal"  # until `planning` has measured
+    elif boundaries in _RULES:
+        boundaries = _RULES[boundaries](network, local.modules)
     if local.loss_scale == "published":
         balanced = local.boundaries == "published"
         scale: Sequence[float] = published_loss_scale(

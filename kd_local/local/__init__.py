@@ -14,7 +14,15 @@ from kd_local.local.end_to_end import EndToEnd
 from kd_local.local.loss_scales import published_loss_scale
 from kd_local.local.losses import LOSSES
 from kd_local.local.module import LocalModule
-from kd_local.local.partition import balanced_memory, check_boundaries, equal_layers
+from kd_local.local.partition import (
+    balanced_memory,
+    check_boundaries,
+    equal_layers,
+    man_boundaries,
+    man_number,
+    man_plus_boundaries,
+    single_blocks,
+)
 from kd_local.local.probes import probe_accuracy
 from kd_local.local.task_loss import TaskLoss, balanced_class_weights
 
@@ -40,6 +48,10 @@ __all__ = [
     "check_boundaries",
     "cut",
     "equal_layers",
+    "man_boundaries",
+    "man_number",
+    "man_plus_boundaries",
     "probe_accuracy",
     "published_loss_scale",
+    "single_blocks",
 ]

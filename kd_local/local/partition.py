@@ -2,7 +2,8 @@
 
 Reference: Yu et al., arXiv 2312.07636, after InfoPro (Wang et al., ICLR 2021). The authors chose boundaries for
 ResNet-32 and ResNet-110 ("equal layers" and "memory balance"). Any other network is cut into nearly equal numbers of
-layers.
+layers. MAN (arXiv 2407.05623), HPFF (arXiv 2407.05638), MLAAN (arXiv 2406.16633) and MAN++ (arXiv 2507.16279) have
+boundaries of their own.
 """
 
 from collections.abc import Sequence
@@ -53,6 +54,18 @@ _BALANCED_MEMORY: dict[int, dict[str, dict[int, tuple[str, ...]]]] = {
     18: {
         "cifar10": {2: _blocks("1.14"), 3: _blocks("1.9 2.2"), 4: _blocks("1.6 1.14 2.8")},
         "stl10": {2: _blocks("1.14"), 3: _blocks("1.8 2.1"), 4: _blocks("1.6 1.14 2.8")},
+    },
+}
+
+# The stem belongs to the first module.
+_MAN: dict[int, dict[int, tuple[str, ...]]] = {
+    5: {8: _EQUAL_LAYERS[5][8], 15: _EQUAL_LAYERS[5][16][1:]},
+    18: {
+        32: _blocks(
+            "1.1 1.2 1.4 1.5 1.7 1.9 1.11 1.13 1.14 1.16 1.17 2.1 2.2 2.4 2.5 2.7 2.9 2.11 2.13 2.14 2.16 2.17 "
+            "3.1 3.3 3.4 3.6 3.7 3.9 3.11 3.13 3.15"
+        ),
+        54: _blocks(" ".join(f"{stage}.{block}" for stage in (1, 2, 3) for block in range(18))[: -len(" 3.17")]),
     },
 }
 
@@ -138,6 +151,80 @@ def balanced_memory(network: Network, modules: int, *, data: str = "cifar10") ->
     raise ValueError(
         "memory-balanced boundaries are known for resnet32 and resnet110 only: use equal layers, or name the boundaries"
     )
+
+
+def man_boundaries(network: Network, modules: int) -> tuple[str, ...]:
+    """The boundaries of MAN, HPFF and MLAAN. The stem belongs to the first module.
+
+    >>> from kd_local.models import create
+    >>> man_boundaries(create("resnet32", classes=10), 15)[:2]
+    ('stage1/0', 'stage1/1')
+
+    The papers call the cut of ResNet-32 into 15 modules "K=16", and that of ResNet-110 into 54 modules "K=55": they
+    count the stem as a module. Their "K=8" and "K=32" have 8 and 32 modules. See `man_number`.
+
+    Args:
+        network: ResNet-32 or ResNet-110.
+        modules: the number of modules that there really are: 8 or 15 for ResNet-32, 32 or 54 for ResNet-110.
+
+    Raises:
+        ValueError: MAN has no boundaries for this network or number of modules.
+    """
+    return _of_man(network, modules, stem=False)
+
+
+def man_plus_boundaries(network: Network, modules: int) -> tuple[str, ...]:
+    """The boundaries of MAN++: the stem is a module of its own, before the modules of MAN.
+
+    >>> from kd_local.models import create
+    >>> man_plus_boundaries(create("resnet32", classes=10), 9)[:2]
+    ('stem', 'stage1/0')
+
+    The paper's "K=16" and "K=55" have 16 and 55 modules. Its "K=8" and "K=32" have 9 and 33.
+
+    Args:
+        network: ResNet-32 or ResNet-110.
+        modules: the number of modules that there really are: 9 or 16 for ResNet-32, 33 or 55 for ResNet-110.
+
+    Raises:
+        ValueError: MAN++ has no boundaries for this network or number of modules.
+    """
+    return (network.names[0], *_of_man(network, modules - 1, stem=True))
+
+
+def _of_man(network: Network, modules: int, *, stem: bool) -> tuple[str, ...]:
+    method = "MAN++" if stem else "MAN"
+    for blocks, table in _MAN.items():
+        if _is_cifar_resnet(network, blocks):
+            if modules not in table:
+                known = " or ".join(str(number + stem) for number in table)
+                raise ValueError(
+                    f"{method} has no boundaries of {modules + stem} modules for this network: use {known} modules, "
+                    "boundaries of equal layers, or name the boundaries"
+                )
+            return table[modules]
+    raise ValueError(
+        f"{method} has boundaries for resnet32 and resnet110 only: use single blocks, equal layers, or name the "
+        "boundaries"
+    )
+
+
+def man_number(network: Network, boundaries: Sequence[str]) -> int:
+    """The K of the papers' tables for a cut, which enters the loss weights of MAN, HPFF and MAN++.
+
+    >>> from kd_local.models import create
+    >>> network = create("resnet32", classes=10)
+    >>> [man_number(network, man_boundaries(network, modules)) for modules in (8, 15)]
+    [8, 16]
+    >>> [man_number(network, man_plus_boundaries(network, modules)) for modules in (9, 16)]
+    [8, 16]
+
+    If each block is a module, K counts the stem as a module, also if it belongs to the first. Otherwise, K does not
+    count a stem that is a module of its own.
+    """
+    stem = tuple(boundaries[:1]) == network.names[:1]
+    without = len(boundaries) + 1 - stem
+    return without + (without == len(network) - 2)
 
 
 def check_boundaries(network: Network, boundaries: Sequence[str]) -> tuple[str, ...]:

@@ -63,7 +63,10 @@ BAD_INPUT: list[tuple[list[str], str]] = [
         "no memory-balanced boundaries are known for 8 modules of this network: use 2, 3, 4 modules",
     ),
     (["--config.local.modules=6"], "6 modules for a network of 5 blocks: use 1 to 5"),
-    (["--config.local.boundaries=balance"], r"unknown rule for boundaries 'balance': use equal, balanced or published"),
+    (
+        ["--config.local.boundaries=balance"],
+        "unknown rule for boundaries 'balance': use equal, balanced, published, single, man or man_plus",
+    ),
     (
         ["--config.local.remat=heads"],
         r"unknown name in remat 'heads': use auto, none, blocks, contexts, ",

@@ -19,6 +19,17 @@ def test_modules_are_counted_for_methods_that_cut_the_network(method, modules):
     assert build(config, fresh_teachers=True).modules == modules
 
 
+@pytest.mark.parametrize(
+    ("rule", "modules", "first"), [("single", 5, "stem"), ("man", 15, "stage1/0"), ("man_plus", 9, "stem")]
+)
+def test_rules_for_boundaries(rule, modules, first):
+    config = get_config()
+    config.network.name, config.local.boundaries, config.local.modules = "resnet32", rule, modules
+    config.local.context = "R0"
+    boundaries = build(config).boundaries
+    assert boundaries[0] == first and len(boundaries) == modules - 1
+
+
 @pytest.mark.parametrize("method", ["end_to_end", "contsup"])
 def test_the_loss_of_the_labels_is_that_of_the_config(method):
     config = get_config()

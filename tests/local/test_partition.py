@@ -1,7 +1,15 @@
 import flax.linen as nn
 import pytest
 
-from kd_local.local import balanced_memory, check_boundaries, equal_layers
+from kd_local.local import (
+    balanced_memory,
+    check_boundaries,
+    equal_layers,
+    man_boundaries,
+    man_number,
+    man_plus_boundaries,
+    single_blocks,
+)
 from kd_local.models import create
 from kd_local.networks import Network
 
@@ -97,3 +105,32 @@ def test_bad_boundaries_are_refused():
         check_boundaries(RESNET32, ["head"])
     with pytest.raises(ValueError, match="are repeated or not in the network.s order: use stem, stage2/0"):
         check_boundaries(RESNET32, ["stage2/0", "stem", "stem"])
+
+
+def test_boundaries_of_man_have_the_stem_in_the_first_module():
+    assert man_boundaries(RESNET32, 8) == equal_layers(RESNET32, 8)
+    assert man_boundaries(RESNET32, 15) == single_blocks(RESNET32, 16)[1:]
+    assert man_boundaries(RESNET110, 54) == single_blocks(RESNET110, 55)[1:]
+    ends = {1: (1, 2, 4, 5, 7, 9, 11, 13, 14, 16, 17), 3: (1, 3, 4, 6, 7, 9, 11, 13, 15)}
+    ends[2] = ends[1]
+    assert man_boundaries(RESNET110, 32) == tuple(f"stage{s}/{block}" for s in (1, 2, 3) for block in ends[s])
+
+
+@pytest.mark.parametrize(
+    ("network", "modules", "number"), [(RESNET32, 8, 8), (RESNET32, 15, 16), (RESNET110, 32, 32), (RESNET110, 54, 55)]
+)
+def test_the_number_of_the_papers_for_a_cut(network, modules, number):
+    of_man = man_boundaries(network, modules)
+    of_man_plus = man_plus_boundaries(network, modules + 1)
+    assert len(of_man) == modules - 1
+    assert of_man_plus == ("stem", *of_man)
+    assert man_number(network, list(of_man)) == man_number(network, of_man_plus) == number
+
+
+def test_unpublished_boundaries_of_man_are_refused():
+    with pytest.raises(ValueError, match="MAN has no boundaries of 16 modules for this network: use 8 or 15 modules"):
+        man_boundaries(RESNET32, 16)
+    with pytest.raises(ValueError, match=r"MAN\+\+ has no boundaries of 8 modules for this network: use 9 or 16 mod"):
+        man_plus_boundaries(RESNET32, 8)
+    with pytest.raises(ValueError, match="MAN has boundaries for resnet32 and resnet110 only: use single blocks"):
+        man_boundaries(create("resnet20", classes=10), 8)
