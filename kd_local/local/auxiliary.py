@@ -18,6 +18,7 @@ from kd_local.models.layers import DType
 from kd_local.networks import Network
 
 
+@runtime_checkable
 class Apply(Protocol):
     """Applies one network of a module."""
 
