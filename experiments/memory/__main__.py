@@ -23,6 +23,7 @@ from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
 from experiments.configs.contradictions import check_config, check_files
+from experiments.configs.objectives import AUXILIARIES
 from experiments.memory.rows import distillation_methods, has_teacher, names_of_teachers, table_config
 from kd_local.choices.local import read_context
 from kd_local.choices.steps import TARGETS
@@ -52,6 +53,9 @@ _MODULES = flags.DEFINE_string(
     "modules", None, "Numbers of modules K. The default is those of 1,2,4,8,16 that the network has blocks for."
 )
 _CONTEXTS = flags.DEFINE_string("contexts", "R0,E,R1,R1E", "Contexts of local learning.")
+_AUXILIARIES = flags.DEFINE_string(
+    "auxiliaries", "", f"Auxiliary networks with rows of their own, in each context: {', '.join(AUXILIARIES)}."
+)
 _DECODERS = flags.DEFINE_bool("decoders", True, "Add rows of local learning with decoders.")
 _DISTILLATION = flags.DEFINE_string(
     "distillation",
@@ -75,6 +79,7 @@ def main(_: list[str]) -> None:
         if _MODULES.value is not None:
             modules = sorted(numbers("modules", _MODULES.value, example="1,2,4,8,16", lowest=1))
         contexts, methods = _contexts(_CONTEXTS.value), distillation_methods(_DISTILLATION.value, base)
+        auxiliaries = _auxiliaries(_AUXILIARIES.value)
         if _TARGET.value not in TARGETS:
             raise unknown("target", _TARGET.value, TARGETS)
         if base.batch_size % _DEVICES.value:
@@ -83,7 +88,7 @@ def main(_: list[str]) -> None:
                 "--devices, or --config.batch_size"
             )
         # Every network has two blocks or more, so the default has 1 and 2.
-        check_used(config, _alternatives(modules or [1, 2], contexts, methods))
+        check_used(config, _alternatives(modules or [1, 2], contexts, methods, auxiliaries))
         check_config(base)
         check_files(base, shapes_only=True)
         folder = _default_workdir(base) if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")
@@ -94,12 +99,14 @@ def main(_: list[str]) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the plugin says several times that there is no driver
     from experiments.memory.run import Selection, run  # imports JAX
 
-    selection = Selection(modules, contexts, methods, _DECODERS.value, _TARGET.value, _DEVICES.value, _MEASURE.value)
+    selection = Selection(
+        modules, contexts, auxiliaries, methods, _DECODERS.value, _TARGET.value, _DEVICES.value, _MEASURE.value
+    )
     run(config, selection, folder)
 
 
 def _alternatives(
-    modules: Sequence[int], contexts: Sequence[str], methods: Sequence[str]
+    modules: Sequence[int], contexts: Sequence[str], methods: Sequence[str], auxiliaries: Sequence[str]
 ) -> Mapping[str, Sequence[Any]]:
     """What the rows set in place of the config's values."""
     return {
@@ -107,6 +114,7 @@ def _alternatives(
         "local.modules": modules,
         "local.context": sorted({*contexts, "R0"}) if max(modules) > 1 else ["R0"],
         "local.decoder": [False, True] if _DECODERS.value else [False],
+        **({"local.auxiliary": ["head", *auxiliaries]} if auxiliaries else {}),
         "local.memory_budget": [None],
         "mesh.data": [_DEVICES.value],
     }
@@ -116,6 +124,14 @@ def _contexts(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
         read_context(name)
+    return names
+
+
+def _auxiliaries(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in names:
+        if name not in AUXILIARIES:
+            raise unknown("auxiliary network", name, AUXILIARIES)
     return names
 
 

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from experiments.folders.compilation_cache import VARIABLE
 from experiments.from_config.images import describe_images
 from experiments.from_config.planning import left_to_measurement, planned
-from experiments.memory.built_rows import build_row
+from experiments.memory.built_rows import BuiltRow, build_row
 from experiments.memory.observed import ObservationError, observe
 from experiments.memory.rows import SCANNED, Row
+from kd_local.costs import multiply_adds
 from kd_local.files import append_json, read_json_lines
 from kd_local.memory import (
     CompilationRecords,
@@ -99,6 +101,7 @@ class Measurements:
             "temp_bytes": found.temp_bytes,
             "floor_bytes": floor_bytes(built.separate, built.shape, batch, self.on, smallest, options=options),
             "flops": found.flops,
+            "deployed_multiply_adds": _deployed(built),
             "executables": found.executables,
             "compile_seconds": round(found.compile_seconds, 3),
             "saved_bytes": max(saved.values()),
@@ -136,6 +139,13 @@ class Measurements:
         if measured is not None:
             append_json(self._measured, {"digest": digest, "row": str(row), "measured_bytes": measured})
         return measured, None
+
+
+def _deployed(built: BuiltRow) -> int:
+    """The multiply-adds of the deployed network for one image."""
+    images = jax.ShapeDtypeStruct((1, *built.shape), jnp.float32)
+    state = jax.eval_shape(built.separate.init, jax.random.key(0), images)
+    return multiply_adds(built.separate.logits, state, images)
 
 
 def _compilation_cache(workdir: Path) -> dict[str, str]:

@@ -36,14 +36,17 @@ class Row:
         method: one of `METHODS`.
         modules: K; 1 for end to end and for distillation other than `local_distillation`.
         context: of local learning; None for other methods.
+        auxiliary: the auxiliary network of local learning; None for the config's.
     """
 
     method: str
     modules: int = 1
     context: str | None = None
+    auxiliary: str | None = None
 
     def __str__(self) -> str:
-        words = [self.method, self.context, f"K={self.modules}" if self.context or self.modules > 1 else None]
+        modules = f"K={self.modules}" if self.context or self.modules > 1 else None
+        words = [self.method, self.auxiliary, self.context, modules]
         return " ".join(filter(None, words))
 
     @property
@@ -66,6 +69,8 @@ class Row:
             # A single module has neither context nor decoder.
             config.local.context = self.context if self.context and self.modules > 1 else "R0"
             config.local.decoder = self.method == DECODER and self.modules > 1
+            if self.auxiliary is not None or self.context is None or self.modules == 1:
+                config.local.auxiliary = self.auxiliary if self.auxiliary and self.modules > 1 else "head"
             config.local.answer = "last"
             config.local.memory_budget = None
             config.step = None
@@ -86,7 +91,14 @@ class Row:
         return json.dumps([self.config(base).to_dict(), *how], sort_keys=True)
 
 
-def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool, scanned: bool) -> list[Row]:
+def rows_of(
+    modules: Sequence[int],
+    contexts: Sequence[str],
+    *,
+    decoders: bool,
+    scanned: bool,
+    auxiliaries: Sequence[str] = (),
+) -> list[Row]:
     """All rows, in the order of the table.
 
     Args:
@@ -94,13 +106,16 @@ def rows_of(modules: Sequence[int], contexts: Sequence[str], *, decoders: bool, 
         contexts: contexts of local learning.
         decoders: whether there are rows with decoders.
         scanned: whether there are rows of several steps per call.
+        auxiliaries: auxiliary networks that have rows of their own, in addition to the config's.
     """
     local = [(CONTSUP, context) for context in contexts]
     local += [(LOCAL_REMATERIALIZED, context) for context in contexts]
     if decoders:
         local += [(DECODER, context) for context in contexts]
     kinds = [(NAIVE, "R0"), (JOINED, "R0"), *([(SCANNED, "R0")] if scanned else []), *local]
-    return [Row(END_TO_END), Row(REMATERIALIZED), *(Row(kind, k, context) for kind, context in kinds for k in modules)]
+    whole = [Row(END_TO_END), Row(REMATERIALIZED)]
+    others = [Row(CONTSUP, k, context, name) for name in auxiliaries for context in contexts for k in modules if k > 1]
+    return [*whole, *(Row(kind, k, context) for kind, context in kinds for k in modules), *others]
 
 
 def distillation_methods(text: str | None, base: ConfigDict) -> tuple[str, ...]:
@@ -157,7 +172,7 @@ def table_config(config: ConfigDict) -> ConfigDict:
     Equal tables therefore have equal configs.
     """
     base = Row("end_to_end").config(config)
-    base.local.boundaries = config.local.boundaries
+    base.local.boundaries, base.local.auxiliary = config.local.boundaries, config.local.auxiliary
     base.seed = 0
     base.steps = None
     return base

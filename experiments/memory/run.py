@@ -42,6 +42,7 @@ class Selection:
     Attributes:
         modules: numbers of modules K; None: those of 1, 2, 4, 8 and 16 that the network has blocks for.
         contexts: contexts of local learning.
+        auxiliaries: auxiliary networks that have rows of their own.
         methods: methods of distillation.
         decoders: True for rows with decoders.
         target: the devices to compile for, see `kd_local.memory.target`.
@@ -51,6 +52,7 @@ class Selection:
 
     modules: Sequence[int] | None
     contexts: Sequence[str]
+    auxiliaries: Sequence[str]
     methods: Sequence[str]
     decoders: bool
     target: str
@@ -70,7 +72,13 @@ def run(config: ConfigDict, selection: Selection, workdir: Path) -> None:
         modules = default_modules(base) if selection.modules is None else selection.modules
         on = target(selection.target, devices=selection.devices)
         scanned = base.steps_per_call is not None or on.mesh.devices.flat[0].platform != "cpu"
-        rows = rows_of(modules, selection.contexts, decoders=selection.decoders, scanned=scanned)
+        rows = rows_of(
+            modules,
+            selection.contexts,
+            decoders=selection.decoders,
+            scanned=scanned,
+            auxiliaries=selection.auxiliaries,
+        )
         rows += distillation_rows(selection.methods, base)
         if selection.measure and not on.present:
             raise ValueError(f"--measure: this machine has no {selection.target} to run steps on; leave out --measure")
@@ -137,6 +145,7 @@ def _run_all(
         kd = found if row.method == KD else kd
         records[row] = RowFigures(
             method=row.method,
+            auxiliary=row.auxiliary,
             context=row.context,
             modules=row.modules,
             target=measurements.on.name,

@@ -35,6 +35,7 @@ class RowFigures:
 
     Attributes:
         method: one of `experiments.memory.rows.METHODS`.
+        auxiliary: the auxiliary network of local learning; None for other methods.
         context: the context of local learning; None for other methods.
         modules: K; 1 for end to end and for distillation other than `local_distillation`.
         boundaries: names of the blocks after which the network is cut.
@@ -48,6 +49,7 @@ class RowFigures:
         ratio: peak relative to end to end; for distillation, relative to the student end to end.
         kd_ratio: peak of distillation relative to plain KD; None for other methods, and if there is no row of plain KD.
         flops: floating-point operations of a step.
+        deployed_multiply_adds: multiply-adds of the deployed network for one image.
         executables: number of different executables.
         compile_seconds: time of compilation, summed over the executables.
         saved_bytes: activations that the gradient of a module saves; the largest value of all modules.
@@ -56,6 +58,7 @@ class RowFigures:
     """
 
     method: str
+    auxiliary: str | None
     context: str | None
     modules: int
     boundaries: tuple[str, ...]
@@ -70,6 +73,7 @@ class RowFigures:
     kd_ratio: float | None
     flops: int
     flops_ratio: float
+    deployed_multiply_adds: int
     executables: int
     compile_seconds: float
     saved_bytes: int
@@ -91,7 +95,7 @@ def read(rows: Sequence[Row], workdir: Path, *, target: str, batch: int) -> dict
     """The records of these rows from an earlier start. Damaged records and those of another version are left out."""
     found = {}
     for record in read_json_lines(workdir / LINES, partial(from_fields, RowFigures)):
-        row = Row(record.method, record.modules, record.context)
+        row = Row(record.method, record.modules, record.context, record.auxiliary)
         if row in rows and (record.target, record.batch) == (target, batch):
             found[row] = record
     return found
@@ -101,6 +105,7 @@ def memory_table(records: Sequence[RowFigures], *, title: str) -> Table:
     """The table for the terminal."""
     columns = {
         "method": [record.method for record in records],
+        "auxiliary": [record.auxiliary or "" for record in records],
         "context": [record.context or "" for record in records],
         "K": [str(record.modules) for record in records],
         "peak": [_mib(record.peak_bytes) for record in records],
@@ -111,6 +116,7 @@ def memory_table(records: Sequence[RowFigures], *, title: str) -> Table:
         "carried": [_mib(record.carried_bytes) for record in records],
         "temporary": [_mib(record.temp_bytes) for record in records],
         "FLOPs ratio": [f"{record.flops_ratio:.2f}" for record in records],
+        "deployed": [f"{record.deployed_multiply_adds / 1e6:,.1f}" for record in records],
         "executables": [str(record.executables) for record in records],
         "compile s": [f"{record.compile_seconds:.1f}" for record in records],
         "saved": [_mib(record.saved_bytes) for record in records],
@@ -121,10 +127,13 @@ def memory_table(records: Sequence[RowFigures], *, title: str) -> Table:
             for record in records
         ],
     }
-    optional = ("to kd", "measured", "measured / peak")
+    optional = ("auxiliary", "to kd", "measured", "measured / peak")
     columns = {heading: cells for heading, cells in columns.items() if heading not in optional or any(cells)}
-    caption = "MiB of one device; ratios are relative to end to end, `to kd` to plain KD"
-    return terminal_table(columns, title=title, left=("method", "context"), caption=caption)
+    caption = (
+        "MiB of one device; ratios are relative to end to end, `to kd` to plain KD; `deployed`: million multiply-adds "
+        "of the deployed network for one image"
+    )
+    return terminal_table(columns, title=title, left=("method", "auxiliary", "context"), caption=caption)
 
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -135,6 +144,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     SCANNED: {"linestyle": "-.", "marker": "v", "color": "0.4"},
     NAIVE: {"linestyle": ":", "marker": "x", "color": "0.4"},
 }
+_MARKERS = ("D", "P", "X", "*", "p", "h")
 _LEVELS = {END_TO_END: "-", REMATERIALIZED: "--"}
 
 
@@ -150,7 +160,7 @@ def draw(records: Sequence[RowFigures], *, title: str) -> Figure:
     contexts = list(
         dict.fromkeys(record.context for record in records if record.method in (CONTSUP, LOCAL_REMATERIALIZED, DECODER))
     )
-    lines: dict[tuple[str, str], list[RowFigures]] = {}
+    lines: dict[tuple[str, str, str | None], list[RowFigures]] = {}
     counts = {record.modules for record in records if record.context is not None or record.modules > 1}
     taught = [record.method for record in records if record.context is None and record.method not in _LEVELS]
     for record in records:
@@ -164,14 +174,18 @@ def draw(records: Sequence[RowFigures], *, title: str) -> Figure:
             else:
                 axes.axhline(peak, color=color, linestyle="-.", label=name)
         else:
-            lines.setdefault((record.method, record.context), []).append(record)
-    for (method, context), points in lines.items():
+            lines.setdefault((record.method, record.context, record.auxiliary), []).append(record)
+    named = [auxiliary for _, _, auxiliary in lines if auxiliary is not None]
+    for (method, context, auxiliary), points in lines.items():
         points.sort(key=lambda record: record.modules)
+        style = {"color": f"C{contexts.index(context)}" if context in contexts else "0.4", **_STYLES[method]}
+        if auxiliary is not None:
+            style |= {"marker": _MARKERS[named.index(auxiliary) % len(_MARKERS)], "linestyle": (0, (4, 1, 1, 1))}
         axes.plot(
             [record.modules for record in points],
             [record.peak_bytes / MIB for record in points],
-            label=f"{method} {context}",
-            **{"color": f"C{contexts.index(context)}" if context in contexts else "0.4", **_STYLES[method]},
+            label=f"{auxiliary or method} {context}",
+            **style,
         )
     if counts:
         axes.set_xscale("log", base=2)

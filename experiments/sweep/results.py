@@ -37,6 +37,9 @@ class Line:
         train_seconds: training time without compilation and evaluation.
         parameters_trained, parameters_deployed: numbers of parameters with and without local heads and connectors.
         multiply_adds: multiply-adds of the deployed network for one image.
+        training_multiply_adds: multiply-adds of a step for one image, gradients included; None for runs of versions
+            that did not record them.
+        peak_of_end_to_end: predicted peak memory of a step, relative to end-to-end training; None if not recorded.
     """
 
     number: int
@@ -50,6 +53,8 @@ class Line:
     parameters_trained: int | None
     parameters_deployed: int | None
     multiply_adds: int | None
+    training_multiply_adds: int | None
+    peak_of_end_to_end: float | None
 
 
 def check(folder: Path, config: ConfigDict) -> None:
@@ -117,6 +122,8 @@ def tabulate(
                     parameters_trained=done[0]["parameters_trained"] if done else None,
                     parameters_deployed=done[0]["parameters_deployed"] if done else None,
                     multiply_adds=done[0]["multiply_adds"] if done else None,
+                    training_multiply_adds=done[0].get("training_multiply_adds") if done else None,
+                    peak_of_end_to_end=done[0].get("peak_of_end_to_end") if done else None,
                 )
             )
     return tuple(lines)
@@ -145,7 +152,8 @@ def sweep_table(lines: Sequence[Line], *, title: str) -> Table:
 
 
 _HEADINGS = (
-    "", "row", "state", "seeds", "test error %", "seconds", "images/s", "parameters", "deployed", "multiply-adds"
+    "", "row", "state", "seeds", "test error %", "seconds", "images/s", "parameters", "deployed", "multiply-adds",
+    "in training", "peak",
 )  # fmt: skip
 
 
@@ -164,6 +172,8 @@ def _cells(line: Line) -> list[str]:
         cell(line.parameters_trained, ",d"),
         cell(line.parameters_deployed, ",d"),
         cell(line.multiply_adds, ",d"),
+        cell(line.training_multiply_adds, ",d"),
+        cell(line.peak_of_end_to_end, ".3f"),
     ]
 
 

@@ -34,12 +34,12 @@ def write_results(
     config: ConfigDict,
     state: State,
     compared: Mapping[str, float],
-    peaks: Mapping[str, int | float],
+    costs: Mapping[str, int | float],
     workdir: Path,
 ) -> dict[str, Any]:
     """Writes the summary and the curves, and returns the summary."""
     records = read_epochs(workdir)
-    summary = summarise(experiment, config, state, records, compared, peaks)
+    summary = summarise(experiment, config, state, records, compared, costs)
     replace_text(workdir / workdirs.SUMMARY, json.dumps(summary, indent=2) + "\n")
     title = title_of(experiment, config)
     plot_curves(records, read_steps(workdir), workdir / CURVES, method=experiment.method, title=title)

@@ -32,7 +32,7 @@ from experiments.from_config.teachers import save_network
 from experiments.tables import say
 from experiments.train.processes import agree, shared_options
 from experiments.train.results import compared_with_teachers, show, title_of, write_results
-from experiments.train.summary import peak_memory
+from experiments.train.summary import costs_of_step
 from experiments.train.teacher_caches import FillingStopped, cached_logits, caches
 from kd_local.contract import TrainsNetwork
 from kd_local.data import Data, DataError
@@ -111,8 +111,8 @@ def run(config: ConfigDict, folder: Path | None, group: Processes | None) -> Non
                 if variables is not None:
                     save_network(variables, workdir)
             save_state(experiment.method, state, experiment.shape, workdir)
-            peaks = peak_memory(experiment, config.batch_size, result, workdir)
-            show(console, write_results(experiment, config, state, compared, peaks, workdir), workdir)
+            costs = costs_of_step(experiment, config.batch_size, result, workdir)
+            show(console, write_results(experiment, config, state, compared, costs, workdir), workdir)
     except Exception as error:
         _end_after(error, workdir, good())
     finally:

@@ -25,7 +25,7 @@ def summarise(
     state: State,
     records: Sequence[EpochRecord],
     compared: Mapping[str, float],
-    peaks: Mapping[str, int | float],
+    costs: Mapping[str, int | float],
 ) -> dict[str, Any]:
     """The summary of a run that has ended.
 
@@ -34,7 +34,7 @@ def summarise(
         records: records of all epochs, including those of earlier starts. The last record is of the state. Times are
             the sums over the records that have them.
         compared: the comparison with the teachers, if there are any.
-        peaks: the memory of a step, see `peak_memory`.
+        costs: those of a step, see `costs_of_step`.
     """
     method, last = experiment.method, records[-1]
     seconds = sum(record.seconds for record in records)
@@ -59,7 +59,7 @@ def summarise(
         "parameters_trained": count_parameters([state[name]["params"] for name in trained_programs(method)]),
         "parameters_deployed": count_parameters(method.deployed(state)),
         "multiply_adds": multiply_adds(method.logits, state, images),
-        **peaks,
+        **costs,
         **compared,
         "exits": _exits(experiment, state, images, last.test.exits),
         "jax": jax.__version__,
@@ -67,14 +67,20 @@ def summarise(
     }
 
 
-def peak_memory(experiment: Experiment, batch_size: int, result: Result, workdir: Path) -> dict[str, int | float]:
-    """The peak memory of a compiled step in bytes of one device, and its ratio to end-to-end training of the network.
+def costs_of_step(experiment: Experiment, batch_size: int, result: Result, workdir: Path) -> dict[str, int | float]:
+    """The costs of a compiled step: its peak memory in bytes of one device, and its ratio to end-to-end training of the
+    network; its multiply-adds for one image, gradients included; its executables, and the seconds of compilation.
 
     Both have the images that the devices hold. The end-to-end step is compiled once, and its record is saved in the
     folder. With several processes there is no ratio.
     """
     assert result.peak_bytes is not None
-    peaks: dict[str, int | float] = {"peak_bytes": result.peak_bytes}
+    costs: dict[str, int | float] = {
+        "peak_bytes": result.peak_bytes,
+        "training_multiply_adds": result.multiply_adds // batch_size,
+        "executables": result.executables,
+        "compile_seconds": round(result.compile_seconds, 3),
+    }
     if jax.process_count() == 1:
         whole = footprint(
             EndToEnd(experiment.network, experiment.optimizer),
@@ -84,8 +90,8 @@ def peak_memory(experiment: Experiment, batch_size: int, result: Result, workdir
             options=replace(experiment.options, form=SEPARATE, steps_per_call=1, placement=None),
             records=CompilationRecords(workdir / "compilations.jsonl"),
         )
-        peaks["peak_of_end_to_end"] = round(result.peak_bytes / (whole.peak_bytes + result.resident_bytes), 4)
-    return peaks
+        costs["peak_of_end_to_end"] = round(result.peak_bytes / (whole.peak_bytes + result.resident_bytes), 4)
+    return costs
 
 
 def named_scores(splits: Mapping[str, SplitScores]) -> dict[str, float]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kd_local.contract import Method, owner
-from kd_local.costs import multiply_adds, tree_bytes
+from kd_local.costs import tree_bytes
 from kd_local.data.pixels import check_image_shape
 from kd_local.errors import check_type
 from kd_local.memory.compilations import CompilationRecord, CompilationRecords
@@ -125,14 +125,13 @@ def footprint(
     """
     check_type("target", target, Target, "use target('local'), of kd_local.memory")
     known = CompilationRecords() if records is None else records
-    calls = plan_for(method, shape, batch, target.mesh, options).calls
-    distinct = {call.signature: call for call in calls}
+    plan = plan_for(method, shape, batch, target.mesh, options)
+    distinct = {call.signature: call for call in plan.calls}
     found = {signature: known.of(call, target) for signature, call in distinct.items()}
-    counted = {signature: multiply_adds(call.piece.run, *call.arguments) for signature, call in distinct.items()}
     return Footprint(
-        pieces=piece_footprints(calls, found),
-        flops=2 * sum(counted[call.signature] for call in calls),
-        executables=len(distinct),
+        pieces=piece_footprints(plan.calls, found),
+        flops=2 * plan.multiply_adds,
+        executables=plan.executables,
         compile_seconds=sum(compilation.compile_seconds for compilation in found.values()),
     )
 
@@ -152,8 +151,7 @@ def call_footprint(
     (call,) = plan.calls
     found = known.of_lowered(f"{call.piece.name}, several steps", lowered, target)
     piece = PieceFootprint(call.piece.name, found, _state(plan.calls), _carried(call), found.step_bytes)
-    work = multiply_adds(call.piece.run, *call.arguments)
-    return Footprint((piece,), 2 * work, executables=1, compile_seconds=found.compile_seconds)
+    return Footprint((piece,), 2 * plan.multiply_adds, executables=1, compile_seconds=found.compile_seconds)
 
 
 def compiled_peak(step: CompiledStep | ManySteps) -> int:

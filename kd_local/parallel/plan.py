@@ -55,6 +55,18 @@ class StepPlan:
         return self.options.placement
 
     @property
+    def executables(self) -> int:
+        """The number of different executables."""
+        return len({call.signature for call in self.calls})
+
+    @cached_property
+    def multiply_adds(self) -> int:
+        """The multiply-adds of a step, those of gradients included, over all devices. Nothing is compiled."""
+        distinct = {call.signature: call for call in self.calls}
+        counted = {signature: multiply_adds(call.jitted, *call.arguments) for signature, call in distinct.items()}
+        return sum(counted[call.signature] for call in self.calls)
+
+    @property
     def divides_parameters(self) -> bool:
         """True if parameters are divided over the devices of a group."""
         return "params" in SHARDED[self.options.shard]

@@ -54,6 +54,9 @@ class Result:
         records: records of the epochs that ended in this start; the last epoch may be incomplete.
         peak_bytes: predicted memory of a compiled step, or of a call of several, on one device.
         resident_bytes: the part of it that images on the device take.
+        multiply_adds: those of a step, gradients included, over all devices.
+        executables: the number of different executables of a step.
+        compile_seconds: time that this start needed to compile the step, or to read it from the compilation cache.
     """
 
     state: State
@@ -61,6 +64,9 @@ class Result:
     records: list[EpochRecord]
     peak_bytes: int | None
     resident_bytes: int
+    multiply_adds: int
+    executables: int
+    compile_seconds: float
 
 
 def training_plan(examples: int, *, epochs: int, batch_size: int, steps: int | None, mesh: Mesh) -> TrainingPlan:
@@ -206,7 +212,16 @@ def train(
     if stop is not None:
         raise Interrupted(stop, step)
     resident = device_bytes(take_steps.source.resident) + evaluate.resident_bytes
-    return Result(state, step, records, plan.peak_bytes, resident)
+    return Result(
+        state,
+        step,
+        records,
+        plan.peak_bytes,
+        resident,
+        take_steps.plan.multiply_adds,
+        take_steps.plan.executables,
+        take_steps.compile_seconds,
+    )
 
 
 def _notify(observers: Sequence[Observer], record: StepRecord) -> None:

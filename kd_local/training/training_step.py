@@ -1,5 +1,6 @@
 """The steps of a run: batches from the host or from images on the devices, augmented there, and the method's step."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,6 +74,8 @@ class TrainingStep:
         extra: functions that return the extra tensors of the step, by name.
         many: several steps as one call; None: all calls have one step.
         single: a compiled step for each batch size. Others are compiled when they are needed.
+        compile_seconds: time that the compilation of `many` and `single` took, or their reading from the compilation
+            cache.
     """
 
     plan: StepPlan
@@ -82,6 +85,7 @@ class TrainingStep:
     extra: Mapping[str, ExtraTensor]
     many: ManySteps | None
     single: dict[int, CompiledStep]
+    compile_seconds: float = 0.0
 
     @property
     def batch_size(self) -> int:
@@ -173,6 +177,7 @@ def prepare_step(
     first_group = of_step.groups[0]  # where a batch begins
     source = image_source(data.train, first_group, share_of(first_group), on_devices=images_on_devices)
     inputs = BatchInputs(data.augmentation, first_group, source.rows)
+    started = time.perf_counter()
     step = TrainingStep(of_step, inputs, source, move(rng, on_every_device(first_group)), read, None, {})
     if options.steps_per_call > 1:
         given = _shapes_of_call(of_step, source, options.steps_per_call)
@@ -185,7 +190,7 @@ def prepare_step(
         step.single[smallest] = (
             compile_plan(of_step.for_batch(smallest)) if whole is None else whole.for_batch(smallest)
         )
-    return step, of_step.place(state)
+    return replace(step, compile_seconds=time.perf_counter() - started), of_step.place(state)
 
 
 def lower_call(plan: StepPlan, augmentation: Augmentation, examples: int) -> Any:

@@ -33,6 +33,8 @@ def test_rows_in_order():
     assert local == [4, 4, 1, 1]
     assert {row.method for row in order[-4:]} == {"naive", "contsup_joined"}
     assert rows_of((4,), ("R0",), decoders=False, scanned=True)[-1] == Row("contsup_remat", 4, "R0")
+    more = rows_of((1, 4), ("R0",), decoders=False, scanned=False, auxiliaries=("auglocal",))
+    assert list(map(str, more[-2:])) == ["contsup_remat R0 K=4", "contsup auglocal R0 K=4"]
 
 
 @pytest.mark.exhaustive
@@ -62,6 +64,10 @@ def test_configs_of_rows_differ_only_in_the_rows_keys():
     assert "images" in method.cut_network.modules[1].reads
     assert build_row(Row("end_to_end_remat"), config).method.remat
     assert not build_row(Row("end_to_end"), config).method.remat
+    built = build_row(Row("contsup", 3, "R0", "auglocal"), config)
+    assert [type(module.auxiliary).__name__ for module in built.method.cut_network.modules[:2]] == [
+        "ThinnedNetwork"
+    ] * 2
     config.local.boundaries = "stem,stage1/0,stage2/0"
     assert build_row(Row("naive", 4, "R0"), config).boundaries == ("stem", "stage1/0", "stage2/0")
     assert build_row(Row("end_to_end"), config).boundaries == ()
@@ -71,20 +77,22 @@ def test_configs_of_rows_differ_only_in_the_rows_keys():
 
 
 def test_picture():
-    def record(method, modules, context, peak):
+    def record(method, modules, context, peak, auxiliary=None):
         return RowFigures(
-            method, context, modules, (), "local", 8, peak * MIB, 0, 0, 0, 0, 1.0, None, 1, 1.0, 1, 0.0, 1, 1.0, None,
-            "network",
+            method, auxiliary, context, modules, (), "local", 8, peak * MIB, 0, 0, 0, 0, 1.0, None, 1, 1.0, 1, 1, 0.0,
+            1, 1.0, None, "network",
         )  # fmt: skip
 
     records = [record("end_to_end", 1, None, 80), record("end_to_end_remat", 1, None, 40)]
     records += [record("contsup", k, context, 64 // k) for context in ("R0", "E") for k in (4, 2)]
     records += [record("naive", k, "R0", 90) for k in (2, 4)]
     records += [record("kd", 1, None, 85), record("local_distillation", 3, None, 50)]
+    records += [record("contsup", k, "E", 70 // k, "auglocal") for k in (2, 4)]
     (axes,) = draw(records, title="resnet8").axes
     named = {line.get_label(): line for line in axes.get_lines()}
     assert set(named) == {
-        "end_to_end", "end_to_end_remat", "contsup R0", "contsup E", "naive R0", "kd", "local_distillation"
+        "end_to_end", "end_to_end_remat", "contsup R0", "contsup E", "naive R0", "kd", "local_distillation",
+        "auglocal E",
     }  # fmt: skip
     assert set(named["kd"].get_ydata()) == {85}
     assert (list(named["local_distillation"].get_xdata()), axes.get_xticks().tolist()) == ([3], [2, 3, 4])
@@ -92,6 +100,7 @@ def test_picture():
     assert len(set(colors)) == 4
     assert list(named["contsup E"].get_xdata()) == [2, 4]
     assert list(named["contsup E"].get_ydata()) == [32, 16]
+    assert list(named["auglocal E"].get_ydata()) == [35, 17]
     assert named["contsup R0"].get_color() != named["contsup E"].get_color()
     assert set(named["end_to_end"].get_ydata()) == {80}
 

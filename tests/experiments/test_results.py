@@ -53,7 +53,7 @@ def test_the_table_has_means_over_seeds_including_earlier_sweeps(tmp_path):
     rows = rows_of("contsup/table2")
     row, other, missing = rows.names[1:4]
     for seed, error in ((0, 8.0), (1, 9.0), (2, 10.0)):
-        leave(rows, Run(row, seed), tmp_path, error=error)
+        leave(rows, Run(row, seed), tmp_path, error=error, training_multiply_adds=15000, peak_of_end_to_end=0.21)
     leave(rows, Run(other, 5), tmp_path, error=20.0)
     runs = [Run(row, 0), Run(row, 1), Run(row, 3), Run(missing, 0)]
     lines = tabulate(rows, collect(rows, runs, tmp_path), failed=[Run(missing, 0)])
@@ -69,11 +69,11 @@ def test_the_table_has_means_over_seeds_including_earlier_sweeps(tmp_path):
     assert lines[2].error is None
     write_csv(tmp_path / "table.csv", list(Line.__dataclass_fields__), map(asdict, lines))
     first = (tmp_path / "table.csv").read_text().splitlines()[1]
-    assert first.startswith(f'2,"{row}",3 of 4 seeds,3,9.0,1.0,') and first.endswith(",100.0,2000,1000,5000")
+    assert first.startswith(f'2,"{row}",3 of 4 seeds,3,9.0,1.0,') and first.endswith(",100.0,2000,1000,5000,15000,0.21")
     write_markdown(lines, tmp_path / "table.md", title="table2", command="python")
-    assert f"| 2 | {row} | 3 of 4 seeds | 3 | 9.00 ± 1.00 | 11.0 | 100 | 2,000 | 1,000 | 5,000 |" in (
-        (tmp_path / "table.md").read_text()
-    )
+    line = f"| 2 | {row} | 3 of 4 seeds | 3 | 9.00 ± 1.00 | 11.0 | 100 | 2,000 | 1,000 | 5,000 | 15,000 | 0.210 |"
+    assert line in (tmp_path / "table.md").read_text()
+    assert lines[1].training_multiply_adds is None
 
 
 DISTILLED = {"block_kd": 3.0, "kd": 5.0, "end_to_end": 7.0, "local_distillation": 4.0}
