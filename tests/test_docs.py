@@ -9,7 +9,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("architecture", "adding", "many_devices", "teachers", "memory")]
+GUIDE_NAMES = ("architecture", "adding", "local_learning", "many_devices", "teachers", "memory")
+GUIDES = [ROOT / "docs" / f"{name}.md" for name in GUIDE_NAMES]
 PAGES = [README, *GUIDES, *(ROOT / "docs" / f"{name}.md" for name in ("results", "configuration", "index"))]
 
 
