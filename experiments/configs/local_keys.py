@@ -51,7 +51,12 @@ LOCAL: Group = {
         "networks between a module's output and its local loss: a head alone, or those of a later method",
         SEVERAL_MODULES,
     ),
-    "head": Key("1c2f", Choice("head", HEADS), "n convolutions, m linear layers", (*SEVERAL_MODULES, WITH_A_HEAD)),
+    "head": Key(
+        "1c2f",
+        Choice("head", HEADS),
+        "`NcMf`: N convolutions, M linear layers (InfoPro, ContSup); `dgl`: DGL's; `pool`: PredSim's",
+        (*SEVERAL_MODULES, WITH_A_HEAD),
+    ),
     "loss": Key("softmax", Choice("local loss", LOSSES), "local loss", SEVERAL_MODULES),
     "decoder": Key(False, Switch(), "adds InfoPro's reconstruction of the image to each local loss", SEVERAL_MODULES),
     "loss_scale": Key(

@@ -5,7 +5,7 @@ from typing import Any
 from experiments.configs.description import Use, Values, when
 from experiments.configs.objectives import HYPER_PARAMETERS, LOCAL_DISTILLATION, OBJECTIVES, WITH_HEAD
 from kd_local.choices.data import INCLUDED
-from kd_local.choices.local import HEADS_WITH_A_WIDTH, HEADS_WITH_HIDDEN_UNITS, unused_remat
+from kd_local.choices.local import HEADS_WITH_A_WIDTH, HEADS_WITH_HIDDEN_UNITS, LOSSES_OF_LOGITS, unused_remat
 
 METHODS: tuple[str, ...] = ("contsup", "end_to_end", *OBJECTIVES, LOCAL_DISTILLATION)
 
@@ -23,7 +23,7 @@ HIDDEN = Use(
     lambda given: given["local.loss"] == "contrast" or _head_in(given, HEADS_WITH_HIDDEN_UNITS),
 )
 WIDE = Use(
-    "a local.head with convolutions or hidden units, local.decoder, or a local.context with E",
+    "a local.head other than 0c1f, local.decoder, or a local.context with E",
     lambda given: _head_in(given, HEADS_WITH_A_WIDTH) or given["local.decoder"] or IMAGE_CONTEXT.holds(given),
 )
 
@@ -46,12 +46,12 @@ def above_zero(method: str, weights: tuple[str, ...]) -> Use:
 def _labels(given: Values) -> bool:
     method = given["method"]
     if method == "contsup":
-        return bool(given["local.loss"] == "softmax" or not MODULES.holds(given))
+        return bool(given["local.loss"] in LOSSES_OF_LOGITS or not MODULES.holds(given))
     weight = f"{method}.{'ce_weight' if 'ce_weight' in HYPER_PARAMETERS.get(method, ()) else 'alpha'}"
     return bool(given.get(weight, 1))
 
 
-LABELS = Use("local.loss=softmax, and a weight of the cross entropy of the labels above 0", _labels)
+LABELS = Use("local.loss=softmax or predsim, and a weight of the cross entropy of the labels above 0", _labels)
 
 
 def _named_networks(given: Values) -> bool:

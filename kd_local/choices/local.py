@@ -6,13 +6,15 @@ from numbers import Real
 
 from kd_local.ranges import Number, Range
 
-HEADS: tuple[str, ...] = ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f")
+HEADS: tuple[str, ...] = ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f", "dgl", "pool")
 DEFAULT_HEAD = "1c2f"
 HEADS_WITH_HIDDEN_UNITS: tuple[str, ...] = ("0c2f", "1c2f", "1c3f", "2c2f")
 """The heads whose hidden units `feature_width` sets."""
-HEADS_WITH_A_WIDTH: tuple[str, ...] = ("0c2f", "1c1f", "1c2f", "1c3f", "2c2f")
+HEADS_WITH_A_WIDTH: tuple[str, ...] = ("0c2f", "1c1f", "1c2f", "1c3f", "2c2f", "dgl", "pool")
 """The heads that `aux_width` changes."""
-LOSSES: tuple[str, ...] = ("softmax", "contrast")
+LOSSES: tuple[str, ...] = ("softmax", "contrast", "predsim")
+LOSSES_OF_LOGITS: tuple[str, ...] = ("softmax", "predsim")
+"""The local losses whose heads classify: their outputs are logits."""
 IMAGE_ENCODERS: tuple[str, ...] = ("full", "pooled")
 REMATERIALIZABLE: tuple[str, ...] = ("blocks", "contexts", "head", "decoder")
 """The names that `remat` may contain: networks of a module that the backward pass can recompute instead of storing."""

@@ -3,16 +3,19 @@
 | auxiliary network | names at the boundary after block B of stage S (the stem is 0, 0) |
 | --- | --- |
 | a head alone | `aux_classifier_S_B.head.N`, N the index in an `nn.Sequential` |
+| PredSim's convolution | `decoder_S_B.decoder.0` |
 | AugLocal | `aux_classifier_S_B.head.J.{conv1, ...}`, J = 0, 1, ..., and after D blocks the linear layer `head.(D+2)` |
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from kd_local.choices.local import HEADS
 from kd_local.interop.layouts import Layer, Path, conv_norm
 from kd_local.local.auxiliaries.auglocal import ThinnedNetwork
 from kd_local.local.auxiliaries.head import Head
 from kd_local.local.heads import LocalHead
+from kd_local.local.mlp_heads import PooledLinear, PooledMLP
 from kd_local.local.module import LocalModule
 from kd_local.models.resnet import BasicBlock
 
@@ -52,13 +55,28 @@ def basic_block(name: str, path: Path) -> tuple[Layer, ...]:
 def head_layers(head: Any, name: str) -> list[Layer]:
     """The layers of a head with this name in PyTorch; in our variables it is called `head`.
 
+    N in `NAME.N` is an index in an `nn.Sequential`, which counts pooling, ReLU and flattening.
+
     Raises:
         ValueError: the authors' code has no such head.
     """
+    if isinstance(head, PooledLinear):
+        return [Layer(f"{name}.2", ("head", "linear", "dense"), "linear")]  # after pooling and flattening
+    if isinstance(head, PooledMLP):
+        layers = [
+            layer
+            for i in range(3)
+            for layer in conv_norm(f"{name}.{3 * i + 1}", f"{name}.{3 * i + 2}", ("head", f"conv{i}"))
+        ]
+        for i in range(2):
+            hidden = ("head", f"hidden{i}")
+            layers.append(Layer(f"{name}.{3 * i + 12}", (*hidden, "dense"), "linear"))
+            layers.append(Layer(f"{name}.{3 * i + 13}", (*hidden, "norm"), "batch_norm"))
+        return [*layers, Layer(f"{name}.18", ("head", "linear", "dense"), "linear")]
     if not isinstance(head, LocalHead):
-        raise ValueError(f"head {type(head).__name__} is not in the authors' code: use one of kind 1c2f or 2c2f")
+        raise ValueError(f"head {type(head).__name__} is not in the authors' code: use one of {', '.join(HEADS)}")
     convolutions, linears = int(head.kind[0]), int(head.kind[2])
-    layers: list[Layer] = []
+    layers = []
     for i in range(convolutions):  # convolution, batch normalisation, ReLU
         layers += conv_norm(f"{name}.{3 * i}", f"{name}.{3 * i + 1}", ("head", f"conv{i}"))
     first = 3 * convolutions + 2  # after pooling and flattening

@@ -115,6 +115,9 @@ def _layers(module: LocalModule, number: int) -> list[Layer]:
             )
     if module.auxiliary is not None:
         layers += auxiliary_layers(module)
+    if module.similarity is not None:
+        similarity = f"decoder_{boundary_name(module.names[-1])}.decoder.0"
+        layers.append(Layer(similarity, ("similarity", "conv"), "convolution"))
     if module.reconstruction is not None:
         decoder = f"decoder_{boundary_name(module.names[-1])}.decoder"
         layers += conv_norm(f"{decoder}.0", f"{decoder}.1", ("decoder", "conv1"))

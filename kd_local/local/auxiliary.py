@@ -43,7 +43,8 @@ class Auxiliary(Protocol):
     """
 
     def init(self, rng: PRNGKeyArray, output: jax.ShapeDtypeStruct) -> Mapping[str, Mapping[str, Any]]:
-        """New variables of each of its networks by name. The names differ from `blocks`, `context0` and `decoder`.
+        """New variables of each of its networks by name. The names differ from `blocks`, `context0`, `similarity`
+        and `decoder`.
 
         Args:
             rng: a key.

@@ -7,6 +7,7 @@ from kd_local.choices.local import (
     DEFAULT_HEAD,
     FEATURE_WIDTH,
     IMAGE_ENCODERS,
+    LOSSES_OF_LOGITS,
     RANGES,
     REMATERIALIZABLE,
     check_loss_scale,
@@ -23,6 +24,7 @@ from kd_local.local.loss_scales import loss_weights
 from kd_local.local.losses import local_loss
 from kd_local.local.module import LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
+from kd_local.local.similarity import SimilarityNetwork
 from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.models.layers import DType
 from kd_local.networks import Network, by_block, check_network, of_block
@@ -69,9 +71,10 @@ def cut(
         image_encoder: the context network of E: `full`, as in the paper, convolves at the image's resolution; `pooled`
             convolves at the boundary's resolution.
         auxiliary: what a module's output passes through on its way to the local loss; by default a head alone.
-        head: the local heads: 0c1f, 0c2f, 1c1f, 1c2f, 1c3f or 2c2f, see `LocalHead`; None: 1c2f.
-        loss: the local loss: softmax or contrast.
-        task_loss: the cross entropy of the labels, of the last module and of each local loss softmax.
+        head: the local heads: 0c1f, 0c2f, 1c1f, 1c2f, 1c3f or 2c2f, see `LocalHead`; dgl and pool, see `mlp_heads`;
+            None: 1c2f.
+        loss: the local loss: softmax, contrast or predsim, see `similarity`.
+        task_loss: the cross entropy of the labels, of the last module and of each local loss softmax or predsim.
         decoder: None, or the normalisation of the images: each module but the last then has a decoder, which
             reconstructs the images before normalisation.
         loss_scale: with decoders, the weights of reconstruction and head at the first boundary, then those at the last
@@ -131,7 +134,8 @@ def cut(
                     f"loss scale {scale}: both weights are 0 after {name}, so that module would not train; set one"
                 )
     task_loss.check_classes(classes)
-    head_loss = task_loss if loss == "softmax" else local_loss(loss)
+    of_logits = loss in LOSSES_OF_LOGITS
+    head_loss = task_loss if of_logits else local_loss(loss)
     if head_loss is not task_loss and count > 1:
         task_loss.check_used(f"the local loss {loss} of the modules before the last ignores it", "use loss softmax")
     contexts = Context.parse(context)
@@ -141,7 +145,7 @@ def cut(
         raise ValueError(
             f"head is {head}, but the auxiliary network {type(auxiliary).__name__} has no head: leave head out"
         )
-    outputs = classes if loss == "softmax" else feature_width
+    outputs = classes if of_logits else feature_width
     head_network = local_head(
         head or DEFAULT_HEAD, outputs=outputs, width=aux_width, feature_width=feature_width, dtype=dtype
     )
@@ -166,7 +170,8 @@ def cut(
                 contexts=contexts.networks(i, image_encoder=image_encoder, width=aux_width, dtype=dtype),
                 auxiliary=None if attached is None else attached.auxiliary,
                 loss=task_loss if last else head_loss,
-                classifies=last or loss == "softmax",
+                classifies=last or of_logits,
+                similarity=SimilarityNetwork(dtype) if loss == "predsim" and not last else None,
                 reconstruction=reconstruction,
                 writes_input=writes_input,
                 remat=tuple(name for name in REMATERIALIZABLE if name in remat),

@@ -63,11 +63,12 @@ def contrast(features: Float[Array, "batch k"], labels: Int[Array, " batch"]) ->
     return {"loss": -(total / jnp.maximum(positive.sum(axis=-1), 1).astype(total.dtype)).mean()}
 
 
-LOSSES: dict[str, LocalLoss] = {"softmax": softmax, "contrast": contrast}
+# `predsim` adds a term that does not depend on the head's outputs, see `kd_local.local.similarity`.
+LOSSES: dict[str, LocalLoss] = {"softmax": softmax, "contrast": contrast, "predsim": softmax}
 
 
 def local_loss(name: str) -> LocalLoss:
-    """The local loss of this name.
+    """The local loss of this name, as a function of the head's outputs.
 
     Raises:
         ValueError: the name is not one of `LOSSES`.

@@ -15,6 +15,7 @@ from kd_local.local.auxiliary import Apply, Auxiliary, UntrainedPart
 from kd_local.local.contexts import supply
 from kd_local.local.decoders import Decoder, PixelScale, reconstruction_loss
 from kd_local.local.losses import LocalLoss
+from kd_local.local.similarity import SimilarityNetwork, predsim
 from kd_local.networks import Collection, Network, Variables, apply_block, by_block, init_block, of_block, output_shape
 from kd_local.rematerialization import rematerialize
 
@@ -48,6 +49,7 @@ class LocalModule:
             output is the logits.
         loss: the loss of the auxiliary network's outputs, or of the last module's logits.
         classifies: True if the loss is computed on logits.
+        similarity: the network of PredSim's similarity loss, which is added to a loss of logits; or None.
         reconstruction: the decoder, or None.
         writes_input: True if later modules read the module's input, with its contexts added, as a context.
         remat: the names of `REMATERIALIZABLE` that the backward pass recomputes. Blocks are recomputed one by one.
@@ -66,6 +68,7 @@ class LocalModule:
     auxiliary: Auxiliary | None
     loss: LocalLoss
     classifies: bool
+    similarity: SimilarityNetwork | None
     reconstruction: Reconstruction | None
     writes_input: bool
     remat: tuple[str, ...]
@@ -95,6 +98,8 @@ class LocalModule:
             output = output_shape(block, of_block(created["blocks"], name), output)
         if self.auxiliary is not None:
             created.update(self.auxiliary.init(auxiliary_rng, output))
+        if self.similarity is not None:
+            created["similarity"] = init_block(self.similarity, jax.random.fold_in(auxiliary_rng, 1), output)
         if self.reconstruction is not None:
             images = tensors[self.reconstruction.position]
             created["decoder"] = init_block(self.reconstruction.decoder, decoder_rng, output, images)
@@ -177,6 +182,9 @@ class LocalModule:
         if self.auxiliary is not None:
             features, outputs = self.auxiliary(apply, output, jax.lax.stop_gradient(frozen))
         metrics = self.loss(outputs, labels)
+        if self.similarity is not None:
+            projected = apply("similarity", self.similarity, features)
+            metrics = predsim(metrics, projected, labels, outputs.shape[-1])
         if self.reconstruction is not None:
             images = tensors[self.reconstruction.position]
             logits = apply("decoder", self.reconstruction.decoder, features, images)

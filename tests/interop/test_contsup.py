@@ -72,6 +72,8 @@ def test_names_of_the_network():
         ("1c2f", "0 1 5 7"),
         ("1c3f", "0 1 5 7 9"),
         ("2c2f", "0 1 3 4 8 10"),
+        ("dgl", "1 2 4 5 7 8 12 13 15 16 18"),
+        ("pool", "2"),
     ],
 )
 def test_indices_of_heads(head, places):

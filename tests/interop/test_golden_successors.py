@@ -27,7 +27,7 @@ from tests.support.weights import weights_by_name
 EXACT = 1e-7
 ZERO = 1e-10
 FOLDER = Path(os.environ.get("KD_LOCAL_GOLDEN", Path(__file__).parents[2] / "../shared/golden"))
-METHODS = ("auglocal",)
+METHODS = ("auglocal", "dgl", "predsim")
 FILES = sorted(path for name in METHODS for path in FOLDER.glob(f"{name}_*.npz"))
 PATHS = [pytest.param(path, id=path.stem) for path in FILES] or [
     pytest.param(None, id="none", marks=pytest.mark.skip(reason=f"no golden file of {', '.join(METHODS)} in {FOLDER}"))
@@ -107,7 +107,37 @@ def auglocal(settings: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> 
     return case
 
 
-CASES = {"auglocal": auglocal}
+def pooled_head(settings: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Case:
+    """DGL and PredSim; in PredSim `hidden_dim` is the number of features after pooling."""
+    of_predsim = settings["method"] == "predsim"
+    cut_network = cut(
+        create(settings["network"], classes=settings["classes"]),
+        settings["modules"],
+        classes=settings["classes"],
+        boundaries=list(map(block, settings["boundaries"])),
+        context="R0",
+        head="pool" if of_predsim else "dgl",
+        loss="predsim" if of_predsim else "softmax",
+        aux_width=settings["hidden_dim"] / 512 if of_predsim else 1,
+    )
+    modules = [module.name for module in cut_network.modules]
+    if not of_predsim:
+        return of_cut_network(
+            ContSup(cut_network, optimizer_of(settings)),
+            weights,
+            lambda metrics: [metrics[name]["loss"] for name in modules],
+        )
+    return of_cut_network(
+        ContSup(cut_network, optimizer_of(settings)),
+        weights,
+        lambda metrics: [
+            *(metrics[name][term] for name in modules[:-1] for term in ("similarity", "cross_entropy")),
+            metrics[modules[-1]]["loss"],
+        ],
+    )
+
+
+CASES = {"auglocal": auglocal, "dgl": pooled_head, "predsim": pooled_head}
 assert tuple(CASES) == METHODS
 
 

@@ -55,5 +55,5 @@ def test_convolutions_of_narrow_features_halve_the_resolution():
 
 @pytest.mark.parametrize("kind", ["3c1f", "", "1c2", "1C2F"])
 def test_unknown_heads_are_refused(kind):
-    with pytest.raises(ValueError, match=f"unknown head {kind!r}: use {', '.join(HEADS[:-1])} or 2c2f"):
+    with pytest.raises(ValueError, match=f"unknown head {kind!r}: use {', '.join(HEADS[:-1])} or {HEADS[-1]}"):
         local_head(kind, outputs=10)
