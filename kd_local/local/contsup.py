@@ -1,7 +1,8 @@
 """ContSup: greedy local learning with context supply, one compiled program per module.
 
 Reference: Yu et al., "Go beyond End-to-End Training: Boosting Greedy Local Learning with Context Supply" (arXiv
-2312.07636). With context R0 it is plain greedy local learning (DGL, Belilovsky et al., ICML 2020).
+2312.07636). With context R0 it is plain greedy local learning; with the head `dgl` it is then DGL (Belilovsky et al.,
+ICML 2020).
 """
 
 from collections.abc import Mapping

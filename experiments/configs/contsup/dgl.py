@@ -1,4 +1,6 @@
-"""Decoupled greedy learning (DGL), a baseline of ContSup: no context, local heads with a convolution (1c2f).
+"""DGL in InfoPro's and ContSup's tables, a baseline of ContSup: no context, and here InfoPro's local head (1c2f).
+
+DGL's own head, with which later papers compare, is `dgl`: see experiments/configs/local/dgl.py.
 
 Command: python -m experiments.sweep --config=experiments/configs/contsup/dgl.py --config.data.data_dir=DIR
 Options: k, network (resnet32 or resnet110), data (cifar10, stl10 or svhn_cropped).

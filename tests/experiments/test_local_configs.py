@@ -1,0 +1,52 @@
+"""The configs of the methods after ContSup: their rows are those of the papers, and build."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from experiments.from_config.experiment import build
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "configs" / "local"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config" in path.read_text())
+
+
+def load(name: str):
+    return importlib.import_module(f"experiments.configs.local.{name}")
+
+
+ROWS = [
+    pytest.param(name, row, marks=() if row == load(name).ROWS[0] else pytest.mark.exhaustive, id=f"{name}-{row}")
+    for name in NAMES
+    for row in load(name).ROWS
+]
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_a_row_is_accepted_by_the_factory(name, row):
+    config = load(name).get_config(row)
+    assert build(config).modules == (None if config.method == "end_to_end" else config.local.modules)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "modules", "head", "loss", "auxiliary"),
+    [
+        ("dgl", "network=resnet32", 16, "dgl", "softmax", "head"),
+        ("dgl", "network=resnet110", 55, "dgl", "softmax", "head"),
+        ("predsim", "network=resnet32", 16, "pool", "predsim", "head"),
+        ("auglocal", "network=resnet32,depth=3", 13, "1c2f", "softmax", "auglocal"),
+        ("auglocal", "network=resnet110,depth=6", 49, "1c2f", "softmax", "auglocal"),
+    ],
+)
+def test_baselines_and_auglocal_in_the_common_protocol(name, row, modules, head, loss, auxiliary):
+    config = load(name).get_config(row)
+    local, optimizer = config.local, config.optimizer
+    assert (local.modules, local.boundaries, local.context) == (modules, "single", "R0")
+    assert (local.head, local.loss, local.auxiliary) == (head, loss, auxiliary)
+    assert (config.epochs, config.batch_size, optimizer.learning_rate, optimizer.weight_decay) == (400, 1024, 0.8, 1e-4)
+    assert (optimizer.name, optimizer.nesterov, optimizer.momentum, optimizer.warmup_epochs) == ("sgd", True, 0.9, 10)
+
+
+def test_stl10_has_its_own_batch_and_rate():
+    config = load("dgl").get_config("data=stl10")
+    assert (config.batch_size, config.optimizer.learning_rate, config.epochs) == (128, 0.1, 400)
