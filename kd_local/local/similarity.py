@@ -49,9 +49,9 @@ def similarity_loss(
 ) -> Float[Array, ""]:
     """The mean squared difference of two (batch, batch) matrices: cosines of features, and of one-hot labels.
 
-    The features are described by the standard deviation of each channel over space (with n - 1), or by all of their
-    elements if there are at most three channels or a single position. Descriptions and one-hot vectors are centred:
-    their mean over the channels or the classes is subtracted.
+    The features are described by the unbiased standard deviation of each channel over space. If there are at most three
+    channels, or a single position, all elements describe them. Descriptions and one-hot vectors are centred: their mean
+    over the channels or the classes is subtracted.
 
     Args:
         features: maps.

@@ -44,7 +44,7 @@ def test_baselines_and_auglocal_in_the_common_protocol(name, row, modules, head,
     assert (local.modules, local.boundaries, local.context) == (modules, "single", "R0")
     assert (local.head, local.loss, local.auxiliary) == (head, loss, auxiliary)
     assert (config.epochs, config.batch_size, optimizer.learning_rate, optimizer.weight_decay) == (400, 1024, 0.8, 1e-4)
-    assert (optimizer.name, optimizer.nesterov, optimizer.momentum, optimizer.warmup_epochs) == ("sgd", True, 0.9, 10)
+    assert (optimizer.name, optimizer.schedule, optimizer.warmup_epochs) == ("sgd", "contsup", 10)
 
 
 def test_stl10_has_its_own_batch_and_rate():

@@ -46,7 +46,7 @@ def test_the_head_of_dgl_layer_by_layer():
         y = normalised(y @ params[name]["dense"]["kernel"], params[name]["norm"], statistics[name]["norm"])
     y = y @ params["linear"]["dense"]["kernel"] + params["linear"]["dense"]["bias"]
     with jax.enable_x64(True):
-        np.testing.assert_allclose(head.apply(variables, x, train=False), y, rtol=1e-10)
+        np.testing.assert_allclose(head.apply(variables, jnp.asarray(x), train=False), y, rtol=1e-10)
 
 
 def test_the_heads_of_dgl_have_the_published_number_of_parameters():
@@ -72,7 +72,7 @@ def test_the_head_of_predsim_layer_by_layer():
     dense = variables["params"]["linear"]["dense"]
     with jax.enable_x64(True):
         np.testing.assert_allclose(
-            head.apply(variables, x, train=False), pooled @ dense["kernel"] + dense["bias"], rtol=1e-10
+            head.apply(variables, jnp.asarray(x), train=False), pooled @ dense["kernel"] + dense["bias"], rtol=1e-10
         )
 
 

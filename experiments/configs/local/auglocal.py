@@ -1,12 +1,11 @@
 """AugLocal with auxiliary depth d: each block is a module, but the last module has d + 1 blocks and the classifier.
 
-With L blocks before the classifier there are L - d modules. The auxiliary networks can be larger than the network: those
-of ResNet-32 with d = 3 have three times its parameters.
+With L blocks before the classifier there are L - d modules. The auxiliary networks can be larger than the network:
+those of ResNet-32 with d = 3 have three times its parameters.
 
 Command: python -m experiments.sweep --config=experiments/configs/local/auglocal.py --config.data.data_dir=DIR
 Options: depth (d), network (resnet32 or resnet110), data (cifar10, stl10 or svhn_cropped), context.
-Reference: Ma et al., ICLR 2024, arXiv 2402.17318: ResNet-110 with d = 6 has 6.04 % test error on CIFAR-10. Not trained to
-the end.
+Reference: Ma et al., ICLR 2024, arXiv 2402.17318. Not trained to the end.
 """
 
 from ml_collections import ConfigDict

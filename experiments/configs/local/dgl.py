@@ -1,7 +1,6 @@
 """DGL with its own head, "mlp-sr" (`dgl`): pooling, 1x1 convolutions and hidden layers. Each block is a module.
 
-The papers after ContSup compare with this baseline: 14.08 % (ResNet-32) and 14.45 % (ResNet-110) test error on CIFAR-10.
-Rows of ContSup's and InfoPro's tables called DGL have other heads, see contsup/dgl.py.
+The papers after ContSup compare with this baseline. contsup/dgl.py has another head.
 
 Command: python -m experiments.sweep --config=experiments/configs/local/dgl.py --config.data.data_dir=DIR
 Options: network (resnet32 or resnet110), data (cifar10, stl10 or svhn_cropped), context.
