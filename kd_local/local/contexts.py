@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from kd_local.choices.local import read_context
 from kd_local.models.layers import ConvNorm, DType, average_pool_to
-from kd_local.networks import Collection, apply_block
+from kd_local.networks import Collection, apply_block, of_block
 from kd_local.rematerialization import rematerialize_in_turn
 
 IMAGES = "images"
@@ -154,8 +154,8 @@ def supply(
     """Applies context networks to their contexts. Returns `(output, batch statistics)` of each network.
 
     With `remat=n`, the backward pass recomputes one network after another, the image encoder last, and of each network
-    `n` output channels at a time. The results are the same, because the last convolution, batch normalisation, ReLU and
-    pooling treat each output channel independently.
+    at most `n` output channels at a time, in groups of equal size. The results are the same, because the last
+    convolution, batch normalisation, ReLU and pooling treat each output channel independently.
 
     Args:
         networks: from `Context.networks`.
@@ -163,7 +163,7 @@ def supply(
         contexts: the input of each network.
         like: the module's input; every output has its shape.
         train: if True, batch normalisation uses the batch's statistics and updates the running ones.
-        remat: the number of output channels that are recomputed at a time; None: nothing is recomputed.
+        remat: the most output channels that are recomputed at a time; None: nothing is recomputed.
     """
     if remat is None:
         return [
@@ -184,25 +184,25 @@ def supply(
 def _encode_in_groups(
     network: Any, variables: Mapping[str, Any], x: Array, like: Array, channels: int, *, train: bool
 ) -> tuple[Array, Collection]:
-    """The encoder with its last layer in groups of output channels, which are the last axis of all its arrays."""
-
-    def layer(name: str, kept: slice) -> dict[str, Any]:
-        return {key: jax.tree.map(lambda x: x[..., kept], entries[name]) for key, entries in variables.items()}
+    """The encoder with its last layer in a loop over groups of output channels, the last axis of all its arrays."""
 
     def apply(variables: Any, x: Array) -> tuple[Array, Collection]:
         size, _, _, features = variables["params"]["conv"]["kernel"].shape
         convolution = ConvNorm(features, kernel_size=size, use_bias=True, dtype=network.dtype)
         return apply_block(convolution, variables, x, train=train)
 
-    def group(variables: Any, x: Array) -> tuple[Array, Collection]:
-        x, statistics = apply(variables, x)
-        return average_pool_to(x, (like.shape[1], like.shape[2])), statistics
+    def group(variables: Any) -> tuple[Array, Collection]:
+        output, statistics = apply(variables, x)
+        return average_pool_to(output, (like.shape[1], like.shape[2])), statistics
 
     *first, last = network.layers
     statistics: Collection = {}
     for name in first:
-        x, statistics[name] = apply(layer(name, slice(None)), x)
-    groups = tuple(layer(last, slice(i, i + channels)) for i in range(0, like.shape[-1], channels))
-    outputs, each = zip(*rematerialize_in_turn(*[group] * len(groups))(groups, x), strict=True)
-    statistics[last] = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *each)
-    return jnp.concatenate(outputs, axis=-1), statistics
+        x, statistics[name] = apply(of_block(variables, name), x)
+    features = like.shape[-1]
+    count = next(n for n in range(1, features + 1) if features % n == 0 and features // n <= channels)
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], count, -1), -2, 0), of_block(variables, last))
+    # The backward pass of the loop is another loop, so no compiler merges the recomputation with the first computation.
+    groups = jax.lax.map(jax.checkpoint(group, prevent_cse=False), split)
+    output, statistics[last] = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1), groups)
+    return output, statistics

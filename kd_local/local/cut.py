@@ -83,8 +83,8 @@ def cut(
         feature_width: hidden units of a head, and length of the features that the contrastive loss compares.
         remat: the networks of a module that the backward pass recomputes, for less memory and more time: any of blocks,
             contexts, head and decoder.
-        channels_at_once: output channels of a context network that are recomputed at a time. 8, the tile of a TPU,
-            needs the least memory; on a CPU 16 takes a third less time.
+        channels_at_once: the most output channels of a context network that are recomputed at a time. 8, the tile of a
+            TPU, needs the least memory; on a CPU 16 takes a third less time.
         dtype: compute dtype of heads, decoders and context networks; use the dtype of the network.
 
     Raises:

@@ -53,7 +53,7 @@ class LocalModule:
         reconstruction: the decoder, or None.
         writes_input: True if later modules read the module's input, with its contexts added, as a context.
         remat: the names of `REMATERIALIZABLE` that the backward pass recomputes. Blocks are recomputed one by one.
-        channels_at_once: output channels of a context network that are recomputed at a time.
+        channels_at_once: the most output channels of a context network that are recomputed at a time.
         name: such as `module03`.
         names: the blocks' names in the network.
         reads: names of the input, of the contexts, and of the images if only the decoder needs them.

@@ -159,18 +159,20 @@ def _conv_forward(stride: int, pads: tuple[int, int], x: Any, kernel: Any) -> tu
 def _conv_backward(stride: int, pads: tuple[int, int], residuals: Any, g: Any) -> tuple[Any, Any]:
     x, kernel = residuals
 
-    def x_gradient(convolution: Any, kernel: Any, g: Any) -> Any:
+    def transposed(convolution: Any, kernel: Any, g: Any) -> Any:
         return jax.linear_transpose(lambda x: convolution(stride, pads, x, kernel), x)(g)[0]
 
     def on_cpu(x: Any, kernel: Any, g: Any) -> tuple[Any, Any]:
         kernel_gradient = _kernel_gradient_in_slices(stride, pads, kernel.shape, x, g)
         # Frees x before its gradient, an array of the same size, is allocated.
         kernel = add_dependence(kernel_gradient, kernel)
-        return x_gradient(_from_patches if _smaller(g, kernel) else _plain, kernel, g), kernel_gradient
+        if _smaller(g, kernel):
+            return transposed(_from_patches, kernel, g), kernel_gradient
+        return _x_gradient(stride, pads, x.shape, kernel, g), kernel_gradient
 
     def elsewhere(x: Any, kernel: Any, g: Any) -> tuple[Any, Any]:
         kernel_gradient = jax.linear_transpose(lambda kernel: _plain(stride, pads, x, kernel), kernel)(g)[0]
-        return x_gradient(_plain, kernel, g), kernel_gradient
+        return transposed(_plain, kernel, g), kernel_gradient
 
     return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere)
 
@@ -198,6 +200,17 @@ def _grouped_backward(stride: int, pads: tuple[int, int], groups: int, residuals
 
 
 _grouped.defvjp(_grouped_forward, _grouped_backward)
+
+
+def _x_gradient(stride: int, pads: tuple[int, int], shape: tuple[int, ...], kernel: Any, g: Any) -> Any:
+    # In the layout of XLA's fast CPU routine, see `add_slice`: the transpose of `_plain` is in another one.
+    window = [
+        (size - 1 - p, image + p - stride * (out - 1) - 1)
+        for p, size, image, out in zip(pads, kernel.shape[:2], shape[1:3], g.shape[1:3], strict=True)
+    ]
+    kernel = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
+    dilation = (stride, stride)
+    return lax.conv_general_dilated(g, kernel, (1, 1), window, lhs_dilation=dilation, dimension_numbers=_DIMENSIONS)
 
 
 def _kernel_gradient_in_slices(stride: int, pads: tuple[int, int], shape: tuple[int, ...], x: Any, g: Any) -> Any:

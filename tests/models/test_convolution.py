@@ -171,6 +171,16 @@ def test_only_the_cpu_multiplies_the_patches_of_images_smaller_than_the_filter(p
     assert text.count("stablehlo.convolution") == convolutions
 
 
+def test_convolutions_in_a_loop_have_the_layout_of_the_fast_routine_of_the_cpu():
+    x, kernel, g = operands(64, (8, 8), 4, 6, 3, jnp.float32)
+    run = gradients(conv2d)
+    compiled = jax.jit(lambda x, kernels, g: jax.lax.map(lambda kernel: run(x, kernel, g), kernels))
+    text = compiled.lower(x, jnp.stack([kernel] * 5), g).compile().as_text()
+    convolutions = re.findall(r" convolution\(.*dim_labels=(\S+?)[, ]", text)
+    assert len(convolutions) >= 3
+    assert set(convolutions) == {"b01f_01io->b01f"}
+
+
 def test_a_sharded_batch_has_the_same_results_and_moves_no_images():
     if jax.device_count() < 8:
         pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
