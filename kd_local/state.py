@@ -51,6 +51,20 @@ def update_part(
         `(part, loss, extra)`: the part after the step. Loss and extra are those of the parameters before the step.
     """
     (loss, (batch_stats, extra)), gradients = jax.value_and_grad(objective, has_aux=True)(part["params"])
+    return apply_gradients(part, optimizer, gradients, batch_stats), loss, extra
+
+
+def apply_gradients(
+    part: Part, optimizer: optax.GradientTransformation, gradients: Any, batch_stats: Mapping[str, Any]
+) -> Part:
+    """One optimizer step of a part's parameters with given gradients.
+
+    Args:
+        part: the part before the step.
+        optimizer: the optimizer whose state the part contains.
+        gradients: with the structure of the parameters.
+        batch_stats: the batch statistics after the step.
+    """
     updates, opt_state = optimizer.update(gradients, part["opt_state"], part["params"])
     params = optax.apply_updates(part["params"], updates)
-    return {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}, loss, extra
+    return {"params": params, "batch_stats": dict(batch_stats), "opt_state": opt_state}

@@ -11,9 +11,12 @@ from kd_local.local.cut import cut
 from kd_local.local.cut_network import CutNetwork, LocalOutputs
 from kd_local.local.decoders import PixelScale
 from kd_local.local.end_to_end import EndToEnd
+from kd_local.local.hpff import HPFF
 from kd_local.local.loss_scales import published_loss_scale
 from kd_local.local.losses import LOSSES
+from kd_local.local.mlaan import MLAAN
 from kd_local.local.module import LocalModule
+from kd_local.local.pairs import PairTraining
 from kd_local.local.partition import (
     balanced_memory,
     check_boundaries,
@@ -29,7 +32,9 @@ from kd_local.local.task_loss import TaskLoss, balanced_class_weights
 __all__ = [
     "AUXILIARIES",
     "HEADS",
+    "HPFF",
     "LOSSES",
+    "MLAAN",
     "REMATERIALIZABLE",
     "AugLocal",
     "Auxiliary",
@@ -41,6 +46,7 @@ __all__ = [
     "HeadRule",
     "LocalModule",
     "LocalOutputs",
+    "PairTraining",
     "PixelScale",
     "TaskLoss",
     "balanced_class_weights",

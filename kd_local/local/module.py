@@ -150,7 +150,7 @@ class LocalModule:
         """
         if self.auxiliary is None:
             return output
-        return self.auxiliary(self._apply_network(variables, {}, train=False), output, frozen)[1]
+        return self.auxiliary(network_application(variables, {}, train=False), output, frozen)[1]
 
     def evaluate(
         self,
@@ -177,7 +177,7 @@ class LocalModule:
             `writes`.
         """
         x, output, statistics = self.apply(variables, tensors, train=train)
-        apply = self._apply_network(variables, statistics, train=train)
+        apply = network_application(variables, statistics, train=train, remat=self.remat)
         features = outputs = output
         if self.auxiliary is not None:
             features, outputs = self.auxiliary(apply, output, jax.lax.stop_gradient(frozen))
@@ -199,21 +199,31 @@ class LocalModule:
         """The tensors of `writes`."""
         return (output, inputs)[: len(self.writes)]
 
-    def _apply_network(self, variables: Variables, statistics: Collection, *, train: bool) -> Apply:
-        """See `Apply`. New batch statistics are added to `statistics`. All networks but the decoder count as `head`."""
 
-        def apply(name: str, network: nn.Module, *inputs: Array, params: Any = None) -> Array:
-            own = of_block(variables, name)
-            if params is not None:
-                own = {**own, "params": params}
-            call = partial(apply_block, network, train=train)
-            remat = ("decoder" if name == "decoder" else "head") in self.remat
-            output, updated = (rematerialize(call) if remat else call)(own, *inputs)
-            if updated:
-                statistics[name] = updated
-            return output
+def network_application(
+    variables: Variables, statistics: Collection, *, train: bool, remat: tuple[str, ...] = ()
+) -> Apply:
+    """See `Apply`. New batch statistics are added to `statistics`. All networks but the decoder count as `head`.
 
-        return apply
+    Args:
+        variables: those of the module.
+        statistics: the dict that receives new batch statistics by the networks' names.
+        train: if True, batch normalisation uses the batch's statistics and updates the running ones.
+        remat: the names of `REMATERIALIZABLE` that the backward pass recomputes.
+    """
+
+    def apply(name: str, network: nn.Module, *inputs: Array, params: Any = None) -> Array:
+        own = of_block(variables, name)
+        if params is not None:
+            own = {**own, "params": params}
+        call = partial(apply_block, network, train=train)
+        recomputed = ("decoder" if name == "decoder" else "head") in remat
+        output, updated = (rematerialize(call) if recomputed else call)(own, *inputs)
+        if updated:
+            statistics[name] = updated
+        return output
+
+    return apply
 
 
 @partial(jax.jit, static_argnums=0)

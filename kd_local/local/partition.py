@@ -12,11 +12,11 @@ from kd_local.errors import check_type, unknown
 from kd_local.networks import Network
 
 
-def _blocks(text: str) -> tuple[str, ...]:
+def block_names(text: str) -> tuple[str, ...]:
     """Block names from a text such as "1.4 2.4": each item is STAGE.BLOCK, and the authors write [1,4][2,4]. Stage 0 is
     the stem.
 
-    >>> _blocks("0.0 1.4")
+    >>> block_names("0.0 1.4")
     ('stem', 'stage1/4')
     """
     pairs = [item.split(".") for item in text.split()]
@@ -26,18 +26,18 @@ def _blocks(text: str) -> tuple[str, ...]:
 # By the number of blocks per stage: ResNet-32 has 5, ResNet-110 has 18.
 _EQUAL_LAYERS: dict[int, dict[int, tuple[str, ...]]] = {
     5: {
-        2: _blocks("2.1"),
-        3: _blocks("1.4 2.4"),
-        4: _blocks("1.2 2.1 3.0"),
-        8: _blocks("1.0 1.2 1.4 2.1 2.3 3.0 3.2"),
-        16: _blocks("0.0 1.0 1.1 1.2 1.3 1.4 2.0 2.1 2.2 2.3 2.4 3.0 3.1 3.2 3.3"),
+        2: block_names("2.1"),
+        3: block_names("1.4 2.4"),
+        4: block_names("1.2 2.1 3.0"),
+        8: block_names("1.0 1.2 1.4 2.1 2.3 3.0 3.2"),
+        16: block_names("0.0 1.0 1.1 1.2 1.3 1.4 2.0 2.1 2.2 2.3 2.4 3.0 3.1 3.2 3.3"),
     },
     18: {
-        2: _blocks("2.8"),
-        3: _blocks("1.17 2.17"),
-        4: _blocks("1.11 2.7 3.3"),
-        8: _blocks("1.4 1.11 2.0 2.7 2.14 3.3 3.10"),
-        16: _blocks("1.1 1.4 1.7 1.10 1.13 1.16 2.1 2.4 2.7 2.11 2.15 3.1 3.5 3.9 3.13"),
+        2: block_names("2.8"),
+        3: block_names("1.17 2.17"),
+        4: block_names("1.11 2.7 3.3"),
+        8: block_names("1.4 1.11 2.0 2.7 2.14 3.3 3.10"),
+        16: block_names("1.1 1.4 1.7 1.10 1.13 1.16 2.1 2.4 2.7 2.11 2.15 3.1 3.5 3.9 3.13"),
     },
 }
 
@@ -45,15 +45,15 @@ _EQUAL_LAYERS: dict[int, dict[int, tuple[str, ...]]] = {
 _BALANCED_MEMORY: dict[int, dict[str, dict[int, tuple[str, ...]]]] = {
     5: {
         "cifar10": {
-            2: _blocks("1.3"),
-            4: _blocks("1.2 1.4 2.2"),
-            8: _blocks("1.1 1.2 1.3 2.1 2.2 3.1 3.2"),
+            2: block_names("1.3"),
+            4: block_names("1.2 1.4 2.2"),
+            8: block_names("1.1 1.2 1.3 2.1 2.2 3.1 3.2"),
             16: _EQUAL_LAYERS[5][16],
         },
     },
     18: {
-        "cifar10": {2: _blocks("1.14"), 3: _blocks("1.9 2.2"), 4: _blocks("1.6 1.14 2.8")},
-        "stl10": {2: _blocks("1.14"), 3: _blocks("1.8 2.1"), 4: _blocks("1.6 1.14 2.8")},
+        "cifar10": {2: block_names("1.14"), 3: block_names("1.9 2.2"), 4: block_names("1.6 1.14 2.8")},
+        "stl10": {2: block_names("1.14"), 3: block_names("1.8 2.1"), 4: block_names("1.6 1.14 2.8")},
     },
 }
 
@@ -61,16 +61,17 @@ _BALANCED_MEMORY: dict[int, dict[str, dict[int, tuple[str, ...]]]] = {
 _MAN: dict[int, dict[int, tuple[str, ...]]] = {
     5: {8: _EQUAL_LAYERS[5][8], 15: _EQUAL_LAYERS[5][16][1:]},
     18: {
-        32: _blocks(
+        32: block_names(
             "1.1 1.2 1.4 1.5 1.7 1.9 1.11 1.13 1.14 1.16 1.17 2.1 2.2 2.4 2.5 2.7 2.9 2.11 2.13 2.14 2.16 2.17 "
             "3.1 3.3 3.4 3.6 3.7 3.9 3.11 3.13 3.15"
         ),
-        54: _blocks(" ".join(f"{stage}.{block}" for stage in (1, 2, 3) for block in range(18))[: -len(" 3.17")]),
+        54: block_names(" ".join(f"{stage}.{block}" for stage in (1, 2, 3) for block in range(18))[: -len(" 3.17")]),
     },
 }
 
 
-def _is_cifar_resnet(network: Network, blocks: int) -> bool:
+def is_cifar_resnet(network: Network, blocks: int) -> bool:
+    """True if a network has the blocks of a CIFAR ResNet with this number of blocks per stage."""
     stages = [f"stage{stage}/{block}" for stage in (1, 2, 3) for block in range(blocks)]
     return network.names == ("stem", *stages, "head")
 
@@ -90,7 +91,7 @@ def equal_layers(network: Network, modules: int) -> tuple[str, ...]:
     """
     _check_modules(network, modules)
     for blocks, table in _EQUAL_LAYERS.items():
-        if modules in table and _is_cifar_resnet(network, blocks):
+        if modules in table and is_cifar_resnet(network, blocks):
             return table[modules]
     ends = []
     total = 0
@@ -139,7 +140,7 @@ def balanced_memory(network: Network, modules: int, *, data: str = "cifar10") ->
     if modules == 1:
         return ()
     for blocks, tables in _BALANCED_MEMORY.items():
-        if _is_cifar_resnet(network, blocks):
+        if is_cifar_resnet(network, blocks):
             table = tables.get(data, tables["cifar10"])
             if modules not in table:
                 known = ", ".join(map(str, table))
@@ -195,7 +196,7 @@ def man_plus_boundaries(network: Network, modules: int) -> tuple[str, ...]:
 def _of_man(network: Network, modules: int, *, stem: bool) -> tuple[str, ...]:
     method = "MAN++" if stem else "MAN"
     for blocks, table in _MAN.items():
-        if _is_cifar_resnet(network, blocks):
+        if is_cifar_resnet(network, blocks):
             if modules not in table:
                 known = " or ".join(str(number + stem) for number in table)
                 raise ValueError(
