@@ -88,7 +88,7 @@ class PairTraining:
                 raise ValueError(f"{method} has the cross entropy as loss: cut with loss='softmax'")
             if module.weights not in ((), (1.0, 1.0)):
                 raise ValueError(f"{method} has weights of its own: leave loss_scale out")
-        self._pairs()
+        self.pairs()
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A new state with one part per module, and parts of averages.
@@ -107,8 +107,8 @@ class PairTraining:
         for name, block in network:
             inputs[name] = x
             x = output_shape(block, of_block(blocks, name), x)
-        state: State = {}
-        for (pair, attachment), key, module in zip(self._pairs(), keys[1:], modules[1:], strict=False):
+        found: dict[str, Variables] = {}
+        for (pair, attachment), key, module in zip(self.pairs(), keys[1:], modules[1:], strict=False):
             added: dict[str, Mapping[str, Any]] = {}
             if attachment is not None and pair.head is not None:
                 output = inputs[network.names[network.position(module.names[-1]) + 1]]
@@ -127,12 +127,25 @@ class PairTraining:
                     output = output_shape(network[name], added[copy], output)
                 if attachment.average is not None:
                     params = {str(i): blocks["params"][name] for i, name in enumerate(attachment.average.blocks)}
-                    state[_average_name(pair)] = {"params": _copied(params), "batch_stats": {}}
-            own = by_block({"blocks": self._of_module(pair.number, blocks), **added})
-            handed = jax.tree.map(jnp.zeros_like, self._of_module(pair.number + 1, blocks))
-            state[pair.name] = {**new_part(own, self.optimizer), HANDED: handed}
-        last = by_block({"blocks": self._of_module(len(modules) - 1, blocks)})
-        return {**state, modules[-1].name: new_part(last, self.optimizer)}
+                    found[average_name(pair)] = {"params": _copied(params), "batch_stats": {}}
+            found[pair.name] = by_block({"blocks": self._of_module(pair.number, blocks), **added})
+        found[modules[-1].name] = by_block({"blocks": self._of_module(len(modules) - 1, blocks)})
+        return self.state(found)
+
+    def state(self, variables: Mapping[str, Variables]) -> State:
+        """A state before the first step.
+
+        Args:
+            variables: those of each module's blocks and of the networks that the module's program adds, and those of
+                averages, by the name of the part.
+        """
+        names = [module.name for module in self.cut_network.modules]
+        state: State = {name: dict(own) for name, own in variables.items()}
+        for name, following in itertools.zip_longest(names, names[1:]):
+            state[name] = new_part(variables[name], self.optimizer)
+            if following is not None:
+                state[name][HANDED] = jax.tree.map(jnp.zeros_like, of_block(variables[following], "blocks"))
+        return state
 
     def _of_module(self, number: int, variables: Variables) -> Variables:
         """The variables of a module's blocks by their numbers, from those of the network by name."""
@@ -152,7 +165,7 @@ class PairTraining:
     def programs(self) -> tuple[Program, ...]:
         """One program per module, and those of averages. Pairs with the same computation share one executable."""
         programs, previous = [], ()
-        for pair, attachment in self._pairs():
+        for pair, attachment in self.pairs():
             programs.append(
                 Program(
                     name=pair.name,
@@ -185,7 +198,7 @@ class PairTraining:
             for i, name in enumerate(module.names)
         }
         return Program(
-            name=_average_name(pair),
+            name=average_name(pair),
             key=(_update_average, len(average.blocks)),
             function=_update_average,
             reads=(),
@@ -203,7 +216,7 @@ class PairTraining:
         such head."""
         features, _ = self.cut_network.network.features(self.network_variables(state), images, train=False)
         exits = {}
-        for pair, _ in self._pairs():
+        for pair, _ in self.pairs():
             if pair.head is not None:
                 apply = network_application(variables_of(state[pair.name]), {}, train=False)
                 ends = self.cut_network.modules[pair.number + 1].names[-1]
@@ -219,7 +232,7 @@ class PairTraining:
         """The name of the last module."""
         return self.cut_network.modules[-1].name
 
-    def _pairs(self) -> list[tuple[Pair, PairAttachment | None]]:
+    def pairs(self) -> list[tuple[Pair, PairAttachment | None]]:
         """All pairs, with what the rule adds to each. It adds nothing to the last pair."""
         cut_network, found = self.cut_network, []
         modules, network = cut_network.modules, cut_network.network
@@ -257,12 +270,13 @@ class PairTraining:
                 frozen=(),
             )
             if attachment is not None and attachment.average is not None:
-                pair = replace(pair, frozen=(f"{_average_name(pair)}/params/0",))
+                pair = replace(pair, frozen=(f"{average_name(pair)}/params/0",))
             found.append((pair, attachment))
         return found
 
 
-def _average_name(pair: Pair) -> str:
+def average_name(pair: Pair) -> str:
+    """The name of the part of the state with the copies that a pair reads, such as `average03`."""
     return pair.second_name.replace("module", "average")
 
 

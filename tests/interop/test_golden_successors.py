@@ -22,12 +22,13 @@ from kd_local.local import AugLocal, ContSup, cut
 from kd_local.models import create
 from kd_local.parallel import compile_step, on_every_device
 from kd_local.state import new_part, variables_of
+from tests.interop.golden_pairs import pairs_case
 from tests.support.weights import weights_by_name
 
 EXACT = 1e-7
 ZERO = 1e-10
 FOLDER = Path(os.environ.get("KD_LOCAL_GOLDEN", Path(__file__).parents[2] / "../shared/golden"))
-METHODS = ("auglocal", "dgl", "predsim")
+METHODS = ("auglocal", "dgl", "predsim", "hpff", "mlaan")
 FILES = sorted(path for name in METHODS for path in FOLDER.glob(f"{name}_*.npz"))
 PATHS = [pytest.param(path, id=path.stem) for path in FILES] or [
     pytest.param(None, id="none", marks=pytest.mark.skip(reason=f"no golden file of {', '.join(METHODS)} in {FOLDER}"))
@@ -56,6 +57,7 @@ class Case:
         named: variables of the state's parts, to arrays by their names in PyTorch.
         losses: metrics of all programs, to the losses of the modules in order.
         parts: metrics of all programs, to the unweighted losses in the order of the file.
+        train_logits: the state before a step and images, to the logits of the step; None if the file has none.
     """
 
     method: Method
@@ -63,6 +65,7 @@ class Case:
     named: Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
     losses: Callable[[Mapping[str, Any]], list[Any]]
     parts: Callable[[Mapping[str, Any]], list[Any]]
+    train_logits: Callable[[Mapping[str, Any], Any], Any] | None = None
 
 
 def weights_of(file: Any, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -137,7 +140,11 @@ def pooled_head(settings: Mapping[str, Any], weights: Mapping[str, np.ndarray]) 
     )
 
 
-CASES = {"auglocal": auglocal, "dgl": pooled_head, "predsim": pooled_head}
+def of_pairs(settings: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Case:
+    return Case(*pairs_case(settings, weights, optimizer_of(settings)))
+
+
+CASES = {"auglocal": auglocal, "dgl": pooled_head, "predsim": pooled_head, "hpff": of_pairs, "mlaan": of_pairs}
 assert tuple(CASES) == METHODS
 
 
@@ -156,6 +163,9 @@ def test_steps_in_float64(path):
         state = jax.device_put(case.state, everywhere)
         for prefix in ("", "step2/")[: settings["steps"]]:
             placed = jax.device_put(inputs(file, settings, prefix), everywhere)
+            if case.train_logits is not None:
+                logits = jax.jit(case.train_logits)(state, placed[0])
+                wrong |= deviations({"train_logits": logits}, file, prefix, settings)
             state, metrics = step(state, *placed, jax.random.key(0))
             wrong |= deviations(results(case, state, metrics), file, prefix, settings)
     assert not wrong
