@@ -10,7 +10,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments.configs.objectives import AUXILIARY_PARAMETERS, HYPER_PARAMETERS, LOCAL_DISTILLATION
+from experiments.configs.objectives import (
+    AUXILIARY_PARAMETERS,
+    HYPER_PARAMETERS,
+    LOCAL_DISTILLATION,
+    PAIR_PARAMETERS,
+    PAIRS,
+)
 from experiments.from_config.numbers import BALANCED, class_weights, pixel_numbers
 from kd_local.choices import data
 from kd_local.choices.distillation import check_hyperparameters
@@ -42,7 +48,7 @@ def check_config(config: ConfigDict) -> None:
     _check_optimization(config)
     _check_context(config)
     check_local(config)
-    for user, numbers in {**HYPER_PARAMETERS, **AUXILIARY_PARAMETERS}.items():
+    for user, numbers in {**HYPER_PARAMETERS, **AUXILIARY_PARAMETERS, **PAIR_PARAMETERS}.items():
         check_hyperparameters({name: of[1] for name, of in numbers.items()}, config[user].to_dict())
 
 
@@ -117,11 +123,24 @@ def check_local(config: ConfigDict) -> None:
     local = config.local
     boundary_names(local.boundaries)
     check_widths(local.feature_width, local.aux_width)
+    if config.method in PAIRS:
+        _check_pairs(config)
     form, _ = step_form(config)
     if form != SEPARATE and (local.memory_budget is not None or local.boundaries == "balanced"):
         raise ValueError(
             f"step is {form!r}, but balanced boundaries and memory budgets need separate executables: use "
             "step=separate and steps_per_call=1, or boundaries by name"
+        )
+
+
+def _check_pairs(config: ConfigDict) -> None:
+    """Refuses values of local keys that do not fit pairs of modules."""
+    local, method = config.local, config.method
+    if local.modules < 2:
+        raise ValueError(f"local.modules is {local.modules}, but {method} trains pairs of modules: use 2 or more")
+    if local.boundaries == "balanced":
+        raise ValueError(
+            f"local.boundaries is balanced, but the memory of {method} is not measured: use equal, man, or blocks"
         )
 
 

@@ -9,7 +9,7 @@ from ml_collections.config_dict import placeholder
 
 from experiments.configs.description import Group, Key, above, names_with_commas, path, when
 from experiments.configs.local_keys import LOCAL
-from experiments.configs.objectives import AUXILIARY_PARAMETERS, HYPER_PARAMETERS, OF_LOGITS
+from experiments.configs.objectives import AUXILIARY_PARAMETERS, HYPER_PARAMETERS, OF_LOGITS, PAIR_PARAMETERS
 from experiments.configs.uses import (
     DISTRIBUTED,
     LABELS,
@@ -219,13 +219,17 @@ KEYS: Mapping[str, Key | Group] = {
 
 
 def hyper_parameter_keys() -> dict[str, Group]:
-    """The hyper-parameters of every objective and every auxiliary network by its name."""
+    """The hyper-parameters of every objective, auxiliary network and rule for pairs by its name."""
     return {
         name: {
             key: Key(default, values, meaning, (when(user, name), *([above_zero(name, weights)] if weights else ())))
             for key, (default, values, meaning, weights) in group.items()
         }
-        for user, table in (("method", HYPER_PARAMETERS), ("local.auxiliary", AUXILIARY_PARAMETERS))
+        for user, table in (
+            ("method", HYPER_PARAMETERS),
+            ("local.auxiliary", AUXILIARY_PARAMETERS),
+            ("method", PAIR_PARAMETERS),
+        )
         for name, group in table.items()
     }
 

@@ -6,8 +6,12 @@ from experiments.configs.description import Group, Key, names_with_commas, when
 from experiments.configs.objectives import AUXILIARIES
 from experiments.configs.uses import (
     CONTSUP,
+    CUT,
+    CUT_MODULES,
+    DECODED,
     HIDDEN,
     IMAGE_CONTEXT,
+    MODULES,
     NO_BUDGET,
     REMAT,
     SEVERAL_MODULES,
@@ -16,7 +20,7 @@ from experiments.configs.uses import (
 )
 from experiments.from_config.numbers import numbers
 from kd_local.choices.local import HEADS, IMAGE_ENCODERS, LOSSES, REMATERIALIZABLE, check_loss_scale, read_context
-from kd_local.choices.local import RANGES as CUT
+from kd_local.choices.local import RANGES as ARGUMENTS
 from kd_local.ranges import Choice, Switch, Text
 from kd_local.sizes import parse_bytes
 
@@ -30,14 +34,14 @@ _REMAT = Text(
     "auto, none, or names with commas between", names_with_commas("name in remat", REMATERIALIZABLE, "auto", "none")
 )
 LOCAL: Group = {
-    "modules": Key(4, CUT["modules"], "number K of gradient-isolated modules", (CONTSUP, NO_BUDGET)),
+    "modules": Key(4, ARGUMENTS["modules"], "number K of gradient-isolated modules", (CUT, NO_BUDGET)),
     "context": Key("R1E", Text("R0, E, Rn or RnE with n from 1", read_context), "context supply", SEVERAL_MODULES),
     "boundaries": Key(
         "equal",
         Text("equal, balanced, published, single, man, man_plus, or blocks"),
         "`equal` (layers), `balanced` (memory), `published` (memory), `single` (blocks), `man` (MAN, HPFF, MLAAN), "
         "`man_plus` (MAN++), or blocks: `stem,stage1/2`",
-        SEVERAL_MODULES,
+        CUT_MODULES,
     ),
     "image_encoder": Key(
         "full",
@@ -55,10 +59,12 @@ LOCAL: Group = {
         "1c2f",
         Choice("head", HEADS),
         "`NcMf`: N convolutions, M linear layers (InfoPro, ContSup); `dgl`: DGL's; `pool`: PredSim's",
-        (*SEVERAL_MODULES, WITH_A_HEAD),
+        (*CUT_MODULES, WITH_A_HEAD),
     ),
     "loss": Key("softmax", Choice("local loss", LOSSES), "local loss", SEVERAL_MODULES),
-    "decoder": Key(False, Switch(), "adds InfoPro's reconstruction of the image to each local loss", SEVERAL_MODULES),
+    "decoder": Key(
+        False, Switch(), "adds InfoPro's reconstruction of the image to each local loss", (DECODED, MODULES)
+    ),
     "loss_scale": Key(
         "published",
         Text("published, or four numbers", _loss_scale),
@@ -67,21 +73,21 @@ LOCAL: Group = {
     ),
     "aux_width": Key(
         1.0,
-        CUT["aux_width"],
+        ARGUMENTS["aux_width"],
         "multiplies the channels of heads, decoders and image encoders",
-        (*SEVERAL_MODULES, WIDE),
+        (*CUT_MODULES, WIDE),
     ),
     "feature_width": Key(
         128,
-        CUT["feature_width"],
+        ARGUMENTS["feature_width"],
         "hidden units of a head, and features of the contrastive loss",
-        (*SEVERAL_MODULES, HIDDEN),
+        (*CUT_MODULES, HIDDEN),
     ),
     "remat": Key(
         "auto",
         _REMAT,
         "parts to recompute: any of `blocks,contexts,head,decoder`; `auto`: `contexts`",
-        (CONTSUP, REMAT),
+        (CUT, REMAT),
     ),
     "memory_budget": Key(
         placeholder(str),

@@ -3,20 +3,25 @@
 from typing import Any
 
 from experiments.configs.description import Use, Values, when
-from experiments.configs.objectives import HYPER_PARAMETERS, LOCAL_DISTILLATION, OBJECTIVES, WITH_HEAD
+from experiments.configs.objectives import HYPER_PARAMETERS, LOCAL_DISTILLATION, OBJECTIVES, PAIRS, WITH_HEAD
 from kd_local.choices.data import INCLUDED
 from kd_local.choices.local import HEADS_WITH_A_WIDTH, HEADS_WITH_HIDDEN_UNITS, LOSSES_OF_LOGITS, unused_remat
 
-METHODS: tuple[str, ...] = ("contsup", "end_to_end", *OBJECTIVES, LOCAL_DISTILLATION)
+METHODS: tuple[str, ...] = ("contsup", *PAIRS, "end_to_end", *OBJECTIVES, LOCAL_DISTILLATION)
 
 TAUGHT = Use("a method of distillation", lambda given: given["method"] in (*OBJECTIVES, LOCAL_DISTILLATION))
 CONTSUP = when("method", "contsup")
+CUT = when("method", "contsup", *PAIRS)
+DECODED = when("method", "contsup", "hpff")
 MODULES = Use(
     "local.modules above 1", lambda given: given["local.modules"] > 1 or given["local.memory_budget"] is not None
 )
 SEVERAL_MODULES = (CONTSUP, MODULES)
+CUT_MODULES = (CUT, MODULES)
 SGD, PIECEWISE = when("optimizer.name", "sgd"), when("optimizer.schedule", "piecewise")
-IMAGE_CONTEXT = Use("a local.context with E", lambda given: given["local.context"].endswith("E"))
+IMAGE_CONTEXT = Use(
+    "a local.context with E", lambda given: given["method"] == "contsup" and given["local.context"].endswith("E")
+)
 WITH_A_HEAD = when("local.auxiliary", *WITH_HEAD)
 HIDDEN = Use(
     "a local.head of 2 or 3 linear layers, or local.loss=contrast",
@@ -57,7 +62,8 @@ LABELS = Use("local.loss=softmax or predsim, and a weight of the cross entropy o
 def _named_networks(given: Values) -> bool:
     modules = given["local.modules"] if given["local.memory_budget"] is None else 2  # or more
     names = [name.strip() for name in given["local.remat"].split(",")]
-    return not unused_remat(names, modules=modules, context=given["local.context"], decoder=given["local.decoder"])
+    context = given["local.context"] if given["method"] == "contsup" else "R0"
+    return not unused_remat(names, modules=modules, context=context, decoder=given["local.decoder"])
 
 
 REMAT = Use(

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.objectives import PAIRS
 from experiments.folders.identity import VERSION, Differences, Identity, compare, options
 from kd_local import __version__
 from kd_local.files import DamagedFileError, read_json, replace_text
@@ -34,6 +35,8 @@ def default_workdir(config: ConfigDict, root: Path = Path("runs")) -> Path:
     words = [config.method, config.network.name, config.data.name]
     if config.method == "contsup":
         words += [f"k{config.local.modules}", config.local.context]
+    elif config.method in PAIRS:
+        words.append(f"k{config.local.modules}")
     stem = "-".join([*words, f"seed{config.seed}"])
     named = root / f"{stem}-{digest}"
     others = () if named.exists() else sorted(root.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * 8}"))

@@ -13,9 +13,11 @@ from kd_local.data import DatasetSpec
 from kd_local.errors import unknown
 from kd_local.local import (
     AUXILIARIES,
+    PAIR_RULES,
     REMATERIALIZABLE,
     AuxiliaryRule,
     CutNetwork,
+    HeadRule,
     PixelScale,
     TaskLoss,
     balanced_memory,
@@ -39,12 +41,13 @@ def cut_from_config(
 ) -> CutNetwork:
     """The network cut into modules as `config.local` says. In place of balanced boundaries it has equal ones.
 
-    `platform` is the platform to compile for: cpu, gpu or tpu. `task_loss` is used if the method is contsup.
+    `platform` is the platform to compile for: cpu, gpu or tpu. `task_loss` is used if the method cuts the
+    network. Methods of pairs of modules have context R0, heads alone, and weights of their own.
 
     Raises:
         ValueError: a value of `config.local` that is unknown, out of range or does not fit the network.
     """
-    local = config.local
+    local, pairs = config.local, config.method in PAIR_RULES
     boundaries: Any = boundary_names(local.boundaries)
     if boundaries == "published":
         boundaries = balanced_memory(network, local.modules, data=config.data.name)
@@ -65,14 +68,14 @@ def cut_from_config(
         local.modules,
         classes=data.classes,
         boundaries=boundaries,
-        context=local.context,
+        context="R0" if pairs else local.context,
         image_encoder=local.image_encoder,
-        auxiliary=_auxiliary(config),
-        head=local.head if local.auxiliary in WITH_HEAD else None,
-        loss=local.loss,
-        task_loss=task_loss if config.method == "contsup" else TaskLoss(),
+        auxiliary=HeadRule() if pairs else _auxiliary(config),
+        head=local.head if pairs or local.auxiliary in WITH_HEAD else None,
+        loss="softmax" if pairs else local.loss,
+        task_loss=task_loss if pairs or config.method == "contsup" else TaskLoss(),
         decoder=pixels if local.decoder else None,
-        loss_scale=scale,
+        loss_scale=(1, 1, 1, 1) if pairs else scale,
         aux_width=local.aux_width,
         feature_width=local.feature_width,
         remat=_remat(local.remat),

@@ -27,6 +27,7 @@ from kd_local.choices.optimization import check_accumulate
 from kd_local.contract import Method, trained_programs
 from kd_local.data import Data, DatasetSpec
 from kd_local.errors import unknown
+from kd_local.local import PAIR_RULES
 from kd_local.models import create
 from kd_local.networks import Network
 from kd_local.parallel import StepOptions, check_step, device_mesh
@@ -49,7 +50,7 @@ class Experiment:
         modules: the number of modules; None if the method does not cut the network.
         context: the context of ContSup; None for other methods.
         loss: the local loss of ContSup; None for other methods.
-        boundaries: the blocks after which ContSup cuts the network; empty for other methods.
+        boundaries: the blocks after which ContSup, HPFF and MLAAN cut the network; empty for other methods.
         shape: height, width and channels of the images.
         plan: the steps of the run from its beginning.
         schedule: the learning rate of each batch.
@@ -116,7 +117,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         modules=len(trained_programs(method)) if config.method in CUT_METHODS else None,
         context=config.local.context if local else None,
         loss=config.local.loss if local else None,
-        boundaries=cut_network.boundaries if local else (),
+        boundaries=cut_network.boundaries if local or config.method in PAIR_RULES else (),
         shape=data.shape,
         plan=plan,
         schedule=schedule,

@@ -15,10 +15,10 @@ from kd_local.contract import Method
 from kd_local.data import DatasetSpec
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss, Teacher
 from kd_local.errors import unknown
-from kd_local.local import ContSup, CutNetwork, EndToEnd, TaskLoss
+from kd_local.local import PAIR_RULES, ContSup, CutNetwork, EndToEnd, PairRule, PairTraining, TaskLoss
 from kd_local.networks import Network
 
-CUT_METHODS = ("contsup", "local_distillation")
+CUT_METHODS = ("contsup", *PAIR_RULES, "local_distillation")
 """Methods that cut the network and train each module with its own program."""
 
 
@@ -29,6 +29,7 @@ class Ingredients:
     Attributes:
         network: the network to train.
         contsup: the method ContSup for the network.
+        pair_rules: the rules for pairs of modules by the names of their methods.
         objectives: the objectives of distillation by name.
         stone_loss: the objective of local distillation.
         optimizer: the optimizer of every program.
@@ -38,6 +39,7 @@ class Ingredients:
 
     network: Network
     contsup: ContSup
+    pair_rules: Mapping[str, PairRule]
     objectives: Mapping[str, Objective]
     stone_loss: StoneLoss
     optimizer: optax.GradientTransformation
@@ -66,6 +68,7 @@ def method_from_config(
     of = Ingredients(
         network=network,
         contsup=ContSup(cut_network, optimizer, config.local.answer),
+        pair_rules={name: rule(**_hyper_parameters(config[name])) for name, rule in PAIR_RULES.items()},
         objectives={name: kind(**_hyper_parameters(config[name])) for name, kind in OBJECTIVES.items()},
         stone_loss=StoneLoss(**_hyper_parameters(config.local_distillation)),
         optimizer=optimizer,
@@ -85,6 +88,11 @@ def method_from_config(
 def _contsup(config: ConfigDict, of: Ingredients) -> Method:
     of.contsup.check_maps()
     return of.contsup
+
+
+def _pairs(config: ConfigDict, of: Ingredients) -> Method:
+    of.network.check_maps(config.method)
+    return PairTraining(of.contsup.cut_network, of.pair_rules[config.method], of.optimizer)
 
 
 def _end_to_end(config: ConfigDict, of: Ingredients) -> Method:
@@ -128,6 +136,7 @@ def _local_distillation(config: ConfigDict, of: Ingredients) -> Method:
 
 METHODS: Mapping[str, Callable[[ConfigDict, Ingredients], Method]] = {
     "contsup": _contsup,
+    **dict.fromkeys(PAIR_RULES, _pairs),
     "end_to_end": _end_to_end,
     **dict.fromkeys(OBJECTIVES, _distillation),
     "local_distillation": _local_distillation,

@@ -16,7 +16,8 @@ from kd_local.local.loss_scales import published_loss_scale
 from kd_local.local.losses import LOSSES
 from kd_local.local.mlaan import MLAAN
 from kd_local.local.module import LocalModule
-from kd_local.local.pairs import PairTraining
+from kd_local.local.pair import PairRule
+from kd_local.local.pairs import PAIR_RULES, PairTraining
 from kd_local.local.partition import (
     balanced_memory,
     check_boundaries,
@@ -35,6 +36,7 @@ __all__ = [
     "HPFF",
     "LOSSES",
     "MLAAN",
+    "PAIR_RULES",
     "REMATERIALIZABLE",
     "AugLocal",
     "Auxiliary",
@@ -46,6 +48,7 @@ __all__ = [
     "HeadRule",
     "LocalModule",
     "LocalOutputs",
+    "PairRule",
     "PairTraining",
     "PixelScale",
     "TaskLoss",

@@ -4,7 +4,7 @@ Reference: Su et al., "HPFF: Hierarchical locally supervised learning with patch
 2407.05638).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from kd_local.hyperparameters import check_hyperparameters
 from kd_local.local.auxiliaries.head import Head
 from kd_local.local.auxiliary import Boundary
-from kd_local.local.decoders import Decoder, PixelScale, reconstruction_loss
+from kd_local.local.decoders import Decoder, reconstruction_loss
+from kd_local.local.module import Reconstruction
 from kd_local.local.pair import PairAttachment
 from kd_local.local.partition import man_number
 from kd_local.models.layers import DType
@@ -95,7 +96,7 @@ def _joined(x: Float[Array, "batch patches *shape"]) -> Float[Array, "batch_patc
 
 @dataclass(frozen=True)
 class PatchReconstruction:
-    """The binary cross entropy of reconstructed patches. See `kd_local.local.pair.Reconstruction`.
+    """The binary cross entropy of reconstructed patches. See `kd_local.local.pair.PairReconstruction`.
 
     Attributes:
         network: the decoders.
@@ -159,15 +160,29 @@ class HPFF:
         """Those of the two cross entropies."""
         return self.weight_x, self.weight_y
 
-    def at(self, boundary: Boundary, pixels: PixelScale | None) -> PairAttachment:
-        """The head and the decoder of the pair whose second module ends at a boundary."""
+    def at(self, boundary: Boundary, decoder: Reconstruction | None) -> PairAttachment:
+        """The head and the decoder of the pair whose second module ends at a boundary.
+
+        Raises:
+            ValueError: a hyper-parameter of decoders differs from its default, and there is no decoder.
+        """
         head: Any = boundary.head if self.faithful else PatchHead(boundary.head, self.patches)
-        if pixels is None:
+        if decoder is None:
+            self._check_unused()
             return PairAttachment(Head(head), (self.weight_x, self.weight_y, 0.0))
         last = max(man_number(boundary.network, boundary.boundaries), len(boundary.boundaries) + 1) - 2
         ratio = boundary.number / last
         a = self.reconstruction_first * (1 - ratio) + self.reconstruction_last * ratio
         b = self.head_first * (1 - ratio) + self.head_last * ratio
         weights = self.weight_x, self.weight_y * b, self.weight_y * a
-        decoder = PatchDecoder(self.patches, self.faithful, dtype=boundary.dtype)
-        return PairAttachment(Head(head), weights, PatchReconstruction(decoder, added=self.faithful))
+        network = PatchDecoder(self.patches, self.faithful, decoder.decoder.width, boundary.dtype)
+        return PairAttachment(Head(head), weights, PatchReconstruction(network, added=self.faithful))
+
+    def _check_unused(self) -> None:
+        used = ["weight_x", "weight_y", "faithful", *([] if self.faithful else ["patches"])]
+        for field in fields(self):
+            if field.name not in used and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name} is {getattr(self, field.name)}, but there is no decoder: cut with a decoder, or "
+                    f"leave {field.name} out"
+                )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.hyperparameters import check_hyperparameters
 from kd_local.local.auxiliaries.head import Head
 from kd_local.local.auxiliary import Apply, Boundary
-from kd_local.local.decoders import PixelScale
+from kd_local.local.module import Reconstruction
 from kd_local.local.pair import Average, PairAttachment
 from kd_local.local.partition import block_names, is_cifar_resnet, man_boundaries
 from kd_local.networks import Network, init_block, output_shape
@@ -150,13 +150,13 @@ class MLAAN:
         """Those of the two cross entropies of the last pair."""
         return (0.0, 1.0) if self.faithful else (self.weight_x, self.weight_y)
 
-    def at(self, boundary: Boundary, pixels: PixelScale | None) -> PairAttachment:
+    def at(self, boundary: Boundary, decoder: Reconstruction | None) -> PairAttachment:
         """The leaping blocks of the pair whose second module ends at a boundary.
 
         Raises:
             ValueError: there is a decoder, or the leaping blocks are not blocks after the boundary.
         """
-        if pixels is not None:
+        if decoder is not None:
             raise ValueError("MLAAN has no decoder: leave decoder out")
         network, weights = boundary.network, (self.weight_x, self.weight_y, 0.0)
         names = self._leaps(boundary)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from kd_local.contract import Metrics
 from kd_local.local.auxiliary import Auxiliary, Boundary
 from kd_local.local.decoders import PixelScale
-from kd_local.local.module import network_application
+from kd_local.local.module import Reconstruction, network_application
 from kd_local.local.task_loss import TaskLoss
 from kd_local.networks import Collection, Network, Variables, of_block
 
@@ -30,7 +30,7 @@ INDEPENDENT_HEAD = "independent_head"
 
 
 @runtime_checkable
-class Reconstruction(Protocol):
+class PairReconstruction(Protocol):
     """The decoder of a pair, and its loss. It is hashable."""
 
     @property
@@ -72,7 +72,7 @@ class PairAttachment:
 
     auxiliary: Auxiliary
     weights: tuple[float, float, float]
-    reconstruction: Reconstruction | None = None
+    reconstruction: PairReconstruction | None = None
     copies: tuple[tuple[str, str], ...] = ()
     average: Average | None = None
 
@@ -89,12 +89,12 @@ class PairRule(Protocol):
     @property
     def last_weights(self) -> tuple[float, float]: ...
 
-    def at(self, boundary: Boundary, pixels: PixelScale | None) -> PairAttachment:
+    def at(self, boundary: Boundary, decoder: Reconstruction | None) -> PairAttachment:
         """What is added to the pair whose second module ends at a boundary.
 
         Args:
             boundary: the boundary.
-            pixels: the normalisation of the images if the network was cut with a decoder.
+            decoder: that of the module, if the network was cut with decoders.
 
         Raises:
             ValueError: the rule has no such pair.
@@ -128,7 +128,7 @@ class Pair:
     opens: bool
     head: nn.Module | None
     auxiliary: Auxiliary | None
-    reconstruction: Reconstruction | None
+    reconstruction: PairReconstruction | None
     pixels: PixelScale | None
     loss: TaskLoss
     remat: tuple[str, ...]

@@ -22,6 +22,8 @@ from kd_local.local.auxiliaries.head import Head
 from kd_local.local.auxiliary import Boundary
 from kd_local.local.contexts import IMAGES, output_name
 from kd_local.local.cut_network import CutNetwork
+from kd_local.local.hpff import HPFF
+from kd_local.local.mlaan import MLAAN
 from kd_local.local.module import network_application
 from kd_local.local.pair import (
     INDEPENDENT_HEAD,
@@ -34,6 +36,9 @@ from kd_local.local.pair import (
 from kd_local.local.task_loss import TaskLoss
 from kd_local.networks import COLLECTIONS, Variables, by_block, init_block, of_block, output_shape
 from kd_local.state import Part, apply_gradients, check_optimizer, new_part, variables_of
+
+PAIR_RULES: Mapping[str, type[PairRule]] = {"hpff": HPFF, "mlaan": MLAAN}
+"""The rules by the names of their methods in a config."""
 
 HANDED = "handed"
 """The key of gradients and batch statistics of the next module, in the part of the state that a program owns."""
@@ -237,14 +242,13 @@ class PairTraining:
         cut_network, found = self.cut_network, []
         modules, network = cut_network.modules, cut_network.network
         for number, (module, second) in enumerate(itertools.pairwise(modules)):
-            attachment, head, pixels = None, None, None
+            attachment, head, decoder = None, None, second.reconstruction
             weights: tuple[float, ...] = self.rule.last_weights
             if isinstance(second.auxiliary, Head):
                 head = second.auxiliary.network
-                pixels = None if second.reconstruction is None else second.reconstruction.pixels
                 classes = head.outputs
                 boundary = Boundary(network, cut_network.boundaries, number + 1, head, classes, head.dtype)
-                attachment = self.rule.at(boundary, pixels)
+                attachment = self.rule.at(boundary, decoder)
                 used = attachment.reconstruction is not None
                 weights = attachment.weights if used else attachment.weights[:2]
             auxiliary = None if attachment is None else attachment.auxiliary
@@ -259,7 +263,7 @@ class PairTraining:
                 head=head,
                 auxiliary=auxiliary,
                 reconstruction=reconstruction,
-                pixels=None if reconstruction is None else pixels,
+                pixels=None if reconstruction is None or decoder is None else decoder.pixels,
                 loss=second.loss,
                 remat=module.remat,
                 name=name,
