@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Int
 from kd_local.contract import Metrics
 from kd_local.local.auxiliary import Auxiliary, Boundary
 from kd_local.local.decoders import PixelScale
+from kd_local.local.losses import LocalLoss
 from kd_local.local.module import Reconstruction, network_application
-from kd_local.local.task_loss import TaskLoss
 from kd_local.networks import Collection, Network, Variables, of_block
 
 INDEPENDENT_HEAD = "independent_head"
@@ -130,7 +130,7 @@ class Pair:
     auxiliary: Auxiliary | None
     reconstruction: PairReconstruction | None
     pixels: PixelScale | None
-    loss: TaskLoss
+    loss: LocalLoss
     remat: tuple[str, ...]
     number: int = field(compare=False)
     name: str = field(compare=False)

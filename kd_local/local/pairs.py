@@ -23,6 +23,7 @@ from kd_local.local.auxiliary import Boundary
 from kd_local.local.contexts import IMAGES, output_name
 from kd_local.local.cut_network import CutNetwork
 from kd_local.local.hpff import HPFF
+from kd_local.local.losses import LocalLoss
 from kd_local.local.mlaan import MLAAN
 from kd_local.local.module import network_application
 from kd_local.local.pair import (
@@ -33,7 +34,6 @@ from kd_local.local.pair import (
     PairRule,
     second_paths,
 )
-from kd_local.local.task_loss import TaskLoss
 from kd_local.networks import COLLECTIONS, Variables, by_block, init_block, of_block, output_shape
 from kd_local.state import Part, apply_gradients, check_optimizer, new_part, variables_of
 
@@ -169,7 +169,8 @@ class PairTraining:
 
     def programs(self) -> tuple[Program, ...]:
         """One program per module, and those of averages. Pairs with the same computation share one executable."""
-        programs, previous = [], ()
+        programs: list[Program] = []
+        previous: tuple[str, ...] = ()
         for pair, attachment in self.pairs():
             programs.append(
                 Program(
@@ -320,7 +321,7 @@ def _train_pair(
 
 
 def _train_last(
-    loss: TaskLoss,
+    loss: LocalLoss,
     optimizer: optax.GradientTransformation,
     part: Part,
     frozen: tuple[Any, ...],
@@ -336,7 +337,7 @@ def _train_last(
 def _update_average(
     part: Part,
     frozen: tuple[Any, ...],
-    tensors: tuple[()],
+    tensors: tuple[jax.Array, ...],
     rng: PRNGKeyArray,
     constants: Float[Array, " n"],
 ) -> tuple[Part, tuple[()], Metrics]:
