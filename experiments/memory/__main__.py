@@ -23,7 +23,7 @@ from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import define_config, given_keys
 from experiments.configs.checks import check_given, check_used
 from experiments.configs.contradictions import check_config, check_files
-from experiments.configs.objectives import AUXILIARIES
+from experiments.configs.objectives import AUXILIARIES, PAIRS
 from experiments.memory.rows import distillation_methods, has_teacher, names_of_teachers, table_config
 from kd_local.choices.local import read_context
 from kd_local.choices.steps import TARGETS
@@ -56,6 +56,7 @@ _CONTEXTS = flags.DEFINE_string("contexts", "R0,E,R1,R1E", "Contexts of local le
 _AUXILIARIES = flags.DEFINE_string(
     "auxiliaries", "", f"Auxiliary networks with rows of their own, in each context: {', '.join(AUXILIARIES)}."
 )
+_PAIRS = flags.DEFINE_string("pairs", "", f"Methods of pairs of modules that have rows: {', '.join(PAIRS)}.")
 _DECODERS = flags.DEFINE_bool("decoders", True, "Add rows of local learning with decoders.")
 _DISTILLATION = flags.DEFINE_string(
     "distillation",
@@ -79,7 +80,8 @@ def main(_: list[str]) -> None:
         if _MODULES.value is not None:
             modules = sorted(numbers("modules", _MODULES.value, example="1,2,4,8,16", lowest=1))
         contexts, methods = _contexts(_CONTEXTS.value), distillation_methods(_DISTILLATION.value, base)
-        auxiliaries = _auxiliaries(_AUXILIARIES.value)
+        auxiliaries = _names("auxiliary network", _AUXILIARIES.value, AUXILIARIES)
+        pairs = _names("method of pairs", _PAIRS.value, PAIRS)
         if _TARGET.value not in TARGETS:
             raise unknown("target", _TARGET.value, TARGETS)
         if base.batch_size % _DEVICES.value:
@@ -88,7 +90,7 @@ def main(_: list[str]) -> None:
                 "--devices, or --config.batch_size"
             )
         # Every network has two blocks or more, so the default has 1 and 2.
-        check_used(config, _alternatives(modules or [1, 2], contexts, methods, auxiliaries))
+        check_used(config, _alternatives(modules or [1, 2], contexts, (*pairs, *methods), auxiliaries))
         check_config(base)
         check_files(base, shapes_only=True)
         folder = _default_workdir(base) if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")
@@ -100,7 +102,7 @@ def main(_: list[str]) -> None:
     from experiments.memory.run import Selection, run  # imports JAX
 
     selection = Selection(
-        modules, contexts, auxiliaries, methods, _DECODERS.value, _TARGET.value, _DEVICES.value, _MEASURE.value
+        modules, contexts, auxiliaries, pairs, methods, _DECODERS.value, _TARGET.value, _DEVICES.value, _MEASURE.value
     )
     run(config, selection, folder)
 
@@ -127,11 +129,11 @@ def _contexts(text: str) -> tuple[str, ...]:
     return names
 
 
-def _auxiliaries(text: str) -> tuple[str, ...]:
+def _names(noun: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for name in names:
-        if name not in AUXILIARIES:
-            raise unknown("auxiliary network", name, AUXILIARIES)
+        if name not in known:
+            raise unknown(noun, name, known)
     return names
 
 

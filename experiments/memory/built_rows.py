@@ -9,7 +9,7 @@ from experiments.from_config.experiment import build
 from experiments.memory.rows import NAIVE, SCANNED, Row
 from kd_local.contract import Method
 from kd_local.distill import LocalDistillation
-from kd_local.local import ContSup
+from kd_local.local import ContSup, PairTraining
 from kd_local.memory import SummedLosses
 from kd_local.networks import Network
 from kd_local.parallel import StepOptions
@@ -51,7 +51,7 @@ def build_row(row: Row, base: ConfigDict, platform: str | None = None) -> BuiltR
     method, network = experiment.method, experiment.network
     if isinstance(method, LocalDistillation):
         blocks = {module.name: module.blocks.names for module in method.modules}
-    elif isinstance(method, ContSup):
+    elif isinstance(method, ContSup | PairTraining):
         blocks = {module.name: module.names for module in method.cut_network.modules}
     else:
         blocks = {program.name: network.names for program in method.programs()}

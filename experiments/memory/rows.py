@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.configs.contradictions import check_files
-from experiments.configs.objectives import LOCAL_DISTILLATION, OBJECTIVES
+from experiments.configs.objectives import LOCAL_DISTILLATION, OBJECTIVES, PAIRS
 from kd_local.errors import unknown
 
 END_TO_END = "end_to_end"
@@ -22,10 +22,11 @@ DECODER = "contsup_decoder"
 KD, BLOCK_KD = "kd", "block_kd"
 DISTILLATION: tuple[str, ...] = (*OBJECTIVES, LOCAL_DISTILLATION)
 METHODS: tuple[str, ...] = (
-    END_TO_END, REMATERIALIZED, NAIVE, JOINED, SCANNED, CONTSUP, LOCAL_REMATERIALIZED, DECODER, *DISTILLATION
+    END_TO_END, REMATERIALIZED, NAIVE, JOINED, SCANNED, CONTSUP, LOCAL_REMATERIALIZED, DECODER, *PAIRS, *DISTILLATION
 )  # fmt: skip
 """`contsup_scanned` runs several joined steps per call, and the devices hold the training images.
-`contsup_remat` rematerialises blocks and context networks; the other methods rematerialise as the config says."""
+`contsup_remat` rematerialises blocks and context networks; the other methods rematerialise as the config says.
+`hpff` has decoders."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ class Row:
         """A copy of the config with the keys of this row set."""
         config = base.copy_and_resolve_references()
         with config.unlocked():
-            config.method = self.method if self.taught else "contsup" if self.context else "end_to_end"
+            own = self.taught or self.method in PAIRS
+            config.method = self.method if own else "contsup" if self.context else "end_to_end"
             config.end_to_end.remat = self.method == REMATERIALIZED
-            config.local.modules = self.modules if self.context else 1
+            config.local.modules = self.modules if self.context or self.method in PAIRS else 1
             # A single module has neither context nor decoder.
             config.local.context = self.context if self.context and self.modules > 1 else "R0"
-            config.local.decoder = self.method == DECODER and self.modules > 1
+            config.local.decoder = self.method in (DECODER, "hpff") and self.modules > 1
             if self.auxiliary is not None or self.context is None or self.modules == 1:
                 config.local.auxiliary = self.auxiliary if self.auxiliary and self.modules > 1 else "head"
             config.local.answer = "last"
@@ -78,7 +80,7 @@ class Row:
                 config.steps_per_call = None
             if self.method == LOCAL_REMATERIALIZED:
                 config.local.remat = "blocks,contexts"
-            if self.context is None:
+            if self.context is None and self.method not in PAIRS:
                 config.local.boundaries = "equal"  # boundaries by name do not fit one module
             config.mesh.data = 1
         return config
@@ -98,6 +100,7 @@ def rows_of(
     decoders: bool,
     scanned: bool,
     auxiliaries: Sequence[str] = (),
+    pairs: Sequence[str] = (),
 ) -> list[Row]:
     """All rows, in the order of the table.
 
@@ -107,6 +110,7 @@ def rows_of(
         decoders: whether there are rows with decoders.
         scanned: whether there are rows of several steps per call.
         auxiliaries: auxiliary networks that have rows of their own, in addition to the config's.
+        pairs: methods of pairs of modules that have rows.
     """
     local = [(CONTSUP, context) for context in contexts]
     local += [(LOCAL_REMATERIALIZED, context) for context in contexts]
@@ -115,6 +119,7 @@ def rows_of(
     kinds = [(NAIVE, "R0"), (JOINED, "R0"), *([(SCANNED, "R0")] if scanned else []), *local]
     whole = [Row(END_TO_END), Row(REMATERIALIZED)]
     others = [Row(CONTSUP, k, context, name) for name in auxiliaries for context in contexts for k in modules if k > 1]
+    others += [Row(name, k) for name in pairs for k in modules if k > 1]
     return [*whole, *(Row(kind, k, context) for kind, context in kinds for k in modules), *others]
 
 
@@ -157,6 +162,8 @@ def in_order_of_effort(rows: Sequence[Row]) -> list[Row]:
     """
 
     def effort(row: Row) -> tuple[int, int]:
+        if row.method in PAIRS:
+            return 2, -row.modules
         if row.context is None:
             return int(row.taught), METHODS.index(row.method)
         if row.method in (CONTSUP, LOCAL_REMATERIALIZED, DECODER):

@@ -43,6 +43,7 @@ class Selection:
         modules: numbers of modules K; None: those of 1, 2, 4, 8 and 16 that the network has blocks for.
         contexts: contexts of local learning.
         auxiliaries: auxiliary networks that have rows of their own.
+        pairs: methods of pairs of modules that have rows.
         methods: methods of distillation.
         decoders: True for rows with decoders.
         target: the devices to compile for, see `kd_local.memory.target`.
@@ -53,6 +54,7 @@ class Selection:
     modules: Sequence[int] | None
     contexts: Sequence[str]
     auxiliaries: Sequence[str]
+    pairs: Sequence[str]
     methods: Sequence[str]
     decoders: bool
     target: str
@@ -78,6 +80,7 @@ def run(config: ConfigDict, selection: Selection, workdir: Path) -> None:
             decoders=selection.decoders,
             scanned=scanned,
             auxiliaries=selection.auxiliaries,
+            pairs=selection.pairs,
         )
         rows += distillation_rows(selection.methods, base)
         if selection.measure and not on.present:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from experiments.configs.objectives import PAIRS
 from experiments.memory.rows import (
     CONTSUP,
     DECODER,
@@ -143,6 +144,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     JOINED: {"linestyle": "-.", "marker": "^", "color": "0.4"},
     SCANNED: {"linestyle": "-.", "marker": "v", "color": "0.4"},
     NAIVE: {"linestyle": ":", "marker": "x", "color": "0.4"},
+    **{name: {"linestyle": "-.", "marker": marker} for name, marker in zip(PAIRS, "<>", strict=True)},
 }
 _MARKERS = ("D", "P", "X", "*", "p", "h")
 _LEVELS = {END_TO_END: "-", REMATERIALIZED: "--"}
@@ -162,19 +164,20 @@ def draw(records: Sequence[RowFigures], *, title: str) -> Figure:
     )
     lines: dict[tuple[str, str, str | None], list[RowFigures]] = {}
     counts = {record.modules for record in records if record.context is not None or record.modules > 1}
-    taught = [record.method for record in records if record.context is None and record.method not in _LEVELS]
+    whole = (*_LEVELS, *PAIRS)
+    taught = [record.method for record in records if record.context is None and record.method not in whole]
     for record in records:
         peak, name = record.peak_bytes / MIB, record.method
         if record.context is None and name in _LEVELS:
             axes.axhline(peak, color="black", linestyle=_LEVELS[name], label=name)
-        elif record.context is None:
+        elif record.context is None and name not in PAIRS:
             color = f"C{(len(contexts) + taught.index(name)) % 10}"
             if record.modules > 1:
                 axes.plot([record.modules], [peak], color=color, linestyle="", marker="D", label=name)
             else:
                 axes.axhline(peak, color=color, linestyle="-.", label=name)
         else:
-            lines.setdefault((record.method, record.context, record.auxiliary), []).append(record)
+            lines.setdefault((record.method, record.context or "", record.auxiliary), []).append(record)
     named = [auxiliary for _, _, auxiliary in lines if auxiliary is not None]
     for (method, context, auxiliary), points in lines.items():
         points.sort(key=lambda record: record.modules)
@@ -184,7 +187,7 @@ def draw(records: Sequence[RowFigures], *, title: str) -> Figure:
         axes.plot(
             [record.modules for record in points],
             [record.peak_bytes / MIB for record in points],
-            label=f"{auxiliary or method} {context}",
+            label=f"{auxiliary or method} {context}".strip(),
             **style,
         )
     if counts:

@@ -7,9 +7,9 @@ from flax.traverse_util import flatten_dict
 from experiments.configs import default
 from experiments.configs.description import Key, attributes
 from experiments.configs.keys import flat_keys, hyper_parameter_keys
-from experiments.configs.objectives import AUXILIARY_PARAMETERS, HYPER_PARAMETERS
+from experiments.configs.objectives import AUXILIARY_PARAMETERS, HYPER_PARAMETERS, PAIR_PARAMETERS
 from experiments.configs.reference import reference
-from experiments.configs.write_objectives import FILE, auxiliary_parameters, hyper_parameters, text
+from experiments.configs.write_objectives import FILE, auxiliary_parameters, hyper_parameters, pair_parameters, text
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -41,3 +41,4 @@ def test_the_copied_hyper_parameters_are_those_of_the_classes():
     assert FILE.read_text() == text(), "run: python -m experiments.configs.write_objectives"
     assert hyper_parameters() == HYPER_PARAMETERS
     assert auxiliary_parameters() == AUXILIARY_PARAMETERS
+    assert pair_parameters() == PAIR_PARAMETERS

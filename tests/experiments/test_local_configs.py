@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.configs.checks import check_used
 from experiments.from_config.experiment import build
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "configs" / "local"
@@ -50,3 +51,19 @@ def test_baselines_and_auglocal_in_the_common_protocol(name, row, modules, head,
 def test_stl10_has_its_own_batch_and_rate():
     config = load("dgl").get_config("data=stl10")
     assert (config.batch_size, config.optimizer.learning_rate, config.epochs) == (128, 0.1, 400)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "modules", "head", "decoder"),
+    [
+        ("hpff", "network=resnet32,k=8", 8, "2c2f", True),
+        ("hpff", "variant=dgl", 15, "dgl", False),
+        ("mlaan", "network=resnet110,k=32", 32, "0c1f", False),
+    ],
+)
+def test_methods_of_pairs_in_the_common_protocol(name, row, modules, head, decoder):
+    config = load(name).get_config(row)
+    check_used(config)
+    assert (config.method, config.local.modules, config.local.boundaries) == (name, modules, "man")
+    assert (config.local.head, config.local.decoder) == (head, decoder)
+    assert (config.epochs, config.batch_size, config.optimizer.learning_rate) == (400, 1024, 0.8)

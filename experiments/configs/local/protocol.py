@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs import default
 from experiments.configs.contsup.paper import published
 
 BLOCKS = {"resnet32": 16, "resnet110": 55}
@@ -29,4 +30,19 @@ def successor(*, k: int, network: str, data: str, boundaries: str = "single", **
     config.epochs = 400
     if k > 1:
         config.local.update(local)
+    return config
+
+
+def of_pairs(method: str, *, k: int, network: str, data: str, **local: Any) -> ConfigDict:
+    """The config of a run of HPFF or MLAAN with the boundaries of their authors, see `man_boundaries`.
+
+    Args:
+        method: hpff or mlaan.
+        k: the number of modules that there are: 8 or 15 for resnet32, 32 or 54 for resnet110.
+        network, data: see `successor`.
+        local: other keys of `config.local`.
+    """
+    config = successor(k=k, network=network, data=data, boundaries="man", **local)
+    config.method = method
+    config.local.context = default.get_config().local.context  # these methods have none
     return config
