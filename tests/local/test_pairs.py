@@ -130,7 +130,10 @@ class Reference:
         return x[:, top : top + rows, left : left + columns]
 
     def reconstruction(self, part: str, z: Any, images: Any) -> Any:
-        pixels = jnp.asarray((np.asarray(images) * PIXELS.std + PIXELS.mean) / 255)
+        pixels = (
+            images * jnp.asarray(PIXELS.std).reshape(1, 1, 1, 3) / 255
+            + jnp.asarray(PIXELS.mean).reshape(1, 1, 1, 3) / 255
+        )
 
         def bce(logits: Any, targets: Any) -> Any:
             return -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits)).mean()
@@ -169,7 +172,7 @@ def expected_step(method: PairTraining, state: Any, images: Any, labels: Any) ->
     def gradients(params: Any) -> Any:
         def objective(params: Any) -> Any:
             reference = Reference(method, params, stats, averages)
-            return reference.loss(images, labels), reference.stats
+            return reference.loss(jnp.asarray(images), jnp.asarray(labels)), reference.stats
 
         return jax.value_and_grad(objective, has_aux=True)(params)
 

@@ -12,13 +12,18 @@ svhn_cropped).
 Reference: Su et al., ECCV 2024, arXiv 2407.05638. Not trained to the end.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.configs.local.protocol import of_pairs
 from experiments.configs.options import parse_options
 from kd_local.errors import unknown
 
-VARIANTS = {"infopro": {"head": "2c2f", "decoder": True}, "dgl": {"head": "dgl", "decoder": False}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "infopro": {"head": "2c2f", "decoder": True},
+    "dgl": {"head": "dgl", "decoder": False},
+}
 CUTS = ("network=resnet32,k=8", "network=resnet32,k=15", "network=resnet110,k=32", "network=resnet110,k=54")
 ROWS = tuple(f"{cut},variant={variant}" for variant in VARIANTS for cut in CUTS)
 
