@@ -75,7 +75,7 @@ def cut_from_config(
         loss="softmax" if pairs else local.loss,
         task_loss=task_loss if pairs or config.method == "contsup" else TaskLoss(),
         decoder=pixels if local.decoder else None,
-        loss_scale=(1, 1, 1, 1) if pairs else scale,
+        loss_scale=(1.0, 1.0, 1.0, 1.0) if pairs else scale,
         aux_width=local.aux_width,
         feature_width=local.feature_width,
         remat=_remat(local.remat),

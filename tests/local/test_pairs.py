@@ -130,10 +130,8 @@ class Reference:
         return x[:, top : top + rows, left : left + columns]
 
     def reconstruction(self, part: str, z: Any, images: Any) -> Any:
-        pixels = (
-            images * jnp.asarray(PIXELS.std).reshape(1, 1, 1, 3) / 255
-            + jnp.asarray(PIXELS.mean).reshape(1, 1, 1, 3) / 255
-        )
+        std, mean = (jnp.asarray(numbers).reshape(1, 1, 1, 3) / 255 for numbers in (PIXELS.std, PIXELS.mean))
+        pixels = images * std + mean
 
         def bce(logits: Any, targets: Any) -> Any:
             return -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits)).mean()
@@ -156,7 +154,7 @@ def start(method: PairTraining) -> tuple[Any, Any, Any]:
     random = np.random.default_rng(0)
     images = random.standard_normal((BATCH, 8, 8, 3))
     labels = random.integers(0, 3, BATCH).astype(np.int32)
-    shapes = jax.eval_shape(method.init, jax.random.key(0), jax.ShapeDtypeStruct(images.shape, jnp.float64))
+    shapes = jax.eval_shape(method.init, jax.random.key(0), jax.ShapeDtypeStruct(images.shape, jnp.float32))
     floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     some = lambda x: random.uniform(0.1, 0.5, x.shape) if floating(x) else np.zeros(x.shape, x.dtype)
     return jax.tree.map(some, shapes), images, labels
@@ -305,7 +303,7 @@ def cut_of(**arguments: Any) -> Any:
         (HPFF(), lambda: cut_of(context="R1"), "context='R0'"),
         (HPFF(), lambda: cut_of(loss="contrast"), "loss='softmax'"),
         (HPFF(), lambda: cut_of(auxiliary=AugLocal()), "leave auxiliary out"),
-        (HPFF(), lambda: cut_of(decoder=PIXELS, loss_scale=(5, 1, 1, 1)), "leave loss_scale out"),
+        (HPFF(), lambda: cut_of(decoder=PIXELS, loss_scale=(5.0, 1.0, 1.0, 1.0)), "leave loss_scale out"),
         (HPFF(), lambda: cut(NETWORK, 1, classes=3), "single module"),
         (HPFF(head_first=1.0), cut_of, "there is no decoder"),
         (HPFF(patches=3), cut_of, "there is no decoder"),
