@@ -27,7 +27,17 @@ from kd_local.distill.objectives.rkd import rkd_loss
 from kd_local.distill.objectives.sp import similarity_loss
 from kd_local.distill.objectives.vid import vid_loss
 from kd_local.distill.standardisation import standardise
-from kd_local.local import ContSup, EndToEnd, TaskLoss, balanced_class_weights, cut, equal_layers, probe_accuracy
+from kd_local.local import (
+    HPFF,
+    ContSup,
+    EndToEnd,
+    PairTraining,
+    TaskLoss,
+    balanced_class_weights,
+    cut,
+    equal_layers,
+    probe_accuracy,
+)
 from kd_local.local.decoders import reconstruction_loss
 from kd_local.local.losses import contrast, local_loss, softmax
 from kd_local.memory import balance, footprint, target
@@ -127,6 +137,8 @@ CASES = [
     (EndToEnd, (NETWORK, 0.1), r"optimizer is 0.1: use one of optax, such as optax.sgd\(0.1\)"),
     (partial(EndToEnd, task_loss="softmax"), (NETWORK, SGD), "task_loss is 'softmax'"),
     (ContSup, (NETWORK, SGD), r"cut_network is a Network: use the result of cut\(network"),
+    (PairTraining, (NETWORK, HPFF(), SGD), r"cut_network is a Network: use the result of cut\(network"),
+    (PairTraining, (cut(NETWORK, 2, classes=4, context="R0"), "hpff", SGD), r"rule is 'hpff': use HPFF\(\) or MLAAN\(\)"),
     (Distillation, (NETWORK, TEACHER, KD(), SGD), "teachers is a Teacher: use a tuple"),
     (Distillation, (NETWORK, [TEACHER], KD(), SGD), "teachers is .*: use a tuple"),
     (Distillation, (NETWORK, (NETWORK,), KD(), SGD), "a teacher is a Network: use Teacher"),

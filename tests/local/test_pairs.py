@@ -310,7 +310,6 @@ def cut_of(**arguments: Any) -> Any:
         (MLAAN(), lambda: cut_of(decoder=PIXELS), "MLAAN has no decoder"),
         (MLAAN(leaps=((),)), cut_of, "1 groups for 2 boundaries"),
         (MLAAN(leaps=((), ("stem",))), cut_of, "name a later block"),
-        (AugLocal(), cut_of, r"use HPFF\(\)"),
     ],
 )
 def test_refuses(rule, cut_network, error):
