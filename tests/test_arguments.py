@@ -138,7 +138,7 @@ CASES = [
     (partial(EndToEnd, task_loss="softmax"), (NETWORK, SGD), "task_loss is 'softmax'"),
     (ContSup, (NETWORK, SGD), r"cut_network is a Network: use the result of cut\(network"),
     (PairTraining, (NETWORK, HPFF(), SGD), r"cut_network is a Network: use the result of cut\(network"),
-    (PairTraining, (cut(NETWORK, 2, classes=4, context="R0"), "hpff", SGD), r"rule is 'hpff': use HPFF\(\) or MLAAN\(\)"),
+    (PairTraining, (cut(NETWORK, 2, classes=4, context="R0"), "hpff", SGD), r"rule is 'hpff': use HPFF\(\)"),
     (Distillation, (NETWORK, TEACHER, KD(), SGD), "teachers is a Teacher: use a tuple"),
     (Distillation, (NETWORK, [TEACHER], KD(), SGD), "teachers is .*: use a tuple"),
     (Distillation, (NETWORK, (NETWORK,), KD(), SGD), "a teacher is a Network: use Teacher"),

@@ -16,14 +16,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.contract import Metrics, Program, State
+from kd_local.contract import Program, State
 from kd_local.errors import check_type
 from kd_local.local.auxiliaries.head import Head
 from kd_local.local.auxiliary import Boundary
 from kd_local.local.contexts import IMAGES, output_name
 from kd_local.local.cut_network import CutNetwork
 from kd_local.local.hpff import HPFF
-from kd_local.local.losses import LocalLoss
 from kd_local.local.mlaan import MLAAN
 from kd_local.local.module import network_application
 from kd_local.local.pair import (
@@ -34,14 +33,13 @@ from kd_local.local.pair import (
     PairRule,
     second_paths,
 )
-from kd_local.networks import COLLECTIONS, Variables, by_block, init_block, of_block, output_shape
-from kd_local.state import Part, apply_gradients, check_optimizer, new_part, variables_of
+from kd_local.local.pair_programs import HANDED, train_last, train_pair, update_average
+from kd_local.networks import Variables, by_block, init_block, of_block, output_shape
+from kd_local.state import check_optimizer, new_part, variables_of
 
 PAIR_RULES: Mapping[str, type[PairRule]] = {"hpff": HPFF, "mlaan": MLAAN}
 """The rules by the names of their methods in a config."""
 
-HANDED = "handed"
-"""The key of gradients and batch statistics of the next module, in the part of the state that a program owns."""
 LOGITS = "logits"
 
 
@@ -176,7 +174,7 @@ class PairTraining:
                 Program(
                     name=pair.name,
                     key=(pair, self.optimizer),
-                    function=partial(_train_pair, pair, self.optimizer),
+                    function=partial(train_pair, pair, self.optimizer),
                     reads=(*pair.reads, "labels"),
                     writes=pair.writes,
                     frozen=(*second_paths(pair.second_name), *previous, *pair.frozen),
@@ -189,8 +187,8 @@ class PairTraining:
         loss = self.cut_network.modules[-1].loss
         last = Program(
             name=self.cut_network.modules[-1].name,
-            key=(_train_last, loss, self.optimizer),
-            function=partial(_train_last, loss, self.optimizer),
+            key=(train_last, loss, self.optimizer),
+            function=partial(train_last, loss, self.optimizer),
             reads=(LOGITS, "labels"),
             frozen=previous,
         )
@@ -205,8 +203,8 @@ class PairTraining:
         }
         return Program(
             name=average_name(pair),
-            key=(_update_average, len(average.blocks)),
-            function=_update_average,
+            key=(update_average, len(average.blocks)),
+            function=update_average,
             reads=(),
             frozen=tuple(places[name] for name in average.blocks),
             constants=(momentum,),
@@ -288,62 +286,3 @@ def average_name(pair: Pair) -> str:
 def _copied(tree: Any) -> Any:
     """Copies of arrays, because a step may donate them."""
     return jax.tree.map(jnp.array, tree)
-
-
-def _train_pair(
-    pair: Pair,
-    optimizer: optax.GradientTransformation,
-    part: Part,
-    frozen: tuple[Any, ...],
-    tensors: tuple[jax.Array, ...],
-    rng: PRNGKeyArray,
-    weights: Float[Array, " n"],
-) -> tuple[Part, tuple[jax.Array, ...], Metrics]:
-    *read, labels = tensors
-    second_params, second_stats, *frozen_rest = frozen
-    batch_stats = part["batch_stats"]
-    if not pair.opens:
-        handed, *frozen_rest = frozen_rest
-        batch_stats = {**batch_stats, "blocks": handed["batch_stats"]}
-
-    def objective(both: tuple[Any, Any]) -> tuple[Array, Any]:
-        own = {"params": both[0], "batch_stats": batch_stats}
-        second = {"params": both[1], "batch_stats": second_stats}
-        metrics, *others = pair.losses(own, second, tuple(read), labels, weights, tuple(frozen_rest))
-        return metrics["loss"], (metrics, *others)
-
-    both = (part["params"], second_params)
-    (gradients, hand_on), (metrics, written, own_stats, stats) = jax.grad(objective, has_aux=True)(both)
-    if not pair.opens:
-        gradients = {**gradients, "blocks": jax.tree.map(jnp.add, gradients["blocks"], handed["params"])}
-    updated = apply_gradients(part, optimizer, gradients, own_stats)
-    return {**updated, HANDED: {"params": hand_on, "batch_stats": stats}}, (written,), metrics
-
-
-def _train_last(
-    loss: LocalLoss,
-    optimizer: optax.GradientTransformation,
-    part: Part,
-    frozen: tuple[Any, ...],
-    tensors: tuple[jax.Array, ...],
-    rng: PRNGKeyArray,
-    constants: Float[Array, "0"],
-) -> tuple[Part, tuple[()], Metrics]:
-    (handed,), (logits, labels) = frozen, tensors
-    gradients, batch_stats = ({"blocks": handed[collection]} for collection in COLLECTIONS)
-    return apply_gradients(part, optimizer, gradients, batch_stats), (), loss(logits, labels)
-
-
-def _update_average(
-    part: Part,
-    frozen: tuple[Any, ...],
-    tensors: tuple[jax.Array, ...],
-    rng: PRNGKeyArray,
-    constants: Float[Array, " n"],
-) -> tuple[Part, tuple[()], Metrics]:
-    def update(average: Array, block: Array) -> Array:
-        momentum = constants[0].astype(average.dtype)
-        return momentum * average + (1 - momentum) * block
-
-    blocks = {str(i): block for i, block in enumerate(frozen)}
-    return {**part, "params": jax.tree.map(update, part["params"], blocks)}, (), {}
