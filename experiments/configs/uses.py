@@ -22,7 +22,13 @@ SGD, PIECEWISE = when("optimizer.name", "sgd"), when("optimizer.schedule", "piec
 IMAGE_CONTEXT = Use(
     "a local.context with E", lambda given: given["method"] == "contsup" and given["local.context"].endswith("E")
 )
-WITH_A_HEAD = when("local.auxiliary", *WITH_HEAD)
+WITH_A_HEAD = Use(
+    f"{' or '.join(f'local.auxiliary={name}' for name in WITH_HEAD)}, and momentum.blocks=1",
+    lambda given: (
+        given["local.auxiliary"] in WITH_HEAD
+        and (given["local.auxiliary"] != "momentum" or given["momentum.blocks"] == 1)
+    ),
+)
 HIDDEN = Use(
     "a local.head of 2 or 3 linear layers, or local.loss=contrast",
     lambda given: given["local.loss"] == "contrast" or _head_in(given, HEADS_WITH_HIDDEN_UNITS),

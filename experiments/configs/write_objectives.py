@@ -80,7 +80,7 @@ def text() -> str:
     lines += [f"OF_LOGITS = {_source(of_logits())}", '"""The objectives that read only the logits of a teacher."""']
     lines += [f"LOCAL_DISTILLATION = {_source(LOCAL_DISTILLATION)}", ""]
     lines += _table("HYPER_PARAMETERS", hyper_parameters())
-    with_head = tuple(name for name, rule in AUXILIARIES.items() if rule.uses_head)
+    with_head = tuple(name for name, rule in AUXILIARIES.items() if rule().uses_head)
     lines += ["", f"AUXILIARIES = {_source(tuple(AUXILIARIES))}", f"WITH_HEAD = {_source(with_head)}"]
     lines += ['"""The auxiliary networks that contain a head."""', ""]
     lines += _table("AUXILIARY_PARAMETERS", auxiliary_parameters())

@@ -80,6 +80,22 @@ def check_loss_scale(scale: Sequence[float]) -> LossScale:
     return first_reconstruction, first_head, last_reconstruction, last_head
 
 
+def check_loss_pair(pair: Sequence[float]) -> tuple[float, float]:
+    """The weights of reconstruction and head at one boundary as floats.
+
+    Raises:
+        ValueError: they are not two numbers, or one is negative or not finite.
+    """
+    numbers = all(isinstance(number, Real) for number in pair)
+    if not numbers or len(pair) != 2 or not all(0 <= number <= _LARGEST_SCALE for number in pair):
+        raise ValueError(
+            f"loss scale has the pair {pair}: give two numbers >= 0, at most 1e6, the weights of reconstruction and "
+            "head at a boundary, such as (5, 0.5)"
+        )
+    reconstruction, head = map(float, pair)
+    return reconstruction, head
+
+
 def check_widths(feature_width: int, aux_width: float) -> None:
     """Checks that both widths are in their ranges, and that a head has hidden units.
 

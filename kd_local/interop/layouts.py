@@ -17,7 +17,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from kd_local.models.layers import DType
 from kd_local.networks import Variables
 
-Kind = Literal["convolution", "linear", "batch_norm", "layer_norm", "attention_input", "attention_output", "parameter"]
+Kind = Literal[
+    "convolution", "linear", "batch_norm", "layer_norm", "attention_input", "attention_output", "parameter", "scalar"
+]
 Path = tuple[str, ...]
 
 _HINT = "compare depth, widths and classes of the network, and how it is cut, with those of the weights"
@@ -72,6 +74,7 @@ _LAYOUTS: dict[Kind, tuple[_Layout, ...]] = {
         _Layout("bias", "params", "bias"),
     ),
     "parameter": (_Layout("", "params", "", (0, 1, 2)),),
+    "scalar": (_Layout("", "params", "", ()),),
 }
 
 
@@ -117,8 +120,8 @@ class _Tensor:
 
     @property
     def their_shape(self) -> tuple[int, ...]:
-        first, *others = self._merged_shape
-        return (first * self.part[1], *others)
+        shape = self._merged_shape
+        return (shape[0] * self.part[1], *shape[1:]) if shape else ()
 
     @property
     def _permuted_shape(self) -> tuple[int, ...]:

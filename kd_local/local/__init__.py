@@ -3,6 +3,7 @@
 from kd_local.choices.local import HEADS, REMATERIALIZABLE
 from kd_local.local.auxiliaries.auglocal import AugLocal
 from kd_local.local.auxiliaries.head import HeadRule
+from kd_local.local.auxiliaries.momentum import Momentum
 from kd_local.local.auxiliaries.registry import AUXILIARIES
 from kd_local.local.auxiliary import Auxiliary, AuxiliaryRule
 from kd_local.local.contexts import Context
@@ -12,7 +13,7 @@ from kd_local.local.cut_network import CutNetwork, LocalOutputs
 from kd_local.local.decoders import PixelScale
 from kd_local.local.end_to_end import EndToEnd
 from kd_local.local.hpff import HPFF
-from kd_local.local.loss_scales import published_loss_scale
+from kd_local.local.loss_scales import man_loss_weights, published_loss_scale
 from kd_local.local.losses import LOSSES
 from kd_local.local.mlaan import MLAAN
 from kd_local.local.module import LocalModule
@@ -48,6 +49,7 @@ __all__ = [
     "HeadRule",
     "LocalModule",
     "LocalOutputs",
+    "Momentum",
     "PairRule",
     "PairTraining",
     "PixelScale",
@@ -58,6 +60,7 @@ __all__ = [
     "cut",
     "equal_layers",
     "man_boundaries",
+    "man_loss_weights",
     "man_number",
     "man_plus_boundaries",
     "probe_accuracy",

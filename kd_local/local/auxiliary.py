@@ -7,13 +7,14 @@ registry.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Program, StatePart
+from kd_local.models.ends import Classifier
 from kd_local.models.layers import DType
 from kd_local.networks import Network
 
@@ -108,6 +109,12 @@ class Boundary:
         """The path of the parameters of the block after the boundary, see `kd_local.contract.subtree`."""
         return f"{module_name(self.number + 1, len(self.boundaries) + 1)}/params/blocks/0"
 
+    @property
+    def last_layers(self) -> nn.Module:
+        """A network with the structure of the last block, with `outputs` outputs."""
+        last = self.network.modules[-1]
+        return last.clone(classes=self.outputs) if hasattr(last, "classes") else Classifier(self.outputs)
+
 
 @dataclass(frozen=True)
 class UntrainedPart:
@@ -131,22 +138,23 @@ class Attachment:
         auxiliary: the auxiliary network.
         frozen: paths of the subtrees of the state that it reads, see `kd_local.contract.subtree`.
         after: the untrained parts that are updated after the module has used them.
+        loss: the name of a loss that replaces the local loss of this module; None: the local loss.
     """
 
     auxiliary: Auxiliary
     frozen: tuple[str, ...] = ()
     after: tuple[UntrainedPart, ...] = ()
+    loss: str | None = None
 
 
 @runtime_checkable
 class AuxiliaryRule(Protocol):
-    """The rule that makes the auxiliary network of each boundary. Its fields are hyper-parameters.
+    """The rule that makes the auxiliary network of each boundary. Its fields are hyper-parameters."""
 
-    Attributes:
-        uses_head: True if the auxiliary networks contain `Boundary.head`.
-    """
-
-    uses_head: ClassVar[bool]
+    @property
+    def uses_head(self) -> bool:
+        """True if the auxiliary networks contain `Boundary.head`."""
+        ...
 
     def at(self, boundary: Boundary) -> Attachment:
         """The auxiliary network of the module before a boundary.

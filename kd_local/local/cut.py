@@ -10,7 +10,6 @@ from kd_local.choices.local import (
     LOSSES_OF_LOGITS,
     RANGES,
     REMATERIALIZABLE,
-    check_loss_scale,
     check_widths,
 )
 from kd_local.errors import check_type, unknown
@@ -20,7 +19,7 @@ from kd_local.local.contexts import IMAGES, Context, input_name, output_name
 from kd_local.local.cut_network import CutNetwork
 from kd_local.local.decoders import Decoder, PixelScale
 from kd_local.local.heads import local_head
-from kd_local.local.loss_scales import loss_weights
+from kd_local.local.loss_scales import weights_of_boundaries
 from kd_local.local.losses import local_loss
 from kd_local.local.module import LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
@@ -46,7 +45,7 @@ def cut(
     loss: str = "softmax",
     task_loss: TaskLoss = PLAIN,
     decoder: PixelScale | None = None,
-    loss_scale: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    loss_scale: Sequence[float] | Sequence[Sequence[float]] = (1.0, 1.0, 1.0, 1.0),
     aux_width: float = 1.0,
     feature_width: int = FEATURE_WIDTH,
     remat: Sequence[str] = (),
@@ -78,7 +77,7 @@ def cut(
         decoder: None, or the normalisation of the images: each module but the last then has a decoder, which
             reconstructs the images before normalisation.
         loss_scale: with decoders, the weights of reconstruction and head at the first boundary, then those at the last
-            boundary, see `published_loss_scale`.
+            boundary, see `published_loss_scale`; or a pair for each boundary, see `man_loss_weights`.
         aux_width: multiplies the channels of heads, decoders and image encoders; at least 1/12.
         feature_width: hidden units of a head, and length of the features that the contrastive loss compares.
         remat: the networks of a module that the backward pass recomputes, for less memory and more time: any of blocks,
@@ -126,12 +125,13 @@ def cut(
             raise ValueError(
                 "remat has decoder, but there is none: leave it out, or give decoder=PixelScale(mean, std)"
             )
-    scale = check_loss_scale(loss_scale)
+    weights = weights_of_boundaries(loss_scale, len(boundaries))
     if decoder is not None:
-        for i, name in enumerate(boundaries):
-            if not any(loss_weights(scale, i, len(boundaries))):
+        for name, pair in zip(boundaries, weights, strict=True):
+            if not any(pair):
                 raise ValueError(
-                    f"loss scale {scale}: both weights are 0 after {name}, so that module would not train; set one"
+                    f"loss scale {tuple(loss_scale)}: both weights are 0 after {name}, so that module would not train; "
+                    "set one"
                 )
     task_loss.check_classes(classes)
     of_logits = loss in LOSSES_OF_LOGITS
@@ -157,6 +157,7 @@ def cut(
     for i, (start, end) in enumerate(zip([0, *ends], [*ends, len(network)], strict=True)):
         last = i == count - 1
         attached = None if last else attachments[i]
+        own_loss = None if attached is None else attached.loss
         writes_input = input_name(i) in needed
         reads = (output_name(i - 1) if i else IMAGES, *contexts.sources(i))
         reconstruction = None
@@ -169,9 +170,9 @@ def cut(
                 blocks=_numbered(network[start:end]),
                 contexts=contexts.networks(i, image_encoder=image_encoder, width=aux_width, dtype=dtype),
                 auxiliary=None if attached is None else attached.auxiliary,
-                loss=task_loss if last else head_loss,
-                classifies=last or of_logits,
-                similarity=SimilarityNetwork(dtype) if loss == "predsim" and not last else None,
+                loss=task_loss if last else local_loss(own_loss) if own_loss else head_loss,
+                classifies=last or (own_loss or loss) in LOSSES_OF_LOGITS,
+                similarity=SimilarityNetwork(dtype) if (own_loss or loss) == "predsim" and not last else None,
                 reconstruction=reconstruction,
                 writes_input=writes_input,
                 remat=tuple(name for name in REMATERIALIZABLE if name in remat),
@@ -180,7 +181,7 @@ def cut(
                 names=network.names[start:end],
                 reads=reads,
                 writes=() if last else (output_name(i), input_name(i)) if writes_input else (output_name(i),),
-                weights=() if reconstruction is None else loss_weights(scale, i, len(boundaries)),
+                weights=() if reconstruction is None else weights[i],
                 frozen=() if attached is None else attached.frozen,
                 after=() if attached is None else attached.after,
             )

@@ -166,7 +166,6 @@ def _copy(network: Network, layer: int, *, halve: bool) -> nn.Module:
 
 
 def _classifier(boundary: Boundary, depth: int) -> nn.Module:
-    last = boundary.network.modules[-1]
-    if isinstance(last, Classifier) and depth == 1:
+    if isinstance(boundary.network.modules[-1], Classifier) and depth == 1:
         return NormalisedClassifier(boundary.outputs, boundary.dtype)
-    return last.clone(classes=boundary.outputs) if hasattr(last, "classes") else Classifier(boundary.outputs)
+    return boundary.last_layers

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from kd_local.local.auxiliaries.auglocal import AugLocal
 from kd_local.local.auxiliaries.head import HeadRule
+from kd_local.local.auxiliaries.momentum import Momentum
 from kd_local.local.auxiliary import AuxiliaryRule
 
 AUXILIARIES: Mapping[str, type[AuxiliaryRule]] = {
     "head": HeadRule,
     "auglocal": AugLocal,
+    "momentum": Momentum,
 }
