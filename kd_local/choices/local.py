@@ -6,11 +6,11 @@ from numbers import Real
 
 from kd_local.ranges import Number, Range
 
-HEADS: tuple[str, ...] = ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f", "dgl", "pool")
+HEADS: tuple[str, ...] = ("0c1f", "0c2f", "1c1f", "1c2f", "1c3f", "2c2f", "dgl", "dgl_wide", "pool")
 DEFAULT_HEAD = "1c2f"
 HEADS_WITH_HIDDEN_UNITS: tuple[str, ...] = ("0c2f", "1c2f", "1c3f", "2c2f")
 """The heads whose hidden units `feature_width` sets."""
-HEADS_WITH_A_WIDTH: tuple[str, ...] = ("0c2f", "1c1f", "1c2f", "1c3f", "2c2f", "dgl", "pool")
+HEADS_WITH_A_WIDTH: tuple[str, ...] = ("0c2f", "1c1f", "1c2f", "1c3f", "2c2f", "dgl", "dgl_wide", "pool")
 """The heads that `aux_width` changes."""
 LOSSES: tuple[str, ...] = ("softmax", "contrast", "predsim")
 LOSSES_OF_LOGITS: tuple[str, ...] = ("softmax", "predsim")

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from kd_local.interop.auxiliaries import auxiliary_layers, basic_block, boundary_name
+from kd_local.interop.auxiliaries import auxiliary_layers, basic_block, names_of_boundary, names_of_following
 from kd_local.interop.layouts import Layer, conv_norm, names, read_layers, refuse_others, write_layers
 from kd_local.local.contexts import FeatureEncoder, ImageEncoder
 from kd_local.local.cut_network import CutNetwork
@@ -35,6 +35,7 @@ from kd_local.networks import Variables
 
 # The authors' code always builds decoders and encoders, also if it does not use them.
 _BUILT_ALWAYS = re.compile(r"decoder_\d+_\d+\.|cont_sup_node\.(encoder_\d+|resencoder_\d+_\d+)\.")
+_BUILT_BY_MAN = re.compile(r"(decoder|aux_classifier)_\d+_\d+\.")
 _STEM = "conv1.weight"
 
 
@@ -56,10 +57,17 @@ def from_torch(cut_network: CutNetwork, arrays: Mapping[str, Any], *, dtype: DTy
     """
     stem = np.shape(arrays.get(_STEM, ()))
     shapes = _shapes(cut_network, stem[1] if len(stem) == 4 else 3)
-    described = {module.name: _layers(module, number) for number, module in enumerate(cut_network.modules)}
-    variables = {name: read_layers(layers, arrays, shapes[name], dtype=dtype) for name, layers in described.items()}
-    known = [tensor for name, layers in described.items() for tensor in names(layers, shapes[name])]
-    refuse_others({name: array for name, array in arrays.items() if not _BUILT_ALWAYS.match(name)}, known)
+    known, variables = list[str](), dict[str, Variables]()
+    for number, module in enumerate(cut_network.modules):
+        layers, merged = _layers(cut_network, number), _merged(module, shapes)
+        known += names(layers, merged)
+        read = read_layers(layers, arrays, merged, dtype=dtype)
+        averages = _averages(module)
+        variables |= {name: {"params": read["params"][name], "batch_stats": {}} for name in averages}
+        params = {name: value for name, value in read["params"].items() if name not in averages}
+        variables[module.name] = {**read, "params": params}
+    built = _BUILT_BY_MAN if names_of_following(cut_network) else _BUILT_ALWAYS
+    refuse_others({name: array for name, array in arrays.items() if name in known or not built.match(name)}, known)
     return variables
 
 
@@ -71,16 +79,27 @@ def to_torch(cut_network: CutNetwork, variables: Mapping[str, Variables]) -> dic
     Raises:
         ValueError: the variables do not fit the cut network, or the authors' code has no such network.
     """
-    missing = [module.name for module in cut_network.modules if module.name not in variables]
+    parts = [name for module in cut_network.modules for name in (module.name, *_averages(module))]
+    missing = [name for name in parts if name not in variables]
     if missing:
-        raise ValueError(
-            f"variables of {missing[0]} are missing: give those of {', '.join(m.name for m in cut_network.modules)}"
-        )
+        raise ValueError(f"variables of {missing[0]} are missing: give those of {', '.join(parts)}")
     shapes = _shapes(cut_network, _channels(variables[cut_network.modules[0].name]))
     arrays: dict[str, np.ndarray] = {}
     for number, module in enumerate(cut_network.modules):
-        arrays |= write_layers(_layers(module, number), variables[module.name], shapes[module.name])
+        arrays |= write_layers(_layers(cut_network, number), _merged(module, variables), _merged(module, shapes))
     return arrays
+
+
+def _averages(module: LocalModule) -> tuple[str, ...]:
+    """The names of the parts with the averages of a module."""
+    return tuple(part.program.name for part in module.after)
+
+
+def _merged(module: LocalModule, variables: Mapping[str, Variables]) -> Variables:
+    """The variables of a module, and the parameters of its averages by the names of their parts."""
+    own = variables[module.name]
+    averages = {name: variables[name]["params"] for name in _averages(module)}
+    return {**own, "params": {**own["params"], **averages}}
 
 
 def _channels(first: Mapping[str, Any]) -> int:
@@ -93,10 +112,11 @@ def _shapes(cut_network: CutNetwork, channels: int) -> dict[str, Variables]:
     return jax.eval_shape(lambda: cut_network.init(jax.random.key(0), images))
 
 
-def _layers(module: LocalModule, number: int) -> list[Layer]:
-    layers: list[Layer] = []
+def _layers(cut_network: CutNetwork, number: int) -> list[Layer]:
+    module, layers = cut_network.modules[number], list[Layer]()
+    classifier = "fc64" if names_of_following(cut_network) else "fc"
     for index, (name, block) in enumerate(zip(module.names, module.blocks.modules, strict=True)):
-        layers += _block(name, block, ("blocks", str(index)))
+        layers += _block(name, block, ("blocks", str(index)), classifier)
     slot = 0
     for index, network in enumerate(module.contexts):
         path = (f"context{index}",)
@@ -114,18 +134,18 @@ def _layers(module: LocalModule, number: int) -> list[Layer]:
                 "cut with image_encoder='full'"
             )
     if module.auxiliary is not None:
-        layers += auxiliary_layers(module)
+        layers += auxiliary_layers(cut_network, number)
     if module.similarity is not None:
-        similarity = f"decoder_{boundary_name(module.names[-1])}.decoder.0"
+        similarity = f"decoder_{names_of_boundary(cut_network, number)}.decoder.0"
         layers.append(Layer(similarity, ("similarity", "conv"), "convolution"))
     if module.reconstruction is not None:
-        decoder = f"decoder_{boundary_name(module.names[-1])}.decoder"
+        decoder = f"decoder_{names_of_boundary(cut_network, number)}.decoder"
         layers += conv_norm(f"{decoder}.0", f"{decoder}.1", ("decoder", "conv1"))
         layers.append(Layer(f"{decoder}.3", ("decoder", "conv2"), "convolution"))
     return layers
 
 
-def _block(name: str, block: nn.Module, path: tuple[str, ...]) -> tuple[Layer, ...]:
+def _block(name: str, block: nn.Module, path: tuple[str, ...], classifier: str) -> tuple[Layer, ...]:
     match block:
         case Stem():
             return conv_norm("conv1", "bn1", (*path, "conv"))
@@ -133,5 +153,5 @@ def _block(name: str, block: nn.Module, path: tuple[str, ...]) -> tuple[Layer, .
             block_name = "layer" + name.removeprefix("stage").replace("/", ".")
             return basic_block(block_name, path)
         case Classifier():
-            return (Layer("fc", (*path, "linear", "dense"), "linear"),)
+            return (Layer(classifier, (*path, "linear", "dense"), "linear"),)
     raise ValueError(f"block {name!r} ({type(block).__name__}) is not in the authors' code: cut a CIFAR ResNet")

@@ -66,6 +66,20 @@ class Auxiliary(Protocol):
         ...
 
 
+@runtime_checkable
+class HasFeatures(Auxiliary, Protocol):
+    """An auxiliary network whose features, which a decoder reads, differ in shape from the module's output."""
+
+    def features(self, created: Mapping[str, Mapping[str, Any]], output: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the features.
+
+        Args:
+            created: the result of `init`.
+            output: shape and dtype of the module's output.
+        """
+        ...
+
+
 def module_name(number: int, modules: int) -> str:
     """The name of a module, which is also that of its program and of its part of the state.
 

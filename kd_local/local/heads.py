@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from kd_local.choices.local import FEATURE_WIDTH, HEADS
 from kd_local.errors import unknown
 from kd_local.local.mlp_heads import PooledLinear, PooledMLP
+from kd_local.local.wide_mlp_head import WideMLPHead
 from kd_local.models.layers import ConvNorm, DType, Linear, global_average_pool
 
 _WIDEST = 64
@@ -50,13 +51,17 @@ class LocalHead(nn.Module):
         return Linear(self.outputs, dtype=self.dtype, name=f"linear{linears - 1}")(x)
 
 
-_OF_POOLED_FEATURES: Mapping[str, type[PooledMLP | PooledLinear]] = {"dgl": PooledMLP, "pool": PooledLinear}
+_OF_POOLED_FEATURES: Mapping[str, type[PooledMLP | WideMLPHead | PooledLinear]] = {
+    "dgl": PooledMLP,
+    "dgl_wide": WideMLPHead,
+    "pool": PooledLinear,
+}
 
 
 def local_head(
     kind: str, *, outputs: int, width: float = 1.0, feature_width: int = FEATURE_WIDTH, dtype: DType = None
 ) -> nn.Module:
-    """A local head: a `LocalHead`, or for `dgl` and `pool` a `PooledMLP` and a `PooledLinear`.
+    """A local head: a `LocalHead`, or for `dgl`, `dgl_wide` and `pool` a `PooledMLP`, `WideMLPHead` or `PooledLinear`.
 
     Args:
         kind: one of `HEADS`.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.contract import Metrics
-from kd_local.local.auxiliary import Apply, Auxiliary, UntrainedPart
+from kd_local.local.auxiliary import Apply, Auxiliary, HasFeatures, UntrainedPart
 from kd_local.local.contexts import supply
 from kd_local.local.decoders import Decoder, PixelScale, reconstruction_loss
 from kd_local.local.losses import LocalLoss
@@ -102,6 +102,8 @@ class LocalModule:
             created["similarity"] = init_block(self.similarity, jax.random.fold_in(auxiliary_rng, 1), output)
         if self.reconstruction is not None:
             images = tensors[self.reconstruction.position]
+            if isinstance(self.auxiliary, HasFeatures):
+                output = self.auxiliary.features(created, output)
             created["decoder"] = init_block(self.reconstruction.decoder, decoder_rng, output, images)
         return by_block(created)
 

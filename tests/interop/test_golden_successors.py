@@ -22,13 +22,14 @@ from kd_local.local import AugLocal, ContSup, cut
 from kd_local.models import create
 from kd_local.parallel import compile_step, on_every_device
 from kd_local.state import new_part, variables_of
+from tests.interop.golden_momentum import momentum_case
 from tests.interop.golden_pairs import pairs_case
 from tests.support.weights import weights_by_name
 
 EXACT = 1e-7
 ZERO = 1e-10
 FOLDER = Path(os.environ.get("KD_LOCAL_GOLDEN", Path(__file__).parents[2] / "../shared/golden"))
-METHODS = ("auglocal", "dgl", "predsim", "hpff", "mlaan")
+METHODS = ("auglocal", "dgl", "predsim", "hpff", "mlaan", "man", "manpp")
 FILES = sorted(path for name in METHODS for path in FOLDER.glob(f"{name}_*.npz"))
 PATHS = [pytest.param(path, id=path.stem) for path in FILES] or [
     pytest.param(None, id="none", marks=pytest.mark.skip(reason=f"no golden file of {', '.join(METHODS)} in {FOLDER}"))
@@ -144,7 +145,20 @@ def of_pairs(settings: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> 
     return Case(*pairs_case(settings, weights, optimizer_of(settings)))
 
 
-CASES = {"auglocal": auglocal, "dgl": pooled_head, "predsim": pooled_head, "hpff": of_pairs, "mlaan": of_pairs}
+def momentum(settings: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Case:
+    cut_network, parts = momentum_case(settings, weights)
+    return of_cut_network(ContSup(cut_network, optimizer_of(settings)), weights, parts)
+
+
+CASES = {
+    "auglocal": auglocal,
+    "dgl": pooled_head,
+    "predsim": pooled_head,
+    "hpff": of_pairs,
+    "mlaan": of_pairs,
+    "man": momentum,
+    "manpp": momentum,
+}
 assert tuple(CASES) == METHODS
 
 

@@ -65,7 +65,7 @@ class TwinAndAverage:
         twin, scale, *keys = jax.random.split(rng, 2 + len(self._after))
         created: dict[str, Mapping[str, Any]] = {"twin": init_block(self.block, twin, output)}
         created[AVERAGE] = {key: value for key, value in created["twin"].items() if key != "params"}
-        x = output_shape(self.block, created["twin"], output)
+        x = self.features(created, output)
         if self.trained_scale:
             created["scale"] = init_block(ScaledSum(), scale, x, x)
         for (name, network), key in zip(self._after.items(), keys, strict=True):
@@ -73,16 +73,20 @@ class TwinAndAverage:
             x = output_shape(network, created[name], x)
         return created
 
+    def features(self, created: Mapping[str, Mapping[str, Any]], output: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of y, which a decoder reads."""
+        return output_shape(self.block, created["twin"], output)
+
     def __call__(
         self, apply: Apply, output: Float[Array, "batch ..."], frozen: tuple[Any, ...]
     ) -> tuple[Float[Array, "batch ..."], Float[Array, "batch k"]]:
-        """The input of the head, and the head's output."""
+        """y, and the head's output."""
         twin = apply("twin", self.block, output)
         average = apply(AVERAGE, self.block, output, params=frozen[0])
-        x = features = apply("scale", ScaledSum(), twin, average) if self.trained_scale else twin + average
+        y = x = apply("scale", ScaledSum(), twin, average) if self.trained_scale else twin + average
         for name, network in self._after.items():
-            features, x = x, apply(name, network, x)
-        return features, x
+            x = apply(name, network, x)
+        return y, x
 
 
 @dataclass(frozen=True, kw_only=True)
