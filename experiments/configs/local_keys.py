@@ -58,7 +58,8 @@ LOCAL: Group = {
     "head": Key(
         "1c2f",
         Choice("head", HEADS),
-        "`NcMf`: N convolutions, M linear layers (InfoPro, ContSup); `dgl`: DGL's; `pool`: PredSim's",
+        "`NcMf`: N convolutions, M linear layers (InfoPro, ContSup); `dgl`: DGL's; `dgl_wide`: MAN++'s; `pool`: "
+        "PredSim's",
         (*CUT_MODULES, WITH_A_HEAD),
     ),
     "loss": Key("softmax", Choice("local loss", LOSSES), "local loss", SEVERAL_MODULES),
@@ -68,7 +69,8 @@ LOCAL: Group = {
     "loss_scale": Key(
         "published",
         Text("published, or four numbers", _loss_scale),
-        "weights of reconstruction and head at the first and at the last boundary: `5,0.05,0.2,0.5`",
+        "weights of reconstruction and head at the first and at the last boundary: `5,0.05,0.2,0.5`; `published` with "
+        "`local.auxiliary=momentum`: those of MAN",
         (*SEVERAL_MODULES, when("local.decoder", True)),
     ),
     "aux_width": Key(

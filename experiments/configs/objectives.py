@@ -122,14 +122,20 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
     },
 }
 
-AUXILIARIES = ("head", "auglocal")
-WITH_HEAD = ("head",)
+AUXILIARIES = ("head", "auglocal", "momentum")
+WITH_HEAD = ("head", "momentum")
 """The auxiliary networks that contain a head."""
 
 AUXILIARY_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ...]]]] = {
     "auglocal": {
         "depth": (2, Number(1, 1000, whole=True, example=2), "d, the number of blocks of the first auxiliary network, 1 or more.", ()),
         "pyramidal": (True, Switch(), "True: c = 0.5, the depth falls with the boundaries. False: all auxiliary networks have depth d.", ()),
+    },
+    "momentum": {
+        "momentum": (0.995, Number(0, 1, open_high=True, example=0.995), "m, the share of the average that remains in a step, in [0, 1).", ()),
+        "scale": ("fixed", Choice("scale", ("fixed", "trained")), "fixed, s = 1, as in MAN; trained, a scalar of each boundary, as in MAN++.", ()),
+        "blocks": (1, Number(1, 2, whole=True), "1: y is the head's input. 2: a trained copy of the second block after the boundary follows, then a copy of the network's last layers instead of a head, as in MAN++ for vision transformers.", ()),
+        "faithful": (False, Switch(), "True: the module of the stem has a head 1c2f of 128 outputs and the contrastive loss, for any head and local loss of the other modules, as in the authors' code of MAN++ with the heads of InfoPro.", ()),
     },
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs.contradictions import boundary_names
-from experiments.configs.objectives import AUXILIARY_PARAMETERS, WITH_HEAD
+from experiments.configs.objectives import AUXILIARY_PARAMETERS
 from experiments.from_config.numbers import numbers
 from experiments.from_config.teachers import DTYPES
 from kd_local.data import DatasetSpec
@@ -21,8 +21,11 @@ from kd_local.local import (
     PixelScale,
     TaskLoss,
     balanced_memory,
+    check_boundaries,
     cut,
+    equal_layers,
     man_boundaries,
+    man_loss_weights,
     man_plus_boundaries,
     published_loss_scale,
     single_blocks,
@@ -55,13 +58,7 @@ def cut_from_config(
         boundaries = "equal"  # until `planning` has measured
     elif boundaries in _RULES:
         boundaries = _RULES[boundaries](network, local.modules)
-    if local.loss_scale == "published":
-        balanced = local.boundaries == "published"
-        scale: Sequence[float] = published_loss_scale(
-            config.network.name, config.data.name, local.modules, balanced=balanced
-        )
-    else:
-        scale = numbers("local.loss_scale", local.loss_scale, "'published', or four numbers", "5,0.05,0.2,0.5")
+    rule = HeadRule() if pairs else _auxiliary(config)
     pixels = PixelScale(data.augmentation.mean, data.augmentation.std)
     return cut(
         network,
@@ -70,12 +67,12 @@ def cut_from_config(
         boundaries=boundaries,
         context="R0" if pairs else local.context,
         image_encoder=local.image_encoder,
-        auxiliary=HeadRule() if pairs else _auxiliary(config),
-        head=local.head if pairs or local.auxiliary in WITH_HEAD else None,
+        auxiliary=rule,
+        head=local.head if rule.uses_head else None,
         loss="softmax" if pairs else local.loss,
         task_loss=task_loss if pairs or config.method == "contsup" else TaskLoss(),
         decoder=pixels if local.decoder else None,
-        loss_scale=(1.0, 1.0, 1.0, 1.0) if pairs else scale,
+        loss_scale=(1.0, 1.0, 1.0, 1.0) if pairs else _loss_scale(config, network, boundaries),
         aux_width=local.aux_width,
         feature_width=local.feature_width,
         remat=_remat(local.remat),
@@ -88,6 +85,18 @@ def _auxiliary(config: ConfigDict) -> AuxiliaryRule:
     """The rule that `local.auxiliary` names, with its hyper-parameters."""
     name = config.local.auxiliary
     return AUXILIARIES[name](**(config[name].to_dict() if name in AUXILIARY_PARAMETERS else {}))
+
+
+def _loss_scale(config: ConfigDict, network: Network, boundaries: str | Sequence[str]) -> Any:
+    """The weights of reconstruction and head, see `cut`; the published ones are those of the auxiliary network."""
+    local = config.local
+    if local.loss_scale != "published":
+        return numbers("local.loss_scale", local.loss_scale, "'published', or four numbers", "5,0.05,0.2,0.5")
+    if local.auxiliary == "momentum" and local.decoder:
+        names = equal_layers(network, local.modules) if isinstance(boundaries, str) else boundaries
+        return man_loss_weights(network, check_boundaries(network, names))
+    balanced = local.boundaries == "published"
+    return published_loss_scale(config.network.name, config.data.name, local.modules, balanced=balanced)
 
 
 def _remat(text: str) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from kd_local.parallel import (
     move,
     on_every_device,
     recorded,
+    with_next,
 )
 
 _WARM_UP, _STEPS = 2, 5
@@ -42,6 +43,11 @@ class StepTimer:
         self._shardings = batch_shardings(self._batch, first, batch)
         like = jax.ShapeDtypeStruct((1, *experiment.shape), np.float32)
         self._state, self._rng = plan.place(experiment.method.init(rng, like)), move(rng, on_every_device(first))
+
+    @property
+    def tied(self) -> tuple[bool, ...]:
+        """For each piece, whether it belongs to the group of the next one, see `kd_local.parallel.with_next`."""
+        return with_next([call.piece for call in self._step.plan.calls])
 
     def run(self, steps: int, watch: Watch | None = None) -> float:
         """The seconds of `steps` steps, with n + 1 batches in flight for n groups of devices."""
@@ -77,4 +83,4 @@ def placement(experiment: Experiment, config: ConfigDict) -> tuple[int, ...] | N
         return None
     timer = StepTimer(experiment, stages[0], config.batch_size)
     timer.run(_WARM_UP)
-    return balanced_placement(timer.seconds_of_pieces(_STEPS), len(stages))
+    return balanced_placement(timer.seconds_of_pieces(_STEPS), len(stages), timer.tied)

@@ -15,7 +15,7 @@ from kd_local.parallel.mesh import (
 )
 from kd_local.parallel.options import StepOptions
 from kd_local.parallel.pieces import Call, Piece, compile_lowered, extra_names
-from kd_local.parallel.placement import balanced_placement, transfers_between_groups
+from kd_local.parallel.placement import balanced_placement, transfers_between_groups, with_next
 from kd_local.parallel.plan import NOTHING, StepPlan, check_step, offered_tensors, plan_step
 from kd_local.parallel.sharding import part_shardings
 from kd_local.parallel.step import CompiledStep, Watch, compile_plan, compile_step
@@ -63,5 +63,6 @@ __all__ = [
     "put_rows",
     "recorded",
     "transfers_between_groups",
+    "with_next",
     "with_shardings",
 ]

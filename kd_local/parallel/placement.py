@@ -2,13 +2,30 @@
 
 Pieces stay in order, so that a batch goes from group to group once. While a group works on one batch, the group before
 it works on the next. The slowest group determines the speed.
+
+A moving average of a later module's parameters runs on the group of that module (`with_next`): there it needs no copy
+of them, and the group before does not wait for them.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 
+from kd_local.contract import owner
 from kd_local.costs import tree_bytes
-from kd_local.parallel.pieces import Call
+from kd_local.parallel.pieces import Call, Piece
+
+
+def with_next(pieces: Sequence[Piece]) -> tuple[bool, ...]:
+    """For each piece, True if it belongs to the group of the next piece: it trains nothing, and a later piece owns a
+    part that it reads."""
+    later: set[str] = set()
+    tied = []
+    for piece in reversed(pieces):
+        tied.append(
+            not any(program.trains for program in piece.programs) and any(owner(path) in later for path in piece.frozen)
+        )
+        later.update(program.name for program in piece.programs)
+    return tuple(reversed(tied))
 
 
 def check_groups(pieces: int, groups: int) -> None:
@@ -24,33 +41,46 @@ def check_groups(pieces: int, groups: int) -> None:
         )
 
 
-def check_placement(placement: Sequence[int] | None, pieces: int, groups: int) -> None:
-    """Checks a placement; without one, checks that each group can have a piece.
+def check_placement(placement: Sequence[int] | None, pieces: Sequence[Piece], groups: int) -> None:
+    """Checks a placement; without one, checks that each group can have a piece, see `with_next`.
 
     Raises:
         ValueError: see `check_groups`; or the placement does not have one group per piece, in rising order from 0 and
             with every group.
     """
-    check_groups(pieces, groups)
+    check_groups(len(pieces) - sum(with_next(pieces)), groups)
     if placement is None:
         return
-    if len(placement) != pieces or sorted(placement) != list(placement) or set(placement) != set(range(groups)):
+    if len(placement) != len(pieces) or sorted(placement) != list(placement) or set(placement) != set(range(groups)):
         raise ValueError(
-            f"placement {tuple(placement)} of {pieces} pieces in {groups} groups: use one group per piece, rising from "
-            f"0 to {groups - 1}, with every group"
+            f"placement {tuple(placement)} of {len(pieces)} pieces in {groups} groups: use one group per piece, rising "
+            f"from 0 to {groups - 1}, with every group"
         )
 
 
-def balanced_placement(costs: Sequence[int] | Sequence[float], groups: int) -> tuple[int, ...]:
+def balanced_placement(
+    costs: Sequence[int] | Sequence[float], groups: int, tied: Sequence[bool] = ()
+) -> tuple[int, ...]:
     """The group of each piece, in rising order from 0, such that the cost of the most expensive group is minimal.
 
     Args:
         costs: the cost of each piece, 0 or more, in any unit, such as operations or seconds.
         groups: number of groups, from 1 to the number of pieces. Each group gets at least one piece.
+        tied: for each piece, whether it must be in the group of the next one, see `with_next`; empty: none.
 
     Raises:
         ValueError: a cost is out of range; see also `check_groups`.
     """
+    if tied:
+        sums, unit = list[float](), list[int]()
+        for cost, joins in zip(costs, (False, *tied[:-1]), strict=True):
+            if joins:
+                sums[-1] += cost
+            else:
+                sums.append(cost)
+            unit.append(len(sums) - 1)
+        placement = balanced_placement(sums, groups)
+        return tuple(placement[i] for i in unit)
     pieces = len(costs)
     check_groups(pieces, groups)
     if min(costs) < 0:

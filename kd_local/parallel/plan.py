@@ -17,7 +17,7 @@ from kd_local.costs import multiply_adds
 from kd_local.parallel.mesh import batch_shardings, device_mesh, groups, on_every_device, over_the_batch
 from kd_local.parallel.options import StepOptions
 from kd_local.parallel.pieces import Call, Piece, Tensors, extra_names, free, on_cpu, pieces_of
-from kd_local.parallel.placement import balanced_placement, check_placement
+from kd_local.parallel.placement import balanced_placement, check_placement, with_next
 from kd_local.parallel.sharding import part_shardings
 from kd_local.parallel.transfer import move
 
@@ -154,7 +154,7 @@ def plan_step(
             for call in calls:
                 if call.signature not in costs:
                     costs[call.signature] = multiply_adds(call.piece.run, *call.arguments)
-            placement = balanced_placement([costs[call.signature] for call in calls], len(devices))
+            placement = balanced_placement([costs[call.signature] for call in calls], len(devices), with_next(pieces))
             options = replace(options, placement=placement)
     return StepPlan(mesh, options, state, rng, batch, _calls(pieces, devices, options, state, rng, batch))
 
@@ -171,7 +171,7 @@ def check_step(method: Method, mesh: Mesh, options: StepOptions) -> None:
             f"steps_per_call is {options.steps_per_call} with {len(groups(mesh))} groups of devices: use 1, or a "
             "single group (mesh.module=1)"
         )
-    check_placement(options.placement, len(pieces_of(method.programs(), options.form)), len(groups(mesh)))
+    check_placement(options.placement, pieces_of(method.programs(), options.form), len(groups(mesh)))
 
 
 def offered_tensors(batch: int) -> Tensors:
