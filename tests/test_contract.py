@@ -13,7 +13,19 @@ import pytest
 
 from kd_local.contract import Method, owner, subtree
 from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, StoneLoss, Teacher
-from kd_local.local import HEADS, HPFF, LOSSES, MLAAN, AugLocal, ContSup, EndToEnd, PairTraining, PixelScale, cut
+from kd_local.local import (
+    HEADS,
+    HPFF,
+    LOSSES,
+    MLAAN,
+    AugLocal,
+    ContSup,
+    EndToEnd,
+    Momentum,
+    PairTraining,
+    PixelScale,
+    cut,
+)
 from kd_local.local.pair import PairRule
 from kd_local.models import resnet
 from kd_local.networks import by_block, of_block
@@ -85,6 +97,10 @@ METHODS: dict[str, Method] = {
     "hpff K=2": pairs(HPFF(), 2),
     "mlaan": pairs(MLAAN(), 4, head="0c1f"),
     "mlaan as described": pairs(MLAAN(faithful=False), len(NETWORK), remat=("blocks", "head")),
+    "momentum": contsup("R0", 3, auxiliary=Momentum(), loss="contrast"),
+    "momentum R1E": contsup(
+        "R1E", 4, auxiliary=Momentum(scale="trained"), head="2c2f", decoder=PIXELS, remat=("blocks", "head", "decoder")
+    ),
     "contsup early exit": contsup("R1E", 4, "module01"),
     "contsup ensemble": contsup("R0", 3, "ensemble"),
     **{name: distillation(name) for name in OBJECTIVES},
@@ -253,7 +269,7 @@ def test_deployed_parameters_are_those_that_the_logits_depend_on(one):
 
 # In float64: in float32 rounding can move an activation across the kink of ReLU.
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["end_to_end", "contsup R0", "contsup R1E", "block_kd"])
+@pytest.mark.parametrize("name", ["end_to_end", "contsup R0", "contsup R1E", "momentum R1E", "block_kd"])
 @jax.numpy_dtype_promotion("standard")
 def test_eight_devices_give_the_results_of_one(name):
     with jax.enable_x64(True):

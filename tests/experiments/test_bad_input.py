@@ -46,8 +46,11 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.local.context=R-1"], "unknown context 'R-1': use R0, E, R1, R1E, or Rn / RnE with n >= 1"),
     (["--config.local.context=r1e"], "unknown context 'r1e': use R0, E, R1, R1E"),
     (["--config.local.context=R0E"], "unknown context 'R0E'"),
-    (["--config.local.head=3c1f"], r"unknown head '3c1f': use 0c1f, .* or 2c2f \(nearest: "),
-    (["--config.local.loss=contrst"], r"unknown local loss 'contrst': use softmax or contrast \(nearest: contrast\)"),
+    (["--config.local.head=3c1f"], r"unknown head '3c1f': use 0c1f, .* or pool \(nearest: "),
+    (
+        ["--config.local.loss=contrst"],
+        r"unknown local loss 'contrst': use softmax, contrast or predsim \(nearest: contrast\)",
+    ),
     (["--config.local.loss_scale=1,2"], r"loss scale \(1.0, 2.0\): give four numbers >= 0"),
     (["--config.local.loss_scale=1,2,3,-4"], "loss scale .*: give four numbers >= 0"),
     (

@@ -6,10 +6,22 @@ import numpy as np
 import optax
 import pytest
 
-from kd_local.local import ContSup, cut
+from kd_local.local import ContSup, Momentum, cut
 from kd_local.models import resnet
-from kd_local.parallel import StepOptions, balanced_placement, device_mesh, plan_step, transfers_between_groups
+from kd_local.parallel import (
+    StepOptions,
+    balanced_placement,
+    compile_step,
+    device_mesh,
+    move,
+    over_the_batch,
+    plan_step,
+    transfers_between_groups,
+    with_next,
+)
+from kd_local.parallel.pieces import pieces_of
 
+KEY = jax.random.key(0)
 COSTS = (7, 1, 1, 2, 9, 3, 3, 1)
 
 
@@ -34,6 +46,57 @@ def test_equal_pieces_are_divided_evenly():
     # Where the most even groups, by their squares, would not have the fastest slowest one: 12, 11, 18.
     assert balanced_placement((6, 6, 5, 6, 9, 9), 3) == (0, 0, 0, 1, 1, 2)
     assert balanced_placement([9, 1, 1, 1, 1], 3) == (0, 1, 1, 2, 2)  # not only the slowest counts
+
+
+def test_pieces_that_are_tied_stay_together():
+    # Without the ties, (0, 0, 1, 2) would be as good.
+    assert balanced_placement([3, 1, 3, 3], 3, (False, True, False, False)) == (0, 1, 1, 2)
+    with pytest.raises(ValueError, match="^4 groups of devices for 3 pieces of a step: use 1 to 3"):
+        balanced_placement([3, 1, 3, 3], 4, (False, True, False, False))
+
+
+def averaged(modules: int) -> ContSup:
+    cut_network = cut(resnet(8, classes=10), modules, classes=10, context="R0", auxiliary=Momentum())
+    return ContSup(cut_network, optax.sgd(0.1))
+
+
+def test_a_moving_average_is_placed_with_the_module_that_it_follows():
+    method = averaged(4)
+    pieces = pieces_of(method.programs(), "separate")
+    assert [piece.name for piece in pieces] == [
+        "module00", "average00", "module01", "average01", "module02", "average02", "module03"
+    ]  # fmt: skip
+    assert with_next(pieces) == (False, True, False, True, False, True, False)
+    assert with_next(pieces_of(method.programs(), "joined")) == (False,)
+    images, labels = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.int32)
+    plan = plan_step(method, images, labels, mesh=device_mesh(1, 4))
+    assert plan.programs == (
+        ("module00",), ("average00", "module01"), ("average01", "module02"), ("average02", "module03")
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="^5 groups of devices for 4 pieces of a step: use 1 to 4"):
+        plan_step(method, images, labels, mesh=device_mesh(1, 5))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("data", [1, 2])
+@jax.numpy_dtype_promotion("standard")
+def test_a_moving_average_on_several_groups_is_that_of_one_device(data):
+    method, random = averaged(3), np.random.default_rng(0)
+    results = []
+    with jax.enable_x64(True):
+        state = method.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+        start = jax.tree.map(lambda x: np.asarray(x, np.float64), state)
+        batches = [random.standard_normal((4, 8, 8, 3)) for _ in range(3)]
+        labels = np.arange(4, dtype=np.int32)
+        for mesh in (device_mesh(), device_mesh(data, 3)):
+            step = compile_step(method, batches[0], labels, state=start, mesh=mesh)
+            state = step.place(jax.tree.map(jnp.array, start))
+            metrics = []
+            for images in batches:
+                state, values = step(state, *move((images, labels), over_the_batch(step.plan.groups[0], 4)), KEY)
+                metrics.append(values)
+            results.append(jax.device_get((state, metrics)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-11), *results)
 
 
 def test_numbers_out_of_range_are_refused():

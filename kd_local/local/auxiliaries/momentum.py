@@ -62,9 +62,10 @@ class TwinAndAverage:
 
     def init(self, rng: PRNGKeyArray, output: jax.ShapeDtypeStruct) -> Mapping[str, Mapping[str, Any]]:
         """New variables: those of LB, the statistics of E, and those of scale, further blocks and head."""
-        twin, scale, *keys = jax.random.split(rng, 2 + len(self._after))
+        twin, average, scale, *keys = jax.random.split(rng, 3 + len(self._after))
         created: dict[str, Mapping[str, Any]] = {"twin": init_block(self.block, twin, output)}
-        created[AVERAGE] = {key: value for key, value in created["twin"].items() if key != "params"}
+        new = init_block(self.block, average, output)  # its parameters are those of the untrained part
+        created[AVERAGE] = {key: value for key, value in new.items() if key != "params"}
         x = self.features(created, output)
         if self.trained_scale:
             created["scale"] = init_block(ScaledSum(), scale, x, x)
