@@ -49,7 +49,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.local.head=3c1f"], r"unknown head '3c1f': use 0c1f, .* or pool \(nearest: "),
     (
         ["--config.local.loss=contrst"],
-        r"unknown local loss 'contrst': use softmax, contrast or predsim \(nearest: contrast\)",
+        "unknown local loss 'contrst': use softmax, contrast or predsim .nearest: contrast",
     ),
     (["--config.local.loss_scale=1,2"], r"loss scale \(1.0, 2.0\): give four numbers >= 0"),
     (["--config.local.loss_scale=1,2,3,-4"], "loss scale .*: give four numbers >= 0"),

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from kd_local.local import AugLocal, ContSup, PixelScale, cut
+from kd_local.local import AugLocal, ContSup, Momentum, PixelScale, cut
 from kd_local.models import resnet
 from kd_local.networks import Network
 from kd_local.parallel import StepOptions, compile_step, device_mesh, on_every_device, over_the_batch
@@ -30,6 +30,8 @@ CUTS: dict[str, dict[str, Any]] = {
     "predsim": {"head": "pool", "loss": "predsim"},
     "contrast": {"loss": "contrast"},
     "auglocal": {"auxiliary": AugLocal(depth=2)},
+    "man": {"auxiliary": Momentum(momentum=0.9), "head": "2c2f"},
+    "man_plus": {"auxiliary": Momentum(momentum=0.9, scale="trained"), "head": "dgl_wide"},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "R0": {"context": "R0"},
