@@ -138,7 +138,9 @@ def man_loss_weights(network: Network, boundaries: Sequence[str], number: int | 
     steps = (man_number(network, boundaries) if number is None else number) - 2
     if steps <= max(stages, default=0):
         return ((5.0, 0.75),) * len(stages)
-    ratios = [0 if name == network.names[0] else stage / steps for name, stage in zip(boundaries, stages, strict=True)]
+    ratios = [
+        0.0 if name == network.names[0] else stage / steps for name, stage in zip(boundaries, stages, strict=True)
+    ]
     return tuple((5 * (1 - ratio), 0.5 * (1 - ratio)) for ratio in ratios)
 
 

@@ -51,12 +51,12 @@ def test_impossible_scales_are_refused(scale):
 
 
 def test_a_pair_for_each_boundary():
-    assert weights_of_boundaries([(1, 2), (3, 0)], 2) == ((1.0, 2.0), (3.0, 0.0))
+    assert weights_of_boundaries([(1.0, 2.0), (3.0, 0.0)], 2) == ((1.0, 2.0), (3.0, 0.0))
     assert weights_of_boundaries((5.0, 0.0, 1.0, 2.0), 3) == ((5, 0), (3, 1), (1, 2))
     assert weights_of_boundaries((), 0) == ()
     with pytest.raises(ValueError, match="loss scale has 2 pairs for 3 boundaries: give one pair for each, or four"):
-        weights_of_boundaries(((1, 2), (3, 0)), 3)
-    for wrong in ((1, -2), (1, 2, 3), (1, "2"), (float("inf"), 1)):
+        weights_of_boundaries(((1.0, 2.0), (3.0, 0.0)), 3)
+    for wrong in ((1.0, -2.0), (1.0, 2.0, 3.0), (float("inf"), 1.0)):
         with pytest.raises(ValueError, match="loss scale has the pair .*: give two numbers >= 0, at most 1e6"):
             weights_of_boundaries((wrong,), 1)
 
