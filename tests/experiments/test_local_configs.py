@@ -48,6 +48,29 @@ def test_baselines_and_auglocal_in_the_common_protocol(name, row, modules, head,
     assert (optimizer.name, optimizer.schedule, optimizer.warmup_epochs) == ("sgd", "contsup", 10)
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "boundaries", "head", "last_weights"),
+    [
+        ("man", "k=15", "man", "2c2f", (5 * 11 / 14, 0.5 * 11 / 14)),
+        ("man", "k=8,decoder=false", "man", "2c2f", ()),
+        ("man_plus", "k=16", "man_plus", "dgl_wide", ()),
+        ("man_plus", "k=9,infopro=true", "man_plus", "2c2f", (5 * 3 / 6, 0.5 * 3 / 6)),
+    ],
+)
+def test_man_and_man_plus_in_the_common_protocol(name, row, boundaries, head, last_weights):
+    config = load(name).get_config(row)
+    local, optimizer = config.local, config.optimizer
+    assert (local.boundaries, local.context, local.head, local.auxiliary) == (boundaries, "R0", head, "momentum")
+    assert (config.epochs, config.batch_size, optimizer.learning_rate, optimizer.weight_decay) == (400, 1024, 0.8, 1e-4)
+    modules = build(config).method.cut_network.modules
+    assert len(modules) == local.modules
+    assert modules[-2].weights == pytest.approx(last_weights)
+    if name == "man_plus":
+        assert config.momentum.scale == "trained"
+        assert modules[0].names == ("stem",)
+        assert modules[0].classifies == ("infopro" not in row)
+
+
 def test_stl10_has_its_own_batch_and_rate():
     config = load("dgl").get_config("data=stl10")
     assert (config.batch_size, config.optimizer.learning_rate, config.epochs) == (128, 0.1, 400)
