@@ -3,7 +3,6 @@
 from kd_local.choices.distillation import DISTANCES
 from kd_local.distill.connector import Connector
 from kd_local.distill.distillation import Distillation
-from kd_local.distill.local_distillation import LocalDistillation
 from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
 from kd_local.distill.objectives.block_kd import BlockKD
 from kd_local.distill.objectives.distances import logit_distance
@@ -11,7 +10,9 @@ from kd_local.distill.objectives.kd import KD
 from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.stone_loss import StoneLoss
+from kd_local.distill.taught_contsup import TaughtContSup
 from kd_local.distill.teacher import Renormalisation, Teacher
+from kd_local.distill.teacher_auxiliary import TeacherRule
 
 __all__ = [
     "DISTANCES",
@@ -21,13 +22,14 @@ __all__ = [
     "Connector",
     "Distillation",
     "EvaluationBatch",
-    "LocalDistillation",
     "Objective",
     "Outputs",
     "Pair",
     "Renormalisation",
     "StoneLoss",
+    "TaughtContSup",
     "Teacher",
+    "TeacherRule",
     "TrainingBatch",
     "logit_distance",
     "output_shapes",

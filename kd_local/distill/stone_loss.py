@@ -5,9 +5,10 @@ from typing import Annotated
 
 from jaxtyping import Array
 
-from kd_local.choices.distillation import DISTANCE, StoneNumbers, Stones, check_stones
+from kd_local.choices.distillation import DISTANCE
 from kd_local.contract import Metrics
 from kd_local.distill.objectives.distances import logit_distance
+from kd_local.errors import check_type
 from kd_local.hyperparameters import check_hyperparameters
 from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.ranges import Flag, Temperature, Weight, Weighted
@@ -17,7 +18,7 @@ _TERM = Weighted(("beta",))
 
 @dataclass(frozen=True)
 class StoneLoss:
-    """alpha * CE(N_i, y) + beta * d(N_i, T); the last module adds alpha * CE(S, y) + beta * d(S, T).
+    """alpha * CE(N_i, y) + beta * d(N_i, T); the last module has alpha * CE(S, y) + beta * d(S, T), alone or added.
 
     N_i, S and T are the logits of the stepping stone, the student and the teacher; y are the labels.
 
@@ -27,8 +28,8 @@ class StoneLoss:
         distance: d, one of kd, dkd, mlkd and dist.
         temperature: T of the distance, above 0.
         standardise: True to standardise the logits in d (Sun et al., CVPR 2024).
-        stones: `all`, or numbers of stones, counted from 1: `(2, 3)` in Python, `2,3` in a config. The student is cut
-            after each of these stages.
+        last: True to give the last module a stepping stone too, after the student's last stage.
+        task_loss: CE, the cross entropy of the labels.
 
     Raises:
         ValueError: a negative weight, a temperature that is not above 0, or an unknown distance.
@@ -39,21 +40,26 @@ class StoneLoss:
     distance: Annotated[str, DISTANCE, _TERM] = "kd"
     temperature: Annotated[Temperature, _TERM] = 4.0
     standardise: Annotated[Flag, _TERM] = False
-    stones: Annotated[Stones, StoneNumbers()] = "all"
+    last: Flag = True
+    task_loss: TaskLoss = PLAIN
 
     def __post_init__(self) -> None:
         check_hyperparameters(self)
-        check_stones(self.stones)
+        check_type("task_loss", self.task_loss, TaskLoss, "use TaskLoss(label_smoothing=0.1), or leave it out")
 
-    def __call__(
-        self, logits: Array, target: Array, labels: Array, task_loss: TaskLoss = PLAIN
-    ) -> tuple[Array, Metrics]:
-        """`(loss, metrics)` of the logits of a stone or of the student: the loss, its terms and the accuracy."""
-        of_labels = task_loss(logits, labels)
+    def __call__(self, logits: Array, labels: Array, target: Array) -> Metrics:
+        """The loss of the logits of a stone or of the student, its two terms without weights, and the accuracy.
+
+        Args:
+            logits: of the stone or the student.
+            labels: in [0, classes).
+            target: the teacher's logits.
+        """
+        of_labels = self.task_loss(logits, labels)
         distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
         distillation = distance(logits, target, labels)
-        total = self.alpha * of_labels["loss"] + self.beta * distillation
-        return total, {
+        return {
+            "loss": self.alpha * of_labels["loss"] + self.beta * distillation,
             "cross_entropy": of_labels["loss"],
             "distillation": distillation,
             "accuracy": of_labels["accuracy"],

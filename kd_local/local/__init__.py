@@ -27,6 +27,7 @@ from kd_local.local.partition import (
     man_number,
     man_plus_boundaries,
     single_blocks,
+    stage_boundaries,
 )
 from kd_local.local.probes import probe_accuracy
 from kd_local.local.task_loss import TaskLoss, balanced_class_weights
@@ -66,4 +67,5 @@ __all__ = [
     "probe_accuracy",
     "published_loss_scale",
     "single_blocks",
+    "stage_boundaries",
 ]

@@ -14,6 +14,8 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Program, StatePart
+from kd_local.local.losses import LocalLoss
+from kd_local.local.task_loss import TaskLoss
 from kd_local.models.ends import Classifier
 from kd_local.models.layers import DType
 from kd_local.networks import Network
@@ -23,13 +25,13 @@ from kd_local.networks import Network
 class Apply(Protocol):
     """Applies one network of a module."""
 
-    def __call__(self, name: str, network: nn.Module, *inputs: Array, params: Any = None) -> Array:
+    def __call__(self, name: str, network: nn.Module, *inputs: Any, params: Any = None) -> Array:
         """The output of a network; batch normalisation uses and updates the statistics of the module.
 
         Args:
             name: the network's name among the module's variables.
             network: the network.
-            *inputs: its inputs, batches.
+            *inputs: its inputs: batches, or a pytree of frozen arrays.
             params: parameters that replace the module's own, such as a moving average.
         """
         ...
@@ -137,7 +139,8 @@ class UntrainedPart:
     Attributes:
         program: computes the part's next value, such as a moving average, or tensors from it, such as a teacher's
             logits.
-        init: `(key, shape of the module's output) -> part`; the part is `{"params": ..., "batch_stats": ...}`.
+        init: `(key, shape) -> part`, with the shape of the module's output, or of the images if the program runs before
+            the modules; the part is `{"params": ..., "batch_stats": ...}`.
     """
 
     program: Program
@@ -176,4 +179,42 @@ class AuxiliaryRule(Protocol):
         Raises:
             ValueError: the network or the boundary does not fit the rule.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An auxiliary network inside the last module. Its loss is added to that of the network's logits.
+
+    Attributes:
+        auxiliary: the auxiliary network.
+        end: the number of blocks before it, of the network, or of the module in `LocalModule`.
+        name: begins the names of its metrics, as in `stone_accuracy`.
+        frozen: paths of the subtrees of the state that it reads, see `kd_local.contract.subtree`.
+    """
+
+    auxiliary: Auxiliary
+    end: int
+    name: str
+    frozen: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class TargetRule(AuxiliaryRule, Protocol):
+    """A rule whose losses compare logits with targets, such as a teacher's logits."""
+
+    def targets(self) -> UntrainedPart:
+        """The part whose program runs before the modules, and writes the targets."""
+        ...
+
+    def loss(self, task_loss: TaskLoss) -> LocalLoss:
+        """The loss of every module, the last included: `(logits, labels, *targets) -> metrics`.
+
+        Raises:
+            ValueError: the loss would ignore `task_loss`.
+        """
+        ...
+
+    def branch(self, network: Network) -> Branch | None:
+        """The auxiliary network inside the last module; None if there is none."""
         ...

@@ -18,7 +18,7 @@ from kd_local.contract import Metrics, Program, State, owner
 from kd_local.errors import check_type
 from kd_local.local.cut_network import CutNetwork
 from kd_local.local.module import LocalModule
-from kd_local.networks import Variables
+from kd_local.networks import Variables, by_block, of_block
 from kd_local.state import Part, check_optimizer, new_part, update_part, variables_of
 
 
@@ -75,14 +75,14 @@ class ContSup:
 
     def programs(self) -> tuple[Program, ...]:
         """One program per module, and those of untrained parts. Equal modules share one executable."""
-        programs = []
+        programs = [part.program for part in self.cut_network.before]
         for module in self.cut_network.modules:
             programs.append(
                 Program(
                     name=module.name,
                     key=(module, self.optimizer),
                     function=partial(_train_module, module, self.optimizer),
-                    reads=(*module.reads, "labels"),
+                    reads=(*module.reads, "labels", *module.targets),
                     writes=module.writes,
                     frozen=module.frozen,
                     constants=module.weights,
@@ -108,11 +108,11 @@ class ContSup:
         names = self.cut_network.heads_for(self.answer)
         deployed = {}
         for module in self.cut_network.modules:
-            answers = module.name in names
+            answers = module.name in names and module.auxiliary is not None
             deployed[module.name] = {
                 key: value
                 for key, value in state[module.name]["params"].items()
-                if key == "blocks" or key.startswith("context") or (answers and key != "decoder")
+                if key == "blocks" or key.startswith("context") or (answers and key not in _NEVER_DEPLOYED)
             }
             if answers:
                 deployed.update({owner(path): state[owner(path)]["params"] for path in module.frozen})
@@ -120,11 +120,27 @@ class ContSup:
                 break
         return deployed
 
+    def network_variables(self, state: State) -> Variables | None:
+        """The network's variables; None if the deployed network has context networks or another head."""
+        modules = self.cut_network.modules
+        if self.answer != "last" or any(module.contexts for module in modules):
+            return None
+        return by_block(
+            {
+                name: of_block(of_block(variables_of(state[module.name]), "blocks"), number)
+                for module in modules
+                for name, number in zip(module.names, module.blocks.names, strict=True)
+            }
+        )
+
     @property
     def deployed_program(self) -> str | None:
         """The name of the module with the deployed head; None for an ensemble, whose logits no module computes."""
         names = self.cut_network.heads_for(self.answer)
         return names[0] if len(names) == 1 else None
+
+
+_NEVER_DEPLOYED = ("decoder", "similarity")
 
 
 def _variables(state: State) -> dict[str, Variables]:
@@ -140,12 +156,12 @@ def _train_module(
     rng: PRNGKeyArray,
     weights: Float[Array, " n"],
 ) -> tuple[Part, tuple[jax.Array, ...], Metrics]:
-    *read, labels = tensors
+    read, labels, targets = tensors[: len(module.reads)], tensors[len(module.reads)], tensors[len(module.reads) + 1 :]
 
     def objective(params: Any) -> tuple[Array, tuple[Any, tuple[Metrics, tuple[Array, ...]]]]:
         variables = {"params": params, "batch_stats": part["batch_stats"]}
         metrics, written, _, statistics = module.evaluate(
-            variables, read, labels, train=True, weights=weights, frozen=frozen
+            variables, read, labels, targets, train=True, weights=weights, frozen=frozen
         )
         return metrics["loss"], (statistics, (metrics, written))
 

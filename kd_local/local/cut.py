@@ -1,6 +1,7 @@
 """Cuts a network into gradient-isolated modules."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from kd_local.choices.local import (
@@ -14,7 +15,7 @@ from kd_local.choices.local import (
 )
 from kd_local.errors import check_type, unknown
 from kd_local.local.auxiliaries.head import HEAD_ALONE
-from kd_local.local.auxiliary import AuxiliaryRule, Boundary, module_name
+from kd_local.local.auxiliary import AuxiliaryRule, Boundary, TargetRule, module_name
 from kd_local.local.contexts import IMAGES, Context, input_name, output_name
 from kd_local.local.cut_network import CutNetwork
 from kd_local.local.decoders import Decoder, PixelScale
@@ -138,9 +139,15 @@ def cut(
     head_loss = task_loss if of_logits else local_loss(loss)
     if head_loss is not task_loss and count > 1:
         task_loss.check_used(f"the local loss {loss} of the modules before the last ignores it", "use loss softmax")
+    targets, branch, last_loss = None, None, task_loss
+    check_type("auxiliary", auxiliary, AuxiliaryRule, "use a rule of kd_local.local, such as HeadRule()")
+    if isinstance(auxiliary, TargetRule):
+        if loss != "softmax":
+            raise ValueError(f"loss is {loss}, but {type(auxiliary).__name__} has a loss of its own: leave loss out")
+        targets, branch = auxiliary.targets(), auxiliary.branch(network)
+        head_loss = last_loss = auxiliary.loss(task_loss)
     contexts = Context.parse(context)
     needed = {source for module in range(count) for source in contexts.sources(module)}
-    check_type("auxiliary", auxiliary, AuxiliaryRule, "use a rule of kd_local.local, such as HeadRule()")
     if head is not None and not auxiliary.uses_head:
         raise ValueError(
             f"head is {head}, but the auxiliary network {type(auxiliary).__name__} has no head: leave head out"
@@ -156,6 +163,7 @@ def cut(
     local_modules = []
     for i, (start, end) in enumerate(zip([0, *ends], [*ends, len(network)], strict=True)):
         last = i == count - 1
+        inner = replace(branch, end=branch.end - start) if last and branch is not None and branch.end > start else None
         attached = None if last else attachments[i]
         own_loss = None if attached is None else attached.loss
         writes_input = input_name(i) in needed
@@ -170,10 +178,11 @@ def cut(
                 blocks=_numbered(network[start:end]),
                 contexts=contexts.networks(i, image_encoder=image_encoder, width=aux_width, dtype=dtype),
                 auxiliary=None if attached is None else attached.auxiliary,
-                loss=task_loss if last else local_loss(own_loss) if own_loss else head_loss,
+                loss=last_loss if last else local_loss(own_loss) if own_loss else head_loss,
                 classifies=last or (own_loss or loss) in LOSSES_OF_LOGITS,
                 similarity=SimilarityNetwork(dtype) if (own_loss or loss) == "predsim" and not last else None,
                 reconstruction=reconstruction,
+                branch=inner,
                 writes_input=writes_input,
                 remat=tuple(name for name in REMATERIALIZABLE if name in remat),
                 channels_at_once=channels_at_once,
@@ -182,11 +191,12 @@ def cut(
                 reads=reads,
                 writes=() if last else (output_name(i), input_name(i)) if writes_input else (output_name(i),),
                 weights=() if reconstruction is None else weights[i],
-                frozen=() if attached is None else attached.frozen,
+                targets=() if targets is None else targets.program.writes,
+                frozen=(() if inner is None else inner.frozen) if attached is None else attached.frozen,
                 after=() if attached is None else attached.after,
             )
         )
-    return CutNetwork(network, boundaries, tuple(local_modules))
+    return CutNetwork(network, boundaries, tuple(local_modules), () if targets is None else (targets,))
 
 
 def _numbered(blocks: Network) -> Network:

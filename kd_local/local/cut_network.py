@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.contract import subtree
 from kd_local.errors import unknown
+from kd_local.local.auxiliary import UntrainedPart
 from kd_local.local.contexts import IMAGES
 from kd_local.local.module import LocalModule
 from kd_local.networks import Collection, Network, Variables
@@ -44,11 +45,13 @@ class CutNetwork:
         network: the network before the cut.
         boundaries: the names of the blocks after which the network is cut.
         modules: the modules, in order.
+        before: the untrained parts whose programs run before the modules.
     """
 
     network: Network
     boundaries: tuple[str, ...]
     modules: tuple[LocalModule, ...]
+    before: tuple[UntrainedPart, ...] = ()
 
     def init(
         self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct
@@ -58,7 +61,10 @@ class CutNetwork:
         Only the shape and dtype of `images` matter.
         """
         tensors: dict[str, Any] = {IMAGES: jax.ShapeDtypeStruct(images.shape, images.dtype)}
-        variables = {}
+        variables = {
+            part.program.name: part.init(jax.random.fold_in(rng, i), tensors[IMAGES])
+            for i, part in enumerate(self.before)
+        }
         for module, key in zip(self.modules, jax.random.split(rng, len(self.modules)), strict=True):
             read = [tensors[name] for name in module.reads]
             variables[module.name] = module.init(key, read)
@@ -164,10 +170,21 @@ class CutNetwork:
         """
         tensors: dict[str, Array] = {IMAGES: images}
         losses, statistics, output = {}, {}, images
+        for part in self.before:
+            program, given = part.program, {**tensors, "labels": labels}
+            inputs = tuple(given[name] for name in program.reads)
+            own = dict(variables[program.name])
+            _, written, _ = program.function(own, (), inputs, jax.random.key(0), jnp.zeros(0))
+            tensors.update(zip(program.writes, written, strict=True))
         for module in self.modules:
             read = tuple(tensors[name] for name in module.reads)
             metrics, written, output, statistics[module.name] = module.evaluate(
-                variables[module.name], read, labels, train=train, frozen=_frozen(module, variables)
+                variables[module.name],
+                read,
+                labels,
+                tuple(tensors[name] for name in module.targets),
+                train=train,
+                frozen=_frozen(module, variables),
             )
             losses[module.name] = metrics["loss"]
             tensors.update(zip(module.writes, map(jax.lax.stop_gradient, written), strict=True))

@@ -12,8 +12,9 @@ from kd_local.errors import unknown
 from kd_local.precision import at_least_float32
 from kd_local.shapes import check_arrays, check_labels
 
-LocalLoss = Callable[[Float[Array, "batch k"], Int[Array, " batch"]], Metrics]
-"""`(outputs of the head, labels) -> means over the batch`; training minimises `loss`."""
+LocalLoss = Callable[..., Metrics]
+"""`(outputs of the head, labels, *targets) -> means over the batch`; training minimises `loss`. Only the losses of a
+`TargetRule` have targets."""
 
 TEMPERATURE = 0.07
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.contract import Metrics
-from kd_local.local.auxiliary import Apply, Auxiliary, HasFeatures, UntrainedPart
+from kd_local.local.auxiliary import Apply, Auxiliary, Branch, HasFeatures, UntrainedPart
 from kd_local.local.contexts import supply
 from kd_local.local.decoders import Decoder, PixelScale, reconstruction_loss
 from kd_local.local.losses import LocalLoss
@@ -51,6 +52,7 @@ class LocalModule:
         classifies: True if the loss is computed on logits.
         similarity: the network of PredSim's similarity loss, which is added to a loss of logits; or None.
         reconstruction: the decoder, or None.
+        branch: the auxiliary network inside the last module, or None. Its `end` counts the module's blocks.
         writes_input: True if later modules read the module's input, with its contexts added, as a context.
         remat: the names of `REMATERIALIZABLE` that the backward pass recomputes. Blocks are recomputed one by one.
         channels_at_once: the most output channels of a context network that are recomputed at a time.
@@ -59,6 +61,7 @@ class LocalModule:
         reads: names of the input, of the contexts, and of the images if only the decoder needs them.
         writes: names of the output and, with `writes_input`, of the input. The last module writes nothing.
         weights: the weights of reconstruction and head in the loss; empty without a decoder.
+        targets: names of the tensors that the loss reads after the labels, see `TargetRule`.
         frozen: paths of the subtrees of the state that the auxiliary network reads, see `kd_local.contract.subtree`.
         after: the untrained parts of the state that are updated after the module has used them.
     """
@@ -70,6 +73,7 @@ class LocalModule:
     classifies: bool
     similarity: SimilarityNetwork | None
     reconstruction: Reconstruction | None
+    branch: Branch | None
     writes_input: bool
     remat: tuple[str, ...]
     channels_at_once: int
@@ -78,6 +82,7 @@ class LocalModule:
     reads: tuple[str, ...] = field(compare=False)
     writes: tuple[str, ...] = field(compare=False)
     weights: tuple[float, ...] = field(compare=False)
+    targets: tuple[str, ...] = field(compare=False)
     frozen: tuple[str, ...] = field(compare=False)
     after: tuple[UntrainedPart, ...] = field(compare=False)
 
@@ -94,8 +99,10 @@ class LocalModule:
         for i, (network, context, key) in enumerate(zip(self.contexts, contexts, context_rngs, strict=True)):
             created[f"context{i}"] = init_block(network, key, context, x)
         output = x
-        for name, block in self.blocks:
+        for i, (name, block) in enumerate(self.blocks, start=1):
             output = output_shape(block, of_block(created["blocks"], name), output)
+            if self.branch is not None and i == self.branch.end:
+                created.update(self.branch.auxiliary.init(auxiliary_rng, output))
         if self.auxiliary is not None:
             created.update(self.auxiliary.init(auxiliary_rng, output))
         if self.similarity is not None:
@@ -118,6 +125,13 @@ class LocalModule:
         Returns:
             `(input with contexts added, output, batch statistics)`.
         """
+        inputs, *_, output, statistics = self._apply(variables, tensors, train=train)
+        return inputs, output, statistics
+
+    def _apply(
+        self, variables: Variables, tensors: Sequence[Array], *, train: bool
+    ) -> tuple[Array, Array | None, Array, Collection]:
+        """`apply`, and before the output the input of the branch."""
         statistics: Collection = dict(variables["batch_stats"])
         inputs = x = tensors[0]
         names = [f"context{i}" for i in range(len(self.contexts))]
@@ -128,11 +142,18 @@ class LocalModule:
         for name, (context, updated) in zip(names, results, strict=True):
             inputs = inputs + context
             statistics[name] = updated
-        blocks = of_block(variables, "blocks")
-        output, updated = self.blocks.apply(blocks, inputs, train=train, remat="blocks" in self.remat)
+        blocks, output, at_branch = of_block(variables, "blocks"), inputs, None
+        updated: Collection = {}
+        ends = [len(self.blocks)] if self.branch is None else sorted({self.branch.end, len(self.blocks)})
+        for start, end in pairwise([0, *ends]):
+            own = self.blocks[start:end]
+            output, new = own.apply(own.select(blocks), output, train=train, remat="blocks" in self.remat)
+            updated = {**updated, **new}
+            if self.branch is not None and end == self.branch.end:
+                at_branch = output
         if updated:
             statistics["blocks"] = updated
-        return inputs, output, statistics
+        return inputs, at_branch, output, statistics
 
     def shapes(self, variables: Variables, tensors: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes and dtypes of the tensors of `writes`. Equal modules with tensors of equal shapes are traced once."""
@@ -159,6 +180,7 @@ class LocalModule:
         variables: Variables,
         tensors: Sequence[Array],
         labels: Int[Array, " batch"],
+        targets: Sequence[Array] = (),
         *,
         train: bool,
         weights: Sequence[float] | Float[Array, " n"] | None = None,
@@ -170,6 +192,7 @@ class LocalModule:
             variables: from `init`.
             tensors: the tensors of `reads`.
             labels: in [0, classes).
+            targets: the tensors of `targets`.
             train: if True, batch normalisation uses the batch's statistics and updates the running ones.
             weights: replaces the module's `weights`, so that modules that differ only in them share an executable.
             frozen: the subtrees of `frozen`.
@@ -178,12 +201,17 @@ class LocalModule:
             `(metrics, written, output, batch statistics)`. The metrics contain `loss`; `written` are the tensors of
             `writes`.
         """
-        x, output, statistics = self.apply(variables, tensors, train=train)
+        x, at_branch, output, statistics = self._apply(variables, tensors, train=train)
+        frozen = jax.lax.stop_gradient(frozen)
         apply = network_application(variables, statistics, train=train, remat=self.remat)
         features = outputs = output
         if self.auxiliary is not None:
-            features, outputs = self.auxiliary(apply, output, jax.lax.stop_gradient(frozen))
-        metrics = self.loss(outputs, labels)
+            features, outputs = self.auxiliary(apply, output, frozen)
+        metrics = self.loss(outputs, labels, *targets)
+        if self.branch is not None and at_branch is not None:
+            of_branch = self.loss(self.branch.auxiliary(apply, at_branch, frozen)[1], labels, *targets)
+            named = {f"{self.branch.name}_{name}": value for name, value in of_branch.items()}
+            metrics = {**named, **metrics, "loss": of_branch["loss"] + metrics["loss"]}
         if self.similarity is not None:
             projected = apply("similarity", self.similarity, features)
             metrics = predsim(metrics, projected, labels, outputs.shape[-1])
@@ -214,7 +242,7 @@ def network_application(
         remat: the names of `REMATERIALIZABLE` that the backward pass recomputes.
     """
 
-    def apply(name: str, network: nn.Module, *inputs: Array, params: Any = None) -> Array:
+    def apply(name: str, network: nn.Module, *inputs: Any, params: Any = None) -> Array:
         own = of_block(variables, name)
         if params is not None:
             own = {**own, "params": params}

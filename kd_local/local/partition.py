@@ -121,6 +121,16 @@ def single_blocks(network: Network, modules: int) -> tuple[str, ...]:
     return network.names[: modules - 1]
 
 
+def stage_boundaries(network: Network) -> tuple[str, ...]:
+    """The boundaries after all stages of a network but its stem and its last stage.
+
+    >>> from kd_local.models import create
+    >>> stage_boundaries(create("resnet32", classes=10))
+    ('stage1/4', 'stage2/4')
+    """
+    return network.stages[1:-1]
+
+
 def _check_modules(network: Network, modules: int) -> None:
     if not isinstance(modules, int) or not 1 <= modules <= len(network):
         raise ValueError(f"{modules} modules for a network of {len(network)} blocks: use 1 to {len(network)}")
