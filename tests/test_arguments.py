@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from kd_local.data import Augmentation, augment, batches, load, normalise
-from kd_local.distill import KD, BlockKD, Distillation, LocalDistillation, Renormalisation, StoneLoss, Teacher
+from kd_local.distill import KD, BlockKD, Distillation, Renormalisation, StoneLoss, TaughtContSup, Teacher, TeacherRule
 from kd_local.distill.objectives.at import attention_loss
 from kd_local.distill.objectives.crd import CRD, crd_loss, remember
 from kd_local.distill.objectives.dist import DIST, dist_loss, pearson_distance
@@ -57,6 +57,7 @@ DATA = tiny.data(8, 8)
 IMAGES = DATA.train.images[:4]
 AUGMENTATION = Augmentation(mean=(100.0,), std=(50.0,))
 METHOD = EndToEnd(NETWORK, SGD)
+CUT = cut(NETWORK, 2, classes=4, context="R0")
 TEACHER = Teacher(NETWORK, {"params": {}, "batch_stats": {}})
 
 OF_LOGITS = [
@@ -146,9 +147,15 @@ CASES = [
     (Distillation, (NETWORK, (TEACHER,), "kd", SGD), "objective is 'kd'"),
     (Distillation, (NETWORK, (), KD(), SGD), "no teacher"),
     (partial(Distillation, examples=0), (NETWORK, (TEACHER,), KD(), SGD), "examples is 0"),
-    (LocalDistillation, (NETWORK, (TEACHER,), StoneLoss(), SGD, (8, 8, 1)), "teacher is .*: use one Teacher"),
-    (LocalDistillation, (NETWORK, TEACHER, KD(), SGD, (8, 8, 1)), "objective is a KD: use StoneLoss"),
-    (LocalDistillation, (NETWORK, TEACHER, StoneLoss(), SGD, (1, 8, 8, 1)), "shape is .*: use height, width"),
+    (TeacherRule, ((TEACHER,), (8, 8, 1)), "teacher is .*: use one Teacher"),
+    (TeacherRule, (TEACHER, (8, 8, 1), KD()), "objective is a KD: use StoneLoss"),
+    (TeacherRule, (TEACHER, (1, 8, 8, 1)), "shape is .*: use height, width"),
+    (partial(TaughtContSup, rule=TEACHER), (CUT, SGD), "rule is a Teacher: use the TeacherRule"),
+    (partial(TaughtContSup, rule=TeacherRule(TEACHER, (8, 8, 1))), (CUT, SGD), "was not cut with this teacher"),
+    (partial(cut, NETWORK, 2, classes=4, auxiliary=TeacherRule(TEACHER, (8, 8, 1)), loss="contrast"), (),
+     "loss is contrast, but TeacherRule has a loss of its own"),
+    (partial(cut, NETWORK, 2, classes=4, auxiliary=TeacherRule(TEACHER, (8, 8, 1)), head="1c2f"), (),
+     "TeacherRule has no head: leave head out"),
     (Teacher, ("resnet8", {}), "a teacher's network is 'resnet8'"),
     (Teacher, (NETWORK, None), "a teacher's variables is None"),
     (Renormalisation.between, (([1.0], [1.0]), ([1.0], [0.0])), "std of a channel is 0"),

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from kd_local.contract import Method, owner, subtree
-from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, StoneLoss, Teacher
+from kd_local.distill import OBJECTIVES, Distillation, StoneLoss, TaughtContSup, Teacher
 from kd_local.local import (
     HEADS,
     HPFF,
@@ -31,6 +31,7 @@ from kd_local.models import resnet
 from kd_local.networks import by_block, of_block
 from kd_local.parallel import CompiledStep, compile_step, device_mesh, on_every_device, over_the_batch
 from kd_local.state import new_part
+from tests.support.taught import locally_taught
 
 OPTIMIZER = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9, nesterov=True))
 GENTLE = optax.sgd(1e-3, momentum=0.9)  # some objectives have weights in the thousands
@@ -74,8 +75,8 @@ def distillation(name: str, teachers: int = 1, **options: Any) -> Distillation:
     return Distillation(NETWORK, found, OBJECTIVES[name](**options), GENTLE, examples=37)
 
 
-def locally_taught(**options: Any) -> LocalDistillation:
-    return LocalDistillation(NETWORK, trained(0), StoneLoss(**options), GENTLE, (8, 8, 3))
+def taught(**options: Any) -> TaughtContSup:
+    return locally_taught(NETWORK, trained(0), (8, 8, 3), GENTLE, **options)
 
 
 METHODS: dict[str, Method] = {
@@ -106,8 +107,11 @@ METHODS: dict[str, Method] = {
     **{name: distillation(name) for name in OBJECTIVES},
     "block_kd lightweight": distillation("block_kd", stones=(2, 3), distance="dkd"),
     "two teachers": distillation("fitnet", teachers=2),
-    "local_distillation": locally_taught(),
-    "local_distillation lightweight": locally_taught(stones=(1, 2)),
+    "teacher": taught(),
+    "teacher lightweight": taught(objective=StoneLoss(last=False, distance="dkd")),
+    "teacher R1E": taught(context="R1E", objective=StoneLoss(distance="dist")),
+    "teacher K=blocks": taught(context="R1", boundaries=NETWORK.names[:-1], decoder=PIXELS),
+    "teacher K=2": taught(boundaries=("stage1/0",), remat=("blocks", "head")),
     "contsup K=1": contsup("R1E", 1),
     "contsup K=blocks": contsup("R1", len(NETWORK)),
 }
@@ -236,7 +240,7 @@ def test_the_deployed_program_trains_and_measures_accuracy(one):
         ("hpff", "module02"),
         ("block_kd", "student"),
         ("simkd", None),
-        ("local_distillation", "module02"),
+        ("teacher", "module02"),
     ],
 )
 def test_the_program_whose_accuracy_is_that_of_the_deployed_network(name, expected):

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from experiments.configs.objectives import (
     AUXILIARY_PARAMETERS,
     HYPER_PARAMETERS,
-    LOCAL_DISTILLATION,
+    OBJECTIVES,
     PAIR_PARAMETERS,
     PAIRS,
+    TEACHER,
 )
 from experiments.from_config.numbers import BALANCED, class_weights, pixel_numbers
 from kd_local.choices import data
@@ -27,7 +28,7 @@ from kd_local.choices.steps import JOINED, SEPARATE, check_batch_size, check_div
 from kd_local.errors import unknown
 from kd_local.paths import read_existing, read_folder, read_path
 
-BOUNDARY_RULES = ("equal", "balanced", "published", "single", "man", "man_plus")
+BOUNDARY_RULES = ("equal", "balanced", "published", "single", "man", "man_plus", "stages")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -66,7 +67,7 @@ def check_files(config: ConfigDict, *, shapes_only: bool = False) -> None:
     name = config.data.name
     data_dir = None if config.data.data_dir is None else read_path(config.data.data_dir, "data.data_dir")
     data.check_name(name, data_dir)
-    if config.method in HYPER_PARAMETERS:
+    if has_teachers(config):
         teacher_names(config, len(teacher_places(config)), shapes_only=shapes_only)
     if shapes_only:
         return
@@ -177,6 +178,18 @@ def boundary_names(boundaries: str) -> tuple[str, ...] | str:
     return boundaries
 
 
+def locally_taught(config: ConfigDict) -> bool:
+    """True if the modules of a cut network learn through a teacher."""
+    local = config.local
+    several = local.modules > 1 or local.memory_budget is not None
+    return bool(config.method == "contsup" and several and local.auxiliary == TEACHER)
+
+
+def has_teachers(config: ConfigDict) -> bool:
+    """True if the method has teachers."""
+    return config.method in OBJECTIVES or locally_taught(config)
+
+
 def teacher_places(config: ConfigDict) -> list[Path]:
     """The paths in `teacher.weights`: a file or a folder of a run for each teacher.
 
@@ -221,8 +234,8 @@ def teacher_names(config: ConfigDict, places: int, *, shapes_only: bool = False)
             "networks as paths"
         )
     count = len(names) or places
-    if count > 1 and config.method == LOCAL_DISTILLATION:
-        raise ValueError(f"{count} teachers for local_distillation: give one, or use another method")
+    if count > 1 and locally_taught(config):
+        raise ValueError(f"{count} teachers for local.auxiliary={TEACHER}: give one, or use another method")
     return names
 
 

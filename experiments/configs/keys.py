@@ -3,16 +3,24 @@ docs/configuration.md (which `experiments.configs.reference` writes) come from h
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.configs.description import Group, Key, above, names_with_commas, path, when
+from experiments.configs.description import Group, Key, Use, above, names_with_commas, path, when
 from experiments.configs.local_keys import LOCAL
-from experiments.configs.objectives import AUXILIARY_PARAMETERS, HYPER_PARAMETERS, OF_LOGITS, PAIR_PARAMETERS
+from experiments.configs.objectives import (
+    AUXILIARY_PARAMETERS,
+    HYPER_PARAMETERS,
+    OF_LOGITS,
+    PAIR_PARAMETERS,
+    TEACHER_GROUP,
+)
 from experiments.configs.uses import (
     DISTRIBUTED,
     LABELS,
+    LOCALLY_TAUGHT,
     METHODS,
     PIECEWISE,
     PREPARED,
@@ -35,8 +43,22 @@ _NETWORKS = Text("names of networks with commas between", names_with_commas("net
 _SIZE = Number(1, 100_000, whole=True)
 _SECONDS = Number(1, 604_800, whole=True)
 
+
+class _Method(Choice):
+    """The methods. The name of one that is now an auxiliary network has an error that says so."""
+
+    def check(self, name: str, value: Any) -> None:
+        if value == "local_distillation":
+            raise ValueError(
+                "method local_distillation is now an auxiliary network: use --config.method=contsup "
+                "--config.local.auxiliary=teacher --config.local.context=R0 --config.local.boundaries=stages, and "
+                "--config.teacher_auxiliary.… for its numbers; an older run of it cannot be resumed"
+            )
+        super().check(name, value)
+
+
 KEYS: Mapping[str, Key | Group] = {
-    "method": Key("contsup", Choice("method", METHODS), "the method: what is trained, and with which losses"),
+    "method": Key("contsup", _Method("method", METHODS), "the method: what is trained, and with which losses"),
     "seed": Key(0, Number(0, 2**32 - 1, whole=True), "seed of initialisation, order and augmentation"),
     "epochs": Key(30, OPTIMIZATION["epochs"], "passes through the training images"),
     "batch_size": Key(64, Number(1, 1_000_000, whole=True), "images of a step, over all devices"),
@@ -222,7 +244,7 @@ def hyper_parameter_keys() -> dict[str, Group]:
     """The hyper-parameters of every objective, auxiliary network and rule for pairs by its name."""
     return {
         name: {
-            key: Key(default, values, meaning, (when(user, name), *([above_zero(name, weights)] if weights else ())))
+            key: Key(default, values, meaning, (_user(user, name), *([above_zero(name, weights)] if weights else ())))
             for key, (default, values, meaning, weights) in group.items()
         }
         for user, table in (
@@ -232,6 +254,10 @@ def hyper_parameter_keys() -> dict[str, Group]:
         )
         for name, group in table.items()
     }
+
+
+def _user(user: str, group: str) -> Use:
+    return LOCALLY_TAUGHT if group == TEACHER_GROUP else when(user, group)
 
 
 def flat_keys() -> Iterator[tuple[str, Key]]:

@@ -13,6 +13,7 @@ from experiments.configs.uses import (
     IMAGE_CONTEXT,
     MODULES,
     NO_BUDGET,
+    ONE_OF_LOSSES,
     REMAT,
     SEVERAL_MODULES,
     WIDE,
@@ -38,9 +39,9 @@ LOCAL: Group = {
     "context": Key("R1E", Text("R0, E, Rn or RnE with n from 1", read_context), "context supply", SEVERAL_MODULES),
     "boundaries": Key(
         "equal",
-        Text("equal, balanced, published, single, man, man_plus, or blocks"),
+        Text("equal, balanced, published, single, man, man_plus, stages, or blocks"),
         "`equal` (layers), `balanced` (memory), `published` (memory), `single` (blocks), `man` (MAN, HPFF, MLAAN), "
-        "`man_plus` (MAN++), or blocks: `stem,stage1/2`",
+        "`man_plus` (MAN++), `stages` (after each but the stem), or blocks: `stem,stage1/2`",
         CUT_MODULES,
     ),
     "image_encoder": Key(
@@ -52,7 +53,8 @@ LOCAL: Group = {
     "auxiliary": Key(
         "head",
         Choice("auxiliary network", AUXILIARIES),
-        "networks between a module's output and its local loss: a head alone, or those of a later method",
+        "networks between a module's output and its local loss: a head alone, those of a later method, or a teacher's "
+        "remaining blocks",
         SEVERAL_MODULES,
     ),
     "head": Key(
@@ -62,7 +64,7 @@ LOCAL: Group = {
         "PredSim's",
         (*CUT_MODULES, WITH_A_HEAD),
     ),
-    "loss": Key("softmax", Choice("local loss", LOSSES), "local loss", SEVERAL_MODULES),
+    "loss": Key("softmax", Choice("local loss", LOSSES), "local loss", (*SEVERAL_MODULES, ONE_OF_LOSSES)),
     "decoder": Key(
         False, Switch(), "adds InfoPro's reconstruction of the image to each local loss", (DECODED, MODULES)
     ),

@@ -14,7 +14,6 @@ from kd_local.ranges import Choice, Number, Numbers, Range, Switch
 OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "block_kd")
 OF_LOGITS = ("kd", "dkd", "mlkd", "dist")
 """The objectives that read only the logits of a teacher."""
-LOCAL_DISTILLATION = "local_distillation"
 
 HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ...]]]] = {
     "kd": {
@@ -112,17 +111,10 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "warmup_epochs": (0, Number(0, 100000, whole=True, note="0 is no warm-up"), "epochs over which the weight of the distances grows linearly, 0 or more; 0 for no warm-up.", ("beta", "gamma")),
         "batched": (True, Switch(), "True to apply the teacher's blocks to all stones at once, as one larger batch, with the same results.", ()),
     },
-    "local_distillation": {
-        "alpha": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger; KD's value in the mdistiller protocol.", ()),
-        "beta": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the distance d, 0 or larger; KD's value in the mdistiller protocol.", ()),
-        "distance": ("kd", Choice("logit distance", ("kd", "dkd", "mlkd", "dist")), "d, one of kd, dkd, mlkd and dist.", ("beta",)),
-        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of the distance, above 0.", ("beta",)),
-        "standardise": (False, Switch(), "True to standardise the logits in d (Sun et al., CVPR 2024).", ("beta",)),
-        "stones": ("all", StoneNumbers(), "`all`, or numbers of stones, counted from 1: `(2, 3)` in Python, `2,3` in a config. The student is cut after each of these stages.", ()),
-    },
 }
 
-AUXILIARIES = ("head", "auglocal", "momentum")
+AUXILIARIES = ("head", "auglocal", "momentum", "teacher")
+TEACHER, TEACHER_GROUP = "teacher", "teacher_auxiliary"
 WITH_HEAD = ("head", "momentum")
 """The auxiliary networks that contain a head."""
 
@@ -136,6 +128,14 @@ AUXILIARY_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str
         "scale": ("fixed", Choice("scale", ("fixed", "trained")), "fixed, s = 1, as in MAN; trained, a scalar of each boundary, as in MAN++.", ()),
         "blocks": (1, Number(1, 2, whole=True), "1: y is the head's input. 2: a trained copy of the second block after the boundary follows, then a copy of the network's last layers instead of a head, as in MAN++ for vision transformers.", ()),
         "faithful": (False, Switch(), "True: the module of the stem has a head 1c2f of 128 outputs and the contrastive loss, for any head and local loss of the other modules, as in the authors' code of MAN++ with the heads of InfoPro.", ()),
+    },
+    "teacher_auxiliary": {
+        "alpha": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger; KD's value in the mdistiller protocol.", ()),
+        "beta": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the distance d, 0 or larger; KD's value in the mdistiller protocol.", ()),
+        "distance": ("kd", Choice("logit distance", ("kd", "dkd", "mlkd", "dist")), "d, one of kd, dkd, mlkd and dist.", ("beta",)),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of the distance, above 0.", ("beta",)),
+        "standardise": (False, Switch(), "True to standardise the logits in d (Sun et al., CVPR 2024).", ("beta",)),
+        "last": (True, Switch(), "True to give the last module a stepping stone too, after the student's last stage.", ()),
     },
 }
 

@@ -3,13 +3,12 @@
 from typing import Any
 
 from experiments.configs.description import Use, Values, when
-from experiments.configs.objectives import HYPER_PARAMETERS, LOCAL_DISTILLATION, OBJECTIVES, PAIRS, WITH_HEAD
+from experiments.configs.objectives import HYPER_PARAMETERS, OBJECTIVES, PAIRS, TEACHER, TEACHER_GROUP, WITH_HEAD
 from kd_local.choices.data import INCLUDED
 from kd_local.choices.local import HEADS_WITH_A_WIDTH, HEADS_WITH_HIDDEN_UNITS, LOSSES_OF_LOGITS, unused_remat
 
-METHODS: tuple[str, ...] = ("contsup", *PAIRS, "end_to_end", *OBJECTIVES, LOCAL_DISTILLATION)
+METHODS: tuple[str, ...] = ("contsup", *PAIRS, "end_to_end", *OBJECTIVES)
 
-TAUGHT = Use("a method of distillation", lambda given: given["method"] in (*OBJECTIVES, LOCAL_DISTILLATION))
 CONTSUP = when("method", "contsup")
 CUT = when("method", "contsup", *PAIRS)
 DECODED = when("method", "contsup", "hpff")
@@ -18,6 +17,18 @@ MODULES = Use(
 )
 SEVERAL_MODULES = (CONTSUP, MODULES)
 CUT_MODULES = (CUT, MODULES)
+LOCALLY_TAUGHT = Use(
+    f"local.auxiliary={TEACHER}",
+    lambda given: CONTSUP.holds(given) and MODULES.holds(given) and given["local.auxiliary"] == TEACHER,
+)
+TAUGHT = Use(
+    f"a method of distillation, or {LOCALLY_TAUGHT.text}",
+    lambda given: given["method"] in OBJECTIVES or LOCALLY_TAUGHT.holds(given),
+)
+ONE_OF_LOSSES = Use(
+    f"a local.auxiliary other than {TEACHER}, which has a loss of its own",
+    lambda given: not LOCALLY_TAUGHT.holds(given),
+)
 SGD, PIECEWISE = when("optimizer.name", "sgd"), when("optimizer.schedule", "piecewise")
 IMAGE_CONTEXT = Use(
     "a local.context with E", lambda given: given["method"] == "contsup" and given["local.context"].endswith("E")
@@ -56,6 +67,8 @@ def above_zero(method: str, weights: tuple[str, ...]) -> Use:
 
 def _labels(given: Values) -> bool:
     method = given["method"]
+    if LOCALLY_TAUGHT.holds(given):
+        return bool(given[f"{TEACHER_GROUP}.alpha"])
     if method == "contsup":
         return bool(given["local.loss"] in LOSSES_OF_LOGITS or not MODULES.holds(given))
     weight = f"{method}.{'ce_weight' if 'ce_weight' in HYPER_PARAMETERS.get(method, ()) else 'alpha'}"

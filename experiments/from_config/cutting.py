@@ -5,11 +5,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs.contradictions import boundary_names
-from experiments.configs.objectives import AUXILIARY_PARAMETERS
+from experiments.configs.contradictions import boundary_names, locally_taught
+from experiments.configs.objectives import AUXILIARY_PARAMETERS, TEACHER, TEACHER_GROUP
 from experiments.from_config.numbers import numbers
-from experiments.from_config.teachers import DTYPES
+from experiments.from_config.teachers import DTYPES, teachers_of
 from kd_local.data import DatasetSpec
+from kd_local.distill import StoneLoss, TeacherRule
 from kd_local.errors import unknown
 from kd_local.local import (
     AUXILIARIES,
@@ -29,6 +30,7 @@ from kd_local.local import (
     man_plus_boundaries,
     published_loss_scale,
     single_blocks,
+    stage_boundaries,
 )
 from kd_local.networks import Network
 
@@ -36,16 +38,29 @@ _RULES: Mapping[str, Callable[[Network, int], tuple[str, ...]]] = {
     "single": single_blocks,
     "man": man_boundaries,
     "man_plus": man_plus_boundaries,
+    "stages": lambda network, modules: stage_boundaries(network),
 }
 
 
 def cut_from_config(
-    config: ConfigDict, network: Network, data: DatasetSpec, platform: str, task_loss: TaskLoss
+    config: ConfigDict,
+    network: Network,
+    data: DatasetSpec,
+    auxiliary: AuxiliaryRule,
+    platform: str,
+    task_loss: TaskLoss,
 ) -> CutNetwork:
     """The network cut into modules as `config.local` says. In place of balanced boundaries it has equal ones.
 
-    `platform` is the platform to compile for: cpu, gpu or tpu. `task_loss` is used if the method cuts the
-    network. Methods of pairs of modules have context R0, heads alone, and weights of their own.
+    Methods of pairs of modules have context R0, heads alone, and weights of their own.
+
+    Args:
+        config: the config.
+        network: the network.
+        data: the description of the data set.
+        auxiliary: from `auxiliary_from_config`.
+        platform: the platform to compile for: cpu, gpu or tpu.
+        task_loss: used if the method cuts the network.
 
     Raises:
         ValueError: a value of `config.local` that is unknown, out of range or does not fit the network.
@@ -58,7 +73,6 @@ def cut_from_config(
         boundaries = "equal"  # until `planning` has measured
     elif boundaries in _RULES:
         boundaries = _RULES[boundaries](network, local.modules)
-    rule = HeadRule() if pairs else _auxiliary(config)
     pixels = PixelScale(data.augmentation.mean, data.augmentation.std)
     return cut(
         network,
@@ -67,8 +81,8 @@ def cut_from_config(
         boundaries=boundaries,
         context="R0" if pairs else local.context,
         image_encoder=local.image_encoder,
-        auxiliary=rule,
-        head=local.head if rule.uses_head else None,
+        auxiliary=auxiliary,
+        head=local.head if auxiliary.uses_head else None,
         loss="softmax" if pairs else local.loss,
         task_loss=task_loss if pairs or config.method == "contsup" else TaskLoss(),
         decoder=pixels if local.decoder else None,
@@ -81,9 +95,19 @@ def cut_from_config(
     )
 
 
-def _auxiliary(config: ConfigDict) -> AuxiliaryRule:
-    """The rule that `local.auxiliary` names, with its hyper-parameters."""
+def auxiliary_from_config(config: ConfigDict, data: DatasetSpec, *, fresh_teachers: bool) -> AuxiliaryRule:
+    """The rule that `local.auxiliary` names, with its hyper-parameters.
+
+    Raises:
+        ValueError: the teacher is missing or does not fit.
+        ModuleNotFoundError: a file of weights needs PyTorch, which is not installed.
+    """
     name = config.local.auxiliary
+    if locally_taught(config):
+        (teacher,) = teachers_of(config, data, fresh=fresh_teachers)
+        return TeacherRule(teacher, data.shape, StoneLoss(**config[TEACHER_GROUP].to_dict()))
+    if name == TEACHER or config.method in PAIR_RULES:
+        return HeadRule()
     return AUXILIARIES[name](**(config[name].to_dict() if name in AUXILIARY_PARAMETERS else {}))
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.configs.contradictions import check_local
-from experiments.from_config.cutting import cut_from_config
+from experiments.from_config.cutting import auxiliary_from_config, cut_from_config
 from experiments.from_config.images import describe_images, read_images
 from experiments.from_config.methods import CUT_METHODS, method_from_config
 from experiments.from_config.start_weights import with_start
@@ -100,17 +100,20 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         network = with_start(config, network, data)
     schedule, optimizer = _optimization(config.optimizer, plan, config.epochs)
     options = step_options(config)
+    local = config.method == "contsup"
     # Cut for every method, so that a mistake in `local` is refused even if the method does not use it.
     loss = task_loss(config, data.classes, shapes_only=fresh_teachers)
-    cut_network = cut_from_config(config, network, data, platform or mesh.devices.flat[0].platform, loss)
-    method = method_from_config(config, network, cut_network, optimizer, data, loss, fresh_teachers=fresh_teachers)
+    auxiliary = auxiliary_from_config(config, data, fresh_teachers=fresh_teachers)
+    cut_network = cut_from_config(config, network, data, auxiliary, platform or mesh.devices.flat[0].platform, loss)
+    method = method_from_config(
+        config, network, cut_network, auxiliary, optimizer, data, loss, fresh_teachers=fresh_teachers
+    )
     check_step(method, mesh, options)
     check_calls(plan, data.train // plan.batch_size, options.steps_per_call)
     if config.data.on_devices and data.streamed:
         raise ValueError(
             f"data.on_devices is True, but the images of {config.data.name} are streamed: use data.on_devices=false"
         )
-    local = config.method == "contsup"
     return Experiment(
         method=method,
         network=network,

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 import kd_local
-from experiments.configs.contradictions import teacher_places
+from experiments.configs.contradictions import has_teachers, teacher_places
 from experiments.folders.identity import VERSION
 from experiments.from_config.images import describe_images
 from experiments.from_config.teachers import weights_file
@@ -20,7 +20,7 @@ from kd_local.contract import Method
 from kd_local.data import Data, content_digest, file_digest, files_digest
 from kd_local.data.prepared import find
 from kd_local.data.registry import INCLUDED
-from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Teacher
+from kd_local.distill import Distillation, TaughtContSup, Teacher
 from kd_local.distill.digests import variables_digest
 from kd_local.paths import read_existing
 
@@ -64,7 +64,7 @@ def _facts_of_files(config: ConfigDict) -> dict[str, Any]:
         found |= {"images.version": folder.name, "images.files": files_digest(folder)}
     if config.network.weights is not None:
         found["start.file"] = file_digest(weights_file(read_existing(config.network.weights, "network.weights")))
-    if config.method in (*OBJECTIVES, "local_distillation"):
+    if has_teachers(config):
         places = teacher_places(config)
         found["teachers"] = len(places)
         for i, place in enumerate(places):
@@ -78,4 +78,4 @@ def _facts_of_files(config: ConfigDict) -> dict[str, Any]:
 def _teachers(method: Method) -> tuple[Teacher, ...]:
     if isinstance(method, Distillation):
         return method.teachers
-    return (method.teacher,) if isinstance(method, LocalDistillation) else ()
+    return (method.rule.teacher,) if isinstance(method, TaughtContSup) else ()

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from experiments.from_config.teachers import teachers
+from experiments.from_config.teachers import teachers_of
 from kd_local.choices.distillation import stone_numbers
 from kd_local.contract import Method
 from kd_local.data import DatasetSpec
-from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Objective, StoneLoss, Teacher
+from kd_local.distill import OBJECTIVES, Distillation, Objective, TaughtContSup, TeacherRule
 from kd_local.errors import unknown
-from kd_local.local import PAIR_RULES, ContSup, CutNetwork, EndToEnd, PairRule, PairTraining, TaskLoss
+from kd_local.local import PAIR_RULES, AuxiliaryRule, ContSup, CutNetwork, EndToEnd, PairRule, PairTraining, TaskLoss
 from kd_local.networks import Network
 
-CUT_METHODS = ("contsup", *PAIR_RULES, "local_distillation")
+CUT_METHODS = ("contsup", *PAIR_RULES)
 """Methods that cut the network and train each module with its own program."""
 
 
@@ -31,7 +31,6 @@ class Ingredients:
         contsup: the method ContSup for the network.
         pair_rules: the rules for pairs of modules by the names of their methods.
         objectives: the objectives of distillation by name.
-        stone_loss: the objective of local distillation.
         optimizer: the optimizer of every program.
         data: the description of the data set.
         fresh_teachers: True if teachers have zeros for weights.
@@ -41,7 +40,6 @@ class Ingredients:
     contsup: ContSup
     pair_rules: Mapping[str, PairRule]
     objectives: Mapping[str, Objective]
-    stone_loss: StoneLoss
     optimizer: optax.GradientTransformation
     data: DatasetSpec
     task_loss: TaskLoss
@@ -52,6 +50,7 @@ def method_from_config(
     config: ConfigDict,
     network: Network,
     cut_network: CutNetwork,
+    auxiliary: AuxiliaryRule,
     optimizer: optax.GradientTransformation,
     data: DatasetSpec,
     task_loss: TaskLoss,
@@ -65,12 +64,14 @@ def method_from_config(
             hyper-parameter of any method is unknown or out of range.
         ModuleNotFoundError: a file of weights needs PyTorch, which is not installed.
     """
+    contsup = ContSup(cut_network, optimizer, config.local.answer)
+    if isinstance(auxiliary, TeacherRule):
+        contsup = TaughtContSup(cut_network, optimizer, config.local.answer, rule=auxiliary)
     of = Ingredients(
         network=network,
-        contsup=ContSup(cut_network, optimizer, config.local.answer),
+        contsup=contsup,
         pair_rules={name: rule(**_hyper_parameters(config[name])) for name, rule in PAIR_RULES.items()},
         objectives={name: kind(**_hyper_parameters(config[name])) for name, kind in OBJECTIVES.items()},
-        stone_loss=StoneLoss(**_hyper_parameters(config.local_distillation)),
         optimizer=optimizer,
         data=data,
         task_loss=task_loss,
@@ -102,7 +103,7 @@ def _end_to_end(config: ConfigDict, of: Ingredients) -> Method:
 def _distillation(config: ConfigDict, of: Ingredients) -> Method:
     method = Distillation(
         of.network,
-        _teachers(config, of),
+        teachers_of(config, of.data, fresh=of.fresh_teachers),
         of.objectives[config.method],
         of.optimizer,
         examples=of.data.train,
@@ -113,25 +114,9 @@ def _distillation(config: ConfigDict, of: Ingredients) -> Method:
     return method
 
 
-def _teachers(config: ConfigDict, of: Ingredients) -> tuple[Teacher, ...]:
-    normalisation = of.data.augmentation.mean, of.data.augmentation.std
-    return teachers(
-        config,
-        classes=of.data.classes,
-        shape=of.data.shape,
-        normalisation=normalisation,
-        fresh=of.fresh_teachers,
-    )
-
-
 def _check_connectors(method: Distillation, shape: tuple[int, int, int]) -> None:
     """Checks that the objective's connectors fit the networks, for example that each stage exists. Uses only shapes."""
     jax.eval_shape(method.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-
-
-def _local_distillation(config: ConfigDict, of: Ingredients) -> Method:
-    (teacher,) = _teachers(config, of)
-    return LocalDistillation(of.network, teacher, of.stone_loss, of.optimizer, of.data.shape, of.task_loss)
 
 
 METHODS: Mapping[str, Callable[[ConfigDict, Ingredients], Method]] = {
@@ -139,7 +124,6 @@ METHODS: Mapping[str, Callable[[ConfigDict, Ingredients], Method]] = {
     **dict.fromkeys(PAIR_RULES, _pairs),
     "end_to_end": _end_to_end,
     **dict.fromkeys(OBJECTIVES, _distillation),
-    "local_distillation": _local_distillation,
 }
 
 

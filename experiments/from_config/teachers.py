@@ -15,6 +15,7 @@ from experiments.from_config.deployed_runs import STATE, deployed_teacher, has_s
 from experiments.from_config.images import of_channels
 from experiments.from_config.trained_run import Normalisation, read_run, unrecorded
 from kd_local.choices.networks import SHORTCUTS
+from kd_local.data import DatasetSpec
 from kd_local.distill import Renormalisation, Teacher
 from kd_local.errors import unknown
 from kd_local.files import replacing
@@ -71,6 +72,12 @@ def weights_file(place: Path) -> Path:
     if not place.is_dir():
         return place
     return place / (STATE if has_state(place) and not (place / WEIGHTS).is_file() else WEIGHTS)
+
+
+def teachers_of(config: ConfigDict, data: DatasetSpec, *, fresh: bool) -> tuple[Teacher, ...]:
+    """`teachers` for the images of a data set."""
+    normalisation = data.augmentation.mean, data.augmentation.std
+    return teachers(config, classes=data.classes, shape=data.shape, normalisation=normalisation, fresh=fresh)
 
 
 def teachers(

@@ -61,7 +61,7 @@ _DECODERS = flags.DEFINE_bool("decoders", True, "Add rows of local learning with
 _DISTILLATION = flags.DEFINE_string(
     "distillation",
     None,
-    "Methods of distillation. The default is kd,block_kd,local_distillation if the config names a teacher.",
+    "Methods of distillation. The default is kd,block_kd if the config names a teacher.",
 )
 _TARGET = flags.DEFINE_string("target", "local", f"Devices to compile for: {', '.join(TARGETS)}.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Number of devices over which the batch is divided.", lower_bound=1)

@@ -1,6 +1,6 @@
 """Rows of the memory table with their methods and networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ml_collections import ConfigDict
@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 from experiments.from_config.experiment import build
 from experiments.memory.rows import NAIVE, SCANNED, Row
 from kd_local.contract import Method
-from kd_local.distill import LocalDistillation
 from kd_local.local import ContSup, PairTraining
 from kd_local.memory import SummedLosses
 from kd_local.networks import Network
@@ -49,9 +48,7 @@ def build_row(row: Row, base: ConfigDict, platform: str | None = None) -> BuiltR
     """
     experiment = build(row.config(base), platform, fresh_teachers=True)
     method, network = experiment.method, experiment.network
-    if isinstance(method, LocalDistillation):
-        blocks = {module.name: module.blocks.names for module in method.modules}
-    elif isinstance(method, ContSup | PairTraining):
+    if isinstance(method, ContSup | PairTraining):
         blocks = {module.name: module.names for module in method.cut_network.modules}
     else:
         blocks = {program.name: network.names for program in method.programs()}
@@ -63,16 +60,6 @@ def build_row(row: Row, base: ConfigDict, platform: str | None = None) -> BuiltR
     steps = (base.steps_per_call or MOST_STEPS) if row.method == SCANNED else 1
     options = replace(experiment.options, form=row.form, steps_per_call=steps)
     return BuiltRow(runs, method, network, boundaries, blocks, experiment.shape, options)
-
-
-def distillation_rows(methods: Sequence[str], base: ConfigDict) -> list[Row]:
-    """The rows of these methods with the config's teacher.
-
-    Raises:
-        ValueError: see `experiments.from_config.experiment.build`.
-    """
-    # The number of modules follows from the student's stages.
-    return [Row(name, len(build_row(Row(name), base).boundaries) + 1) for name in methods]
 
 
 def default_modules(base: ConfigDict) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.configs.contradictions import check_files
-from experiments.configs.objectives import LOCAL_DISTILLATION, OBJECTIVES, PAIRS
+from experiments.configs.objectives import OBJECTIVES, PAIRS
 from kd_local.errors import unknown
 
 END_TO_END = "end_to_end"
@@ -20,7 +20,7 @@ CONTSUP = "contsup"
 LOCAL_REMATERIALIZED = "contsup_remat"
 DECODER = "contsup_decoder"
 KD, BLOCK_KD = "kd", "block_kd"
-DISTILLATION: tuple[str, ...] = (*OBJECTIVES, LOCAL_DISTILLATION)
+DISTILLATION: tuple[str, ...] = OBJECTIVES
 METHODS: tuple[str, ...] = (
     END_TO_END, REMATERIALIZED, NAIVE, JOINED, SCANNED, CONTSUP, LOCAL_REMATERIALIZED, DECODER, *PAIRS, *DISTILLATION
 )  # fmt: skip
@@ -35,7 +35,7 @@ class Row:
 
     Attributes:
         method: one of `METHODS`.
-        modules: K; 1 for end to end and for distillation other than `local_distillation`.
+        modules: K; 1 for end to end and for distillation.
         context: of local learning; None for other methods.
         auxiliary: the auxiliary network of local learning; None for the config's.
     """
@@ -126,13 +126,13 @@ def rows_of(
 def distillation_methods(text: str | None, base: ConfigDict) -> tuple[str, ...]:
     """The methods of distillation in a flag's text, without repetitions, plain KD first.
 
-    The default: kd, block_kd and local_distillation if the config names a teacher.
+    The default: kd and block_kd if the config names a teacher.
 
     Raises:
         ValueError: a method is unknown, the config names no teacher, or more than a method can have.
     """
     if text is None:
-        names = [KD, BLOCK_KD, LOCAL_DISTILLATION] if has_teacher(base) else []
+        names = [KD, BLOCK_KD] if has_teacher(base) else []
     else:
         names = [part.strip() for part in text.split(",")] if text.strip() else []
     for name in names:

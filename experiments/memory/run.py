@@ -17,7 +17,7 @@ from experiments.folders import workdirs
 from experiments.folders.folder_lock import lock_folder
 from experiments.from_config.experiment import build
 from experiments.memory import table
-from experiments.memory.built_rows import default_modules, distillation_rows
+from experiments.memory.built_rows import default_modules
 from experiments.memory.measurements import Measurements
 from experiments.memory.rows import (
     KD,
@@ -82,7 +82,7 @@ def run(config: ConfigDict, selection: Selection, workdir: Path) -> None:
             auxiliaries=selection.auxiliaries,
             pairs=selection.pairs,
         )
-        rows += distillation_rows(selection.methods, base)
+        rows += map(Row, selection.methods)
         if selection.measure and not on.present:
             raise ValueError(f"--measure: this machine has no {selection.target} to run steps on; leave out --measure")
         _check(config, rows)

@@ -38,7 +38,7 @@ class RowFigures:
         method: one of `experiments.memory.rows.METHODS`.
         auxiliary: the auxiliary network of local learning; None for other methods.
         context: the context of local learning; None for other methods.
-        modules: K; 1 for end to end and for distillation other than `local_distillation`.
+        modules: K; 1 for end to end and for distillation.
         boundaries: names of the blocks after which the network is cut.
         batch: images of a step, over all devices.
         peak_bytes: predicted peak, while the largest piece of the step runs: its temporary memory, arguments and

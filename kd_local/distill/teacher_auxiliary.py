@@ -85,9 +85,9 @@ class Stone:
 class TeacherRule:
     """Each module learns through the teacher's remaining blocks. See `AuxiliaryRule` and `TargetRule`.
 
-    The stages of student and teacher, stems included, are paired from the last backwards. The features at a boundary
-    enter the teacher after the stage that is paired with the boundary's stage, also if the boundary is inside its stage.
-    A stage without a partner enters the teacher after its stem. The connector changes resolution and width to those of
+    The stages of student and teacher, stems included, are paired from the last backwards. Features at a boundary enter
+    the teacher after the stage that is paired with the boundary's stage, also if the boundary is inside its stage. A
+    stage without a partner enters the teacher after its stem. The connector changes resolution and width to those of
     the teacher at that place. Boundaries after the student's stages, as of `stage_boundaries`, give the stepping stones
     of Block-KD.
 

@@ -21,7 +21,7 @@ from kd_local.local.cut_network import CutNetwork
 from kd_local.local.decoders import Decoder, PixelScale
 from kd_local.local.heads import local_head
 from kd_local.local.loss_scales import weights_of_boundaries
-from kd_local.local.losses import local_loss
+from kd_local.local.losses import LocalLoss, local_loss
 from kd_local.local.module import LocalModule, Reconstruction
 from kd_local.local.partition import check_boundaries, equal_layers
 from kd_local.local.similarity import SimilarityNetwork
@@ -136,10 +136,11 @@ def cut(
                 )
     task_loss.check_classes(classes)
     of_logits = loss in LOSSES_OF_LOGITS
-    head_loss = task_loss if of_logits else local_loss(loss)
+    head_loss: LocalLoss = task_loss if of_logits else local_loss(loss)
     if head_loss is not task_loss and count > 1:
         task_loss.check_used(f"the local loss {loss} of the modules before the last ignores it", "use loss softmax")
-    targets, branch, last_loss = None, None, task_loss
+    last_loss: LocalLoss = task_loss
+    targets, branch = None, None
     check_type("auxiliary", auxiliary, AuxiliaryRule, "use a rule of kd_local.local, such as HeadRule()")
     if isinstance(auxiliary, TargetRule):
         if loss != "softmax":

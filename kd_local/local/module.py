@@ -143,16 +143,16 @@ class LocalModule:
             inputs = inputs + context
             statistics[name] = updated
         blocks, output, at_branch = of_block(variables, "blocks"), inputs, None
-        updated: Collection = {}
+        of_blocks: Collection = {}
         ends = [len(self.blocks)] if self.branch is None else sorted({self.branch.end, len(self.blocks)})
         for start, end in pairwise([0, *ends]):
-            own = self.blocks[start:end]
-            output, new = own.apply(own.select(blocks), output, train=train, remat="blocks" in self.remat)
-            updated = {**updated, **new}
+            some = self.blocks[start:end]
+            output, updated = some.apply(some.select(blocks), output, train=train, remat="blocks" in self.remat)
+            of_blocks = {**of_blocks, **updated}
             if self.branch is not None and end == self.branch.end:
                 at_branch = output
-        if updated:
-            statistics["blocks"] = updated
+        if of_blocks:
+            statistics["blocks"] = of_blocks
         return inputs, at_branch, output, statistics
 
     def shapes(self, variables: Variables, tensors: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:

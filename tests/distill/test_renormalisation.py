@@ -10,11 +10,12 @@ import optax
 import pytest
 
 from kd_local.data import Augmentation, normalise
-from kd_local.distill import OBJECTIVES, Distillation, LocalDistillation, Renormalisation, StoneLoss, Teacher
+from kd_local.distill import OBJECTIVES, Distillation, Renormalisation, Teacher
 from kd_local.models import resnet
 from kd_local.parallel import compile_step
 from kd_local.training import TeacherCache
 from tests.support import tiny
+from tests.support.taught import locally_taught
 
 OWN = Augmentation(mean=(100.0, 90.0, 20.0), std=(50.0, 60.0, 255.0))
 STUDENTS = Augmentation(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
@@ -71,7 +72,7 @@ def test_a_cache_holds_the_logits_of_the_teachers_own_images(tmp_path):
 def test_local_distillation_learns_from_the_logits_of_the_teachers_own_images():
     network = resnet(8, classes=5, widths=(4, 4, 6, 8))
     plain = Teacher(network, tiny.variables(network, 3))
-    method = LocalDistillation(network, replace(plain, renormalisation=BETWEEN), StoneLoss(), optax.sgd(0.1), (8, 8, 3))
+    method = locally_taught(network, replace(plain, renormalisation=BETWEEN), (8, 8, 3), optax.sgd(0.1))
     images, expected = normalise(STUDENTS, PIXELS), logits(plain, normalise(OWN, PIXELS))
     program = method.programs()[0]
     _, (given,), _ = jax.jit(program.function)(plain.variables, (), (images, LABELS), KEY, jnp.zeros(0))

@@ -89,10 +89,14 @@ def other(values: Range, default: object) -> object:
     return {"R1E": "R1", "last": "ensemble", "auto": "none"}.get(str(default), "stem,stage1/0" if default else "8GiB")
 
 
-@pytest.mark.parametrize("method", ["contsup", "end_to_end", "kd", "local_distillation"])
-def test_values_that_are_ignored_are_refused(method):
+@pytest.mark.parametrize(
+    ("method", "auxiliary"), [("contsup", "head"), ("end_to_end", "head"), ("kd", "head"), ("contsup", "teacher")]
+)
+def test_values_that_are_ignored_are_refused(method, auxiliary):
     config = get_config()
-    set_keys(config, {"method": method, "optimizer.name": "adam", "optimizer.warmup_epochs": 0})
+    set_keys(
+        config, {"method": method, "local.auxiliary": auxiliary, "optimizer.name": "adam", "optimizer.warmup_epochs": 0}
+    )
     values = flat_values(config)
     for name, key in all_keys().items():
         if name == "method" or all(use.holds(values) for use in key.uses):

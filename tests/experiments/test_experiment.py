@@ -2,14 +2,15 @@
 
 import pytest
 
+from experiments.configs.checks import read
+from experiments.configs.contradictions import check_files
 from experiments.configs.default import get_config
 from experiments.from_config.experiment import build
+from kd_local.contract import HasTeachers
 
 
-@pytest.mark.usually("local_distillation-3")
-@pytest.mark.parametrize(
-    ("method", "modules"), [("contsup", 2), ("end_to_end", None), ("block_kd", None), ("local_distillation", 3)]
-)
+@pytest.mark.usually("contsup-2")
+@pytest.mark.parametrize(("method", "modules"), [("contsup", 2), ("end_to_end", None), ("block_kd", None)])
 def test_modules_are_counted_for_methods_that_cut_the_network(method, modules):
     config = get_config()
     config.method = method
@@ -17,6 +18,40 @@ def test_modules_are_counted_for_methods_that_cut_the_network(method, modules):
     config.local.modules = 2
     config.teacher.network = "resnet20"
     assert build(config, fresh_teachers=True).modules == modules
+
+
+def test_modules_that_learn_through_a_teacher():
+    config = get_config()
+    config.network.name, config.teacher.network = "resnet8", "resnet14"
+    config.local.update(modules=3, auxiliary="teacher", boundaries="stages", context="E")
+    config.teacher_auxiliary.update(distance="dkd", last=False)
+    built = build(config, fresh_teachers=True)
+    assert isinstance(built.method, HasTeachers)
+    assert built.boundaries == ("stage1/0", "stage2/0") and built.modules == 3
+    assert built.method.rule.objective.distance == "dkd"
+    assert [module.branch for module in built.method.cut_network.modules] == [None] * 3
+    config.teacher_auxiliary.last = True
+    assert build(config, fresh_teachers=True).method.cut_network.modules[-1].branch.end == 1
+    config.local.auxiliary = "head"
+    assert not isinstance(build(config, fresh_teachers=True).method, HasTeachers)
+    config.local.modules, config.local.auxiliary, config.local.boundaries = 1, "teacher", "equal"  # not used
+    config.local.context = "R0"
+    assert not isinstance(build(config, fresh_teachers=True).method, HasTeachers)
+
+
+def test_a_missing_teacher_and_several_teachers_are_refused():
+    config = get_config()
+    config.local.auxiliary = "teacher"
+    with pytest.raises(ValueError, match="method 'contsup' needs a trained teacher"):
+        check_files(config)
+    config.teacher.network = "resnet8,resnet14"
+    with pytest.raises(ValueError, match="2 teachers for local.auxiliary=teacher: give one"):
+        check_files(config, shapes_only=True)
+
+
+def test_the_name_of_an_earlier_method_is_refused_with_its_replacement():
+    with pytest.raises(ValueError, match=r"use --config.method=contsup --config.local.auxiliary=teacher"):
+        read("method", "local_distillation")
 
 
 @pytest.mark.parametrize(

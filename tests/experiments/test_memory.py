@@ -4,7 +4,7 @@ import pytest
 
 from experiments.configs import default
 from experiments.memory import measurements as memory_measurements
-from experiments.memory.built_rows import build_row, default_modules, distillation_rows
+from experiments.memory.built_rows import build_row, default_modules
 from experiments.memory.rows import (
     Row,
     distillation_methods,
@@ -41,15 +41,15 @@ def test_rows_in_order():
 def test_rows_of_distillation():
     config = default.get_config()
     config.teacher.network = "resnet14"
-    rows = distillation_rows(distillation_methods("local_distillation,fitnet,kd", config), config)
-    assert list(map(str, rows)) == ["kd", "fitnet", "local_distillation K=3"]
+    rows = list(map(Row, distillation_methods("fitnet,kd", config)))
+    assert list(map(str, rows)) == ["kd", "fitnet"]
     order = in_order_of_effort([*rows_of((1,), ("R0",), decoders=False, scanned=True), *rows[::-1]])
-    assert list(map(str, order[:5])) == ["end_to_end", "end_to_end_remat", "kd", "fitnet", "local_distillation K=3"]
-    config.local_distillation.stones = "2"
-    described = build_row(distillation_rows(("local_distillation",), config)[0], config)
+    assert list(map(str, order[:4])) == ["end_to_end", "end_to_end_remat", "kd", "fitnet"]
+    config.local.boundaries = "stage2/0"
+    described = build_row(Row("contsup", 2, "R0", "teacher"), config)
     assert described.boundaries == ("stage2/0",)
     assert described.blocks == {"module00": ("stem", "stage1/0", "stage2/0"), "module01": ("stage3/0", "head")}
-    assert distillation_rows((), default.get_config()) == []
+    assert [program.name for program in described.method.programs()] == ["teacher", "module00", "module01"]
     assert build_row(Row("kd"), config).blocks == {"student": described.network.names}
 
 
@@ -86,17 +86,17 @@ def test_picture():
     records = [record("end_to_end", 1, None, 80), record("end_to_end_remat", 1, None, 40)]
     records += [record("contsup", k, context, 64 // k) for context in ("R0", "E") for k in (4, 2)]
     records += [record("naive", k, "R0", 90) for k in (2, 4)]
-    records += [record("kd", 1, None, 85), record("local_distillation", 3, None, 50)]
+    records += [record("kd", 1, None, 85), record("dkd", 1, None, 50)]
     records += [record("contsup", k, "E", 70 // k, "auglocal") for k in (2, 4)]
     (axes,) = draw(records, title="resnet8").axes
     named = {line.get_label(): line for line in axes.get_lines()}
     assert set(named) == {
-        "end_to_end", "end_to_end_remat", "contsup R0", "contsup E", "naive R0", "kd", "local_distillation",
+        "end_to_end", "end_to_end_remat", "contsup R0", "contsup E", "naive R0", "kd", "dkd",
         "auglocal E",
     }  # fmt: skip
     assert set(named["kd"].get_ydata()) == {85}
-    assert (list(named["local_distillation"].get_xdata()), axes.get_xticks().tolist()) == ([3], [2, 3, 4])
-    colors = [named[name].get_color() for name in ("contsup R0", "contsup E", "kd", "local_distillation")]
+    assert axes.get_xticks().tolist() == [2, 4]
+    colors = [named[name].get_color() for name in ("contsup R0", "contsup E", "kd", "dkd")]
     assert len(set(colors)) == 4
     assert list(named["contsup E"].get_xdata()) == [2, 4]
     assert list(named["contsup E"].get_ydata()) == [32, 16]

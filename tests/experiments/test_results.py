@@ -76,8 +76,8 @@ def test_the_table_has_means_over_seeds_including_earlier_sweeps(tmp_path):
     assert lines[1].training_multiply_adds is None
 
 
-DISTILLED = {"block_kd": 3.0, "kd": 5.0, "end_to_end": 7.0, "local_distillation": 4.0}
-MODULES = {"end_to_end": None, "block_kd": None, "kd": None, "local_distillation": 3}
+DISTILLED = {"block_kd": 3.0, "kd": 5.0, "end_to_end": 7.0, "contsup": 4.0}
+MODULES = {"end_to_end": None, "block_kd": None, "kd": None}
 
 
 def summaries(name: str, errors: dict[str, list[float]], **overrides):
@@ -138,7 +138,7 @@ def test_rows_of_distillation_are_bars_with_the_names_of_their_methods():
     errors = {f"method={name}": [error] for name, error in DISTILLED.items()}
     found = summaries("blockkd/digits", errors)
     (axes,) = draw_errors(found, title="digits").axes
-    assert bars(axes) == {"end to end": 7, "kd": 5, "block_kd": 3, "local_distillation": 4}
+    assert bars(axes) == {"end to end": 7, "kd": 5, "block_kd": 3, "contsup": 4}
     assert axes.patches[0].get_facecolor() != axes.patches[1].get_facecolor() == axes.patches[3].get_facecolor()
     assert axes.get_xlabel() == "test error %"
 
@@ -147,7 +147,7 @@ def test_summaries_of_earlier_versions_count_one_module_for_every_method_but_con
     errors = {f"method={name}": [error] for name, error in DISTILLED.items()}
     found = {run: {**summary, "modules": 1} for run, summary in summaries("blockkd/digits", errors).items()}
     (axes,) = draw_errors(found, title="digits").axes
-    assert list(bars(axes)) == ["end to end", "block_kd", "kd", "local_distillation"]
+    assert list(bars(axes)) == ["end to end", "block_kd", "kd", "contsup"]
     assert axes.get_xlabel() == "test error %"
 
 

@@ -35,7 +35,6 @@ def config(teacher: Path, cache: Path | None, **changes) -> ConfigDict:
     [
         ("block_kd", "BlockKD reads the teacher's features, and a cache has its logits only: train without a cache"),
         ("at", "AT reads the teacher's features"),
-        ("local_distillation", "teacher.cache is set, but method local_distillation cannot use cached logits"),
         ("contsup", "teacher.cache is set, but method contsup cannot use cached logits of a teacher: leave it out"),
         ("end_to_end", "teacher.cache is set, but method end_to_end cannot use"),
     ],

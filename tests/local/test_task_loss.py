@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_local.distill import KD, OBJECTIVES, Distillation, LocalDistillation, StoneLoss, Teacher
+from kd_local.distill import KD, OBJECTIVES, Distillation, StoneLoss, Teacher, TeacherRule
 from kd_local.local import TaskLoss, balanced_class_weights, cut
 from kd_local.local.losses import softmax
 from kd_local.models import create
@@ -88,7 +88,7 @@ def test_options_that_no_loss_would_use_are_refused():
         with pytest.raises(ValueError, match=text):
             Distillation(student, (teacher,), objective, optax.sgd(0.1), task_loss=loss)
     with pytest.raises(ValueError, match=text):
-        LocalDistillation(student, teacher, StoneLoss(alpha=0.0), optax.sgd(0.1), (8, 8, 3), loss)
+        cut(student, 2, classes=4, auxiliary=TeacherRule(teacher, (8, 8, 3), StoneLoss(alpha=0.0)), task_loss=loss)
     with pytest.raises(ValueError, match="but the local loss contrast of the modules before the last ignores it"):
         cut(student, 2, classes=4, loss="contrast", task_loss=loss)
     with pytest.raises(ValueError, match="class_weights has 2 numbers for 4 classes"):

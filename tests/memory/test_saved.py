@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from kd_local.distill import BlockKD, Distillation, LocalDistillation, StoneLoss, Teacher
+from kd_local.distill import BlockKD, Distillation, Teacher
 from kd_local.distill.objectives.kd import KD
 from kd_local.local import ContSup, EndToEnd, PixelScale, cut
 from kd_local.memory import SummedLosses, saved_activations, saved_bytes
 from kd_local.memory.saved import own_activations
 from kd_local.models import create
 from kd_local.state import variables_of
+from tests.support.taught import locally_taught
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 CIFAR = (32, 32, 3)
@@ -124,7 +125,7 @@ def methods():
         EndToEnd(student, OPTIMIZER),
         Distillation(student, (teacher,), KD(), OPTIMIZER),
         Distillation(student, (teacher,), BlockKD(), OPTIMIZER),
-        LocalDistillation(student, teacher, StoneLoss(), OPTIMIZER, CIFAR),
+        locally_taught(student, teacher, CIFAR, OPTIMIZER),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from kd_local.distill import KD, OBJECTIVES, BlockKD, Distillation, LocalDistillation, StoneLoss, Teacher
+from kd_local.distill import KD, OBJECTIVES, BlockKD, Distillation, Teacher, TeacherRule
 from kd_local.local import ContSup, cut
 from kd_local.models import create
 from kd_local.models.class_token import class_token_transformer
@@ -87,7 +87,9 @@ def test_objectives_of_features_refuse_networks_without_maps(objective):
 
 def test_local_learning_refuses_networks_without_maps():
     with pytest.raises(ValueError, match="local distillation needs maps"):
-        LocalDistillation(TOKENS, Teacher(MAPS, {}), StoneLoss(), optax.sgd(0.1), (8, 8, 3))
+        cut(TOKENS, 2, classes=4, auxiliary=TeacherRule(Teacher(MAPS, {}), (8, 8, 3)))
+    with pytest.raises(ValueError, match="local distillation needs maps"):
+        TeacherRule(Teacher(TOKENS, {}), (8, 8, 3))
     with pytest.raises(ValueError, match="local learning needs maps"):
         ContSup(cut(TOKENS, 2, classes=4), optax.sgd(0.1)).init(jax.random.key(0), IMAGES)
     whole = ContSup(cut(TOKENS, 1, classes=4), optax.sgd(0.1))

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from kd_local.data import from_arrays
-from kd_local.distill import LocalDistillation, StoneLoss, Teacher
+from kd_local.distill import Teacher
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.parallel import (
     StepOptions,
@@ -21,6 +21,7 @@ from kd_local.parallel import (
 from kd_local.training import Checkpoints, train
 from kd_local.training.interruption import Interrupted, Interruption
 from tests.support import tiny
+from tests.support.taught import locally_taught
 
 NETWORK = tiny.network()
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
@@ -32,9 +33,8 @@ def contsup(context, **arguments):
 
 
 def taught():
-    return LocalDistillation(
-        NETWORK, Teacher(NETWORK, tiny.variables(NETWORK, 3, IMAGE)), StoneLoss(), OPTIMIZER, IMAGE
-    )
+    teacher = Teacher(NETWORK, tiny.variables(NETWORK, 3, IMAGE))
+    return locally_taught(NETWORK, teacher, IMAGE, OPTIMIZER, boundaries=["stem"], context="E")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ METHODS = {
     "R0": lambda: contsup("R0"),
     "E": lambda: contsup("E"),
     "R1E": lambda: contsup("R1E"),
-    "local_distillation": taught,
+    "teacher": taught,
 }
 
 

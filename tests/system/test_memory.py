@@ -52,7 +52,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
         ["--modules=1", "--config.method=kd"],
         "--config.method: this program does not use it; the table has",
     ),
-    (["--modules=1", "--config.teacher.network=resnet8,resnet14"], "2 teachers for local_distillation: give one"),
+    (["--modules=2", "--auxiliaries=teacher", "--config.teacher.network=resnet8,resnet14"], "2 teachers for local"),
     (["--modules=1", "--workdir=/proc/nowhere"], "workdir '/proc/nowhere' cannot be used: .*; use another --workdir"),
 ]
 NO_COMPILER = """
@@ -134,21 +134,20 @@ def test_tables_with_and_without_distillation(tmp_path):
     arguments = [f"--workdir={tmp_path}", *SMALL, "--modules=1", TEACHER]
     status, out, err = run("memory", *arguments)
     assert status == 0, err
-    assert "9 rows: resnet8 on digits, taught by resnet14, batch 8, local, workdir" in out
-    assert out.index("row 3 of 9: kd, ") < out.index("row 4 of 9: block_kd, ")
+    assert "8 rows: resnet8 on digits, taught by resnet14, batch 8, local, workdir" in out
+    assert out.index("row 3 of 8: kd, ") < out.index("row 4 of 8: block_kd, ")
     assert "measured" in out and "to kd" in out
-    whole, *local, kd, block_kd, local_kd = records = lines(tmp_path)
+    whole, *local, kd, block_kd = records = lines(tmp_path)
     # A single module is end to end; its rows are all one step, measured once.
     kinds = [one["method"] for one in (whole, *local)]
     assert kinds == ["end_to_end", "end_to_end_remat", "naive", "contsup_joined", "contsup", "contsup_remat"]
-    assert measured(tmp_path) == 8
+    assert measured(tmp_path) == 7
     assert all(one["measured_bytes"] > one["state_bytes"] for one in records)
-    taught = (kd, block_kd, local_kd)
+    taught = (kd, block_kd)
     assert [(one["method"], one["context"], one["modules"]) for one in taught] == [
-        ("kd", None, 1), ("block_kd", None, 1), ("local_distillation", None, 3),
+        ("kd", None, 1), ("block_kd", None, 1),
     ]  # fmt: skip
-    assert (kd["boundaries"], local_kd["boundaries"]) == ([], ["stage1/0", "stage2/0"])
-    assert local_kd["executables"] == 4  # the teacher's answer is one
+    assert kd["boundaries"] == []
     for one in taught:
         assert one["ratio"] == round(one["peak_bytes"] / whole["peak_bytes"], 4)
         assert one["kd_ratio"] == round(one["peak_bytes"] / kd["peak_bytes"], 4)
@@ -159,7 +158,7 @@ def test_tables_with_and_without_distillation(tmp_path):
     status, out, _ = run("memory", *arguments, "--distillation=block_kd")
     assert (status, "7 rows: " in out, "nothing compiled" in out) == (0, True, True)
     assert lines(tmp_path) == [{**one, "kd_ratio": None} for one in [*records[:6], block_kd]]
-    assert measured(tmp_path) == 8
+    assert measured(tmp_path) == 7
 
 
 @pytest.mark.skipif(not any(map(gpus._installed, gpus._PLUGINS)), reason="JAX's CUDA plugin is not installed")

@@ -19,6 +19,7 @@ SMALL = (
     "--config.optimizer.warmup_epochs=0",
     "--config.optimizer.learning_rate=0.02",
 )
+LOCALLY = ("--config.local.auxiliary=teacher", "--config.local.context=R0", "--config.local.modules=3")
 
 
 def summary(folder: Path) -> dict:
@@ -52,8 +53,7 @@ def test_a_student_is_compared_with_its_teacher(teacher, student):
 @pytest.mark.exhaustive
 def test_a_student_teaches_the_next(student):
     folder = student.parent / "next"
-    succeed("train", *SMALL, "--config.method=local_distillation", f"--config.teacher.weights={student}",
-        f"--workdir={folder}")  # fmt: skip
+    succeed("train", *SMALL, *LOCALLY, f"--config.teacher.weights={student}", f"--workdir={folder}")
     assert summary(folder)["teacher_accuracy"] == pytest.approx(summary(student)["test_accuracy"], abs=1e-9)
 
 
@@ -79,10 +79,11 @@ def test_a_run_and_a_file_are_evaluated_alike(teacher, tmp_path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("method", ["simkd", "block_kd", "local_distillation", "crd", "contsup", "bfloat16"])
+@pytest.mark.parametrize("method", ["simkd", "block_kd", "teacher", "crd", "contsup", "bfloat16"])
 def test_a_run_of_any_method_is_evaluated_and_teaches_with_the_accuracy_that_it_had(teacher, method, tmp_path):
     options = {
         "contsup": ["--config.method=contsup"],
+        "teacher": [*LOCALLY, f"--config.teacher.weights={teacher}"],
         "bfloat16": ["--config.network.dtype=bfloat16", "--config.local.answer=ensemble"],
     }.get(method, [f"--config.method={method}", f"--config.teacher.weights={teacher}"])
     succeed("train", *SMALL, *options, "--config.data.mean=0.9", f"--workdir={tmp_path / 'run'}")

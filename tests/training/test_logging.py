@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from kd_local.contract import Method
-from kd_local.distill import LocalDistillation, StoneLoss, Teacher
+from kd_local.distill import Teacher
 from kd_local.files import read_json_lines
 from kd_local.local import ContSup, EndToEnd, cut
 from kd_local.models import resnet
@@ -18,6 +18,7 @@ from kd_local.training.logging import Log, read_epochs, read_steps
 from kd_local.training.plots import draw_curves, plot_curves
 from kd_local.training.progress import ProgressBar
 from kd_local.training.records import EpochRecord, Scores, SplitScores, StepRecord, TrainingPlan
+from tests.support.taught import locally_taught
 
 NETWORK = resnet(8, classes=4, widths=(4, 4, 8, 8))
 SGD = optax.sgd(0.1)
@@ -29,7 +30,7 @@ METHODS: dict[str, Method] = {
     "ensemble": ContSup(CUT, SGD, "ensemble"),
     "end_to_end": EndToEnd(NETWORK, SGD),
     # Its programs depend on shapes only.
-    "local_distillation": LocalDistillation(NETWORK, Teacher(NETWORK, {}), StoneLoss(), SGD, (8, 8, 1)),
+    "teacher": locally_taught(NETWORK, Teacher(NETWORK, {}), (8, 8, 1), SGD),
 }
 
 
@@ -184,7 +185,7 @@ def test_of_two_records_of_a_step_the_last_counts_and_all_are_in_order(tmp_path)
         ("early exit", "loss of each module 1.000 2.000\naccuracy 0.100"),
         ("ensemble", "loss of each module 1.000 2.000"),
         ("end_to_end", "loss 1.000\naccuracy 0.100"),
-        ("local_distillation", "loss of each module 2.000 3.000 4.000\naccuracy 0.400"),
+        ("teacher", "loss of each module 2.000 3.000 4.000\naccuracy 0.400"),
     ],
 )
 def test_the_bar_shows_losses_of_trained_programs_and_the_deployed_accuracy(name, expected):
@@ -196,7 +197,7 @@ def test_the_bar_shows_losses_of_trained_programs_and_the_deployed_accuracy(name
 
 def test_a_line_for_each_epoch():
     out = io.StringIO()
-    method = METHODS["local_distillation"]
+    method = METHODS["teacher"]
     bar = ProgressBar(Console(file=out, width=200), method)
     bar.on_start(replace(PLAN, first_step=2))
     bar.on_step(StepRecord(3, metrics(method)))
@@ -215,7 +216,7 @@ def lines(panel):
 
 
 def test_curves_have_a_panel_for_each_program_that_trains():
-    method = METHODS["local_distillation"]
+    method = METHODS["teacher"]
     batches = [StepRecord(step, metrics(method, step)) for step in (1, 2)]
     figure = draw_curves([epoch(4, method), epoch(8, method)], batches, method=method, title="a run")
     panels = figure.axes
@@ -249,7 +250,7 @@ def test_losses_that_are_not_positive_are_drawn_on_a_linear_scale():
 
 
 def test_records_that_were_made_again_are_drawn_and_shown_without_what_is_lost():
-    method = METHODS["local_distillation"]
+    method = METHODS["teacher"]
     again = replace(epoch(8, method), train={}, seconds=0.0, images_per_second=0.0, data_wait_seconds=0.0)
     panels = draw_curves([epoch(4, method), again], [], method=method, title="a run").axes
     assert lines(panels[0])["mean over the epoch"] == ([4], [0.5])

@@ -33,9 +33,14 @@ def protocol(network: str, data: str) -> ConfigDict:
 
 
 def taught(student: str, teacher: str, data: str, method: str) -> ConfigDict:
-    """The config that trains a student; `teacher.weights` is not set. `end_to_end` has no teacher."""
+    """The config that trains a student; `teacher.weights` is not set. `end_to_end` has no teacher.
+
+    With method `contsup`, each of a CIFAR ResNet's three stages is a module, which learns through the teacher.
+    """
     config = protocol(student, data)
     config.method = method
+    if method == "contsup":
+        config.local.update(modules=3, boundaries="stages", context="R0", auxiliary="teacher")
     if method != "end_to_end":
         config.teacher.network = teacher
     return config
