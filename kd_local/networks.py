@@ -61,7 +61,7 @@ def _init_compiled(block: nn.Module, rng: PRNGKeyArray, *inputs: Array) -> Mappi
 
 
 def apply_block(
-    block: nn.Module, variables: Mapping[str, Any], *inputs: Array, train: bool
+    block: nn.Module, variables: Mapping[str, Any], *inputs: Any, train: bool
 ) -> tuple[Array, Collection]:
     """`(output, batch statistics)` of one block. Equal blocks with inputs of equal shapes are traced once.
 
@@ -80,12 +80,12 @@ def output_shape(block: nn.Module, variables: Mapping[str, Any], *inputs: Any) -
 
 
 @partial(jax.jit, static_argnums=0)
-def _evaluate(block: nn.Module, variables: Mapping[str, Any], *inputs: Array) -> Array:
+def _evaluate(block: nn.Module, variables: Mapping[str, Any], *inputs: Any) -> Array:
     return block.apply(variables, *inputs, train=False)  # type: ignore[return-value]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _train(block: nn.Module, devices: int, variables: Mapping[str, Any], *inputs: Array) -> tuple[Array, Collection]:
+def _train(block: nn.Module, devices: int, variables: Mapping[str, Any], *inputs: Any) -> tuple[Array, Collection]:
     with normalised_per_device(devices):
         output, updated = block.apply(variables, *inputs, train=True, mutable=["batch_stats"])
     return output, updated.get("batch_stats", {})
