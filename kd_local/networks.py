@@ -60,9 +60,7 @@ def _init_compiled(block: nn.Module, rng: PRNGKeyArray, *inputs: Array) -> Mappi
     return block.init(rng, *inputs, train=False)
 
 
-def apply_block(
-    block: nn.Module, variables: Mapping[str, Any], *inputs: Any, train: bool
-) -> tuple[Array, Collection]:
+def apply_block(block: nn.Module, variables: Mapping[str, Any], *inputs: Any, train: bool) -> tuple[Array, Collection]:
     """`(output, batch statistics)` of one block. Equal blocks with inputs of equal shapes are traced once.
 
     In training mode the statistics are updated. They are empty for a block without batch normalisation.
