@@ -46,7 +46,7 @@ def summarise(
         "modules": experiment.modules,
         "context": experiment.context,
         "loss": experiment.loss,
-        "decoder": experiment.loss is not None and config.local.decoder,
+        "decoder": config.method in ("contsup", "hpff") and config.local.decoder,
         "boundaries": experiment.boundaries,
         "answer": config.local.answer if experiment.loss is not None else "last",
         "seed": config.seed,
