@@ -22,6 +22,7 @@ from experiments.configs.uses import (
     LABELS,
     LOCALLY_TAUGHT,
     METHODS,
+    OF_PAIRS,
     PIECEWISE,
     PREPARED,
     SGD,
@@ -244,7 +245,7 @@ def hyper_parameter_keys() -> dict[str, Group]:
     """The hyper-parameters of every objective, auxiliary network and rule for pairs by its name."""
     return {
         name: {
-            key: Key(default, values, meaning, (_user(user, name), *([above_zero(name, weights)] if weights else ())))
+            key: Key(default, values, meaning, _uses_of(user, name, key, weights))
             for key, (default, values, meaning, weights) in group.items()
         }
         for user, table in (
@@ -256,8 +257,10 @@ def hyper_parameter_keys() -> dict[str, Group]:
     }
 
 
-def _user(user: str, group: str) -> Use:
-    return LOCALLY_TAUGHT if group == TEACHER_GROUP else when(user, group)
+def _uses_of(user: str, name: str, key: str, weights: tuple[str, ...]) -> tuple[Use, ...]:
+    used = LOCALLY_TAUGHT if name == TEACHER_GROUP else when(user, name)
+    weighted = (above_zero(name, weights),) if weights else ()
+    return (used, *weighted, *OF_PAIRS.get(f"{name}.{key}", ()))
 
 
 def flat_keys() -> Iterator[tuple[str, Key]]:

@@ -1,5 +1,6 @@
 """Conditions under which config keys have an effect."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from experiments.configs.description import Use, Values, when
@@ -57,6 +58,19 @@ def _head_in(given: Values, names: tuple[str, ...]) -> bool:
 DISTRIBUTED = Use("--distributed", lambda given: given.get("--distributed", True))
 PREPARED = Use("a data set other than digits", lambda given: given["data.name"] != INCLUDED)
 NO_BUDGET = Use("no local.memory_budget", lambda given: given["local.memory_budget"] is None)
+
+
+_WITH_DECODER = when("local.decoder", True)
+OF_PAIRS: Mapping[str, tuple[Use, ...]] = {
+    **{f"hpff.{term}_{end}": (_WITH_DECODER,) for term in ("reconstruction", "head") for end in ("first", "last")},
+    "hpff.patches": (
+        Use(
+            "local.decoder=true or hpff.faithful=false",
+            lambda given: given["local.decoder"] or not given["hpff.faithful"],
+        ),
+    ),
+}
+"""Further conditions of hyper-parameters of pairs of modules."""
 
 
 def above_zero(method: str, weights: tuple[str, ...]) -> Use:

@@ -124,7 +124,8 @@ class PairTraining:
                     if output.shape[1:] != inputs[name].shape[1:]:
                         raise ValueError(
                             f"a copy of block {name!r} behind {module.names[-1]!r} reads features of shape "
-                            f"{output.shape[1:]}, but the block reads {inputs[name].shape[1:]}: name other blocks"
+                            f"{output.shape[1:]}, but the block reads {inputs[name].shape[1:]}: cut elsewhere, or name "
+                            "the blocks with MLAAN(leaps=...)"
                         )
                     added[copy] = _copied(of_block(blocks, name))
                     output = output_shape(network[name], added[copy], output)
