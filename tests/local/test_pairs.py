@@ -8,19 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from kd_local.local import HPFF, MLAAN, AugLocal, PairTraining, PixelScale, cut
-from kd_local.local.decoders import Decoder
+from kd_local.local import HPFF, MLAAN, AugLocal, PairTraining, PixelScale, cut, man_boundaries
 from kd_local.local.hpff import patches
 from kd_local.local.mlaan import leaping_blocks
-from kd_local.local.pair import INDEPENDENT_HEAD
 from kd_local.models import create, resnet
 from kd_local.parallel import StepOptions, compile_step, device_mesh, on_every_device, over_the_batch
+from tests.local.two_chains import Reference
 
 NETWORK = resnet(8, classes=3, widths=(4, 4, 4, 4))
 PIXELS = PixelScale(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
 BATCH = 6
 RATE = 0.1
-WX, WY = 0.25, 0.5
 
 
 def method_of(rule: Any, optimizer: Any = None, **cutting: Any) -> PairTraining:
@@ -29,7 +27,7 @@ def method_of(rule: Any, optimizer: Any = None, **cutting: Any) -> PairTraining:
     return PairTraining(cut_network, rule, optimizer or optax.sgd(RATE))
 
 
-WEIGHTS = {"weight_x": WX, "weight_y": WY}
+WEIGHTS = {"weight_x": 0.25, "weight_y": 0.5}
 ENDS = {"reconstruction_first": 3.0, "reconstruction_last": 1.0, "head_first": 0.5, "head_last": 2.0}
 METHODS = {
     "hpff": method_of(HPFF(**WEIGHTS, **ENDS), decoder=PIXELS),
@@ -38,116 +36,6 @@ METHODS = {
     "mlaan": method_of(MLAAN(**WEIGHTS, momentum=0.75)),
     "mlaan, all averages": method_of(MLAAN(**WEIGHTS, momentum=0.75, faithful=False)),
 }
-
-
-class Reference:
-    """The two chains by hand. `params` and `stats` have the structure of the parts of the state."""
-
-    def __init__(self, method: PairTraining, params: Any, stats: Any, averages: Any) -> None:
-        self.method, self.params, self.averages = method, params, averages
-        self.stats = jax.tree.map(lambda x: x, stats)
-
-    def net(self, part: str, name: str, module: Any, *inputs: Any, params: Any = None) -> Any:
-        """Applies a network in training mode; its statistics are updated at once."""
-        place = self.stats[part]
-        own = {"params": self.params[part][name] if params is None else params, "batch_stats": place.get(name, {})}
-        output, updated = module.apply(own, *inputs, train=True, mutable=["batch_stats"])
-        if updated:
-            place[name] = updated["batch_stats"]
-        return output
-
-    def blocks(self, number: int, x: Any, start: int = 0) -> Any:
-        module = self.method.cut_network.modules[number]
-        part = module.name
-        for i in range(start, len(module.names)):
-            own = {
-                "params": self.params[part]["blocks"][str(i)],
-                "batch_stats": self.stats[part].get("blocks", {}).get(str(i), {}),
-            }
-            x, updated = module.blocks[str(i)].apply(own, x, train=True, mutable=["batch_stats"])
-            if updated:
-                self.stats[part]["blocks"] = {**self.stats[part]["blocks"], str(i): updated["batch_stats"]}
-        return x
-
-    def stem(self, images: Any) -> Any:
-        module = self.method.cut_network.modules[0]
-        own = {
-            "params": self.params[module.name]["blocks"]["0"],
-            "batch_stats": self.stats[module.name]["blocks"]["0"],
-        }
-        x, updated = module.blocks["0"].apply(own, images, train=True, mutable=["batch_stats"])
-        self.stats[module.name]["blocks"] = {**self.stats[module.name]["blocks"], "0": updated["batch_stats"]}
-        return x
-
-    def loss(self, images: Any, labels: Any) -> Any:
-        def ce(logits: Any) -> Any:
-            return -jax.nn.log_softmax(logits)[jnp.arange(BATCH), labels].mean()
-
-        modules, total = self.method.cut_network.modules, 0.0
-        count, stem = len(modules), self.stem(images)
-        x, y = jax.lax.stop_gradient(self.blocks(0, jax.lax.stop_gradient(stem), 1)), stem
-        for i in range(1, count - 1):
-            x, y = self.blocks(i, x), self.blocks(i - 1, y, 1 if i == 1 else 0)
-            z = self.blocks(i, y)
-            part, head = modules[i - 1].name, modules[i].auxiliary.network
-            total += WX * ce(self.net(part, INDEPENDENT_HEAD, head, x))
-            total += WY * self.strong(part, i, i / (count - 2), z, images, ce)
-            x, y = map(jax.lax.stop_gradient, (x, y))
-        x, z = self.blocks(count - 1, x), self.blocks(count - 1, self.blocks(count - 2, y))
-        weights = self.last_weights()
-        return total + weights[0] * ce(x) + weights[1] * ce(z)
-
-    def last_weights(self) -> tuple[float, float]:
-        rule = self.method.rule
-        return (0.0, 1.0) if isinstance(rule, MLAAN) and rule.faithful else (WX, WY)
-
-    def strong(self, part: str, i: int, ratio: float, z: Any, images: Any, ce: Any) -> Any:
-        rule, head = self.method.rule, self.method.cut_network.modules[i].auxiliary.network
-        if isinstance(rule, HPFF):
-            if rule.faithful:
-                logits = self.net(part, "head", head, z)
-            else:
-                parts = [self.quadrant(z, q) for q in range(4)]
-                joined = jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
-                own = self.params[part]["head"]["head"]
-                logits = head.apply({"params": own}, joined, train=True).reshape(BATCH, 4, -1).mean(axis=1)
-            if self.method.cut_network.modules[i].reconstruction is None:
-                return ce(logits)
-            a, b = 3.0 * (1 - ratio) + 1.0 * ratio, 0.5 * (1 - ratio) + 2.0 * ratio
-            return a * self.reconstruction(part, z, images) + b * ce(logits)
-        names, number = leaping_blocks(NETWORK, self.method.cut_network.boundaries, i), i
-        average = jax.lax.stop_gradient(self.averages[f"average{number:02d}"]["0"])
-        first = NETWORK[names[0]]
-        z = self.net(part, "leap0", first, z) + self.net(part, "average", first, z, params=average)
-        for j, name in enumerate(names[1:], 1):
-            z = self.net(part, f"leap{j}", NETWORK[name], z)
-        return ce(self.net(part, "head", head, z))
-
-    @staticmethod
-    def quadrant(x: Any, q: int) -> Any:
-        rows, columns = x.shape[1] // 2, x.shape[2] // 2
-        top, left = q // 2 * rows, q % 2 * columns
-        return x[:, top : top + rows, left : left + columns]
-
-    def reconstruction(self, part: str, z: Any, images: Any) -> Any:
-        std, mean = (jnp.asarray(numbers).reshape(1, 1, 1, 3) / 255 for numbers in (PIXELS.std, PIXELS.mean))
-        pixels = images * std + mean
-
-        def bce(logits: Any, targets: Any) -> Any:
-            return -(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits)).mean()
-
-        params, stats = self.params[part]["decoder"], self.stats[part]["decoder"]
-        features, targets = ([self.quadrant(t, q) for q in range(4)] for t in (z, pixels))
-        if not self.method.rule.faithful:
-            features, targets = ([jnp.stack(t, 1).reshape(-1, *t[0].shape[1:])] for t in (features, targets))
-        total, updated = 0.0, {}
-        for q, (feature, target) in enumerate(zip(features, targets, strict=True)):
-            own = {"params": params[f"decoder{q}"], "batch_stats": stats[f"decoder{q}"]}
-            logits, new = Decoder().apply(own, feature, target, train=True, mutable=["batch_stats"])
-            updated[f"decoder{q}"] = new["batch_stats"]
-            total += bce(logits, target)
-        self.stats[part]["decoder"] = updated
-        return total
 
 
 def start(method: PairTraining) -> tuple[Any, Any, Any]:
@@ -260,8 +148,6 @@ def test_copies_start_equal_to_the_blocks():
 def test_weights_of_pairs_follow_the_number_of_the_table():
     def weights(modules: int) -> list[tuple[float, ...]]:
         network = create("resnet32", classes=10)
-        from kd_local.local import man_boundaries
-
         boundaries = man_boundaries(network, modules)
         cut_network = cut(network, classes=10, boundaries=boundaries, context="R0", head="2c2f", decoder=PIXELS)
         return [pair.weights for pair, _ in PairTraining(cut_network, HPFF(), optax.sgd(0.1)).pairs()]
