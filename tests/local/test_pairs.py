@@ -218,3 +218,26 @@ def test_refuses_hyper_parameters(rule):
         rule(weight_x=0.0, weight_y=0.0)
     with pytest.raises(ValueError, match="weight_y is -1"):
         rule(weight_y=-1)
+
+
+def test_leaping_blocks_of_the_authors():
+    def leaps(network: Any, modules: int) -> list[str]:
+        boundaries = man_boundaries(network, modules)
+        found = [leaping_blocks(network, boundaries, i) for i in range(len(boundaries))]
+        return [" ".join(name.removeprefix("stage").replace("/", ".") for name in names) for names in found]
+
+    eight, fifteen = (leaps(create("resnet32", classes=10), modules) for modules in (8, 15))
+    assert eight[2:] == ["2.0 3.0 3.3 3.4", *["3.0 3.2 3.3 3.4"] * 2, "3.2 3.3 3.4", "3.3 3.4"]
+    early, later = "2.0 3.0 3.2 3.4", "2.0 3.0 3.3 3.4"
+    assert fifteen[:5] == [early, early, later, early, later]
+    assert fifteen[5:9] == ["3.0 3.2 3.3 3.4"] * 4
+    assert fifteen[9:] == ["3.0 3.2 3.3 3.4", "3.1 3.2 3.4", "3.2 3.3 3.4", "3.3 3.4", "3.4"]
+    network = create("resnet110", classes=10)
+    deep, boundaries = leaps(network, 32), man_boundaries(network, 32)
+    for names, boundary in zip(deep, boundaries, strict=True):
+        stage, block = boundary.removeprefix("stage").split("/")
+        if stage == "1":
+            assert names == "2.0 3.0 3.2 3.17"
+        elif stage == "2":
+            assert names == ("3.0 3.3 3.4 3.17" if block == "17" else "3.0 3.2 3.3 3.17")
+    assert deep[22:] == [*["3.8 3.17"] * 4, *["3.14 3.17"] * 2, "3.15 3.17", "3.16 3.17", "3.17"]
