@@ -217,7 +217,7 @@ def test_refuses_hyper_parameters(rule):
     with pytest.raises(ValueError, match="weight_x and weight_y are 0"):
         rule(weight_x=0.0, weight_y=0.0)
     with pytest.raises(ValueError, match="weight_y is -1"):
-        rule(weight_y=-1)
+        rule(weight_y=-1.0)
 
 
 def test_leaping_blocks_of_the_authors():
