@@ -127,7 +127,15 @@ def check_local(config: ConfigDict) -> None:
     if config.method in PAIRS:
         _check_pairs(config)
     form, _ = step_form(config)
-    if form != SEPARATE and (local.memory_budget is not None or local.boundaries == "balanced"):
+    searched = local.memory_budget is not None or local.boundaries == "balanced"
+    if local.auxiliary == "momentum" and config.method == "contsup" and searched:
+        raise ValueError(
+            "local.auxiliary is 'momentum', which copies the block after each boundary, but the search for boundaries "
+            "also tries a cut before the network's last layers: use boundaries by a rule or by name, such as single"
+        )
+    if config.get("momentum", {}).get("faithful") and config.momentum.blocks == 2:
+        raise ValueError("momentum.faithful is true, but with momentum.blocks=2 the stem has no head: leave one out")
+    if form != SEPARATE and searched:
         raise ValueError(
             f"step is {form!r}, but balanced boundaries and memory budgets need separate executables: use "
             "step=separate and steps_per_call=1, or boundaries by name"

@@ -34,19 +34,29 @@ class SummedLosses:
     optimizer: optax.GradientTransformation
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
-        """A new state with one part, which has an entry per module. Only the shape and dtype of `images` matter."""
-        return {NAME: new_part(by_block(self.cut_network.init(rng, images)), self.optimizer)}
+        """A new state: a part with an entry per module, and the untrained parts of auxiliary networks.
+
+        Only the shape and dtype of `images` matter.
+        """
+        variables = self.cut_network.init(rng, images)
+        untrained = {name: variables.pop(name) for name in self._untrained}
+        return {NAME: new_part(by_block(variables), self.optimizer), **untrained}
 
     def programs(self) -> tuple[Program, ...]:
-        """One program for the whole step."""
+        """One program for the whole step. Untrained parts keep their values: a moving average does not move."""
         return (
             Program(
                 name=NAME,
                 key=self,
                 function=partial(_train_all, self),
                 reads=("images", "labels"),
+                frozen=self._untrained,
             ),
         )
+
+    @property
+    def _untrained(self) -> tuple[str, ...]:
+        return tuple(part.program.name for module in self.cut_network.modules for part in module.after)
 
     def logits(self, state: State, images: Float[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
         """The network's logits in evaluation mode, with contexts."""
@@ -59,7 +69,7 @@ class SummedLosses:
     def deployed(self, state: State) -> Mapping[str, Any]:
         """The parameters of the blocks and of the context networks."""
         return {
-            name: {key: value for key, value in params.items() if key not in ("head", "decoder")}
+            name: {key: value for key, value in params.items() if key == "blocks" or key.startswith("context")}
             for name, params in state[NAME]["params"].items()
         }
 
@@ -77,15 +87,16 @@ def by_module(part: Mapping[str, Any]) -> dict[str, Variables]:
 def _train_all(
     method: SummedLosses,
     part: Part,
-    frozen: tuple[()],
+    frozen: tuple[Any, ...],
     tensors: tuple[jax.Array, ...],
     rng: PRNGKeyArray,
     constants: Float[Array, "0"],
 ) -> tuple[Part, tuple[()], Metrics]:
     images, labels = tensors
+    untrained = dict(zip(method.programs()[0].frozen, frozen, strict=True))
 
     def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
-        outputs = method.cut_network.losses(by_module({**part, "params": params}), images, labels)
+        outputs = method.cut_network.losses({**by_module({**part, "params": params}), **untrained}, images, labels)
         total = jnp.stack(list(outputs.losses.values())).sum()
         return total, (outputs.batch_stats, {"loss": total})
 

@@ -71,6 +71,18 @@ BAD_INPUT: list[tuple[list[str], str]] = [
         "unknown rule for boundaries 'balance': use equal, balanced, published, single, man, man_plus or stages",
     ),
     (
+        ["--config.local.auxiliary=momentum", "--config.local.boundaries=balanced"],
+        "local.auxiliary is 'momentum', .* also tries a cut before the network's last layers: use boundaries by a rule",
+    ),
+    (
+        ["--config.local.auxiliary=momentum", "--config.momentum.faithful", "--config.momentum.blocks=2"],
+        "momentum.faithful is true, but with momentum.blocks=2 the stem has no head: leave one out",
+    ),
+    (
+        ["--config.local.auxiliary=momentum", "--config.local.modules=5"],
+        "MAN copies 1 block after stage3/0, but the network's last layers, head, cannot be copied: cut after stage2/0",
+    ),
+    (
         ["--config.local.remat=heads"],
         r"unknown name in remat 'heads': use auto, none, blocks, contexts, ",
     ),

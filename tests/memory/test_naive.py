@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from kd_local.contract import Method
-from kd_local.local import ContSup, PixelScale, cut
+from kd_local.local import ContSup, Momentum, PixelScale, cut
 from kd_local.memory import SummedLosses, footprint, target
 from kd_local.models import create
-from kd_local.parallel import compile_step
+from kd_local.parallel import compile_step, plan_step
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9, nesterov=True)
 CUT = cut(
@@ -50,3 +50,15 @@ def test_the_summed_step_is_one_executable_without_carried_tensors():
     found = footprint(SummedLosses(CUT, OPTIMIZER), SHAPE, 8, target())
     assert found.executables == len(found.pieces) == 1
     assert found.carried_bytes == 8 * 8 * 8 * 4 + 8 * 4  # the batch
+
+
+def test_a_moving_average_is_read_and_keeps_its_value():
+    cut_network = cut(
+        create("resnet8", classes=10), 2, classes=10, boundaries=("stem",), context="R0", auxiliary=Momentum()
+    )
+    naive, images = SummedLosses(cut_network, OPTIMIZER), jax.ShapeDtypeStruct((4, *SHAPE), jnp.float32)
+    state = jax.eval_shape(naive.init, jax.random.key(0), images)
+    assert set(state) == {"network", "average00"}
+    plan = plan_step(naive, images, jax.ShapeDtypeStruct((4,), jnp.int32), state=state)
+    assert jax.tree.structure(plan.calls[0].shapes[0]) == jax.tree.structure((state["network"],))
+    assert set(naive.deployed(state)["module00"]) == {"blocks"}
