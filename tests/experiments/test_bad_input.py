@@ -42,7 +42,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.network.name=vit"], "unknown network 'vit': the nearest of 48 are vit_"),
     (["--config.network.dtype=float16"], r"unknown dtype 'float16': use float32 or bfloat16 \(nearest: \w*float"),
     (["--config.network.shortcut=identity"], "unknown shortcut 'identity': use projection or padding"),
-    (["--config.method=contsupp"], r"unknown method 'contsupp': use contsup, .*end_to_end, kd, .* \(nearest: contsup\)"),
+    (["--config.method=contsupp"], r"unknown method 'contsupp': use contsup, .*end_to_end, .* \(nearest: contsup\)"),
     (["--config.local.context=R-1"], "unknown context 'R-1': use R0, E, R1, R1E, or Rn / RnE with n >= 1"),
     (["--config.local.context=r1e"], "unknown context 'r1e': use R0, E, R1, R1E"),
     (["--config.local.context=R0E"], "unknown context 'R0E'"),
