@@ -98,7 +98,8 @@ def _train_all(
     def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
         outputs = method.cut_network.losses({**by_module({**part, "params": params}), **untrained}, images, labels)
         total = jnp.stack(list(outputs.losses.values())).sum()
-        return total, (outputs.batch_stats, {"loss": total})
+        # Untrained parts, such as a teacher, keep their statistics.
+        return total, ({**part["batch_stats"], **outputs.batch_stats}, {"loss": total})
 
     part, _, metrics = update_part(part, method.optimizer, objective)
     return part, (), metrics

@@ -12,7 +12,7 @@ from kd_local.contract import HasTeachers
 from kd_local.distill import BlockKD, Distillation, StoneLoss, TaughtContSup, Teacher, TeacherRule
 from kd_local.distill.teacher import remaining_blocks
 from kd_local.local import ContSup, cut
-from kd_local.memory import footprint, target
+from kd_local.memory import SummedLosses, footprint, target
 from kd_local.models import create, resnet
 from kd_local.networks import Network, apply_block, of_block
 from kd_local.parallel import compile_step
@@ -146,6 +146,14 @@ def test_only_a_network_without_contexts_is_usable_alone():
 def test_only_a_method_with_a_teacher_has_teachers():
     assert isinstance(method(), HasTeachers)
     assert not isinstance(ContSup(cut(SMALL, 2, classes=5), optax.sgd(0.1)), HasTeachers)
+
+
+def test_the_sum_of_all_losses_keeps_the_structure_of_the_state():
+    naive = SummedLosses(method(SMALL).cut_network, optax.sgd(0.1))
+    (program,) = naive.programs()
+    part = jax.eval_shape(naive.init, KEY, LIKE)[program.name]
+    after, _, _ = jax.eval_shape(program.function, part, (), batch(), KEY, jnp.zeros(0))
+    assert jax.tree.structure(after) == jax.tree.structure(part)
 
 
 @pytest.mark.exhaustive
