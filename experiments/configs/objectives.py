@@ -126,8 +126,8 @@ AUXILIARY_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str
     "momentum": {
         "momentum": (0.995, Number(0, 1, open_high=True, example=0.995), "m, the share of the average that remains in a step, in [0, 1).", ()),
         "scale": ("fixed", Choice("scale", ("fixed", "trained")), "fixed, s = 1, as in MAN; trained, a scalar of each boundary, as in MAN++.", ()),
-        "blocks": (1, Number(1, 2, whole=True), "1: y is the head's input. 2: a trained copy of the second block after the boundary follows, then a copy of the network's last layers instead of a head, as in MAN++ for vision transformers.", ()),
-        "faithful": (False, Switch(), "True: the module of the stem has a head 1c2f of 128 outputs and the contrastive loss, for any head and local loss of the other modules, as in the authors' code of MAN++ with the heads of InfoPro.", ()),
+        "blocks": (1, Number(1, 2, whole=True), "1: y is the head's input. 2: a trained copy of the second block after the boundary follows, then a copy of the network's last layers. MAN++ has these for vision transformers, instead of a head.", ()),
+        "faithful": (False, Switch(), "True: the module of the stem has a head 1c2f of 128 outputs and the contrastive loss. The authors' code of MAN++ has them with any of InfoPro's heads in the other modules.", ()),
     },
     "teacher_auxiliary": {
         "alpha": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger; KD's value in the mdistiller protocol.", ()),
