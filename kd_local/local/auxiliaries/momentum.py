@@ -110,8 +110,9 @@ class Momentum:
     The average is the part `average00` of the state (00 is the number of the boundary), which a program owns. With
     several groups of devices this program runs on the group of N. The step is exact and the groups overlap: for batch t
     a module needs the average after batch t - 1, which needs N after batch t - 2. While a group works on batch t, the
-    next group may work on batch t - 1. Four groups on two CPU cores take as long for a step of ResNet-8 as with averages
-    that never move (ratio 0.98, CPU time 1.02, medians of nine interleaved runs); two cores cannot show the overlap.
+    next group may work on batch t - 1. With four groups on two CPU cores, a step of ResNet-8 takes as long as with
+    averages that never move (ratio 0.98, CPU time 1.02, medians of nine interleaved runs). Two cores cannot show
+    the overlap.
     With `optimizer.accumulate`, E moves with each batch, not with each update.
 
     Use `man_boundaries` or `man_plus_boundaries`; they say how the papers count K. With a decoder, use
