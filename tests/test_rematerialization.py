@@ -158,7 +158,7 @@ def test_rematerialised_modules_have_the_same_losses_and_gradients(remat):
         labels = jnp.arange(6, dtype=jnp.int32)
 
         def gradients(remat):
-            options = {"context": "R1E", "decoder": PIXELS, "remat": remat, "channels_at_once": 2}
+            options = {"context": "R1E", "decoder": PIXELS, "remat": remat, "channels_at_once": 1}
             cut_network = cut(NETWORK, 3, classes=10, **options)
             variables = jax.tree.map(
                 lambda x: x.astype(jnp.float64), cut_network.init(KEY, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))

@@ -191,7 +191,7 @@ def _encode_in_groups(
         convolution = ConvNorm(features, kernel_size=size, use_bias=True, dtype=network.dtype)
         return apply_block(convolution, variables, x, train=train)
 
-    def group(variables: Any) -> tuple[Array, Collection]:
+    def group(variables: Any, x: Array) -> tuple[Array, Collection]:
         output, statistics = apply(variables, x)
         return average_pool_to(output, (like.shape[1], like.shape[2])), statistics
 
@@ -202,7 +202,12 @@ def _encode_in_groups(
     features = like.shape[-1]
     count = next(n for n in range(1, features + 1) if features % n == 0 and features // n <= channels)
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], count, -1), -2, 0), of_block(variables, last))
+    if count <= 2:  # a loop of two needs more memory on a GPU: it stacks the outputs
+        parts = tuple(jax.tree.map(lambda x, i=i: x[i], split) for i in range(count))
+        each = rematerialize_in_turn(*[group] * count)(parts, x)
+        output, statistics[last] = jax.tree.map(lambda *x: jnp.concatenate(x, -1), *each)
+        return output, statistics
     # The backward pass of the loop is another loop, so no compiler merges the recomputation with the first computation.
-    groups = jax.lax.map(jax.checkpoint(group, prevent_cse=False), split)
+    groups = jax.lax.map(jax.checkpoint(partial(group, x=x), prevent_cse=False), split)
     output, statistics[last] = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1), groups)
     return output, statistics
