@@ -173,7 +173,7 @@ class CutNetwork:
         for part in self.before:
             program, given = part.program, {**tensors, "labels": labels}
             inputs = tuple(given[name] for name in program.reads)
-            own = dict(variables[program.name])
+            own = jax.lax.stop_gradient(dict(variables[program.name]))
             _, written, _ = program.function(own, (), inputs, jax.random.key(0), jnp.zeros(0))
             tensors.update(zip(program.writes, written, strict=True))
         for module in self.modules:

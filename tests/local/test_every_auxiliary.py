@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from kd_local.distill import StoneLoss, TaughtContSup, Teacher, TeacherRule
 from kd_local.local import AugLocal, ContSup, Momentum, PixelScale, cut
 from kd_local.models import resnet
 from kd_local.networks import Network
@@ -19,10 +20,13 @@ from tests.support import tiny
 
 WHOLE = resnet(8, classes=4, widths=(4, 4, 8, 8))
 NETWORK = Network.of({name: WHOLE[name] for name in ("stem", "stage1/0", "stage2/0", "head")})
+TEACHER = resnet(8, classes=4, widths=(6, 6, 8, 10))
 SHAPE, BATCH, STEPS = (8, 8, 1), 8, 3
 KEY = jax.random.key(3)
 OPTIMIZER = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.05, momentum=0.9, nesterov=True))
 GREY = PixelScale((60.0,), (50.0,))
+
+TAUGHT = TeacherRule(Teacher(TEACHER, tiny.variables(TEACHER, 1, SHAPE)), SHAPE, StoneLoss(alpha=0.5, beta=0.5))
 
 CUTS: dict[str, dict[str, Any]] = {
     "head": {},
@@ -31,6 +35,7 @@ CUTS: dict[str, dict[str, Any]] = {
     "contrast": {"loss": "contrast"},
     "auglocal": {"auxiliary": AugLocal(depth=2)},
     "man": {"auxiliary": Momentum(momentum=0.9), "head": "2c2f"},
+    "teacher": {"auxiliary": TAUGHT},
     "man_plus": {"auxiliary": Momentum(momentum=0.9, scale="trained"), "head": "dgl_wide"},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -45,7 +50,12 @@ exhaustive = pytest.mark.exhaustive
 
 def method(name: str, optimizer: optax.GradientTransformation = OPTIMIZER, **more: Any) -> ContSup:
     auxiliary, variant = name.split(" ")
-    return ContSup(cut(NETWORK, 3, classes=4, **CUTS[auxiliary], **VARIANTS[variant], **more), optimizer)
+    cut_network = cut(NETWORK, 3, classes=4, **CUTS[auxiliary], **VARIANTS[variant], **more)
+    return (
+        TaughtContSup(cut_network, optimizer, rule=TAUGHT)
+        if auxiliary == "teacher"
+        else ContSup(cut_network, optimizer)
+    )
 
 
 def batch(seed: int, dtype: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
