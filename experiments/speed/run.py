@@ -93,8 +93,9 @@ def run(config: ConfigDict, rows: Sequence[SpeedRow], timing: Timing, workdir: P
     ]
     replace_text(workdir / LINES, "".join(json.dumps(line) + "\n" for line in lines))
     title = f"{config.network.name}, batch {config.batch_size}"
-    with replacing(workdir / PICTURE) as file:
-        draw(results, title=title).savefig(file, dpi=120, format="png")
+    if results:
+        with replacing(workdir / PICTURE) as file:
+            draw(results, title=title).savefig(file, dpi=120, format="png")
     console.print(speed_table(results, title=title))
     for row, shares in zip(found, spent, strict=True):
         if shares is not None:

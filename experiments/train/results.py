@@ -34,7 +34,7 @@ def write_results(
     config: ConfigDict,
     state: State,
     compared: Mapping[str, float],
-    costs: Mapping[str, int | float],
+    costs: Mapping[str, int | float | None],
     workdir: Path,
 ) -> dict[str, Any]:
     """Writes the summary and the curves, and returns the summary."""

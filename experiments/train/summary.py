@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from experiments.folders import workdirs
 from experiments.from_config.experiment import Experiment, count_parameters
 from kd_local.contract import State, trained_programs
 from kd_local.costs import multiply_adds
+from kd_local.files import DamagedFileError, read_json
 from kd_local.local import ContSup, EndToEnd
 from kd_local.memory import CompilationRecords, footprint, target
 from kd_local.parallel import DATA, SEPARATE
@@ -25,7 +27,7 @@ def summarise(
     state: State,
     records: Sequence[EpochRecord],
     compared: Mapping[str, float],
-    costs: Mapping[str, int | float],
+    costs: Mapping[str, int | float | None],
 ) -> dict[str, Any]:
     """The summary of a run that has ended.
 
@@ -67,19 +69,24 @@ def summarise(
     }
 
 
-def costs_of_step(experiment: Experiment, batch_size: int, result: Result, workdir: Path) -> dict[str, int | float]:
-    """The costs of a compiled step: its peak memory in bytes of one device, and its ratio to end-to-end training of the
-    network; its multiply-adds for one image, gradients included; its executables, and the seconds of compilation.
+def costs_of_step(
+    experiment: Experiment, batch_size: int, result: Result, workdir: Path
+) -> dict[str, int | float | None]:
+    """The costs of a compiled step.
+
+    They are its peak memory in bytes of one device, and its ratio to end-to-end training of the network; its
+    multiply-adds for one image, gradients included; its executables; and the seconds of compilation in the start that
+    trained last, None if they are unknown.
 
     Both have the images that the devices hold. The end-to-end step is compiled once, and its record is saved in the
     folder. With several processes there is no ratio.
     """
     assert result.peak_bytes is not None
-    costs: dict[str, int | float] = {
+    costs: dict[str, int | float | None] = {
         "peak_bytes": result.peak_bytes,
         "training_multiply_adds": result.multiply_adds // batch_size,
         "executables": result.executables,
-        "compile_seconds": round(result.compile_seconds, 3),
+        "compile_seconds": _known_seconds(workdir) if not result.records else round(result.compile_seconds, 3),
     }
     if jax.process_count() == 1:
         whole = footprint(
@@ -92,6 +99,15 @@ def costs_of_step(experiment: Experiment, batch_size: int, result: Result, workd
         )
         costs["peak_of_end_to_end"] = round(result.peak_bytes / (whole.peak_bytes + result.resident_bytes), 4)
     return costs
+
+
+def _known_seconds(workdir: Path) -> float | None:
+    """The seconds of compilation in the summary of a run that this start did not train; None without a summary."""
+    try:
+        summary = read_json(workdir / workdirs.SUMMARY, {"compile_seconds": float}, way_out="train again")
+    except (OSError, DamagedFileError):
+        return None
+    return float(summary["compile_seconds"])
 
 
 def named_scores(splits: Mapping[str, SplitScores]) -> dict[str, float]:

@@ -68,5 +68,6 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _asked_for(record: logging.LogRecord) -> bool:
-    error = str(record.exc_info[1]) if record.exc_info else ""
-    return "never retrieved" not in record.getMessage() or not ("OCDBT" in error or _NUMBER.search(error))
+    error = record.exc_info[1] if record.exc_info else None
+    of_a_write = isinstance(error, OSError) or "OCDBT" in str(error) or _NUMBER.search(str(error))
+    return "never retrieved" not in record.getMessage() or not of_a_write

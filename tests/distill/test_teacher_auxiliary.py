@@ -71,6 +71,7 @@ def test_stages_of_other_numbers_are_paired_from_the_last(student, teacher, stag
     assert [rule.stage_of(network, end) for end in ends] == stages
 
 
+@pytest.mark.exhaustive
 def test_each_module_learns_only_from_its_own_loss():
     """Whole networks, one module after the other: what each loss moves, and nothing else."""
     local = method(SMALL)
@@ -109,6 +110,7 @@ def test_each_module_learns_only_from_its_own_loss():
     jax.tree.map(np.testing.assert_array_equal, after["teacher"], before["teacher"])
 
 
+@pytest.mark.exhaustive
 def test_the_reference_form_has_the_losses_of_the_programs():
     local = method(SMALL, context="R1")
     state = local.init(jax.random.key(0), LIKE)

@@ -309,6 +309,20 @@ def test_orbax_is_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert not [record for record in caplog.records if record.name == "absl"]
 
 
+def test_late_errors_of_writes_are_hidden_and_others_are_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("asyncio")
+    with Checkpoints(tmp_path):
+        for error in (OSError(errno.ENOSPC, "full"), ValueError("OCDBT"), ValueError("another")):
+            logger.error("Future exception was never retrieved", exc_info=(type(error), error, None))
+        logger.error("a task took long")
+    assert [record.getMessage() for record in caplog.records] == [
+        "Future exception was never retrieved",  # the ValueError of something else
+        "a task took long",
+    ]
+
+
 def test_a_failed_save_does_not_hide_the_error_that_ended_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
