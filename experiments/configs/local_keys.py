@@ -90,7 +90,7 @@ LOCAL: Group = {
     "remat": Key(
         "auto",
         _REMAT,
-        "parts to recompute: any of `blocks,contexts,head,decoder`; `auto`: `contexts`",
+        "parts to recompute: any of `blocks,contexts,head,decoder`; `auto`: `contexts`, on a GPU none",
         (CUT, REMAT),
     ),
     "memory_budget": Key(

@@ -89,7 +89,7 @@ def cut_from_config(
         loss_scale=(1.0, 1.0, 1.0, 1.0) if pairs else _loss_scale(config, network, boundaries),
         aux_width=local.aux_width,
         feature_width=local.feature_width,
-        remat=_remat(local.remat),
+        remat=_remat(local.remat, platform),
         channels_at_once=16 if platform == "cpu" else 8,
         dtype=DTYPES[config.network.dtype],
     )
@@ -123,14 +123,15 @@ def _loss_scale(config: ConfigDict, network: Network, boundaries: str | Sequence
     return published_loss_scale(config.network.name, config.data.name, local.modules, balanced=balanced)
 
 
-def _remat(text: str) -> tuple[str, ...]:
-    """The names in a text such as `blocks,head`; `auto` is `contexts`.
+def _remat(text: str, platform: str) -> tuple[str, ...]:
+    """The names in a text such as `blocks,head`; `auto` is `contexts`, and on a GPU nothing.
 
     Image encoders convolve at full resolution at every boundary. If their activations were stored, the peak would not
-    fall with the number of modules.
+    fall with the number of modules on a CPU or TPU. On a GPU, recomputed contexts save less memory, and a step takes
+    twice the time (docs/accelerators.md).
     """
     if text == "auto":
-        return ("contexts",)
+        return () if platform == "gpu" else ("contexts",)
     names = () if text == "none" else tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in REMATERIALIZABLE:

@@ -80,3 +80,9 @@ def test_the_loss_of_the_labels_is_that_of_the_config(method):
         config.loss.class_weights = text
         with pytest.raises(ValueError, match=error):
             build(config)
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", ("contexts",)), ("tpu", ("contexts",)), ("gpu", ())])
+def test_contexts_are_recomputed_by_default_except_on_a_gpu(platform, expected):
+    modules = build(default.get_config(), platform).method.cut_network.modules
+    assert {module.remat for module in modules} == {expected}
