@@ -84,5 +84,5 @@ def test_the_loss_of_the_labels_is_that_of_the_config(method):
 
 @pytest.mark.parametrize(("platform", "expected"), [("cpu", ("contexts",)), ("tpu", ("contexts",)), ("gpu", ())])
 def test_contexts_are_recomputed_by_default_except_on_a_gpu(platform, expected):
-    modules = build(default.get_config(), platform).method.cut_network.modules
+    modules = build(get_config(), platform).method.cut_network.modules
     assert {module.remat for module in modules} == {expected}
