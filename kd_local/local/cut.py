@@ -72,7 +72,7 @@ def cut(
             convolves at the boundary's resolution.
         auxiliary: what a module's output passes through on its way to the local loss; by default a head alone.
         head: the local heads: 0c1f, 0c2f, 1c1f, 1c2f, 1c3f or 2c2f, see `LocalHead`; dgl and pool, see `mlp_heads`;
-            None: 1c2f.
+            dgl_wide, see `wide_mlp_head`; None: 1c2f.
         loss: the local loss: softmax, contrast or predsim, see `similarity`.
         task_loss: the cross entropy of the labels, of the last module and of each local loss softmax or predsim.
         decoder: None, or the normalisation of the images: each module but the last then has a decoder, which

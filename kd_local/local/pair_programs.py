@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics
 from kd_local.local.losses import LocalLoss
+from kd_local.local.moving_average import moving_average
 from kd_local.local.pair import Pair
 from kd_local.networks import COLLECTIONS
 from kd_local.state import Part, apply_gradients
@@ -80,11 +81,6 @@ def update_average(
     rng: PRNGKeyArray,
     constants: Float[Array, " n"],
 ) -> tuple[Part, tuple[()], Metrics]:
-    """The next value of a moving average of the blocks `frozen`."""
-
-    def update(average: Array, block: Array) -> Array:
-        momentum = constants[0].astype(average.dtype)
-        return momentum * average + (1 - momentum) * block
-
+    """The next value of a moving average of the blocks `frozen`. The constant is its momentum."""
     blocks = {str(i): block for i, block in enumerate(frozen)}
-    return {**part, "params": jax.tree.map(update, part["params"], blocks)}, (), {}
+    return {**part, "params": moving_average(part["params"], blocks, constants[0])}, (), {}

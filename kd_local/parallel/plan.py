@@ -62,9 +62,7 @@ class StepPlan:
     @cached_property
     def multiply_adds(self) -> int:
         """The multiply-adds of a step, those of gradients included, over all devices. Nothing is compiled."""
-        distinct = {call.signature: call for call in self.calls}
-        counted = {signature: multiply_adds(call.jitted, *call.arguments) for signature, call in distinct.items()}
-        return sum(counted[call.signature] for call in self.calls)
+        return sum(_multiply_adds(self.calls))
 
     @property
     def divides_parameters(self) -> bool:
@@ -149,12 +147,8 @@ def plan_step(
     if options.placement is None:
         options = replace(options, placement=(0,) * len(pieces))
         if len(devices) > 1:
-            costs: dict[Hashable, int] = {}
-            calls = _calls(pieces, devices, options, state, rng, batch)
-            for call in calls:
-                if call.signature not in costs:
-                    costs[call.signature] = multiply_adds(call.piece.run, *call.arguments)
-            placement = balanced_placement([costs[call.signature] for call in calls], len(devices), with_next(pieces))
+            costs = _multiply_adds(_calls(pieces, devices, options, state, rng, batch))
+            placement = balanced_placement(costs, len(devices), with_next(pieces))
             options = replace(options, placement=placement)
     return StepPlan(mesh, options, state, rng, batch, _calls(pieces, devices, options, state, rng, batch))
 
@@ -229,6 +223,13 @@ def _calls(
         free(tensors, piece)
         tensors.update(zip(piece.writes, call.shapes[1], strict=True))
     return tuple(calls)
+
+
+def _multiply_adds(calls: Sequence[Call]) -> list[int]:
+    """The multiply-adds of each call. Calls with equal signatures are counted once."""
+    distinct = {call.signature: call for call in calls}
+    counted = {signature: multiply_adds(call.jitted, *call.arguments) for signature, call in distinct.items()}
+    return [counted[call.signature] for call in calls]
 
 
 def _run(piece: Piece, devices: int, *arguments: Any) -> Any:

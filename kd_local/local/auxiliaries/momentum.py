@@ -19,6 +19,7 @@ from kd_local.contract import Program, StatePart
 from kd_local.hyperparameters import check_hyperparameters
 from kd_local.local.auxiliary import Apply, Attachment, Boundary, UntrainedPart, module_name
 from kd_local.local.heads import local_head
+from kd_local.local.moving_average import moving_average
 from kd_local.networks import init_block, output_shape
 from kd_local.ranges import Choice, Flag, Number
 
@@ -171,7 +172,7 @@ class Momentum:
             function=_move,
             reads=(),
             frozen=(boundary.next_block,),
-            constants=(self.momentum, 1 - self.momentum),
+            constants=(self.momentum,),
             trains=False,
         )
         return Attachment(
@@ -189,10 +190,5 @@ def _new_average(block: nn.Module, rng: PRNGKeyArray, output: jax.ShapeDtypeStru
 def _move(
     part: StatePart, frozen: tuple[Any, ...], tensors: tuple[Array, ...], rng: PRNGKeyArray, constants: Array
 ) -> tuple[StatePart, tuple[()], dict[str, Array]]:
-    """The next value of an average. The constants are m and 1 - m."""
-
-    def moved(average: Array, block: Array) -> Array:
-        kept, new = constants.astype(average.dtype)
-        return kept * average + new * block
-
-    return {**part, "params": jax.tree.map(moved, part["params"], frozen[0])}, (), {}
+    """The next value of an average. The constant is m."""
+    return {**part, "params": moving_average(part["params"], frozen[0], constants[0])}, (), {}
