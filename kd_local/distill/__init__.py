@@ -3,7 +3,15 @@
 from kd_local.choices.distillation import DISTANCES
 from kd_local.distill.connector import Connector
 from kd_local.distill.distillation import Distillation
-from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import (
+    EvaluationBatch,
+    Objective,
+    ObjectiveLoss,
+    Outputs,
+    Pair,
+    StrongView,
+    TrainingBatch,
+)
 from kd_local.distill.objectives.block_kd import BlockKD
 from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.objectives.kd import KD
@@ -23,10 +31,12 @@ __all__ = [
     "Distillation",
     "EvaluationBatch",
     "Objective",
+    "ObjectiveLoss",
     "Outputs",
     "Pair",
     "Renormalisation",
     "StoneLoss",
+    "StrongView",
     "TaughtContSup",
     "Teacher",
     "TeacherRule",

@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kd_local.contract import Metrics
-from kd_local.distill.objective import TrainingBatch
+from kd_local.distill.objective import ObjectiveLoss, TrainingBatch
 from kd_local.networks import Collection
 
 
@@ -16,11 +15,15 @@ def with_labels(
     weight: float | Float[Array, ""] = 1.0,
     logits: Float[Array, "batch classes"] | None = None,
     batch_stats: Collection | None = None,
-) -> tuple[Float[Array, ""], Metrics, Collection]:
+) -> ObjectiveLoss:
     """The result of `Objective.loss` for the loss ce_weight * cross entropy + weight * distillation.
 
     The metrics contain the two terms, unweighted. The cross entropy is that of `logits`, by default the student's.
     """
     cross_entropy = batch.task_loss(batch.student.logits if logits is None else logits, batch.labels)["loss"]
-    loss = ce_weight * cross_entropy + jnp.asarray(weight, distillation.dtype) * distillation
-    return loss, {"cross_entropy": cross_entropy, "distillation": distillation}, batch_stats or {}
+    return ObjectiveLoss(
+        task=ce_weight * cross_entropy,
+        distillation=jnp.asarray(weight, distillation.dtype) * distillation,
+        metrics={"cross_entropy": cross_entropy, "distillation": distillation},
+        batch_stats=batch_stats or {},
+    )

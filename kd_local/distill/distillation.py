@@ -15,9 +15,10 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
-from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, StrongView, TrainingBatch
 from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
+from kd_local.distill.trained_blocks import trained_blocks
 from kd_local.errors import check_type
 from kd_local.local.losses import softmax
 from kd_local.local.task_loss import PLAIN, TaskLoss
@@ -77,6 +78,11 @@ class Distillation:
         if self.objective.reads == "features":
             for network in (self.student, *(teacher.network for teacher in self.teachers)):
                 network.check_maps(type(self.objective).__name__)
+        if self.cached and self.objective.needs_strong_view:
+            raise ValueError(
+                f"{type(self.objective).__name__} reads the teacher's logits of two views, and a cache has those of "
+                "one: train without a cache"
+            )
         if self.cached and self.objective.reads != "logits":
             raise ValueError(
                 f"{type(self.objective).__name__} reads the teacher's features, and a cache has its logits only: train "
@@ -122,6 +128,7 @@ class Distillation:
                 reads=(
                     "images",
                     "labels",
+                    *(("images_strong",) if self.objective.needs_strong_view else ()),
                     *(("indices",) if self.objective.needs_indices else ()),
                     *(("epoch",) if self.objective.needs_epoch else ()),
                     *((f"{name}_logits" for name in names) if self.cached else ()),
@@ -207,33 +214,54 @@ def _teach(
     constants: Float[Array, "0"],
 ) -> tuple[Part, tuple[()], Metrics]:
     images, labels, *further = tensors
-    indices = further.pop(0) if settings.objective.needs_indices else jnp.zeros_like(labels)
+    objective = settings.objective
+    strong = further.pop(0) if objective.needs_strong_view else None
+    indices = further.pop(0) if objective.needs_indices else jnp.zeros_like(labels)
     rngs = jax.random.split(rng, len(settings.pairs))
-    epoch = further.pop(0) if settings.objective.needs_epoch else jnp.ones((), jnp.float32)
+    epoch = further.pop(0) if objective.needs_epoch else jnp.ones((), jnp.float32)
     if settings.cached:
         frozen = ({},) * len(settings.pairs)
         teacher_outputs = [Outputs.of_logits(logits) for logits in further]
     else:
-        teacher_outputs = [
-            outputs(pair.teacher, variables, renormalised(images, by), train=False)[0]
-            for (_, pair), by, variables in zip(settings.pairs, settings.renormalisations, frozen, strict=True)
-        ]
-    teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
+        teacher_outputs = _outputs_of_teachers(settings, frozen, images)
+    strong_teacher_outputs = [] if strong is None else _outputs_of_teachers(settings, frozen, strong)
 
-    def objective(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
+    def loss(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
         whole = {**part, "params": params}
-        student, statistics = outputs(settings.pairs[0][1].student, of_block(whole, NAME), images, train=True)
-        batch_stats, losses, all_metrics = {NAME: statistics}, [], []
-        for (name, pair), variables, teacher, key in zip(settings.pairs, frozen, teacher_outputs, rngs, strict=True):
-            remaining = partial(remaining_blocks, pair.teacher, variables)
-            batch = TrainingBatch(pair, student, teacher, remaining, labels, indices, epoch, key, settings.task_loss)
-            loss, metrics, batch_stats[name] = settings.objective.loss(of_block(whole, name), batch)
-            losses.append(loss)
-            all_metrics.append(metrics)
-        total = jnp.stack(losses).mean()
-        means = jax.tree.map(lambda *values: jnp.stack(values).mean(), *all_metrics)
+        network, own = settings.pairs[0][1].student, of_block(whole, NAME)
+        student, statistics = outputs(network, own, images, train=True)
+        if strong is not None:
+            strong_student, statistics = outputs(network, {**own, "batch_stats": statistics}, strong, train=True)
+        batch_stats, losses = {NAME: statistics}, []
+        for i, ((name, pair), variables, key) in enumerate(zip(settings.pairs, frozen, rngs, strict=True)):
+            batch = TrainingBatch(
+                pair=pair,
+                student=student,
+                teacher=teacher_outputs[i],
+                remaining_blocks=partial(remaining_blocks, pair.teacher, variables),
+                labels=labels,
+                indices=indices,
+                epoch=epoch,
+                rng=key,
+                task_loss=settings.task_loss,
+                strong=None if strong is None else StrongView(strong_student, strong_teacher_outputs[i]),
+                student_remaining_blocks=partial(trained_blocks, pair.student, own.get("params", {})),
+            )
+            losses.append(objective.loss(of_block(whole, name), batch))
+            batch_stats[name] = losses[-1].batch_stats
+        total = jnp.stack([each.total for each in losses]).mean()
+        means = jax.tree.map(lambda *values: jnp.stack(values).mean(), *(each.metrics for each in losses))
         accuracy = softmax(student.logits, labels)["accuracy"]
         return total, (batch_stats, {**means, "loss": total, "accuracy": accuracy})
 
-    part, _, metrics = update_part(part, settings.optimizer, objective)
+    part, _, metrics = update_part(part, settings.optimizer, loss)
     return part, (), metrics
+
+
+def _outputs_of_teachers(settings: _Settings, frozen: tuple[Any, ...], images: Array) -> list[Outputs]:
+    """The outputs of each teacher, without gradients."""
+    found = [
+        outputs(pair.teacher, variables, renormalised(images, by), train=False)[0]
+        for (_, pair), by, variables in zip(settings.pairs, settings.renormalisations, frozen, strict=True)
+    ]
+    return jax.lax.stop_gradient(found)

@@ -48,6 +48,37 @@ class Pair:
     teacher: Network
 
 
+@dataclass(frozen=True)
+class StrongView:
+    """The outputs of student and teacher for the strongly augmented images of a batch; see `TrainingBatch`."""
+
+    student: Outputs
+    teacher: Outputs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ObjectiveLoss:
+    """The loss of an objective, as two terms that include their weights.
+
+    Attributes:
+        task: the terms of the labels, such as the cross entropy of the student's logits.
+        distillation: all other terms.
+        metrics: terms without their weights, by name.
+        batch_stats: the objective's batch statistics after the step.
+    """
+
+    task: Float[Array, ""]
+    distillation: Float[Array, ""]
+    metrics: Metrics
+    batch_stats: Collection
+
+    @property
+    def total(self) -> Float[Array, ""]:
+        """The sum of the two terms."""
+        return self.task + self.distillation
+
+
 @runtime_checkable
 class RemainingBlocks(Protocol):
     """The frozen teacher's blocks after a stage."""
@@ -56,6 +87,24 @@ class RemainingBlocks(Protocol):
         """Applies the teacher's blocks after the stage with index `stage`, in evaluation mode.
 
         Returns the logits, or the features at the end of the stage `until`. Gradients flow to `x`.
+        """
+        ...
+
+
+@runtime_checkable
+class TrainedBlocks(Protocol):
+    """The student's blocks after a stage, in training mode."""
+
+    def __call__(
+        self, stage: int, x: Float[Array, "n _ _ _"], statistics: Collection, until: int | None = None
+    ) -> tuple[Array, Collection]:
+        """Applies the student's blocks after the stage with index `stage`.
+
+        The blocks have the student's parameters, normalise with the statistics of the batch `x`, and update the running
+        `statistics`, given by block. Gradients flow to `x` and to the student.
+
+        Returns:
+            `(output, statistics after the step)`: the logits, or the features at the end of the stage `until`.
         """
         ...
 
@@ -89,6 +138,8 @@ class TrainingBatch(EvaluationBatch):
         epoch: the current epoch, counted from 1.
         rng: a key for random choices in this step.
         task_loss: the cross entropy of the labels.
+        strong: the outputs for the strong view; None unless `needs_strong_view`.
+        student_remaining_blocks: applies the student's blocks after a stage, in training mode.
     """
 
     labels: Int[Array, " batch"]
@@ -96,6 +147,8 @@ class TrainingBatch(EvaluationBatch):
     epoch: Float[Array, ""]
     rng: PRNGKeyArray
     task_loss: TaskLoss = PLAIN
+    strong: StrongView | None = None
+    student_remaining_blocks: TrainedBlocks | None = None
 
 
 class Objective:
@@ -106,11 +159,14 @@ class Objective:
     Attributes:
         reads: `logits` if the objective uses only the teacher's logits, which may then come from a cache.
         needs_indices: True if the objective reads `TrainingBatch.indices`.
+        needs_strong_view: True if the objective reads `TrainingBatch.strong`. The step then reads the tensor
+            `images_strong`, other augmentations of the same images, and runs both networks on it too.
         deploys_student: True if the student alone is deployed; False if the subclass overrides `logits` and `deployed`.
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "features"
     needs_indices: ClassVar[bool] = False
+    needs_strong_view: ClassVar[bool] = False
     deploys_student: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -144,8 +200,8 @@ class Objective:
         """
         return {"params": {}, "batch_stats": {}}
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
-        """`(loss, its terms by name, updated batch_stats)`. The loss includes the cross entropy of the labels."""
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
+        """The loss of a batch, including the cross entropy of the labels."""
         raise NotImplementedError
 
     def logits(self, variables: Variables, batch: EvaluationBatch) -> Float[Array, "batch _"]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kd_local.distill.trained_blocks import after_stage
 from kd_local.errors import check_type
 from kd_local.networks import Network, Variables, check_network
 from kd_local.ranges import Number
@@ -90,6 +91,5 @@ class Teacher:
 
 def remaining_blocks(network: Network, variables: Variables, stage: int, x: Array, until: int | None = None) -> Array:
     """See `kd_local.distill.objective.RemainingBlocks`; stage 0 is the stem."""
-    ends = [network.position(name) + 1 for name in network.stages]
-    remaining = network[ends[stage] : None if until is None else ends[until]]
+    remaining = after_stage(network, stage, until)
     return remaining.apply(remaining.select(variables), x, train=False)[0]

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.choices.distillation import DISTANCE, StoneNumbers, Stones, check_stones
 from kd_local.contract import Metrics
 from kd_local.distill.connector import Connector, apply_connectors, init_connectors
-from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.stepping_stones import (
     Stone,
@@ -88,7 +88,7 @@ class BlockKD(Objective):
         _, connectors, inputs = self._connectors(batch)
         return init_connectors(connectors, rng, inputs)
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         stones, logits, statistics = self._stone_logits(variables, batch, train=True)
         student, labels = batch.student.logits, batch.labels
         distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
@@ -106,8 +106,12 @@ class BlockKD(Objective):
             cross += stone.weight * distance(stone_logits, ensemble, labels)
             accuracies[f"{stone.name}_accuracy"] = of_labels["accuracy"]
         warm = warmup(batch.epoch, self.warmup_epochs)
-        total = self.alpha * task + warm * (self.beta * distill + self.gamma * cross)
-        return total, {"task": task, "distillation": distill, "cross": cross, **accuracies}, statistics
+        return ObjectiveLoss(
+            task=self.alpha * task,
+            distillation=warm * (self.beta * distill + self.gamma * cross),
+            metrics={"task": task, "distillation": distill, "cross": cross, **accuracies},
+            batch_stats=statistics,
+        )
 
     def exits(self, variables: Variables, batch: EvaluationBatch) -> dict[str, Float[Array, "batch classes"]]:
         stones, logits, _ = self._stone_logits(variables, batch, train=False)

@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import product, unit_vectors, widened
-from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
 from kd_local.models.layers import Linear
-from kd_local.networks import Collection, Variables
+from kd_local.networks import Variables
 from kd_local.precision import at_least_float32
 from kd_local.ranges import Number, Weight, Weighted
 from kd_local.shapes import check_arrays
@@ -149,7 +148,7 @@ class CRD(Objective):
         variables["batch_stats"]["memory"] = memory
         return variables
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         memory = dict(variables["batch_stats"]["memory"])
         indices, labels = batch.indices, batch.labels.astype(jnp.int32)
         examples = len(memory["labels"])

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import norms
-from kd_local.distill.objective import Objective, TrainingBatch
+from kd_local.distill.objective import Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
-from kd_local.networks import Collection, Variables
+from kd_local.networks import Variables
 from kd_local.ranges import WEIGHT, Flag, Temperature, Weight, Weighted
 from kd_local.shapes import check_arrays
 
@@ -77,7 +76,7 @@ class DIST(Objective):
     temperature: Annotated[Temperature, _TERM] = 1.0
     standardise: Annotated[Flag, _TERM] = False
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         distillation = dist_loss(
             batch.student.logits,
             batch.teacher.logits,

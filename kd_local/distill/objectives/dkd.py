@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import divergence
-from kd_local.distill.objective import Objective, TrainingBatch
+from kd_local.distill.objective import Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
 from kd_local.distill.warmup import warmup
-from kd_local.networks import Collection, Variables
+from kd_local.networks import Variables
 from kd_local.ranges import WEIGHT, Flag, Temperature, WarmupEpochs, Weight, Weighted
 from kd_local.shapes import check_arrays, check_labels
 
@@ -96,7 +95,7 @@ class DKD(Objective):
     def needs_epoch(self) -> bool:
         return self.warmup_epochs > 0
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         distillation = dkd_loss(
             batch.student.logits,
             batch.teacher.logits,

@@ -6,13 +6,12 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.contract import Metrics
 from kd_local.distill.connector import Connector, apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.stages import pair_stages, rectified
-from kd_local.networks import Collection, Variables
+from kd_local.networks import Variables
 from kd_local.ranges import Number, Weight, Weighted
 from kd_local.shapes import check_arrays
 
@@ -56,7 +55,7 @@ class FitNet(Objective):
         hint, _, regressor = self._hint(batch)
         return init_connectors({"regressor": regressor}, rng, {"regressor": (hint,)})
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         hint, target, regressor = self._hint(batch)
         outputs, batch_stats = apply_connectors({"regressor": regressor}, variables, {"regressor": (hint,)}, train=True)
         return with_labels(

@@ -6,12 +6,11 @@ from typing import Annotated, ClassVar, Literal
 import jax
 from jaxtyping import Array, Float
 
-from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import divergence
-from kd_local.distill.objective import Objective, TrainingBatch
+from kd_local.distill.objective import Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.standardisation import logits_to_compare
-from kd_local.networks import Collection, Variables
+from kd_local.networks import Variables
 from kd_local.ranges import Flag, Temperature, Weight, Weighted
 
 
@@ -61,7 +60,7 @@ class KD(Objective):
     temperature: Annotated[Temperature, _TERM] = 4.0
     standardise: Annotated[Flag, _TERM] = False
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         distillation = kd_loss(
             batch.student.logits,
             batch.teacher.logits,

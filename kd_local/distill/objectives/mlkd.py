@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import product, widened
-from kd_local.distill.objective import Objective, TrainingBatch
+from kd_local.distill.objective import Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.distill.standardisation import logits_to_compare
-from kd_local.networks import Collection, Variables
+from kd_local.networks import Variables
 from kd_local.ranges import TEMPERATURE, Flag, Numbers, Weight, Weighted
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
@@ -103,7 +102,7 @@ class MLKD(Objective):
     temperatures: Annotated[tuple[float, ...], _TEMPERATURES, _TERM] = TEMPERATURES
     standardise: Annotated[Flag, _TERM] = False
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         distillation = mlkd_loss(
             batch.student.logits,
             batch.teacher.logits,

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import unit_vectors, widened
-from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
-from kd_local.networks import Collection, Variables
+from kd_local.networks import Variables
 from kd_local.ranges import Weight
 from kd_local.shapes import check_arrays
 
@@ -62,7 +61,7 @@ class NST(Objective):
         pair_stages(batch.student, batch.teacher)
         return super().init(rng, batch, examples=examples)
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         student, teacher = batch.student, batch.teacher
         each = [nst_loss(student.features[s], teacher.features[t]) for s, t in pair_stages(student, teacher)]
         return with_labels(batch, jnp.stack(each).sum(), ce_weight=self.ce_weight, weight=self.weight)

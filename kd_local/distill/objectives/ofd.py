@@ -6,13 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.contract import Metrics
 from kd_local.distill.connector import Connector, apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
-from kd_local.networks import Collection, Variables
+from kd_local.networks import Variables
 from kd_local.ranges import Weight
 from kd_local.shapes import check_arrays
 
@@ -75,7 +74,7 @@ class OFD(Objective):
         connectors, inputs, _ = self._connectors(batch)
         return init_connectors(connectors, rng, inputs)
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         connectors, inputs, targets = self._connectors(batch)
         outputs, batch_stats = apply_connectors(connectors, variables, inputs, train=True)
         each = []

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import norms, product, widened
-from kd_local.distill.objective import Objective, TrainingBatch
-from kd_local.networks import Collection, Variables
+from kd_local.distill.objective import Objective, ObjectiveLoss, TrainingBatch
+from kd_local.networks import Variables
 from kd_local.ranges import Weight
 from kd_local.shapes import check_arrays
 
@@ -56,6 +55,6 @@ class PKT(Objective):
     ce_weight: Weight = 1.0
     weight: Weight = 30000.0
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         distillation = pkt_loss(batch.student.pooled, batch.teacher.pooled)
         return with_labels(batch, distillation, ce_weight=self.ce_weight, weight=self.weight)

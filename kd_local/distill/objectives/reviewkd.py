@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.stages import pair_stages
 from kd_local.distill.warmup import warmup
 from kd_local.models.convolution import Conv, uniform_by_fan_in
@@ -133,7 +132,7 @@ class ReviewKD(Objective):
             deeper = (jnp.zeros((x.shape[0], height, width, module.middle), x.dtype),)
         return by_block(created)
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         modules, levels = self._modules(batch)
         each: list[Array] = []
         batch_stats: Collection = {}

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from kd_local.contract import Metrics
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import unit_vectors, widened
-from kd_local.distill.objective import Objective, TrainingBatch
-from kd_local.networks import Collection, Variables
+from kd_local.distill.objective import Objective, ObjectiveLoss, TrainingBatch
+from kd_local.networks import Variables
 from kd_local.ranges import WEIGHT, Weight
 from kd_local.shapes import check_arrays
 
@@ -74,7 +73,7 @@ class RKD(Objective):
     distance_weight: Weight = 25.0
     angle_weight: Weight = 50.0
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         distillation = rkd_loss(
             batch.student.pooled,
             batch.teacher.pooled,

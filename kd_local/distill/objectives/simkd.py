@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import flax.linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.objective import EvaluationBatch, Objective, Pair, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, Pair, TrainingBatch
 from kd_local.distill.objectives.fitnet import hint_loss
 from kd_local.distill.stages import rectified
 from kd_local.models.layers import ConvNorm, average_pool_to
@@ -65,7 +64,7 @@ class SimKD(Objective):
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         return init_connectors(self._projector(batch), rng, {"projector": (batch.student.features[-1],)})
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         projected, batch_stats = self._project(variables, batch, train=True)
         target = average_pool_to(batch.teacher.features[-1], (projected.shape[1], projected.shape[2]))
         return with_labels(

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.contract import Metrics
 from kd_local.distill.connector import apply_connectors, init_connectors
 from kd_local.distill.cross_entropy import with_labels
 from kd_local.distill.numerics import widened
-from kd_local.distill.objective import EvaluationBatch, Objective, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.stages import at_smaller_resolution, pair_stages
 from kd_local.models.convolution import Conv
-from kd_local.networks import Collection, Variables
+from kd_local.networks import Variables
 from kd_local.ranges import Number, Weight, Weighted
 from kd_local.shapes import check_arrays
 
@@ -90,7 +89,7 @@ class VID(Objective):
         regressors, inputs = self._regressors(batch)
         return init_connectors(regressors, rng, inputs)
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> tuple[Float[Array, ""], Metrics, Collection]:
+    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         regressors, inputs = self._regressors(batch)
         each, _ = apply_connectors(regressors, variables, inputs, train=True)
         distillation = jnp.stack(list(each.values())).sum()

@@ -40,7 +40,8 @@ def test_a_step_by_hand(training_batches, examples):
     assert (memory["labels"] == -1).all()
     memory["labels"] = memory["labels"].at[10].set(0)  # another image, of class 0, was seen before
     variables = {**variables, "batch_stats": {"memory": memory}}
-    _, metrics, batch_stats = objective.loss(variables, batch)
+    found = objective.loss(variables, batch)
+    metrics, batch_stats = found.metrics, found.batch_stats
 
     drawn = np.asarray(jax.random.randint(batch.rng, (6, 5), 0, examples))
     indices, labels = np.asarray(batch.indices), np.asarray(batch.labels)
@@ -78,9 +79,9 @@ def test_a_step_by_hand(training_batches, examples):
 def test_z_is_set_once(training_batches, examples):
     batch, objective = training_batches(), CRD(dim=4)
     variables = initialise(objective, batch, examples)
-    _, _, first = objective.loss(variables, batch)
+    first = objective.loss(variables, batch).batch_stats
     again = dataclasses.replace(batch, rng=jax.random.key(8))
-    _, _, second = objective.loss({**variables, "batch_stats": first}, again)
+    second = objective.loss({**variables, "batch_stats": first}, again).batch_stats
     for side in ("student", "teacher"):
         assert first["memory"][f"{side}_z"] > 0
         assert second["memory"][f"{side}_z"] == first["memory"][f"{side}_z"]
@@ -105,7 +106,7 @@ def test_images_of_the_same_class_are_not_counted(training_batches, examples):
     variables = initialise(objective, batch, examples)
     memory = {**variables["batch_stats"]["memory"], "labels": jnp.zeros(examples, jnp.int32)}
     batch = dataclasses.replace(batch, labels=jnp.zeros_like(batch.labels))
-    _, metrics, _ = objective.loss({**variables, "batch_stats": {"memory": memory}}, batch)
+    metrics = objective.loss({**variables, "batch_stats": {"memory": memory}}, batch).metrics
     np.testing.assert_allclose(metrics["distillation"], 0, atol=1e-4)
 
 

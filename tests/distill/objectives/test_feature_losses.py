@@ -52,7 +52,8 @@ def test_hint_by_hand():
 def test_fitnet_compares_the_regressed_features(training_batches, examples):
     batch, objective = training_batches(dtype="float64"), OBJECTIVES["fitnet"](stage=3)
     variables = objective.init(jax.random.key(0), batch, examples=examples)
-    _, metrics, batch_stats = objective.loss(variables, batch)
+    found = objective.loss(variables, batch)
+    metrics, batch_stats = found.metrics, found.batch_stats
     own = of_block(variables, "regressor")
     hint, updated = Connector((2, 2, 10)).apply(own, batch.student.features[3], train=True, mutable=["batch_stats"])
     expected = np.square(hint - batch.teacher.features[3]).mean()
@@ -163,7 +164,7 @@ def test_ofd_by_hand():
 def test_ofd_halves_earlier_stages(training_batches, examples):
     batch, objective = training_batches(dtype="float64"), OBJECTIVES["ofd"]()
     variables = objective.init(jax.random.key(0), batch, examples=examples)
-    _, metrics, _ = objective.loss(variables, batch)
+    metrics = objective.loss(variables, batch).metrics
     expected = 0.0
     for stage in (1, 2, 3):
         target = batch.teacher.preactivations[stage]
@@ -179,6 +180,6 @@ def test_ofd_halves_earlier_stages(training_batches, examples):
 def test_losses_of_stages_are_summed(name, training_batches):
     batch = training_batches(dtype="float64")
     loss = {"at": attention_loss, "nst": nst_loss}[name]
-    _, metrics, _ = OBJECTIVES[name]().loss({}, batch)
+    metrics = OBJECTIVES[name]().loss({}, batch).metrics
     expected = sum(loss(batch.student.features[i], batch.teacher.features[i]) for i in (1, 2, 3))
     np.testing.assert_allclose(metrics["distillation"], expected, rtol=1e-12)

@@ -48,8 +48,8 @@ def step(objective, batch, variables):
     @jax.jit
     def run(params, student):
         def loss(params, student):
-            total, *rest = objective.loss({**variables, "params": params}, dataclasses.replace(batch, student=student))
-            return total, rest
+            found = objective.loss({**variables, "params": params}, dataclasses.replace(batch, student=student))
+            return found.total, (found.metrics, found.batch_stats)
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, student)
 
@@ -162,7 +162,7 @@ def test_reads(name, training_batches, examples):
         cached = Outputs.of_logits(batch.teacher.logits)
         variables = initialise(objective, batch, examples)
         whole, of_logits = (
-            objective.loss(variables, dataclasses.replace(batch, teacher=teacher))[0]
+            objective.loss(variables, dataclasses.replace(batch, teacher=teacher)).total
             for teacher in (batch.teacher, cached)
         )
         assert whole == of_logits
@@ -181,7 +181,8 @@ def test_warmup(name, epoch, ramp, training_batches, examples):
 
 def test_no_warmup(training_batches):
     batch = training_batches(epoch=1.0)
-    total, metrics, _ = OBJECTIVES["dkd"](warmup_epochs=0).loss({}, batch)
+    found = OBJECTIVES["dkd"](warmup_epochs=0).loss({}, batch)
+    total, metrics = found.total, found.metrics
     np.testing.assert_allclose(total, metrics["cross_entropy"] + metrics["distillation"], rtol=1e-6)
 
 

@@ -76,7 +76,7 @@ def test_reads(preactivations, training_batches, examples):
     @jax.jit
     @jax.grad
     def gradients(both):
-        return objective.loss(variables, dataclasses.replace(batch, student=both[0], teacher=both[1]))[0]
+        return objective.loss(variables, dataclasses.replace(batch, student=both[0], teacher=both[1])).total
 
     student, teacher = gradients((batch.student, batch.teacher))
     used = [np.abs(x).max() > 0 for x in student.features]

@@ -25,7 +25,8 @@ def initialise(objective, batch):
 def test_training_moves_the_projected_features_to_the_teachers(student, teacher, training_batches):
     batch, objective = training_batches(((8, 4), (student, 6)), ((8, 5), (teacher, 10))), SimKD(ce_weight=0.5)
     variables = initialise(objective, batch)
-    total, metrics, batch_stats = objective.loss(variables, batch)
+    found = objective.loss(variables, batch)
+    total, metrics, batch_stats = found.total, found.metrics, found.batch_stats
     x, target = (average_pool_to(outputs.features[-1], (2, 2)) for outputs in (batch.student, batch.teacher))
     own = of_block(variables, "projector")
     projected, updated = Projector(10).apply(own, x, train=True, mutable=["batch_stats"])
@@ -51,7 +52,8 @@ def test_the_teachers_classifier_is_deployed(student, teacher, training_batches)
 
 def test_the_default_loss_ignores_the_labels(training_batches):
     batch, objective = training_batches(), SimKD()
-    total, metrics, _ = objective.loss(initialise(objective, batch), batch)
+    found = objective.loss(initialise(objective, batch), batch)
+    total, metrics = found.total, found.metrics
     assert total == metrics["distillation"]
 
 
