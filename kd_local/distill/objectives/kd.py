@@ -28,11 +28,27 @@ def kd_loss(
     Raises:
         ValueError: the logits differ in shape or are none, or an argument is out of range.
     """
+    each = softened_divergence(student, target, temperature=temperature, standardised=standardised)
+    return temperature**2 * each.mean()
+
+
+def softened_divergence(
+    student: Float[Array, "batch classes"],
+    target: Float[Array, "batch classes"],
+    *,
+    temperature: float,
+    standardised: bool = False,
+) -> Float[Array, " batch"]:
+    """KL(softmax(target / T) || softmax(student / T)) of the logits of each image, in nats.
+
+    Raises:
+        ValueError: see `kd_loss`.
+    """
     student, target = logits_to_compare(student, target, temperature=temperature, standardised=standardised)
     target, student = target / temperature, student / temperature
     sums = [jax.nn.logsumexp(logits, axis=-1, keepdims=True) for logits in (target, student)]
     difference = (target - student) - (sums[0] - sums[1])
-    return temperature**2 * divergence(target - sums[0], student - sums[1], difference).mean()
+    return divergence(target - sums[0], student - sums[1], difference)
 
 
 _TERM = Weighted(("weight",))
