@@ -1,4 +1,4 @@
-"""The training step of a row in JAX, on synthetic images, as the training loop runs it."""
+"""The training step of a config, on synthetic images, as the training loop runs it."""
 
 from dataclasses import replace
 from itertools import islice
@@ -9,9 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.from_config.experiment import build
-from experiments.speed.rows import JOINED, SCANNED, SpeedRow, configured
+from experiments.from_config.images import describe_images
+from experiments.speed.rows import JOINED, SCANNED
+from kd_local.contract import Method
 from kd_local.costs import multiply_adds
 from kd_local.data import Augmentation, Data, Split, from_arrays
+from kd_local.parallel import extra_names
+from kd_local.training.inputs import ExtraTensor
 from kd_local.training.loop import training_plan
 from kd_local.training.training_step import prepare_step
 
@@ -19,17 +23,22 @@ _BATCHES = 8
 
 
 class JaxStep:
-    """The compiled step of a row.
+    """The compiled step of a config.
+
+    Args:
+        config: a config; its teachers have zeros for weights.
+        form: one of `experiments.speed.rows.FORMS`.
+        steps: steps of a call of the form scanned.
 
     Attributes:
+        scanned: whether a round is one call of several steps.
         predicted_bytes: predicted peak of one device; for `scanned`, with the training images on the device.
         multiply_adds: multiply-adds of a step's forward passes and gradients.
     """
 
-    def __init__(self, row: SpeedRow, config: ConfigDict, steps: int) -> None:
-        config = configured(row, config)
+    def __init__(self, config: ConfigDict, form: str, steps: int) -> None:
         experiment = build(config, fresh_teachers=True)
-        scanned = row.form == SCANNED
+        self.scanned = scanned = form == SCANNED
         self._batch, self._steps = config.batch_size, steps
         data = synthetic(experiment.shape, config.batch_size, steps if scanned else _BATCHES)
         assert isinstance(data.train, Split)
@@ -37,15 +46,15 @@ class JaxStep:
         of_run = training_plan(
             len(data.train), epochs=100_000, batch_size=self._batch, steps=None, mesh=experiment.mesh
         )
-        form = {"form": JOINED, "steps_per_call": steps} if scanned else {"form": row.form}
+        options = replace(experiment.options, form=JOINED if scanned else form, steps_per_call=steps if scanned else 1)
         self._step, self._state = prepare_step(
             experiment.method,
             data,
             of_run,
             seed=0,
             mesh=experiment.mesh,
-            options=replace(experiment.options, **form),
-            extra={},
+            options=options,
+            extra=_cached(experiment.method, describe_images(config).classes),
             images_on_devices=scanned,
         )
         self.predicted_bytes = self._step.peak_bytes
@@ -54,9 +63,8 @@ class JaxStep:
 
     def dispatch(self, steps: int) -> Any:
         """Starts n steps, or a call of the form scanned. Returns arrays that are ready when the steps are done."""
-        many = self._step.many is not None
-        batches = list(islice(self._stream, self._steps if many else steps))
-        for call in [batches] if many else [[batch] for batch in batches]:
+        batches = list(islice(self._stream, self._steps if self.scanned else steps))
+        for call in [batches] if self.scanned else [[batch] for batch in batches]:
             self._state, metrics = self._step(self._state, call)
         return self._state, metrics
 
@@ -76,6 +84,12 @@ class JaxStep:
     def measured_bytes(self) -> int | None:
         """Peak memory of this process's device; None if the platform does not report it."""
         return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def _cached(method: Method, classes: int) -> dict[str, ExtraTensor]:
+    """Zeros for the logits of the teachers of a method that reads them from a cache."""
+    names = [name for name in extra_names(method.programs()) if name.endswith("_logits")]
+    return dict.fromkeys(names, lambda step, chosen: np.zeros((len(chosen), classes), np.float32))
 
 
 def synthetic(shape: tuple[int, int, int], batch: int, batches: int) -> Data:

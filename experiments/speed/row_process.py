@@ -9,6 +9,7 @@ spent on.
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.memory.observed import tuples
 from experiments.speed.profile import shares, traced
-from experiments.speed.rows import PYTORCH, SpeedRow
+from experiments.speed.rows import PYTORCH, SpeedRow, configured
 
 if TYPE_CHECKING:
     from experiments.speed.jax_step import JaxStep
@@ -29,9 +30,9 @@ _TRACED_STEPS = 10  # single ones: a trace of more takes long to read
 def main() -> None:
     request = json.loads(sys.stdin.readline())
     row, config, steps = SpeedRow(**request["row"]), ConfigDict(tuples(request["config"])), request["steps"]
-    kind = _kind(row)
+    make = _imported(row)
     start = time.perf_counter()
-    step = kind(row, config, steps)
+    step = make(row, config, steps)
     compiled = time.perf_counter() - start
     known = {"predicted_bytes": step.predicted_bytes, "multiply_adds": step.multiply_adds}
     _answer({"compile_seconds": compiled, "device": step.device, **known})
@@ -70,7 +71,8 @@ def _traced(step: "JaxStep | TorchStep", steps: int, folder: Path) -> dict[str, 
         return {"problem": str(error).strip() or type(error).__name__}
 
 
-def _kind(row: SpeedRow) -> "type[JaxStep | TorchStep]":
+def _imported(row: SpeedRow) -> "Callable[[SpeedRow, ConfigDict, int], JaxStep | TorchStep]":
+    """The function that compiles a row's step, with its imports done."""
     if row.framework == PYTORCH:
         jax.config.update("jax_platforms", "cpu")
         from experiments.speed.torch_step import TorchStep
@@ -78,7 +80,7 @@ def _kind(row: SpeedRow) -> "type[JaxStep | TorchStep]":
         return TorchStep
     from experiments.speed.jax_step import JaxStep
 
-    return JaxStep
+    return lambda row, config, steps: JaxStep(configured(row, config), row.form, steps)
 
 
 def _answer(value: dict[str, Any]) -> None:

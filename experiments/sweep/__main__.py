@@ -1,8 +1,9 @@
 """Train all rows of a table of a paper: python -m experiments.sweep --config=FILE.py [--config.KEY=VALUE ...]
 
 FILE.py has a tuple ROWS with the options of each row. Each row runs in its own process. The same command resumes a
-sweep that was stopped. The sweep writes a folder for each row and seed, and after every row table.csv, table.md and
-error_over_modules.png.
+sweep that was stopped. The sweep writes a folder for each row and seed, and after every row the table (table.csv,
+table.md, table.tex) and pictures (error_over_modules.png, trade_offs.png). When all rows are trained, their steps are
+timed in turn in one process, so that the table's times are compared under the same load.
 """
 
 from experiments.ending import ENDING
@@ -26,6 +27,7 @@ _CONFIG = define_config("A config file with ROWS, such as experiments/configs/co
 _SEEDS = flags.DEFINE_string("seeds", None, "Seeds of every row, such as 0,1,2. The default is --config.seed.")
 _ROWS = flags.DEFINE_string("rows", None, "Rows to run: numbers (1,3) or options (k=8). The default is all rows.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep. The default is runs/sweep-CONFIG-DATA.")
+_TIMED = flags.DEFINE_bool("time", True, "Time the steps of all rows in turn when no run is left.")
 _PRINT = flags.DEFINE_bool("print_commands", False, "Print the command of each row and run nothing.")
 
 
@@ -50,7 +52,12 @@ def main(_: list[str]) -> None:
     from experiments.sweep.series import run_series  # imports JAX
 
     run_series(
-        rows, runs, workdir, command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]), ending=ENDING
+        rows,
+        runs,
+        workdir,
+        command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]),
+        timed=_TIMED.value,
+        ending=ENDING,
     )
 
 

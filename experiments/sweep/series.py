@@ -1,9 +1,11 @@
-"""Runs a sweep: finds the runs that are done, starts the others, predicts their time, and updates the table."""
+"""Runs a sweep: finds the runs that are done, starts the others, predicts their time, and updates the table.
+
+When no run is left, the steps of all rows are timed in turn, in one process.
+"""
 
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from signal import Signals
 from statistics import mean
@@ -16,24 +18,16 @@ from experiments.ending import Ending
 from experiments.folders.folder_lock import FolderLock, Interrupted, InUseError
 from experiments.from_config.images import describe_images
 from experiments.sweep.error_plot import PICTURE, plot_errors
-from experiments.sweep.results import (
-    Line,
-    check,
-    collect,
-    finished,
-    sweep_table,
-    tabulate,
-    write_markdown,
-)
+from experiments.sweep.results import check, collect, finished
 from experiments.sweep.row_process import execute
 from experiments.sweep.rows import Rows, Run
-from experiments.tables import say, write_csv
+from experiments.sweep.step_time import known_times, write_request
+from experiments.sweep.table import CSV, LATEX, MARKDOWN, Line, sweep_table, tabulate, write_tables
+from experiments.sweep.trade_offs import TRADE_OFFS, plot_trade_offs
+from experiments.tables import say
 
-TABLE = "table.csv"
-MARKDOWN = "table.md"
 
-
-def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, ending: Ending) -> None:
+def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, timed: bool, ending: Ending) -> None:
     """Starts the runs that are not done, and updates table and picture after every run. An error ends the program.
 
     Args:
@@ -41,6 +35,7 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, 
         runs: the wanted runs, in this order.
         workdir: the folder of the sweep.
         command: the command that started the sweep, for the table's heading.
+        timed: whether the steps of all rows are timed when no run is left.
         ending: of this process.
     """
     try:
@@ -62,6 +57,8 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, 
         ending.at_end(lock.release)
         ending.loses = lambda: True  # the row saves, and the table is written
         failures, lines = _run_all(rows, runs, workdir, command, console, ending, lock)
+        if timed and ending.received is None:
+            lines = _time_all(rows, runs, workdir, command, failures, console, ending, lock)
     except InUseError as error:
         fail(error, USAGE_STATUS)
     except Interrupted:
@@ -72,9 +69,10 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, 
     finally:
         lock.release()
     console.print(sweep_table(lines, title=_title(rows)))
-    say(console, f"table: {workdir / TABLE}, {workdir / MARKDOWN}")
-    if (workdir / PICTURE).exists():
-        say(console, f"picture: {workdir / PICTURE}")
+    say(console, f"table: {', '.join(str(workdir / name) for name in (CSV, MARKDOWN, LATEX))}")
+    for picture in (PICTURE, TRADE_OFFS):
+        if (workdir / picture).exists():
+            say(console, f"picture: {workdir / picture}")
     if failures:
         listed = "".join(f"\n  {run}: {error}" for run, error in failures.items())
         message = f"{len(failures)} of {len(runs)} runs failed; the same command tries them again:{listed}"
@@ -130,12 +128,41 @@ def _run_all(
     return failures, lines
 
 
+def _time_all(
+    rows: Rows,
+    runs: Sequence[Run],
+    workdir: Path,
+    command: str,
+    failures: dict[Run, str],
+    console: Console,
+    ending: Ending,
+    lock: FolderLock,
+) -> Sequence[Line]:
+    """Times the steps of the rows with a finished run whose time is not in the folder. Returns the table."""
+    done = {run.row: rows.config(run) for run, summary in collect(rows, runs, workdir).items() if summary is not None}
+    known = known_times(workdir, done)
+    missing = {row: config for row, config in done.items() if row not in known}
+    if missing:
+        say(console, f"timing the steps of {len(missing)} rows in turn")
+        request = write_request(workdir, missing)
+        error = execute(
+            [sys.executable, "-m", "experiments.sweep.step_times", str(request)],
+            ending=ending,
+            descriptor=lock.descriptor,
+            started=lock.name_row,
+        )
+        if error is not None and ending.received is None:
+            say(console, f"the steps were not timed: {error}")
+    return _update(rows, runs, workdir, command, failures)
+
+
 def _update(rows: Rows, runs: Sequence[Run], workdir: Path, command: str, failures: dict[Run, str]) -> Sequence[Line]:
     summaries = collect(rows, runs, workdir)
-    lines = tabulate(rows, summaries, failures)
-    write_csv(workdir / TABLE, list(Line.__dataclass_fields__), map(asdict, lines))
-    write_markdown(lines, workdir / MARKDOWN, title=_title(rows), command=command)
+    times = known_times(workdir, {run.row: rows.config(run) for run in summaries})
+    lines = tabulate(rows, summaries, failures, times)
+    write_tables(lines, workdir, title=_title(rows), command=command)
     plot_errors(summaries, workdir / PICTURE, title=_title(rows))
+    plot_trade_offs(lines, workdir / TRADE_OFFS, title=_title(rows))
     return lines
 
 

@@ -55,6 +55,7 @@ def summarise(
         "epochs": int(last.epoch) if last.epoch == int(last.epoch) else last.epoch,
         "steps": last.step,
         **named_scores(last.splits),
+        "images": sum(record.images for record in records),
         "train_seconds": round(seconds, 3),
         "images_per_second": round(sum(record.images for record in records) / seconds, 1) if seconds else None,
         "data_wait_seconds": round(sum(record.data_wait_seconds for record in records), 3),

@@ -1,16 +1,17 @@
 """The table and the picture of a sweep, made from the folders of its runs."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from experiments.sweep.error_plot import draw_errors, plot_errors
 from experiments.sweep.published import published_errors
-from experiments.sweep.results import Line, collect, finished, tabulate, write_markdown
+from experiments.sweep.results import collect, finished
 from experiments.sweep.rows import Rows, Run, read_rows
-from experiments.tables import write_csv
+from experiments.sweep.step_time import StepTime
+from experiments.sweep.table import tabulate, write_tables
+from experiments.sweep.trade_offs import draw_trade_offs, front
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
@@ -53,7 +54,15 @@ def test_the_table_has_means_over_seeds_including_earlier_sweeps(tmp_path):
     rows = rows_of("contsup/table2")
     row, other, missing = rows.names[1:4]
     for seed, error in ((0, 8.0), (1, 9.0), (2, 10.0)):
-        leave(rows, Run(row, seed), tmp_path, error=error, training_multiply_adds=15000, peak_of_end_to_end=0.21)
+        leave(
+            rows,
+            Run(row, seed),
+            tmp_path,
+            error=error,
+            training_multiply_adds=15000,
+            peak_of_end_to_end=0.21,
+            images=700,
+        )
     leave(rows, Run(other, 5), tmp_path, error=20.0)
     runs = [Run(row, 0), Run(row, 1), Run(row, 3), Run(missing, 0)]
     lines = tabulate(rows, collect(rows, runs, tmp_path), failed=[Run(missing, 0)])
@@ -67,13 +76,41 @@ def test_the_table_has_means_over_seeds_including_earlier_sweeps(tmp_path):
     assert lines[1].error == pytest.approx(20.0)
     assert lines[1].deviation is None
     assert lines[2].error is None
-    write_csv(tmp_path / "table.csv", list(Line.__dataclass_fields__), map(asdict, lines))
-    first = (tmp_path / "table.csv").read_text().splitlines()[1]
-    assert first.startswith(f'2,"{row}",3 of 4 seeds,3,9.0,1.0,') and first.endswith(",100.0,2000,1000,5000,15000,0.21")
-    write_markdown(lines, tmp_path / "table.md", title="table2", command="python")
-    line = f"| 2 | {row} | 3 of 4 seeds | 3 | 9.00 ± 1.00 | 11.0 | 100 | 2,000 | 1,000 | 5,000 | 15,000 | 0.210 |"
-    assert line in (tmp_path / "table.md").read_text()
+    assert (lines[0].training_multiply_adds, lines[0].peak_of_end_to_end) == (15000 * 700, 0.21)
     assert lines[1].training_multiply_adds is None
+
+
+def test_the_table_is_written_as_csv_markdown_and_latex(tmp_path):
+    rows = rows_of("contsup/table2")
+    row = rows.names[1]
+    for seed, error in ((0, 8.0), (1, 10.0)):
+        leave(
+            rows, Run(row, seed), tmp_path, error=error, training_multiply_adds=20_000_000, images=100_000,
+            peak_bytes=2**20, peak_of_end_to_end=0.5,
+        )  # fmt: skip
+    times = {row: StepTime(0.02, 0.01, 0.03, 1.5, 0.25, 5, "cpu", "0.10")}
+    lines = tabulate(rows, collect(rows, [Run(row, 0)], tmp_path), times=times)
+    write_tables(lines, tmp_path, title="table2", command="python -m sweep --config=a_b")
+    cells = ["9.00 ± 1.41", "1.0", "0.250", "20.0", "1.50", "2.00", "0.01", "1,000"]
+    assert f"| 2 | {row} | done | 2 | {' | '.join(cells)} |" in (tmp_path / "table.md").read_text()
+    text = (tmp_path / "table.tex").read_text()
+    assert text.startswith("% python -m sweep --config=a_b\n\\begin{tabular}{lrrrrrrrrr}\n")
+    assert f"{row} & 2 & " + " & ".join([r"9.00 $\pm$ 1.41", *cells[1:]]) + r" \\" in text
+    names, values = ((tmp_path / "table.csv").read_text().splitlines()[i].split(",") for i in (0, 1))
+    assert names[-1] == "images_per_second" and values[-1] == "100.0"
+
+
+def test_the_front_has_the_rows_that_no_other_row_beats(tmp_path):
+    assert front([(1.0, 5.0), (2.0, 6.0), (3.0, 2.0), (1.0, 7.0), (3.0, 2.0)]) == [(1.0, 5.0), (3.0, 2.0)]
+    rows = rows_of("contsup/table2")
+    for row, error, peak in zip(rows.names[:3], (8.0, 9.0, 7.0), (1.0, 0.5, 1.5), strict=True):
+        leave(rows, Run(row, 0), tmp_path, error=error, peak_of_end_to_end=peak)
+    summaries = collect(rows, [Run(row, 0) for row in rows.names[:3]], tmp_path)
+    figure = draw_trade_offs(tabulate(rows, summaries), title="table2")
+    (axes,) = figure.axes  # no row has the time of a step
+    (line,) = [line for line in axes.lines if line.get_label() == "Pareto front"]
+    assert list(zip(*line.get_data(), strict=True)) == [(0.5, 9.0), (1.0, 8.0), (1.5, 7.0)]
+    assert draw_trade_offs(tabulate(rows, {}), title="table2") is None
 
 
 DISTILLED = {"block_kd": 3.0, "kd": 5.0, "end_to_end": 7.0, "contsup": 4.0}

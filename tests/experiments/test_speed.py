@@ -18,7 +18,7 @@ STEPS, BATCH = 3, 8
 def test_a_round_is_steps_of_training(form):
     config = default.get_config()
     config.batch_size = BATCH
-    step = JaxStep(SpeedRow("end_to_end", None, 1, form, "float32"), config, STEPS)
+    step = JaxStep(configured(SpeedRow("end_to_end", None, 1, form, "float32"), config), form, STEPS)
     assert (step._step.many is not None) == (form == "scanned")
     _, metrics = step.dispatch(STEPS)
     assert metrics["network"]["loss"].shape == ((STEPS,) if form == "scanned" else ())
