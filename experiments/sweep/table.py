@@ -154,7 +154,7 @@ def _cells(line: Line) -> list[str]:
         cell(line.peak_of_end_to_end, ".3f"),
         cell(line.step_seconds, ",.1f", scale=1e-3),
         cell(line.seconds_of_end_to_end, ".2f"),
-        cell(line.training_multiply_adds, ",.2f", scale=1e12),
+        cell(line.training_multiply_adds, ".3g" if (line.training_multiply_adds or 0) < 1e14 else ",.0f", scale=1e12),
         cell(line.multiply_adds, ",.2f", scale=1e6),
         cell(line.parameters_deployed, ",.0f"),
     ]
