@@ -91,7 +91,7 @@ def test_the_table_is_written_as_csv_markdown_and_latex(tmp_path):
     times = {row: StepTime(0.02, 0.01, 0.03, 1.5, 0.25, 5, "cpu", "0.10")}
     lines = tabulate(rows, collect(rows, [Run(row, 0)], tmp_path), times=times)
     write_tables(lines, tmp_path, title="table2", command="python -m sweep --config=a_b")
-    cells = ["9.00 ± 1.41", "1.0", "0.250", "20.0", "1.50", "2.00", "0.01", "1,000"]
+    cells = ["9.00 ± 1.41", "1.0", "0.250", "20.0", "1.50", "2", "0.01", "1,000"]
     assert f"| 2 | {row} | done | 2 | {' | '.join(cells)} |" in (tmp_path / "table.md").read_text()
     text = (tmp_path / "table.tex").read_text()
     assert text.startswith("% python -m sweep --config=a_b\n\\begin{tabular}{lrrrrrrrrr}\n")
