@@ -21,6 +21,7 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "weight": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of `kd_loss`, 0 or larger.", ()),
         "temperature": (4.0, Number(0.001, 10000.0, example=4), "T, above 0; divides the logits of both networks.", ("weight",)),
         "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("weight",)),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("weight",)),
     },
     "dkd": {
         "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
@@ -29,12 +30,14 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "temperature": (4.0, Number(0.001, 10000.0, example=4), "T, above 0; divides the logits of both networks.", ("alpha", "beta")),
         "warmup_epochs": (20, Number(0, 100000, whole=True, note="0 is no warm-up"), "epochs over which the weight of `dkd_loss` grows linearly, 0 or more; 0 for no warm-up.", ("alpha", "beta")),
         "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("alpha", "beta")),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("alpha", "beta")),
     },
     "mlkd": {
         "ce_weight": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
         "weight": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of `mlkd_loss`, 0 or larger.", ()),
         "temperatures": ((2.0, 3.0, 4.0, 5.0, 6.0), Numbers(Number(0.001, 10000.0, example=4), least=1, example=(2, 3, 4)), "T of each term of `mlkd_loss`, at least one, each above 0.", ("weight",)),
         "standardise": (False, Switch(), "True to standardise the logits in `kd_loss` (Sun et al., CVPR 2024).", ("weight",)),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("weight",)),
     },
     "dist": {
         "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
@@ -42,6 +45,7 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "gamma": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the correlation of each class's probabilities over the batch, 0 or larger.", ()),
         "temperature": (1.0, Number(0.001, 10000.0, example=4), "tau, above 0; divides the logits of both networks.", ("beta", "gamma")),
         "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("beta", "gamma")),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("beta", "gamma")),
     },
     "fitnet": {
         "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
@@ -103,9 +107,10 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "alpha": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of L_task, 0 or larger; KD's value in the mdistiller protocol.", ()),
         "beta": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of L_distill, 0 or larger; KD's value in the mdistiller protocol.", ()),
         "gamma": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of L_cross, 0 or larger; equal to beta.", ()),
-        "distance": ("kd", Choice("logit distance", ("kd", "dkd", "mlkd", "dist")), "d, one of kd, dkd, mlkd and dist.", ("beta", "gamma")),
-        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of the distance, above 0.", ("beta", "gamma")),
+        "distance": ("kd", Choice("logit distance", ("kd", "dkd", "mlkd", "dist")), "d, the distance of an objective that compares logits, with the objective's defaults for all hyper-parameters but the three below.", ("beta", "gamma")),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of the distance, above 0; nkd, ofa, ttm and wttm take none.", ("beta", "gamma")),
         "standardise": (False, Switch(), "True to standardise the logits in d (Sun et al., CVPR 2024).", ("beta", "gamma")),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples in d: none, or H_ub of `entropy_weights`, log_classes or 100.", ("beta", "gamma")),
         "stones": ("all", StoneNumbers(), "`all`, or numbers of stones, counted from 1: `(2, 3)` in Python, `2,3` in a config. Fewer than all are the paper's lightweight variant.", ()),
         "ensemble_gradient": (False, Switch(), "True to let gradients flow into the ensemble as a target.", ("gamma",)),
         "warmup_epochs": (0, Number(0, 100000, whole=True, note="0 is no warm-up"), "epochs over which the weight of the distances grows linearly, 0 or more; 0 for no warm-up.", ("beta", "gamma")),
@@ -132,9 +137,10 @@ AUXILIARY_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str
     "teacher_auxiliary": {
         "alpha": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger; KD's value in the mdistiller protocol.", ()),
         "beta": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the distance d, 0 or larger; KD's value in the mdistiller protocol.", ()),
-        "distance": ("kd", Choice("logit distance", ("kd", "dkd", "mlkd", "dist")), "d, one of kd, dkd, mlkd and dist.", ("beta",)),
-        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of the distance, above 0.", ("beta",)),
+        "distance": ("kd", Choice("logit distance", ("kd", "dkd", "mlkd", "dist")), "d, the distance of an objective that compares logits, with the objective's defaults for all hyper-parameters but the three below.", ("beta",)),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of the distance, above 0; nkd, ofa, ttm and wttm take none.", ("beta",)),
         "standardise": (False, Switch(), "True to standardise the logits in d (Sun et al., CVPR 2024).", ("beta",)),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples in d: none, or H_ub of `entropy_weights`, log_classes or 100.", ("beta",)),
         "last": (True, Switch(), "True to give the last module a stepping stone too, after the student's last stage.", ()),
     },
 }

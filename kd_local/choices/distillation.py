@@ -1,14 +1,11 @@
-"""Choices of objectives of distillation: distances of logits, numbers of stepping stones, and weights of terms."""
+"""Choices of objectives of distillation: numbers of stepping stones, and weights of terms."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kd_local.ranges import WEIGHT, Choice, Range
-
-DISTANCES: tuple[str, ...] = ("kd", "dkd", "mlkd", "dist")
-DISTANCE = Choice("logit distance", DISTANCES)
+from kd_local.ranges import WEIGHT, Range
 
 Stones = tuple[int, ...] | str
 """The numbers of the stones to use, from 1, or `all`."""

@@ -1,8 +1,8 @@
 """Distillation: a student learns from frozen teachers, by Block-KD's stepping stones or by another objective."""
 
-from kd_local.choices.distillation import DISTANCES
 from kd_local.distill.connector import Connector
 from kd_local.distill.distillation import Distillation
+from kd_local.distill.logit_objective import LogitObjective
 from kd_local.distill.objective import (
     EvaluationBatch,
     Objective,
@@ -13,7 +13,7 @@ from kd_local.distill.objective import (
     TrainingBatch,
 )
 from kd_local.distill.objectives.block_kd import BlockKD
-from kd_local.distill.objectives.distances import logit_distance
+from kd_local.distill.objectives.distances import DISTANCES, logit_distance
 from kd_local.distill.objectives.kd import KD
 from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.outputs import output_shapes, outputs
@@ -30,6 +30,7 @@ __all__ = [
     "Connector",
     "Distillation",
     "EvaluationBatch",
+    "LogitObjective",
     "Objective",
     "ObjectiveLoss",
     "Outputs",

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.choices.distillation import DISTANCE, StoneNumbers, Stones, check_stones
+from kd_local.choices.distillation import StoneNumbers, Stones, check_stones
 from kd_local.contract import Metrics
 from kd_local.distill.connector import Connector, apply_connectors, init_connectors
 from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
-from kd_local.distill.objectives.distances import logit_distance
+from kd_local.distill.objectives.distances import DEFAULT_TEMPERATURE, DISTANCE, Distance, chosen_distance
+from kd_local.distill.sample_weights import EntropyWeight
 from kd_local.distill.stepping_stones import (
     Stone,
     connector_to,
@@ -46,9 +47,11 @@ class BlockKD(Objective):
         alpha: weight of L_task, 0 or larger; KD's value in the mdistiller protocol.
         beta: weight of L_distill, 0 or larger; KD's value in the mdistiller protocol.
         gamma: weight of L_cross, 0 or larger; equal to beta.
-        distance: d, one of kd, dkd, mlkd and dist.
-        temperature: T of the distance, above 0.
+        distance: d, the distance of an objective that compares logits, with the objective's defaults for all
+            hyper-parameters but the three below.
+        temperature: T of the distance, above 0; nkd, ofa, ttm and wttm take none.
         standardise: True to standardise the logits in d (Sun et al., CVPR 2024).
+        entropy_weight: weights of the samples in d: none, or H_ub of `entropy_weights`, log_classes or 100.
         stones: `all`, or numbers of stones, counted from 1: `(2, 3)` in Python, `2,3` in a config. Fewer than all are
             the paper's lightweight variant.
         ensemble_gradient: True to let gradients flow into the ensemble as a target.
@@ -58,15 +61,17 @@ class BlockKD(Objective):
     Reference: Yu et al. (arXiv 2411.01547).
 
     Raises:
-        ValueError: a negative weight, a temperature that is not above 0, or an unknown distance.
+        ValueError: a negative weight, a temperature out of range or of a distance that takes none, or an unknown
+            distance.
     """
 
     alpha: Weight = 0.1
     beta: Weight = 0.9
     gamma: Weight = 0.9
     distance: Annotated[str, DISTANCE, _TERM] = "kd"
-    temperature: Annotated[Temperature, _TERM] = 4.0
+    temperature: Annotated[Temperature, _TERM] = DEFAULT_TEMPERATURE
     standardise: Annotated[Flag, _TERM] = False
+    entropy_weight: Annotated[EntropyWeight, _TERM] = "none"
     stones: Annotated[Stones, StoneNumbers()] = "all"
     ensemble_gradient: Annotated[Flag, Weighted(("gamma",))] = False
     warmup_epochs: Annotated[WarmupEpochs, _TERM] = 0
@@ -75,6 +80,7 @@ class BlockKD(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stones(self.stones)
+        self._distance()
 
     @property
     def task_weight(self) -> float:
@@ -91,7 +97,7 @@ class BlockKD(Objective):
     def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         stones, logits, statistics = self._stone_logits(variables, batch, train=True)
         student, labels = batch.student.logits, batch.labels
-        distance = logit_distance(self.distance, temperature=self.temperature, standardise=self.standardise)
+        distance = self._distance()
         ensemble = jnp.stack(logits).mean(axis=0)
         if not self.ensemble_gradient:
             ensemble = jax.lax.stop_gradient(ensemble)
@@ -116,6 +122,14 @@ class BlockKD(Objective):
     def exits(self, variables: Variables, batch: EvaluationBatch) -> dict[str, Float[Array, "batch classes"]]:
         stones, logits, _ = self._stone_logits(variables, batch, train=False)
         return {stone.name: stone_logits for stone, stone_logits in zip(stones, logits, strict=True)}
+
+    def _distance(self) -> Distance:
+        return chosen_distance(
+            self.distance,
+            temperature=self.temperature,
+            standardise=self.standardise,
+            entropy_weight=self.entropy_weight,
+        )
 
     def _stone_logits(
         self, variables: Variables, batch: EvaluationBatch, *, train: bool

@@ -1,17 +1,27 @@
-"""Distances between logits, by name."""
+"""Objectives that compare logits only, by the names that configs use, and their distances."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 from jaxtyping import Array, Float, Int
 
-from kd_local.choices.distillation import DISTANCE
-from kd_local.distill.objectives.dist import dist_loss
-from kd_local.distill.objectives.dkd import dkd_loss
-from kd_local.distill.objectives.kd import kd_loss
-from kd_local.distill.objectives.mlkd import mlkd_loss
-from kd_local.ranges import TEMPERATURE
+from kd_local.distill.logit_objective import LogitObjective
+from kd_local.distill.objectives.dist import DIST
+from kd_local.distill.objectives.dkd import DKD
+from kd_local.distill.objectives.kd import KD
+from kd_local.distill.objectives.mlkd import MLKD
+from kd_local.ranges import TEMPERATURE, Choice
+
+LOGIT_OBJECTIVES: dict[str, type[LogitObjective]] = {
+    "kd": KD,
+    "dkd": DKD,
+    "mlkd": MLKD,
+    "dist": DIST,
+}
+"""Each is an objective and a distance of Block-KD and of local distillation."""
+
+DISTANCES: tuple[str, ...] = tuple(LOGIT_OBJECTIVES)
+DISTANCE = Choice("logit distance", DISTANCES)
+DEFAULT_TEMPERATURE = 4.0
 
 Distance = Callable[
     [Float[Array, "batch classes"], Float[Array, "batch classes"], Int[Array, " batch"]], Float[Array, ""]
@@ -19,24 +29,42 @@ Distance = Callable[
 """`(student's logits, target logits, labels) -> mean over the batch`."""
 
 
-def logit_distance(name: str, *, temperature: float, standardise: bool = False) -> Distance:
-    """The distance with this name and temperature. All other hyper-parameters are the defaults of its objective.
+def logit_distance(
+    name: str, *, temperature: float | None = None, standardise: bool = False, entropy_weight: str = "none"
+) -> Distance:
+    """The distance with this name. All other hyper-parameters are the defaults of its objective.
 
-    MLKD uses this one temperature. Gradients flow into both logits; apply `stop_gradient` to a fixed target.
+    Gradients flow into both logits; apply `stop_gradient` to a fixed target.
+
+    Args:
+        name: one of `DISTANCES`.
+        temperature: T of the logits of both networks, the only one of MLKD. None for the objective's default.
+        standardise: True to standardise the logits of both networks first.
+        entropy_weight: weights of the samples, see `kd_local.distill.sample_weights.entropy_weights`.
 
     Raises:
-        ValueError: an unknown name, or a temperature outside of `TEMPERATURE`.
+        ValueError: an unknown name, a temperature outside of `TEMPERATURE` or of a distance that has none.
     """
-    TEMPERATURE.check("temperature", temperature)
     DISTANCE.check("distance", name)
-    numbers: dict[str, Any] = {"temperature": temperature, "standardised": standardise}
-    match name:
-        case "kd":
-            loss: Callable[..., Array] = partial(kd_loss, **numbers)
-        case "dkd":
-            return partial(dkd_loss, **numbers)
-        case "mlkd":
-            loss = partial(mlkd_loss, temperatures=(temperature,), standardised=standardise)
-        case _:
-            loss = partial(dist_loss, **numbers)
-    return lambda student, target, labels: loss(student, target)
+    kind = LOGIT_OBJECTIVES[name]
+    if temperature is not None:
+        TEMPERATURE.check("temperature", temperature)
+        if not kind.tempered:
+            raise ValueError(f"temperature is {temperature}, but {name} has none as a distance: leave it out")
+    return kind.as_distance(
+        temperature=temperature, standardise=standardise, entropy_weight=entropy_weight
+    ).weighted_distance
+
+
+def chosen_distance(name: str, *, temperature: float, standardise: bool, entropy_weight: str) -> Distance:
+    """`logit_distance` with the hyper-parameters of Block-KD or of local distillation.
+
+    Their temperature has one default for all distances, `DEFAULT_TEMPERATURE`. A distance without a temperature ignores
+    this value and refuses others.
+
+    Raises:
+        ValueError: see `logit_distance`.
+    """
+    DISTANCE.check("distance", name)
+    given = temperature if LOGIT_OBJECTIVES[name].tempered or temperature != DEFAULT_TEMPERATURE else None
+    return logit_distance(name, temperature=given, standardise=standardise, entropy_weight=entropy_weight)

@@ -1,18 +1,16 @@
 """Decoupled knowledge distillation: separate weights for the label and for the distribution over the other classes."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kd_local.distill.cross_entropy import with_labels
+from kd_local.distill.logit_objective import LogitObjective
 from kd_local.distill.numerics import divergence
-from kd_local.distill.objective import Objective, ObjectiveLoss, TrainingBatch
+from kd_local.distill.sample_weights import EntropyWeight, batch_mean
 from kd_local.distill.standardisation import logits_to_compare
-from kd_local.distill.warmup import warmup
-from kd_local.networks import Variables
 from kd_local.ranges import WEIGHT, Flag, Temperature, WarmupEpochs, Weight, Weighted
 from kd_local.shapes import check_arrays, check_labels
 
@@ -26,11 +24,13 @@ def dkd_loss(
     beta: float = 8.0,
     temperature: float = 4.0,
     standardised: bool = False,
+    sample_weights: Float[Array, " batch"] | None = None,
 ) -> Float[Array, ""]:
     """T^2 (alpha TCKD + beta NCKD) of softmax(logits / T), the mean over the batch, in nats.
 
     TCKD is the divergence of the distributions (p, 1 - p), where p is the probability of the label. NCKD is the
-    divergence of the distributions over the other classes.
+    divergence of the distributions over the other classes. `sample_weights` multiply both of each sample before the
+    mean.
 
     Reference: Zhao et al., "Decoupled knowledge distillation" (CVPR 2022), eq. 7.
 
@@ -57,8 +57,8 @@ def dkd_loss(
         return jnp.concatenate([log_label, log_others], axis=-1), among
 
     (binary_p, among_p), (binary_q, among_q) = decoupled(target), decoupled(student)
-    tckd = divergence(binary_p, binary_q, binary_p - binary_q).mean()
-    nckd = divergence(among_p, among_q, among_p - among_q).mean()
+    tckd = batch_mean(divergence(binary_p, binary_q, binary_p - binary_q), sample_weights)
+    nckd = batch_mean(divergence(among_p, among_q, among_p - among_q), sample_weights)
     return temperature**2 * (alpha * tckd + beta * nckd)
 
 
@@ -66,7 +66,7 @@ _TERM = Weighted(("alpha", "beta"))
 
 
 @dataclass(frozen=True)
-class DKD(Objective):
+class DKD(LogitObjective):
     """ce_weight * cross entropy + min(epoch / warmup_epochs, 1) * `dkd_loss`.
 
     Attributes:
@@ -76,6 +76,7 @@ class DKD(Objective):
         temperature: T, above 0; divides the logits of both networks.
         warmup_epochs: epochs over which the weight of `dkd_loss` grows linearly, 0 or more; 0 for no warm-up.
         standardise: True to standardise the logits of both networks first (Sun et al., CVPR 2024).
+        entropy_weight: weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.
 
     Reference: Zhao et al. (CVPR 2022). The defaults are those of the mdistiller protocol for CIFAR-100.
 
@@ -83,27 +84,28 @@ class DKD(Objective):
         ValueError: a negative weight, or a temperature that is not above 0.
     """
 
-    reads: ClassVar[Literal["logits", "features"]] = "logits"
     ce_weight: Weight = 1.0
     alpha: Weight = 1.0
     beta: Weight = 8.0
     temperature: Annotated[Temperature, _TERM] = 4.0
     warmup_epochs: Annotated[WarmupEpochs, _TERM] = 20
     standardise: Annotated[Flag, _TERM] = False
+    entropy_weight: Annotated[EntropyWeight, _TERM] = "none"
 
-    @property
-    def needs_epoch(self) -> bool:
-        return self.warmup_epochs > 0
-
-    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
-        distillation = dkd_loss(
-            batch.student.logits,
-            batch.teacher.logits,
-            batch.labels,
+    def distance(
+        self,
+        student: Float[Array, "batch classes"],
+        target: Float[Array, "batch classes"],
+        labels: Int[Array, " batch"],
+        sample_weights: Float[Array, " batch"] | None = None,
+    ) -> Float[Array, ""]:
+        return dkd_loss(
+            student,
+            target,
+            labels,
             alpha=self.alpha,
             beta=self.beta,
             temperature=self.temperature,
             standardised=self.standardise,
+            sample_weights=sample_weights,
         )
-        ramp = warmup(batch.epoch, self.warmup_epochs)
-        return with_labels(batch, distillation, ce_weight=self.ce_weight, weight=ramp)

@@ -1,18 +1,17 @@
 """Multi-level logit distillation: predictions, and correlations of samples and of classes, at several temperatures."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from kd_local.distill.cross_entropy import with_labels
+from kd_local.distill.logit_objective import LogitObjective
 from kd_local.distill.numerics import product, widened
-from kd_local.distill.objective import Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.objectives.kd import kd_loss
+from kd_local.distill.sample_weights import EntropyWeight, of_whole_batch
 from kd_local.distill.standardisation import logits_to_compare
-from kd_local.networks import Variables
 from kd_local.ranges import TEMPERATURE, Flag, Numbers, Weight, Weighted
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
@@ -55,10 +54,13 @@ def mlkd_loss(
     *,
     temperatures: tuple[float, ...] = TEMPERATURES,
     standardised: bool = False,
+    sample_weights: Float[Array, " batch"] | None = None,
 ) -> Float[Array, ""]:
     """The sum over temperatures of `kd_loss`, `batch_correlation_loss` and `class_correlation_loss`.
 
-    Only `kd_loss` uses standardised logits, as in the code of Sun et al. (CVPR 2024).
+    Only `kd_loss` uses standardised logits, as in the code of Sun et al. (CVPR 2024). `sample_weights` multiply the
+    divergence of each sample. The correlations compare all samples with each other: they are multiplied by the mean
+    weight.
 
     Reference: Jin et al. (CVPR 2023), section 3.2.
 
@@ -68,9 +70,11 @@ def mlkd_loss(
     _TEMPERATURES.check("temperatures", temperatures)
     total, _ = widened(jnp.zeros((), student.dtype), student)
     for temperature in temperatures:
-        total += kd_loss(student, target, temperature=temperature, standardised=standardised)
-        total += batch_correlation_loss(student, target, temperature=temperature)
-        total += class_correlation_loss(student, target, temperature=temperature)
+        total += kd_loss(
+            student, target, temperature=temperature, standardised=standardised, sample_weights=sample_weights
+        )
+        for correlation in (batch_correlation_loss, class_correlation_loss):
+            total += of_whole_batch(correlation(student, target, temperature=temperature), sample_weights)
     return total
 
 
@@ -78,7 +82,7 @@ _TERM = Weighted(("weight",))
 
 
 @dataclass(frozen=True)
-class MLKD(Objective):
+class MLKD(LogitObjective):
     """ce_weight * cross entropy + weight * `mlkd_loss`.
 
     This implementation uses one view of every image. The published code uses a weakly and a strongly augmented view,
@@ -89,6 +93,7 @@ class MLKD(Objective):
         weight: weight of `mlkd_loss`, 0 or larger.
         temperatures: T of each term of `mlkd_loss`, at least one, each above 0.
         standardise: True to standardise the logits in `kd_loss` (Sun et al., CVPR 2024).
+        entropy_weight: weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.
 
     Reference: Jin et al. (CVPR 2023). The defaults are those of its code for CIFAR-100.
 
@@ -96,17 +101,30 @@ class MLKD(Objective):
         ValueError: a negative weight, no temperature, or one that is not above 0.
     """
 
-    reads: ClassVar[Literal["logits", "features"]] = "logits"
     ce_weight: Weight = 0.1
     weight: Weight = 0.9
     temperatures: Annotated[tuple[float, ...], _TEMPERATURES, _TERM] = TEMPERATURES
     standardise: Annotated[Flag, _TERM] = False
+    entropy_weight: Annotated[EntropyWeight, _TERM] = "none"
 
-    def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
-        distillation = mlkd_loss(
-            batch.student.logits,
-            batch.teacher.logits,
+    @classmethod
+    def as_distance(
+        cls, *, temperature: float | None = None, standardise: bool = False, entropy_weight: str = "none"
+    ) -> "MLKD":
+        temperatures = TEMPERATURES if temperature is None else (temperature,)
+        return cls(temperatures=temperatures, standardise=standardise, entropy_weight=entropy_weight)
+
+    def distance(
+        self,
+        student: Float[Array, "batch classes"],
+        target: Float[Array, "batch classes"],
+        labels: Int[Array, " batch"],
+        sample_weights: Float[Array, " batch"] | None = None,
+    ) -> Float[Array, ""]:
+        return mlkd_loss(
+            student,
+            target,
             temperatures=self.temperatures,
             standardised=self.standardise,
+            sample_weights=sample_weights,
         )
-        return with_labels(batch, distillation, ce_weight=self.ce_weight, weight=self.weight)

@@ -4,11 +4,8 @@ from kd_local.distill.objective import Objective
 from kd_local.distill.objectives.at import AT
 from kd_local.distill.objectives.block_kd import BlockKD
 from kd_local.distill.objectives.crd import CRD
-from kd_local.distill.objectives.dist import DIST
-from kd_local.distill.objectives.dkd import DKD
+from kd_local.distill.objectives.distances import LOGIT_OBJECTIVES
 from kd_local.distill.objectives.fitnet import FitNet
-from kd_local.distill.objectives.kd import KD
-from kd_local.distill.objectives.mlkd import MLKD
 from kd_local.distill.objectives.nst import NST
 from kd_local.distill.objectives.ofd import OFD
 from kd_local.distill.objectives.pkt import PKT
@@ -19,10 +16,7 @@ from kd_local.distill.objectives.sp import SP
 from kd_local.distill.objectives.vid import VID
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    "kd": KD,
-    "dkd": DKD,
-    "mlkd": MLKD,
-    "dist": DIST,
+    **LOGIT_OBJECTIVES,
     "fitnet": FitNet,
     "at": AT,
     "sp": SP,

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.choices.distillation import DISTANCES
 from kd_local.distill.objectives.dist import dist_loss
-from kd_local.distill.objectives.distances import logit_distance
+from kd_local.distill.objectives.distances import DISTANCES, logit_distance
 from kd_local.distill.objectives.dkd import dkd_loss
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.distill.objectives.mlkd import batch_correlation_loss, class_correlation_loss, mlkd_loss
