@@ -1,5 +1,7 @@
 """The results of the runs of a sweep, from their folders."""
 
+import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,11 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.folders import workdirs
+from experiments.folders.starts import read_starts
 from experiments.from_config.facts import facts_of_files
 from experiments.sweep.rows import Rows, Run
-from kd_local.files import DamagedFileError, read_json
+from kd_local.files import DamagedFileError, read_json, replace_text
 from kd_local.training.logging import read_epochs
 
+RUNS = "runs.jsonl"
 _SUMMARY = {
     "method": str, "network": str, "dataset": str, "modules": int | None, "epochs": float, "steps": int,
     "test_accuracy": float, "train_seconds": float, "images_per_second": float | None, "parameters_trained": int,
@@ -60,6 +64,23 @@ def collect(rows: Rows, runs: Iterable[Run], workdir: Path) -> dict[Run, dict[st
     summaries = {run: finished(run.folder(workdir), rows.config(run)) for run in ordered}
     wanted = set(runs)
     return {run: summary for run, summary in summaries.items() if summary is not None or run in wanted}
+
+
+def write_runs(rows: Rows, summaries: Mapping[Run, dict[str, Any] | None], workdir: Path) -> None:
+    """Writes a line for each run that is done: its error and config, the command that repeats it, and its starts."""
+    lines = [
+        {
+            "row": run.row,
+            "seed": run.seed,
+            "test_error": error_percent(summary),
+            "command": shlex.join(rows.command(run, workdir)),
+            "config": rows.config(run).to_dict(),
+            "starts": read_starts(run.folder(workdir)),
+        }
+        for run, summary in summaries.items()
+        if summary is not None
+    ]
+    replace_text(workdir / RUNS, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def error_percent(summary: Mapping[str, Any]) -> float:

@@ -81,12 +81,13 @@ class Rows:
         data = dict.fromkeys(self.config(Run(row, 0)).data.name for row in self.names)
         return Path("runs") / "-".join(["sweep", Path(self.path).stem, *filter(None, [self.options]), "+".join(data)])
 
-    def select(self, text: str | None) -> tuple[str, ...]:
+    def select(self, text: str | None, *, flag: str = "rows") -> tuple[str, ...]:
         """The rows that a text selects; all rows if the text is None.
 
         Args:
             text: numbers of rows, from 1, such as `1,3`; or options of rows, such as `k=8,loss=contrast`; or, if no row
                 has exactly these options, beginnings of options or of their values, such as `contrast`.
+            flag: the flag with the text, for the error's message.
 
         Raises:
             ValueError: the text selects no row.
@@ -98,14 +99,14 @@ class Rows:
             numbers = sorted({int(part) for part in parts})
             if not 1 <= numbers[0] <= numbers[-1] <= len(self.names):
                 raise ValueError(
-                    f"--rows={text}: use numbers of rows of {self.path}, 1 to {len(self.names)}{self._listed()}"
+                    f"--{flag}={text}: use numbers of rows of {self.path}, 1 to {len(self.names)}{self._listed()}"
                 )
             return tuple(self.names[number - 1] for number in numbers)
         exact = tuple(row for row in self.names if set(parts) <= set(row.split(",")))
         selected = exact or tuple(row for row in self.names if all(_begins(part, row) for part in parts))
         if not selected or not text:
             raise ValueError(
-                f"--rows={text}: no row of {self.path} has this text; use an option, the beginning of its value, or "
+                f"--{flag}={text}: no row of {self.path} has this text; use an option, the beginning of its value, or "
                 f"numbers{self._listed()}"
             )
         return selected

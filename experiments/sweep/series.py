@@ -18,16 +18,19 @@ from experiments.ending import Ending
 from experiments.folders.folder_lock import FolderLock, Interrupted, InUseError
 from experiments.from_config.images import describe_images
 from experiments.sweep.error_plot import PICTURE, plot_errors
-from experiments.sweep.results import check, collect, finished
+from experiments.sweep.results import check, collect, finished, write_runs
 from experiments.sweep.row_process import execute
 from experiments.sweep.rows import Rows, Run
 from experiments.sweep.step_time import known_times, write_request
 from experiments.sweep.table import CSV, LATEX, MARKDOWN, Line, sweep_table, tabulate, write_tables
 from experiments.sweep.trade_offs import TRADE_OFFS, plot_trade_offs
+from experiments.sweep.verification import verify
 from experiments.tables import say
 
 
-def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, timed: bool, ending: Ending) -> None:
+def run_series(
+    rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, timed: bool, verified: bool, ending: Ending
+) -> None:
     """Starts the runs that are not done, and updates table and picture after every run. An error ends the program.
 
     Args:
@@ -36,11 +39,14 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, 
         workdir: the folder of the sweep.
         command: the command that started the sweep, for the table's heading.
         timed: whether the steps of all rows are timed when no run is left.
+        verified: trains the runs once more instead, and compares them.
         ending: of this process.
     """
     try:
         for run in runs:
             check(run.folder(workdir), rows.config(run))
+        if verified:
+            _check_done(rows, runs, workdir)
         _check_data([rows.config(run) for run in runs if finished(run.folder(workdir), rows.config(run)) is None])
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
@@ -56,6 +62,12 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, 
         lock.acquire()
         ending.at_end(lock.release)
         ending.loses = lambda: True  # the row saves, and the table is written
+        if verified:
+            different = verify(rows, runs, workdir, console, ending, lock)
+            _end_if_stopped(ending, workdir)
+            if different:
+                fail(f"{different} of {len(runs)} runs differ from the first time, see above", 1)
+            return
         failures, lines = _run_all(rows, runs, workdir, command, console, ending, lock)
         if timed and ending.received is None:
             lines = _time_all(rows, runs, workdir, command, failures, console, ending, lock)
@@ -79,10 +91,25 @@ def run_series(rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, 
         if ending.received is None:
             fail(message, 1)
         print(f"error: {message}", file=sys.stderr)
+    _end_if_stopped(ending, workdir)
+
+
+def _end_if_stopped(ending: Ending, workdir: Path) -> None:
     if ending.received is not None:
         name = Signals(ending.received).name
         message = f"interrupted by {name}; saved in {workdir}: the same command resumes from there"
         ending.end(message, 128 + ending.received)
+
+
+def _check_done(rows: Rows, runs: Sequence[Run], workdir: Path) -> None:
+    """Checks that all runs are done.
+
+    Raises:
+        ValueError: a run is not done.
+    """
+    for run in runs:
+        if finished(run.folder(workdir), rows.config(run)) is None:
+            raise ValueError(f"--verify: {run} is not done in {workdir}: train it first, or choose another row")
 
 
 def _check_data(configs: Sequence[ConfigDict]) -> None:
@@ -161,6 +188,7 @@ def _update(rows: Rows, runs: Sequence[Run], workdir: Path, command: str, failur
     times = known_times(workdir, {run.row: rows.config(run) for run in summaries})
     lines = tabulate(rows, summaries, failures, times)
     write_tables(lines, workdir, title=_title(rows), command=command)
+    write_runs(rows, summaries, workdir)
     plot_errors(summaries, workdir / PICTURE, title=_title(rows))
     plot_trade_offs(lines, workdir / TRADE_OFFS, title=_title(rows))
     return lines

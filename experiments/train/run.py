@@ -22,6 +22,7 @@ from experiments.folders import workdirs
 from experiments.folders.compilation_cache import VARIABLE
 from experiments.folders.folder_lock import lock_folder
 from experiments.folders.identity import NOTED, Identity, options
+from experiments.folders.starts import StartRecord
 from experiments.from_config.deployed_runs import save_state
 from experiments.from_config.experiment import Experiment, build
 from experiments.from_config.facts import facts_of_run
@@ -187,7 +188,7 @@ def _train(
             schedule=experiment.schedule,
             checkpoints=checkpoints,
             checkpoint_seconds=config.checkpoint.seconds,
-            observers=() if log is None else (bar, log),
+            observers=() if log is None else (bar, log, StartRecord(workdir, "experiments.train")),
             interruption=ENDING,
             extra=extra,
             recorded=recorded,

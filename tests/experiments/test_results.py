@@ -12,6 +12,7 @@ from experiments.sweep.rows import Rows, Run, read_rows
 from experiments.sweep.step_time import StepTime
 from experiments.sweep.table import tabulate, write_tables
 from experiments.sweep.trade_offs import draw_trade_offs, front
+from experiments.sweep.verification import differences
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
@@ -98,6 +99,32 @@ def test_the_table_is_written_as_csv_markdown_and_latex(tmp_path):
     assert f"{row} & 2 & " + " & ".join([r"9.00 $\pm$ 1.41", *cells[1:]]) + r" \\" in text
     names, values = ((tmp_path / "table.csv").read_text().splitlines()[i].split(",") for i in (0, 1))
     assert names[-1] == "images_per_second" and values[-1] == "100.0"
+
+
+def test_a_verification_names_what_differs(tmp_path):
+    rows, run = rows_of("contsup/table2"), Run("k=1", 0)
+
+    def train(workdir: Path, *, loss: float, commit: str) -> None:
+        folder = leave(rows, run, workdir, error=8.0, epochs=160)
+        scores = {"test/loss": 1.0, "test/accuracy": 0.92}
+        record = {"epoch": 160.0, "step": 7, "train/network/loss": loss, **scores, "images_per_second": 1.0}
+        record |= {"seconds": loss, "data_wait_seconds": 0.0}
+        (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        start = {"versions": {}, "device": "cpu", "commit": commit, "changed": False}
+        (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
+
+    assert list(differences(rows, run, tmp_path)) == [f"not done in {run.folder(tmp_path)}"]
+    train(tmp_path, loss=0.5, commit="a")
+    train(tmp_path / "verification", loss=0.25, commit="b")
+    assert list(differences(rows, run, tmp_path)) == [
+        "test error 8.00 %, again 8.00 %",
+        "epoch 160.0: train/network/loss 0.5, again 0.25",
+        "commit a, now b",
+    ]
+    again = tmp_path / "same"
+    train(again, loss=0.5, commit="b")
+    train(again / "verification", loss=0.5, commit="a")
+    assert list(differences(rows, run, again)) == []
 
 
 def test_the_front_has_the_rows_that_no_other_row_beats(tmp_path):

@@ -1,5 +1,7 @@
 """The sweep program: bad input, failing rows, stops, kills and resumption."""
 
+import csv
+import json
 import shlex
 import signal
 import subprocess
@@ -76,6 +78,12 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     ([f"--config={TABLE2}", "--rows="], "--rows=: no row"),
     ([f"--config={TABLE2}", "--rows=0"], "--rows=0: use numbers of rows of .*, 1 to 17"),
     ([f"--config={TABLE2}", "--rows=18"], "--rows=18: use numbers of rows of .*, 1 to 17"),
+    ([f"--config={TABLE2}", "--verify=18"], "--verify=18: use numbers of rows of .*, 1 to 17"),
+    ([f"--config={TABLE2}", "--verify=1", "--rows=1"], "--rows and --verify both choose rows"),
+    (
+        [f"--config={TABLE2}", "--verify=1", "--config.data.name=digits"],
+        "--verify: k=1 seed 0 is not done in .*train it",
+    ),
     ([f"--config={TABLE2}:k=8"], "option 'k' of .*table2.py:k=8: its rows set this option"),
     ([f"--config={TABLE2}:depth=8"], "unknown option 'depth': use k, context or loss"),
     ([f"--config={TABLE2}", "table"], "unexpected argument 'table'"),
@@ -119,6 +127,20 @@ def test_a_sweep_writes_table_and_picture_reports_failures_and_skips_finished_ru
     assert (status, err) == (0, "")
     assert out.count("done already") == 2 and "epoch" not in out
     assert (workdir / "k=1-seed0" / "summary.json").stat().st_mtime_ns == before
+
+    assert "timing the steps of 2 rows in turn" not in out  # they were timed at the first time
+    with (workdir / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert all(float(line["step_seconds"]) > 0 for line in lines if line["state"] == "done")
+    runs = [json.loads(line) for line in (workdir / "runs.jsonl").read_text().splitlines()]
+    assert [(run["row"], run["seed"], len(run["starts"])) for run in runs] == [
+        ("k=1", 0, 1), ("k=2,context=E,loss=contrast", 0, 1),
+    ]  # fmt: skip
+    assert runs[0]["starts"][0]["command"].startswith(f"python -m experiments.train --config={TABLE2}:k=1 ")
+
+    status, out, err = sweep([*TINY, "--verify=1", f"--workdir={workdir}"], tmp_path / "verified")
+    assert status == 0, err
+    assert out.endswith("k=1 seed 0: the same records\n")
 
     status, out, err = sweep([*TINY, "--rows=1", "--config.epochs=2", f"--workdir={workdir}"], tmp_path / "third")
     assert (status, out) == (2, "")
