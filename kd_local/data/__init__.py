@@ -6,6 +6,7 @@ from kd_local.data.batches import batches
 from kd_local.data.digests import content_digest, file_digest, files_digest
 from kd_local.data.order import batch_indices, epoch_order, indices_at, steps_per_epoch
 from kd_local.data.prepared import DataError
+from kd_local.data.randaugment import RandAugment, randaugment
 from kd_local.data.registry import DatasetSpec
 from kd_local.data.sources import describe, load, training_labels
 from kd_local.data.splits import WHOLE, Data, Examples, HostShare, Split
@@ -19,6 +20,7 @@ __all__ = [
     "DatasetSpec",
     "Examples",
     "HostShare",
+    "RandAugment",
     "Split",
     "StreamedSplit",
     "augment",
@@ -33,6 +35,7 @@ __all__ = [
     "indices_at",
     "load",
     "normalise",
+    "randaugment",
     "steps_per_epoch",
     "training_labels",
 ]
