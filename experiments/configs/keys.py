@@ -184,6 +184,12 @@ KEYS: Mapping[str, Key | Group] = {
             "learning rate at the start of the warm-up; none: 0.01",
             (above("optimizer.warmup_epochs", 0),),
         ),
+        "schedule_steps": Key(
+            placeholder(int),
+            OPTIMIZATION["schedule_steps"],
+            "steps over which the schedule of all epochs runs, with its warm-up and milestones; none: the steps of all "
+            "epochs",
+        ),
         "milestones": Key(
             (), OPTIMIZATION["milestones"], "the epochs at which the rate is multiplied by `decay`", (PIECEWISE,)
         ),

@@ -14,7 +14,8 @@ Some options are free: a step computes the same with any value of them, so a run
 - `checkpoint`: how often checkpoints are saved, and how many are kept.
 - `distributed`: how long processes wait for each other.
 - `steps`: where the run ends; the learning rate depends on `epochs` only.
-- `epochs`, if the schedule is constant or piecewise: the learning rate of an epoch is the same in a longer run.
+- `epochs`, if the schedule is constant or piecewise and has no `schedule_steps`: the learning rate of an epoch is the
+  same in a longer run.
 - `teacher.cache`: the folder of the cache. Whether there is a cache binds: with a cache the state has no teacher.
 - `network.weights`: the path of the start weights. Whether there are any binds, and their digest.
 - `teacher.weights`, if the digests of the weights are known.
@@ -171,7 +172,8 @@ def _teachers_known(there: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _extendable(values: Mapping[str, Any]) -> bool:
-    return values.get("optimizer.schedule", _DEFAULTS["optimizer.schedule"]) in _EXTENDABLE
+    free = values.get("optimizer.schedule_steps") is None
+    return free and values.get("optimizer.schedule", _DEFAULTS["optimizer.schedule"]) in _EXTENDABLE
 
 
 def _effective(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:

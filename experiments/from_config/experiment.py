@@ -35,7 +35,7 @@ from kd_local.training import TrainingPlan
 from kd_local.training.calls import check_calls
 from kd_local.training.loop import training_plan
 from kd_local.training.optimizers import make_optimizer
-from kd_local.training.schedules import by_batches, make_schedule, updates_per_epoch
+from kd_local.training.schedules import by_batches, compressed, make_schedule, updates_per_epoch
 
 PLACEMENTS = ("operations", "time")
 
@@ -172,6 +172,9 @@ def _optimization(
         milestones=settings.milestones,
         decay=settings.decay,
     )
+    if settings.schedule_steps is not None:
+        updates = epochs * updates_per_epoch(each, accumulate)
+        schedule = compressed(schedule, updates=updates, to=max(1, round(settings.schedule_steps / accumulate)))
     optimizer = make_optimizer(
         settings.name,
         schedule,

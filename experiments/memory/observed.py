@@ -12,10 +12,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.of_json import tuples
 from experiments.ending import ENDING
 from experiments.memory.built_rows import build_row
 from experiments.memory.rows import Row
@@ -73,13 +73,6 @@ def main() -> None:
         options=built.options,
     )
     print(json.dumps({"measured_bytes": measured}))
-
-
-def tuples(value: Any) -> Any:
-    """Converts the lists of JSON to the tuples of a config."""
-    if isinstance(value, dict):
-        return {key: tuples(one) for key, one in value.items()}
-    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments.memory.observed import tuples
+from experiments.configs.of_json import tuples
 from experiments.speed.profile import shares, traced
 from experiments.speed.rows import PYTORCH, SpeedRow, configured
 

@@ -4,7 +4,8 @@ FILE.py has a tuple ROWS with the options of each row. Each row runs in its own 
 sweep that was stopped. The sweep writes a folder for each row and seed, and after every row the table (table.csv,
 table.md, table.tex), a record of each run (runs.jsonl) and pictures (error_over_modules.png, trade_offs.png). When all
 rows are trained, their steps are timed in turn in one process, so that the times are compared under the same load.
---verify=ROW trains a row once more and compares it with the first time.
+With --budget=seconds every row gets the time of the first row. --verify=ROW trains a row once more and compares it with
+the first time.
 """
 
 from experiments.ending import ENDING
@@ -21,6 +22,7 @@ from experiments.command_line import USAGE_STATUS, fail, numbers, parse
 from experiments.config_flag import config_flag, define_config
 from experiments.configs.contradictions import check_files
 from experiments.folders.compilation_cache import use_compilation_cache
+from experiments.sweep.budget import check_budget
 from experiments.sweep.rows import Rows, Run, read_rows
 from kd_local.paths import read_folder
 
@@ -29,6 +31,9 @@ _SEEDS = flags.DEFINE_string("seeds", None, "Seeds of every row, such as 0,1,2. 
 _ROWS = flags.DEFINE_string("rows", None, "Rows to run: numbers (1,3) or options (k=8). The default is all rows.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep. The default is runs/sweep-CONFIG-DATA.")
 _TIMED = flags.DEFINE_bool("time", True, "Time the steps of all rows in turn when no run is left.")
+_BUDGET = flags.DEFINE_string(
+    "budget", None, "Give every row as many steps, seconds or multiply-adds (steps|seconds|multiply-adds) as the first."
+)
 _VERIFY = flags.DEFINE_string("verify", None, "Rows, as in --rows, to train once more; all epochs are compared.")
 _PRINT = flags.DEFINE_bool("print_commands", False, "Print the command of each row and run nothing.")
 
@@ -39,6 +44,8 @@ def main(_: list[str]) -> None:
         assert flag is not None
         texts = {name: text for name, text in flag.texts.items() if name != "seed"}
         rows = read_rows(flag.file, texts, {name: flag.given[name] for name in texts})
+        if _BUDGET.value is not None:
+            check_budget(_BUDGET.value)
         seeds = _seeds("seed" in flag.given)
         runs = [Run(row, seed) for seed in seeds for row in _selected(rows)]
         workdir = rows.default_workdir() if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")
@@ -58,6 +65,7 @@ def main(_: list[str]) -> None:
         runs,
         workdir,
         command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]),
+        budget=_BUDGET.value,
         timed=_TIMED.value,
         verified=_VERIFY.value is not None,
         ending=ENDING,

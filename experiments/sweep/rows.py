@@ -4,7 +4,7 @@ Nothing is compiled or read here, so errors appear at once.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Rows:
         names: the options of each row, in the file's order.
         texts: the keys that the command line sets for all rows, as they were written. A row takes those that it uses.
         overrides: the same, read.
+        own: further keys of single rows, such as those of a budget.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Rows:
     texts: Mapping[str, str]
     overrides: Mapping[str, Any]
     get_config: Callable[[str], ConfigDict]
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def config(self, run: Run) -> ConfigDict:
         """The config that trains the run."""
@@ -57,6 +59,7 @@ class Rows:
         file = flat_values(config)
         set_keys(config, {**self.overrides, "seed": run.seed})
         set_keys(config, {name: file[name] for name in unused(flat_values(config)) if name in self.overrides})
+        set_keys(config, self.own.get(run.row, {}))
         return config
 
     def used(self, run: Run) -> tuple[str, ...]:
@@ -66,12 +69,14 @@ class Rows:
 
     def command(self, run: Run, workdir: Path, *, python: str = "python") -> list[str]:
         """The command that trains the run in its folder."""
+        own = self.own.get(run.row, {})
         return [
             python,
             "-m",
             "experiments.train",
             f"--config={self.path}:{self._options(run.row)}",
-            *(f"--config.{name}={self.texts[name]}" for name in self.used(run)),
+            *(f"--config.{name}={self.texts[name]}" for name in self.used(run) if name not in own),
+            *(f"--config.{name}={_text(value)}" for name, value in own.items()),
             f"--config.seed={run.seed}",
             f"--workdir={run.folder(workdir)}",
         ]
@@ -159,6 +164,10 @@ def read_rows(file: str, texts: Mapping[str, str], overrides: Mapping[str, Any])
                 f"--config.{name}: no row of {path} uses it: it has an effect only with {idle[0][name].text}"
             )
     return rows
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _begins(part: str, row: str) -> bool:

@@ -5,7 +5,8 @@ When no run is left, the steps of all rows are timed in turn, in one process.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 from statistics import mean
@@ -17,37 +18,88 @@ from experiments.command_line import USAGE_STATUS, fail
 from experiments.ending import Ending
 from experiments.folders.folder_lock import FolderLock, Interrupted, InUseError
 from experiments.from_config.images import describe_images
+from experiments.sweep.budget import STEPS, read_budget, with_budget, write_budget
 from experiments.sweep.error_plot import PICTURE, plot_errors
 from experiments.sweep.results import check, collect, finished, write_runs
 from experiments.sweep.row_process import execute
 from experiments.sweep.rows import Rows, Run
-from experiments.sweep.step_time import known_times, write_request
+from experiments.sweep.step_time import StepTime, known_times, write_request
 from experiments.sweep.table import CSV, LATEX, MARKDOWN, Line, sweep_table, tabulate, write_tables
 from experiments.sweep.trade_offs import TRADE_OFFS, plot_trade_offs
 from experiments.sweep.verification import verify
 from experiments.tables import say
+from kd_local.data import steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep and where they are.
+
+    Attributes:
+        rows: all rows of the config file.
+        runs: the wanted runs, in this order.
+        workdir: the folder of the sweep.
+        command: the command that started the sweep, for the table's heading.
+        console: for messages.
+        ending: of this process.
+        lock: of the folder.
+    """
+
+    rows: Rows
+    runs: Sequence[Run]
+    workdir: Path
+    command: str
+    console: Console
+    ending: Ending
+    lock: FolderLock
+
+    @property
+    def row_names(self) -> list[str]:
+        """The rows of the runs, in their order."""
+        return list(dict.fromkeys(run.row for run in self.runs))
+
+    @property
+    def title(self) -> str:
+        """The name of the config file, with its options."""
+        return " ".join(filter(None, [Path(self.rows.path).stem, self.rows.options]))
+
+    def say(self, text: str) -> None:
+        """Prints a text."""
+        say(self.console, text)
+
+    def execute(self, command: Sequence[str]) -> str | None:
+        """Runs a command; see `experiments.sweep.row_process.execute`."""
+        return execute(command, ending=self.ending, descriptor=self.lock.descriptor, started=self.lock.name_row)
 
 
 def run_series(
-    rows: Rows, runs: Sequence[Run], workdir: Path, *, command: str, timed: bool, verified: bool, ending: Ending
+    rows: Rows,
+    runs: Sequence[Run],
+    workdir: Path,
+    *,
+    command: str,
+    budget: str | None,
+    timed: bool,
+    verified: bool,
+    ending: Ending,
 ) -> None:
-    """Starts the runs that are not done, and updates table and picture after every run. An error ends the program.
+    """Starts the runs that are not done, and updates table and pictures after every run. An error ends the program.
 
     Args:
         rows: all rows of the config file.
         runs: the wanted runs, in this order.
         workdir: the folder of the sweep.
         command: the command that started the sweep, for the table's heading.
+        budget: what every row gets as much of as the first, see `experiments.sweep.budget`; None: each has its epochs.
         timed: whether the steps of all rows are timed when no run is left.
         verified: trains the runs once more instead, and compares them.
         ending: of this process.
     """
     try:
-        for run in runs:
-            check(run.folder(workdir), rows.config(run))
-        if verified:
-            _check_done(rows, runs, workdir)
-        _check_data([rows.config(run) for run in runs if finished(run.folder(workdir), rows.config(run)) is None])
+        if budget is None:
+            _check_folders(rows, runs, workdir, verified=verified)
+        missing = [run for run in runs if finished(run.folder(workdir), rows.config(run)) is None]
+        _check_data([rows.config(run) for run in missing])
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
     try:
@@ -55,23 +107,28 @@ def run_series(
     except OSError as error:
         fail(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir", USAGE_STATUS)
     console = Console() if sys.stdout.isatty() else Console(width=140)
-    say(console, f"{len(runs)} runs of {len({run.row for run in runs})} rows, workdir: {workdir}")
-    ending.left = f"the same command resumes in {workdir}"
     lock = FolderLock(workdir, report=lambda text: say(console, text), stopped=lambda: ending.received is not None)
+    sweep = Sweep(rows, runs, workdir, command, console, ending, lock)
+    sweep.say(f"{len(runs)} runs of {len(sweep.row_names)} rows, workdir: {workdir}")
+    ending.left = f"the same command resumes in {workdir}"
     try:
         lock.acquire()
         ending.at_end(lock.release)
         ending.loses = lambda: True  # the row saves, and the table is written
+        if budget is not None:
+            sweep = replace(sweep, rows=_with_budget(sweep, budget))
+            _check_folders(sweep.rows, runs, workdir, verified=verified)
         if verified:
-            different = verify(rows, runs, workdir, console, ending, lock)
-            _end_if_stopped(ending, workdir)
+            different = verify(sweep.rows, runs, workdir, say=sweep.say, execute=sweep.execute, ending=ending)
+            _end_if_stopped(sweep)
             if different:
                 fail(f"{different} of {len(runs)} runs differ from the first time, see above", 1)
             return
-        failures, lines = _run_all(rows, runs, workdir, command, console, ending, lock)
+        failures, lines = _run_all(sweep)
         if timed and ending.received is None:
-            lines = _time_all(rows, runs, workdir, command, failures, console, ending, lock)
-    except InUseError as error:
+            _time(sweep, {name: sweep.rows.config(Run(name, 0)) for name in _done(sweep)})
+            lines = _update(sweep, failures)
+    except (InUseError, ValueError) as error:
         fail(error, USAGE_STATUS)
     except Interrupted:
         assert ending.received is not None
@@ -80,35 +137,38 @@ def run_series(
         fail(f"{error.strerror or error} ({error.filename or workdir}); the same command resumes from there", 1)
     finally:
         lock.release()
-    console.print(sweep_table(lines, title=_title(rows)))
-    say(console, f"table: {', '.join(str(workdir / name) for name in (CSV, MARKDOWN, LATEX))}")
+    console.print(sweep_table(lines, title=sweep.title))
+    sweep.say(f"table: {', '.join(str(workdir / name) for name in (CSV, MARKDOWN, LATEX))}")
     for picture in (PICTURE, TRADE_OFFS):
         if (workdir / picture).exists():
-            say(console, f"picture: {workdir / picture}")
+            sweep.say(f"picture: {workdir / picture}")
     if failures:
         listed = "".join(f"\n  {run}: {error}" for run, error in failures.items())
         message = f"{len(failures)} of {len(runs)} runs failed; the same command tries them again:{listed}"
         if ending.received is None:
             fail(message, 1)
         print(f"error: {message}", file=sys.stderr)
-    _end_if_stopped(ending, workdir)
+    _end_if_stopped(sweep)
 
 
-def _end_if_stopped(ending: Ending, workdir: Path) -> None:
-    if ending.received is not None:
-        name = Signals(ending.received).name
-        message = f"interrupted by {name}; saved in {workdir}: the same command resumes from there"
-        ending.end(message, 128 + ending.received)
+def _end_if_stopped(sweep: Sweep) -> None:
+    received = sweep.ending.received
+    if received is not None:
+        message = (
+            f"interrupted by {Signals(received).name}; saved in {sweep.workdir}: the same command resumes from there"
+        )
+        sweep.ending.end(message, 128 + received)
 
 
-def _check_done(rows: Rows, runs: Sequence[Run], workdir: Path) -> None:
-    """Checks that all runs are done.
+def _check_folders(rows: Rows, runs: Sequence[Run], workdir: Path, *, verified: bool) -> None:
+    """Checks that each run's folder is new or has this run, and, for a verification, that it is done.
 
     Raises:
-        ValueError: a run is not done.
+        ValueError: see `experiments.sweep.results.check`; or a run to verify is not done.
     """
     for run in runs:
-        if finished(run.folder(workdir), rows.config(run)) is None:
+        check(run.folder(workdir), rows.config(run))
+        if verified and finished(run.folder(workdir), rows.config(run)) is None:
             raise ValueError(f"--verify: {run} is not done in {workdir}: train it first, or choose another row")
 
 
@@ -122,75 +182,84 @@ def _check_data(configs: Sequence[ConfigDict]) -> None:
         describe_images(config)
 
 
-def _run_all(
-    rows: Rows, runs: Sequence[Run], workdir: Path, command: str, console: Console, ending: Ending, lock: FolderLock
-) -> tuple[dict[Run, str], Sequence[Line]]:
+def _with_budget(sweep: Sweep, budget: str) -> Rows:
+    """The rows with the steps of the budget: those of an earlier start, or by the times of their steps.
+
+    Raises:
+        ValueError: see `read_budget`; or the steps could not be timed.
+    """
+    known = read_budget(sweep.workdir, budget, sweep.rows, sweep.row_names)
+    if known is not None:
+        return known
+    configs = {name: sweep.rows.config(Run(name, 0)) for name in sweep.row_names}
+    each = {name: steps_per_epoch(describe_images(config).train, config.batch_size) for name, config in configs.items()}
+    times: Mapping[str, StepTime] = {}
+    if budget != STEPS:
+        _time(sweep, configs)
+        times = known_times(sweep.workdir, configs)
+        if sweep.ending.received is not None:
+            raise Interrupted
+        if missing := sorted(configs.keys() - times.keys()):
+            raise ValueError(f"--budget={budget}: the steps of {', '.join(missing)} were not timed, see above")
+    rows = with_budget(sweep.rows, sweep.row_names, budget, each, times)
+    write_budget(sweep.workdir, budget, rows)
+    return rows
+
+
+def _run_all(sweep: Sweep) -> tuple[dict[Run, str], Sequence[Line]]:
     """The error of each failed run, and the table."""
     failures: dict[Run, str] = {}
-    clock = _Clock()
-    lines = _update(rows, runs, workdir, command, failures)
+    rows, runs, workdir, clock = sweep.rows, sweep.runs, sweep.workdir, _Clock()
+    lines = _update(sweep, failures)
     for number, run in enumerate(runs, start=1):
-        if ending.received is not None:
+        if sweep.ending.received is not None:
             break
         which = f"run {number} of {len(runs)}: {run}"
         summary = finished(run.folder(workdir), rows.config(run))
         if summary is not None:
             clock.add(run, summary["train_seconds"])
-            say(console, f"{which}, done already")
+            sweep.say(f"{which}, done already")
             continue
         expected = clock.expected(runs[number - 1 :])
-        say(console, which if expected is None else f"{which}, about {_shown(expected)} left")
+        sweep.say(which if expected is None else f"{which}, about {_shown(expected)} left")
         started = time.monotonic()
-        error = execute(
-            rows.command(run, workdir, python=sys.executable),
-            ending=ending,
-            descriptor=lock.descriptor,
-            started=lock.name_row,
-        )
+        error = sweep.execute(rows.command(run, workdir, python=sys.executable))
         if error is None:
             clock.add(run, time.monotonic() - started)
-        elif ending.received is None:
+        elif sweep.ending.received is None:
             failures[run] = error
-        lines = _update(rows, runs, workdir, command, failures)
+        lines = _update(sweep, failures)
     return failures, lines
 
 
-def _time_all(
-    rows: Rows,
-    runs: Sequence[Run],
-    workdir: Path,
-    command: str,
-    failures: dict[Run, str],
-    console: Console,
-    ending: Ending,
-    lock: FolderLock,
-) -> Sequence[Line]:
-    """Times the steps of the rows with a finished run whose time is not in the folder. Returns the table."""
-    done = {run.row: rows.config(run) for run, summary in collect(rows, runs, workdir).items() if summary is not None}
-    known = known_times(workdir, done)
-    missing = {row: config for row, config in done.items() if row not in known}
+def _done(sweep: Sweep) -> list[str]:
+    """The rows that have a finished run."""
+    summaries = collect(sweep.rows, sweep.runs, sweep.workdir)
+    return list(dict.fromkeys(run.row for run, summary in summaries.items() if summary is not None))
+
+
+def _time(sweep: Sweep, configs: Mapping[str, ConfigDict]) -> None:
+    """Times the steps of the rows whose times are not in the folder, and reports an error."""
+    known = known_times(sweep.workdir, configs)
+    missing = {row: config for row, config in configs.items() if row not in known}
     if missing:
-        say(console, f"timing the steps of {len(missing)} rows in turn")
-        request = write_request(workdir, missing)
-        error = execute(
-            [sys.executable, "-m", "experiments.sweep.step_times", str(request)],
-            ending=ending,
-            descriptor=lock.descriptor,
-            started=lock.name_row,
-        )
-        if error is not None and ending.received is None:
-            say(console, f"the steps were not timed: {error}")
-    return _update(rows, runs, workdir, command, failures)
+        sweep.say(f"timing the steps of {len(missing)} rows in turn")
+        request = write_request(sweep.workdir, missing)
+        error = sweep.execute([sys.executable, "-m", "experiments.sweep.step_times", str(request)])
+        if error is not None and sweep.ending.received is None:
+            sweep.say(f"the steps were not timed: {error}")
 
 
-def _update(rows: Rows, runs: Sequence[Run], workdir: Path, command: str, failures: dict[Run, str]) -> Sequence[Line]:
-    summaries = collect(rows, runs, workdir)
+def _update(sweep: Sweep, failures: dict[Run, str]) -> Sequence[Line]:
+    """Writes the table, the records and the pictures."""
+    rows, workdir = sweep.rows, sweep.workdir
+    summaries = collect(rows, sweep.runs, workdir)
     times = known_times(workdir, {run.row: rows.config(run) for run in summaries})
     lines = tabulate(rows, summaries, failures, times)
-    write_tables(lines, workdir, title=_title(rows), command=command)
+    write_tables(lines, workdir, title=sweep.title, command=sweep.command)
     write_runs(rows, summaries, workdir)
-    plot_errors(summaries, workdir / PICTURE, title=_title(rows))
-    plot_trade_offs(lines, workdir / TRADE_OFFS, title=_title(rows))
+    plot_errors(summaries, workdir / PICTURE, title=sweep.title)
+    plot_trade_offs(lines, workdir / TRADE_OFFS, title=sweep.title)
     return lines
 
 
@@ -214,7 +283,3 @@ class _Clock:
 def _shown(seconds: float) -> str:
     hours, seconds = divmod(round(seconds), 3600)
     return f"{hours}:{seconds // 60:02d}:{seconds % 60:02d}"
-
-
-def _title(rows: Rows) -> str:
-    return " ".join(filter(None, [Path(rows.path).stem, rows.options]))

@@ -12,7 +12,10 @@ from experiments.folders.identity import options
 from kd_local.files import DamagedFileError, read_json, replace_text
 
 _FILE, _REQUEST = "step_times.json", "step_times.request.json"
-_FREE = ("seed", "epochs", "steps", "checkpoint.", "distributed.", "data.data_dir", "teacher.weights", "teacher.cache")
+_FREE = (
+    "seed", "epochs", "steps", "checkpoint.", "distributed.", "data.data_dir", "teacher.weights", "teacher.cache",
+    "optimizer.schedule_steps", "optimizer.warmup_epochs", "optimizer.milestones",
+)  # fmt: skip
 """Keys that do not change a step's time."""
 
 
@@ -27,6 +30,7 @@ class StepTime:
         lowest, highest: of the rounds.
         of_end_to_end: median of the rounds' ratios to end-to-end training of the same network, images and form.
         peak_of_end_to_end: predicted peak memory of a step, relative to that of end-to-end training.
+        multiply_adds: those of a step, gradients included.
         rounds: number of rounds.
         device: kind of the device.
         jax: version of JAX.
@@ -37,6 +41,7 @@ class StepTime:
     highest: float
     of_end_to_end: float
     peak_of_end_to_end: float
+    multiply_adds: int
     rounds: int
     device: str
     jax: str

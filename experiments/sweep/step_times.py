@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.configs.contradictions import step_form
-from experiments.memory.observed import tuples
+from experiments.configs.of_json import tuples
 from experiments.speed.jax_step import JaxStep
 from experiments.speed.rows import SCANNED, SEPARATE
 from experiments.sweep.step_time import StepTime, add_times, of_step
@@ -73,6 +73,7 @@ def time_steps(configs: Mapping[str, ConfigDict], *, rounds: int = ROUNDS) -> di
             highest=max(seconds[row]),
             of_end_to_end=statistics.median(ratios),
             peak_of_end_to_end=steps[row].predicted_bytes / steps[references[row]].predicted_bytes,
+            multiply_adds=steps[row].multiply_adds * batches[row],
             rounds=rounds,
             device=steps[row].device,
             jax=jax.__version__,

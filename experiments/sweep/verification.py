@@ -2,19 +2,14 @@
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from experiments.ending import Ending
-from experiments.folders.folder_lock import FolderLock
 from experiments.folders.starts import read_starts
 from experiments.sweep.results import error_percent, finished
-from experiments.sweep.row_process import execute
 from experiments.sweep.rows import Rows, Run
-from experiments.tables import say
 from kd_local.training.logging import read_epochs
 
 FOLDER = "verification"
@@ -22,7 +17,15 @@ _TIMES = ("seconds", "images_per_second", "data_wait_seconds")
 _SURROUNDINGS = ("versions", "device", "commit", "changed")
 
 
-def verify(rows: Rows, runs: Sequence[Run], workdir: Path, console: Console, ending: Ending, lock: FolderLock) -> int:
+def verify(
+    rows: Rows,
+    runs: Sequence[Run],
+    workdir: Path,
+    *,
+    say: Callable[[str], None],
+    execute: Callable[[Sequence[str]], str | None],
+    ending: Ending,
+) -> int:
     """Trains each run in the folder `verification`, prints how it differs, and returns the number that differ.
 
     A run that a stopped verification left is resumed.
@@ -31,26 +34,21 @@ def verify(rows: Rows, runs: Sequence[Run], workdir: Path, console: Console, end
         rows: all rows of the config file.
         runs: the runs to verify, which are done.
         workdir: the folder of the sweep.
-        console: for the results.
+        say: prints a line.
+        execute: runs a command and returns its error.
         ending: of this process.
-        lock: of the folder.
     """
     different = 0
     for run in runs:
-        config, again = rows.config(run), run.folder(workdir / FOLDER)
-        if finished(again, config) is not None:
+        again = run.folder(workdir / FOLDER)
+        if finished(again, rows.config(run)) is not None:
             shutil.rmtree(again)
-        error = execute(
-            rows.command(run, workdir / FOLDER, python=sys.executable),
-            ending=ending,
-            descriptor=lock.descriptor,
-            started=lock.name_row,
-        )
+        error = execute(rows.command(run, workdir / FOLDER, python=sys.executable))
         if ending.received is not None:
             break
         found = [error] if error is not None else list(differences(rows, run, workdir))
         different += bool(found)
-        say(console, f"{run}: {'the same records' if not found else '; '.join(found)}")
+        say(f"{run}: {'the same records' if not found else '; '.join(found)}")
     return different
 
 

@@ -16,6 +16,7 @@ RANGES: Mapping[str, Range] = {
     "warmup_rate": Number(0, 1e4, example=0.01),
     "milestones": Numbers(Number(1, 100_000, whole=True), rising=True, example=(60, 80)),
     "steps_per_epoch": Number(1, 2**31 - 1, whole=True),
+    "schedule_steps": Number(1, 2**31 - 1, whole=True, note="None is the number of steps of all epochs"),
     "decay": Number(1e-6, 1, example=0.1),
     "accumulate": Number(1, 1_000_000, whole=True, note="1 is an update for every batch"),
 }

@@ -72,6 +72,27 @@ def by_batches(schedule: optax.Schedule, *, batches_per_epoch: int, accumulate: 
     return schedule if accumulate == 1 else of_batch
 
 
+def compressed(schedule: optax.Schedule, *, updates: int, to: int) -> optax.Schedule:
+    """A schedule of `updates` updates over another number of updates: warm-up and milestones keep their share of it.
+
+    >>> half = compressed(optax.linear_schedule(1.0, 0.0, 100), updates=100, to=50)
+    >>> [float(half(update)) for update in (0, 25, 50)]
+    [1.0, 0.5, 0.0]
+
+    Args:
+        schedule: by the number of earlier updates.
+        updates: the number of updates that the schedule was made for.
+        to: the number of updates over which it runs now; more stretches it.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    check_arguments(RANGES, schedule_steps=to)
+    if to == updates:
+        return schedule
+    return lambda update: schedule(jnp.floor(jnp.asarray(update, jnp.float32) * (updates / to)).astype(jnp.int32))
+
+
 def make_schedule(
     name: str,
     rate: float,

@@ -89,7 +89,7 @@ def test_the_table_is_written_as_csv_markdown_and_latex(tmp_path):
             rows, Run(row, seed), tmp_path, error=error, training_multiply_adds=20_000_000, images=100_000,
             peak_bytes=2**20, peak_of_end_to_end=0.5,
         )  # fmt: skip
-    times = {row: StepTime(0.02, 0.01, 0.03, 1.5, 0.25, 5, "cpu", "0.10")}
+    times = {row: StepTime(0.02, 0.01, 0.03, 1.5, 0.25, 1000, 5, "cpu", "0.10")}
     lines = tabulate(rows, collect(rows, [Run(row, 0)], tmp_path), times=times)
     write_tables(lines, tmp_path, title="table2", command="python -m sweep --config=a_b")
     cells = ["9.00 ± 1.41", "1.0", "0.250", "20.0", "1.50", "2", "0.01", "1,000"]

@@ -4,6 +4,7 @@ import optax
 import pytest
 
 from kd_local.training import make_optimizer, make_schedule
+from kd_local.training.schedules import compressed
 
 
 def at(schedule, step):
@@ -36,6 +37,20 @@ def test_piecewise_constant_and_linear():
     assert at(constant, 17) == pytest.approx(0.3)
     linear = make_schedule("linear", 1.0, epochs=5, steps_per_epoch=2)
     assert [at(linear, step) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
+
+
+@jax.numpy_dtype_promotion("standard")
+@pytest.mark.parametrize("name", ["contsup", "cosine", "piecewise"])
+def test_a_compressed_schedule_keeps_the_shares_of_warmup_and_milestones(name):
+    arguments = {"milestones": (5, 8)} if name == "piecewise" else {}
+    whole = make_schedule(name, 0.4, epochs=10, steps_per_epoch=100, warmup_epochs=2, **arguments)
+    short, long = (compressed(whole, updates=1000, to=to) for to in (250, 2000))
+    for update in (0, 40, 99, 123, 249):
+        np.testing.assert_allclose(short(update), whole(4 * update), rtol=1e-6)
+        np.testing.assert_allclose(long(8 * update + 1), whole(4 * update), rtol=1e-6)
+    assert compressed(whole, updates=1000, to=1000) is whole
+    with pytest.raises(ValueError, match="schedule_steps is 0"):
+        compressed(whole, updates=1000, to=0)
 
 
 def test_a_run_shorter_than_its_warmup_stays_in_it():
