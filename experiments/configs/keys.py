@@ -187,8 +187,8 @@ KEYS: Mapping[str, Key | Group] = {
         "schedule_steps": Key(
             placeholder(int),
             OPTIMIZATION["schedule_steps"],
-            "steps over which the schedule of all epochs runs, with its warm-up and milestones; none: the steps of all "
-            "epochs",
+            "steps over which the schedule of all epochs runs, with its warm-up, its milestones and the warm-up of "
+            "objectives; none: the steps of all epochs",
         ),
         "milestones": Key(
             (), OPTIMIZATION["milestones"], "the epochs at which the rate is multiplied by `decay`", (PIECEWISE,)

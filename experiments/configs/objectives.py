@@ -14,6 +14,8 @@ from kd_local.ranges import Choice, Number, Numbers, Range, Switch
 OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "block_kd")
 OF_LOGITS = ("kd", "dkd", "mlkd", "dist")
 """The objectives that read only the logits of a teacher."""
+DISTANCES = ("kd", "dkd", "mlkd", "dist")
+"""The distances of logits by name."""
 
 HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ...]]]] = {
     "kd": {

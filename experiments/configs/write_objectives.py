@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.configs.description import attributes
-from kd_local.distill import OBJECTIVES, StoneLoss
+from kd_local.distill import DISTANCES, OBJECTIVES, StoneLoss
 from kd_local.hyperparameters import ranges_of, weights_of
 from kd_local.local.auxiliaries.registry import AUXILIARIES
 from kd_local.local.pairs import PAIR_RULES
@@ -79,7 +79,7 @@ def text() -> str:
     """The file."""
     lines = [f"OBJECTIVES = {_source(tuple(OBJECTIVES))}"]
     lines += [f"OF_LOGITS = {_source(of_logits())}", '"""The objectives that read only the logits of a teacher."""']
-    lines += [""]
+    lines += [f"DISTANCES = {_source(DISTANCES)}", '"""The distances of logits by name."""', ""]
     lines += _table("HYPER_PARAMETERS", hyper_parameters())
     with_head = tuple(name for name, rule in AUXILIARIES.items() if rule().uses_head)
     lines += ["", f"AUXILIARIES = {_source((*AUXILIARIES, TEACHER))}"]

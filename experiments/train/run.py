@@ -27,6 +27,7 @@ from experiments.from_config.deployed_runs import save_state
 from experiments.from_config.experiment import Experiment, build
 from experiments.from_config.facts import facts_of_run
 from experiments.from_config.planning import PLAN, left_to_measurement, planned
+from experiments.from_config.scheduled_epoch import scheduled_epoch
 from experiments.from_config.step_options import call_options
 from experiments.from_config.step_timer import placement
 from experiments.from_config.teachers import save_network
@@ -169,7 +170,7 @@ def _train(
     workdir: Path,
     checkpoints: Checkpoints,
 ) -> Result:
-    extra = cached_logits(cached, console, ENDING)
+    extra = {**cached_logits(cached, console, ENDING), **scheduled_epoch(config, experiment.plan)}
     recorded = Barrier("records").decide(
         lambda: [record.step for record in read_epochs(workdir)], seconds=_BARRIER_SECONDS
     )
