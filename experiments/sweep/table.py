@@ -108,10 +108,14 @@ def tabulate(
 def write_tables(lines: Sequence[Line], workdir: Path, *, title: str, command: str) -> None:
     """Writes the table as CSV, with all values, and as Markdown and LaTeX, with the command of the sweep."""
     write_csv(workdir / CSV, list(Line.__dataclass_fields__), map(asdict, lines))
-    cells = [list(_HEADINGS), ["---", "---", "---", *["--:"] * (len(_HEADINGS) - 3)], *map(_cells, lines)]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in cells)
-    replace_text(workdir / MARKDOWN, f"# {title}\n\n    {command}\n\n{table}\n")
+    replace_text(workdir / MARKDOWN, f"# {title}\n\n    {command}\n\n{markdown(lines)}\n")
     replace_text(workdir / LATEX, latex(lines, command=command))
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The table in Markdown."""
+    cells = [list(_HEADINGS), ["---", "---", "---", *["--:"] * (len(_HEADINGS) - 3)], *map(_cells, lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def latex(lines: Sequence[Line], *, command: str) -> str:

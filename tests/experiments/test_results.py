@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.sweep.document import read_lines
 from experiments.sweep.error_plot import draw_errors, plot_errors
 from experiments.sweep.published import published_errors
 from experiments.sweep.results import collect, finished
@@ -97,6 +98,9 @@ def test_the_table_is_written_as_csv_markdown_and_latex(tmp_path):
     text = (tmp_path / "table.tex").read_text()
     assert text.startswith("% python -m sweep --config=a_b\n\\begin{tabular}{lrrrrrrrrr}\n")
     assert f"{row} & 2 & " + " & ".join([r"9.00 $\pm$ 1.41", *cells[1:]]) + r" \\" in text
+    assert read_lines(tmp_path / "table.csv") == list(lines)
+    with pytest.raises(ValueError, match="is not the table.csv of a sweep"):
+        read_lines(tmp_path / "table.tex")
     names, values = ((tmp_path / "table.csv").read_text().splitlines()[i].split(",") for i in (0, 1))
     assert names[-1] == "images_per_second" and values[-1] == "100.0"
 
