@@ -85,7 +85,7 @@ def pytest_runtest_protocol(item):
 @pytest.fixture(scope="session")
 def teacher_run(tmp_path_factory):
     """The folder of a run of a ResNet-8, with the files that a student reads. Its weights are untrained."""
-    from experiments.from_config.teachers import save_network
+    from experiments.from_config.weights import save_network
     from kd_local.models import create
 
     folder = tmp_path_factory.mktemp("teacher")

@@ -70,7 +70,7 @@ KEYS: Mapping[str, Key | Group] = {
         "shortcut": Key(
             "projection", Choice("shortcut", SHORTCUTS), "shortcuts of CIFAR ResNets; `padding`: option A of He et al."
         ),
-        "weights": path("start weights: a file of PyTorch weights or the folder of a run; none: new ones"),
+        "weights": path("start weights: a file of weights, an orbax checkpoint or the folder of a run; none: new ones"),
     },
     "data": {
         "name": Key(
@@ -146,7 +146,7 @@ KEYS: Mapping[str, Key | Group] = {
         "network": Key(
             placeholder(str), _NETWORKS, "networks of the teachers; none: read from their folders", (TAUGHT,)
         ),
-        "weights": path("file of PyTorch weights or folder of a run; several are separated by commas", TAUGHT),
+        "weights": path("file of weights, orbax checkpoint or folder of a run; several with commas between", TAUGHT),
         "shortcut": Key(
             placeholder(str),
             Choice("shortcut", SHORTCUTS),

@@ -1,8 +1,9 @@
 """Evaluate trained weights: python -m experiments.evaluate --weights=PATH [--config=FILE.py] [--config.KEY=VALUE ...]
 
-PATH is a file of PyTorch weights (.npz needs no torch) or the folder of a run. For a file, the config names network and
-data. A run's folder records its network, its images and their normalisation; the config may name another data set. A
-run is evaluated in its own precision and batch size, so on the same devices its results are those of its summary.json.
+PATH is a file of weights (.npz and .safetensors need no PyTorch), an orbax checkpoint, or the folder of a run. For
+weights alone, the config names network and data. A run's folder records its network, its images and their
+normalisation; the config may name another data set. A run is evaluated in its own precision and batch size, so on the
+same devices its results are those of its summary.json.
 The program writes summary.json.
 """
 
@@ -22,7 +23,7 @@ from experiments.folders.compilation_cache import use_compilation_cache
 from kd_local.paths import read_existing, read_folder
 
 _CONFIG = define_config()
-_WEIGHTS = flags.DEFINE_string("weights", None, "File of PyTorch weights, or the folder of a run.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "File of PyTorch weights, orbax checkpoint, or the folder of a run.")
 _TRAINING = "it is for training, leave it out"
 _IGNORED = {
     **dict.fromkeys(("method", "epochs", "steps", "step", "seed", "batch_size", "optimizer.", "loss."), _TRAINING),

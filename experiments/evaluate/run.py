@@ -20,9 +20,9 @@ from experiments.folders.workdirs import CONFIG, SUMMARY
 from experiments.from_config.deployed_runs import has_state, load_state
 from experiments.from_config.experiment import build, count_parameters
 from experiments.from_config.images import describe_images
-from experiments.from_config.teachers import load_weights
 from experiments.from_config.trained_run import as_trained, evaluation_config, other_images, read_run, unrecorded
 from experiments.from_config.trained_run import given_keys as keys_set_by_user
+from experiments.from_config.weights import is_folder_of_run, load_weights
 from experiments.tables import summary_table
 from experiments.train.summary import named_scores
 from kd_local.contract import Method
@@ -40,11 +40,11 @@ def run(config: ConfigDict, given: Collection[str], weights: Path, folder: Path 
     Args:
         config: the config.
         given: the keys that the command line sets.
-        weights: a file of PyTorch weights, or the folder of a run.
+        weights: a file of weights, an orbax checkpoint, or the folder of a run.
         folder: the folder of the results; None: the default.
     """
     try:
-        trained = read_run(weights) if weights.is_dir() else None
+        trained = read_run(weights) if is_folder_of_run(weights) else None
         if trained is not None:
             config = evaluation_config(trained, config, keys_set_by_user(config, given))
         experiment = build(config)

@@ -14,10 +14,10 @@ import kd_local
 from experiments.configs.contradictions import has_teachers, teacher_places
 from experiments.folders.identity import VERSION
 from experiments.from_config.images import describe_images
-from experiments.from_config.teachers import weights_file
 from experiments.from_config.trained_run import read_run
+from experiments.from_config.weights import is_folder_of_run, weights_digest
 from kd_local.contract import Method
-from kd_local.data import Data, content_digest, file_digest, files_digest
+from kd_local.data import Data, content_digest, files_digest
 from kd_local.data.prepared import find
 from kd_local.data.registry import INCLUDED
 from kd_local.distill import Distillation, TaughtContSup, Teacher
@@ -63,13 +63,13 @@ def _facts_of_files(config: ConfigDict) -> dict[str, Any]:
         found["data.data_dir"] = str(folder).removesuffix(f"/{name}/{folder.name}")
         found |= {"images.version": folder.name, "images.files": files_digest(folder)}
     if config.network.weights is not None:
-        found["start.file"] = file_digest(weights_file(read_existing(config.network.weights, "network.weights")))
+        found["start.file"] = weights_digest(read_existing(config.network.weights, "network.weights"))
     if has_teachers(config):
         places = teacher_places(config)
         found["teachers"] = len(places)
         for i, place in enumerate(places):
-            found[f"teachers.{i}.file"] = file_digest(weights_file(place))
-            if place.is_dir():
+            found[f"teachers.{i}.file"] = weights_digest(place)
+            if is_folder_of_run(place):
                 mean, std = read_run(place).normalisation
                 found |= {f"teachers.{i}.mean": list(mean), f"teachers.{i}.std": list(std)}
     return found

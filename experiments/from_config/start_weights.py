@@ -1,10 +1,8 @@
 """The weights with which a run's network starts: `network.weights`."""
 
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +10,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from experiments.from_config.deployed_runs import has_state, load_state
-from experiments.from_config.teachers import WEIGHTS, load_weights
 from experiments.from_config.trained_run import Normalisation, read_run, unrecorded
+from experiments.from_config.weights import (
+    LAST,
+    WEIGHTS,
+    classes_at,
+    classes_in,
+    is_folder_of_run,
+    load_weights,
+)
 from kd_local.data import DatasetSpec
-from kd_local.interop import read_state_dict
-from kd_local.interop.zoo import classes_of
 from kd_local.local import ContSup
 from kd_local.models import create
 from kd_local.networks import Network, Variables, by_block, of_block
 from kd_local.paths import read_existing
-
-_LAST = "linear"
-"""The part of a head whose shape depends on the number of classes."""
 
 
 def with_start(config: ConfigDict, network: Network, data: DatasetSpec) -> Network:
@@ -43,14 +43,14 @@ def with_start(config: ConfigDict, network: Network, data: DatasetSpec) -> Netwo
     if found != classes:
         print(f"note: {place} has {found} classes, the data have {classes}: the last layer starts new", file=sys.stderr)
         flat = flatten_dict(start)
-        start = unflatten_dict({path: x for path, x in flat.items() if path[1:3] != (network.names[-1], _LAST)})
+        start = unflatten_dict({path: x for path, x in flat.items() if path[1:3] != (network.names[-1], LAST)})
     images = jax.ShapeDtypeStruct((1, *data.shape), jnp.float32)
     expected = flatten_dict(jax.eval_shape(network.init, jax.random.key(0), images), sep="/")
     given = flatten_dict(start, sep="/")
     for name, like in expected.items():
         if name in given and given[name].shape != like.shape:
             raise ValueError(f"network.weights: {place}: {name} is {given[name].shape}, expected {like.shape}")
-        if name not in given and (found == classes or f"/{network.names[-1]}/{_LAST}/" not in name):
+        if name not in given and (found == classes or f"/{network.names[-1]}/{LAST}/" not in name):
             raise ValueError(f"network.weights: {place}: {name} is missing: give weights of {config.network.name}")
     return replace(network, start=start)
 
@@ -61,10 +61,8 @@ def _start(config: ConfigDict, network: Network, place: Path, normalisation: Nor
     def of_classes(classes: int) -> Network:
         return create(config.network.name, classes=classes, shortcut=config.network.shortcut)
 
-    if not place.is_dir():
-        arrays = read_state_dict(place)
-        ours = all(":" in name for name in arrays)
-        found = _classes(load_weights(network, place), network) if ours else classes_of(network, arrays)
+    if not is_folder_of_run(place):
+        found = classes_at(network, place)
         start = load_weights(of_classes(found or 1), place)
         if config.data.mean is None and config.data.std is None:
             way_out = "--config.data.mean and --config.data.std set others"
@@ -93,9 +91,4 @@ def _start(config: ConfigDict, network: Network, place: Path, normalisation: Nor
         variables = load_weights(network, place)
     if run.normalisation != normalisation:
         print(f"note: network.weights: the images of the run in {place} were normalised otherwise", file=sys.stderr)
-    return variables, _classes(variables, network)
-
-
-def _classes(variables: Mapping[str, Any], network: Network) -> int:
-    head = flatten_dict(variables["params"][network.names[-1]][_LAST])
-    return int(next(x.shape[-1] for path, x in head.items() if path[-1] == "bias"))
+    return variables, classes_in(variables, network) or 1

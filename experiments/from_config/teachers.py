@@ -7,71 +7,21 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from experiments.configs.contradictions import teacher_names, teacher_places
-from experiments.from_config.deployed_runs import STATE, deployed_teacher, has_state
+from experiments.from_config.deployed_runs import STATE, deployed_teacher
 from experiments.from_config.images import of_channels
 from experiments.from_config.trained_run import Normalisation, read_run, unrecorded
+from experiments.from_config.weights import is_folder_of_run, load_weights, weights_file
 from kd_local.choices.networks import SHORTCUTS
 from kd_local.data import DatasetSpec
 from kd_local.distill import Renormalisation, Teacher
 from kd_local.errors import unknown
-from kd_local.files import replacing
-from kd_local.interop import load_network, read_state_dict
 from kd_local.models import create
 from kd_local.models.layers import DType
-from kd_local.networks import Network, Variables
-from kd_local.training import check_finite
-
-WEIGHTS = "network.npz"
-"""The file of a run's trained network. The name of a variable is its collection, block and path, joined by `:`."""
 
 DTYPES: Mapping[str, DType] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def save_network(variables: Variables, workdir: Path) -> None:
-    """Writes a trained network to the folder of its run."""
-    with replacing(workdir / WEIGHTS) as file:
-        np.savez(file, **flatten_dict(jax.device_get(variables), sep=":"))
-
-
-def load_weights(network: Network, weights: Path) -> Variables:
-    """Variables of a network from a file of PyTorch weights or the folder of a run.
-
-    Raises:
-        ValueError: there is no such file or folder, the run has not ended, or the weights are of another network or not
-            finite.
-        ModuleNotFoundError: the file needs PyTorch, which is not installed.
-    """
-    path = weights / WEIGHTS if weights.is_dir() else weights
-    if weights.is_dir() and not path.is_file():
-        raise ValueError(
-            f"{weights} has no {WEIGHTS}: expected the folder of a run that has ended; if an earlier version made it, "
-            "repeat the command of the run, which writes the missing files"
-        )
-    arrays = read_state_dict(path, report=_report)
-    if all(":" in name for name in arrays):
-        variables = unflatten_dict({tuple(name.split(":")): x for name, x in arrays.items()})
-    else:
-        try:
-            variables = load_network(network, arrays, dtype=jnp.float32)
-        except ValueError as error:
-            raise ValueError(f"{weights}: {error}") from error
-    check_finite(variables, of=str(weights))
-    return variables
-
-
-def _report(note: str) -> None:
-    print(f"note: {note}", file=sys.stderr)
-
-
-def weights_file(place: Path) -> Path:
-    """The file of weights at a path, which may be the folder of a run."""
-    if not place.is_dir():
-        return place
-    return place / (STATE if has_state(place) and not (place / WEIGHTS).is_file() else WEIGHTS)
 
 
 def teachers_of(config: ConfigDict, data: DatasetSpec, *, fresh: bool) -> tuple[Teacher, ...]:
@@ -123,7 +73,7 @@ def teachers(
     for i, name in enumerate(names):
         place = places[i] if places else None
         shortcut, own = settings.shortcut or SHORTCUTS[0], of_files
-        if place is not None and place.is_dir():
+        if place is not None and is_folder_of_run(place):
             run = read_run(place)
             shortcut, own = run.config.network.shortcut, run.normalisation
             if settings.shortcut not in (None, shortcut):
@@ -149,17 +99,17 @@ def teachers(
             renormalisation = Renormalisation.between(normalisation, own)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
-        if place is not None and not place.is_dir() and settings.mean is None and settings.std is None:
-            _report(
-                unrecorded(place, "the student's", own, "--config.teacher.mean and --config.teacher.std set others")
-            )
+        if place is not None and not is_folder_of_run(place) and settings.mean is None and settings.std is None:
+            way_out = "--config.teacher.mean and --config.teacher.std set others"
+            note = unrecorded(place, "the student's", own, way_out)
+            print(f"note: {note}", file=sys.stderr)
         found.append(Teacher(network, variables, renormalisation))
     return tuple(found)
 
 
 def _check_used(config: ConfigDict, places: Sequence[Path]) -> None:
     """Refuse a normalisation for files where every teacher is a run, which records its own."""
-    if not places or not all(place.is_dir() for place in places):
+    if not places or not all(map(is_folder_of_run, places)):
         return
     for name in ("mean", "std"):
         if config.teacher[name] is not None:

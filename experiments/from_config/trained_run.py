@@ -22,6 +22,7 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, on the scale 0 to 255."""
 
 _RESTORE = "restore it, or use another folder"
+_FILES_OF_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 _OF_WEIGHTS = ("network.name", "network.shortcut", "data.mean", "data.std")
 
 
@@ -50,9 +51,10 @@ def read_run(folder: Path) -> TrainedRun:
             is unknown.
     """
     if not (folder / CONFIG).is_file():
+        there = sorted(path.name for path in folder.glob("*") if path.suffix in _FILES_OF_WEIGHTS)
         raise ValueError(
             f"{folder} is not the folder of a run, so its network is unknown: give the folder of a run, or a file of "
-            "weights"
+            f"weights{f', such as {folder / there[0]}' if there else ''}"
         )
     config, facts = _with_defaults(folder), recorded_identity(folder, way_out=_RESTORE).facts
     if "images.mean" in facts and "images.std" in facts:

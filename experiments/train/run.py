@@ -30,7 +30,7 @@ from experiments.from_config.planning import PLAN, left_to_measurement, planned
 from experiments.from_config.scheduled_epoch import scheduled_epoch
 from experiments.from_config.step_options import call_options
 from experiments.from_config.step_timer import placement
-from experiments.from_config.teachers import save_network
+from experiments.from_config.weights import save_network
 from experiments.tables import say
 from experiments.train.processes import agree, shared_options
 from experiments.train.results import compared_with_teachers, show, title_of, write_results

@@ -80,10 +80,7 @@ def load_network(network: Network, arrays: Mapping[str, Any], *, dtype: DType = 
 
 
 def network_to_torch(network: Network, variables: Variables) -> dict[str, np.ndarray]:
-    """The inverse of `load_network`: arrays by mdistiller's names, in PyTorch's layouts, with unchanged dtypes.
-
-    Networks that mdistiller does not have get torchvision's names: the ImageNet forms of MobileNetV2, ShuffleNetV2 and
-    VGG, and vision transformers.
+    """The inverse of `load_network`: arrays by the names of `code_base`, in PyTorch's layouts, with unchanged dtypes.
 
     Raises:
         ValueError: the variables do not fit the network, or the network is not one of the zoo.
@@ -96,6 +93,23 @@ def network_to_torch(network: Network, variables: Variables) -> dict[str, np.nda
     if (positions := flat.get(("params", "stem", "positions"))) is not None:
         size = image_size(network, {"pos_embed": positions})
     return write_layers(layers, variables, _shapes(network, kernel[2], size))
+
+
+def code_base(network: Network) -> str | None:
+    """The code base in PyTorch whose names `network_to_torch` writes; None if none has this network.
+
+    It is torchvision for networks of ImageNet and vision transformers with a class token, pytorch_resnet_cifar10
+    (akamaster) for ResNets with `shortcut="padding"`, and mdistiller for all others, MobileNetV1 included.
+    """
+    match network.modules[:2]:
+        case (PatchEmbedding(), _):
+            return None
+        case (_, BasicBlock(shortcut="padding")):
+            return "pytorch_resnet_cifar10"
+        case (TokenEmbedding(), _) | (_, InvertedResidual(expansion=None)):
+            return "torchvision"
+    of_imagenet = getattr(network.modules[1], "pool_first", False)
+    return "torchvision" if of_imagenet or isinstance(network.modules[-1], ThreeLinearClassifier) else "mdistiller"
 
 
 def classes_of(network: Network, arrays: Mapping[str, Any]) -> int | None:
@@ -123,7 +137,7 @@ def _flattened(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _layers(network: Network, arrays: Mapping[str, Any] | None = None) -> list[Layer]:
-    """The layers with the names of `arrays`; if None, with mdistiller's names or, if it has none, torchvision's."""
+    """The layers with the names of `arrays`; if None, with those of `code_base`."""
     if isinstance(network.modules[0], PatchEmbedding):
         raise ValueError(
             "torchvision and timm have no vision transformer with fixed positions and pooled maps: for their weights "
@@ -162,7 +176,7 @@ def _layers(network: Network, arrays: Mapping[str, Any] | None = None) -> list[L
 def _resnet(network: Network, arrays: Mapping[str, Any] | None) -> list[Layer]:
     shuffles = isinstance(network.modules[1], ShuffleUnit | DownUnit)
     small_images = "stage4/0" in network.names and not getattr(network.modules[1], "pool_first", False)
-    linear = "linear" if shuffles or small_images else "fc"
+    linear = "linear" if shuffles or small_images or code_base(network) == "pytorch_resnet_cifar10" else "fc"
     shortcut = "shortcut" if small_images else "downsample"
     if arrays is not None:
         linear = "linear" if "linear.weight" in arrays else "fc"

@@ -1,4 +1,4 @@
-"""Crash-safe checkpoints; the only file that imports orbax.
+"""Crash-safe checkpoints of a run, in orbax's format.
 
 A checkpoint is complete only if every file matches its digest in a manifest. The order of a save is: write, commit,
 write the manifest, delete older checkpoints. Therefore a complete checkpoint remains whenever a process is killed. A

@@ -11,8 +11,9 @@ from experiments.configs.default import get_config
 from experiments.folders.workdirs import CONFIG
 from experiments.from_config.deployed_runs import STATE, load_state, save_state
 from experiments.from_config.experiment import build
-from experiments.from_config.teachers import teachers, weights_file
+from experiments.from_config.teachers import teachers
 from experiments.from_config.trained_run import read_run
+from experiments.from_config.weights import weights_file
 from kd_local.distill import KD, OBJECTIVES, Distillation, Teacher
 from kd_local.distill.deployed import deployed_network
 from kd_local.models import create

@@ -13,7 +13,8 @@ from experiments.configs.default import get_config
 from experiments.folders import workdirs
 from experiments.folders.identity import Identity, compare, options
 from experiments.from_config.facts import facts_of_files, facts_of_run
-from experiments.from_config.teachers import save_network, teachers
+from experiments.from_config.teachers import teachers
+from experiments.from_config.weights import save_network
 from experiments.sweep.results import check, finished
 from kd_local.data import load
 from kd_local.distill import OBJECTIVES, Distillation, Teacher

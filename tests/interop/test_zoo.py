@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.interop import load_network, network_to_torch
+from kd_local.interop import code_base, load_network, network_to_torch
 from kd_local.models import create, resnet
 from kd_local.networks import Network
 
@@ -156,3 +156,12 @@ def test_other_variables_are_refused():
     del variables["params"]["stem"]
     with pytest.raises(ValueError, match="params/stem/conv/conv/kernel is missing"):
         network_to_torch(SMALL, variables)
+
+
+def test_the_names_are_those_of_a_code_base_that_has_the_network(weights):
+    assert code_base(PADDED) == "pytorch_resnet_cifar10" and list(state(PADDED, weights))[-1] == "linear.bias"
+    found = {name: code_base(create(name, classes=5)) for name in (*NETWORKS, "vit_ti_16", "vit_ti16", "vgg11_bn")}
+    of_imagenet = ("resnet18", "mobilenetv2", "vit_ti_16", "vgg11_bn")
+    assert found == {
+        **dict.fromkeys(NETWORKS, "mdistiller"), **dict.fromkeys(of_imagenet, "torchvision"), "vit_ti16": None
+    }  # fmt: skip

@@ -22,6 +22,7 @@ PROGRAMS = {
     **dict.fromkeys(("train", "memory", "speed", "pipeline"), ()),
     "sweep": (TABLE, "--config.network.name=resnet8", "--config.data.name=digits", "--rows=1"),
     "evaluate": (f"--weights={ROOT}/README.md",),
+    "export": (f"--workdir={ROOT}/docs", f"--output={ROOT}/exported"),
 }
 SMALL = [
     "--config.epochs=400",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.from_config.teachers import save_network
+from experiments.from_config.weights import save_network
 from kd_local.models import create
 from tests.support.processes import finish_all, run, start_two, succeed
 

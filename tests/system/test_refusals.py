@@ -78,6 +78,15 @@ COMMANDS = {
         (["--weights=README.md", "--config.steps_per_call=2"], "this program does not use it"),
         (["--weights=README.md", "--config.data.on_devices=true"], "this program does not use it"),
     ],
+    "export": [
+        ([], "--workdir is not set: give the folder of a run that has ended"),
+        (["--workdir=docs"], "--output is not set: give a new folder"),
+        (["--workdir=nowhere", "--output={folder}/out"], "workdir 'nowhere': there is no such file or folder"),
+        (["--workdir=docs", "--output={folder}"], "output '.*' is not empty: give a new folder, or empty it"),
+        (["--workdir=docs", "--output=README.md"], "output 'README.md' is a file: give a folder"),
+        (["--workdir=docs", "--output={folder}/out", "--forms=onnx"], "unknown form 'onnx': use orbax, safetensors or"),
+        (["--workdir=docs", "--otput=x"], "Unknown command line flag 'otput'. Did you mean: output"),
+    ],
     "sweep": [
         *(
             ([TABLE, *arguments] if "=" not in arguments[0][:9] else arguments, message)

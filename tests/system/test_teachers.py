@@ -1,6 +1,7 @@
-"""A teacher is trained by one command, used by the next, and evaluated by a third."""
+"""A teacher is trained by one command, used by the next, and evaluated and exported by others."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,24 @@ def test_a_run_and_a_file_are_evaluated_alike(teacher, tmp_path):
     # The same bits, since the run's batches are used.
     assert summary(tmp_path / "ours")["test_loss"] == summary(teacher)["test_loss"]
     assert summary(tmp_path / "ours")["batch_size"] == 32 and summary(tmp_path / "ours")["dtype"] == "float32"
+
+
+def test_an_exported_student_is_evaluated_alike_and_teaches(student, tmp_path):
+    out = tmp_path / "exported"
+    printed = succeed("export", f"--workdir={student}", f"--output={out}", "--forms=orbax,safetensors,torch")
+    names = ["orbax", "network.safetensors", "network.pth", "README.md"]
+    assert printed.split() == [str(out / name) for name in names]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    # The card's own commands, whose weights are replaced by another form.
+    lines = [shlex.split(line) for line in (out / "README.md").read_text().splitlines() if line.startswith("    ")]
+    of_teacher, _, evaluation = lines[:3]
+    assert evaluation[:4] == ["python", "-m", "experiments.evaluate", f"--weights={out}/orbax"]
+    for name in ("orbax", "network.safetensors"):
+        succeed("evaluate", *evaluation[4:], f"--weights={out / name}", f"--workdir={tmp_path / name}")
+        assert summary(tmp_path / name)["test_accuracy"] == summary(student)["test_accuracy"]
+    succeed("train", *SMALL, "--config.method=kd", *of_teacher, "--config.epochs=1", f"--workdir={tmp_path / 'next'}")
+    assert summary(tmp_path / "next")["teacher_accuracy"] == pytest.approx(summary(student)["test_accuracy"], abs=1e-9)
+    refused("export", [([f"--workdir={student}", f"--output={out}"], "is not empty: give a new folder, or empty it")])
 
 
 @pytest.mark.exhaustive

@@ -1,0 +1,1 @@
+"""The program that writes a trained network for other programs."""
