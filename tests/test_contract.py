@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from kd_local.contract import Method, owner, subtree
-from kd_local.distill import OBJECTIVES, Distillation, StoneLoss, TaughtContSup, Teacher
+from kd_local.distill import OBJECTIVES, Combined, Distillation, StoneLoss, TaughtContSup, Teacher
 from kd_local.local import (
     HEADS,
     HPFF,
@@ -75,6 +75,12 @@ def distillation(name: str, teachers: int = 1, **options: Any) -> Distillation:
     return Distillation(NETWORK, found, OBJECTIVES[name](**options), GENTLE, examples=37)
 
 
+def combined(*names: str, teachers: int = 1) -> Distillation:
+    found = tuple(trained(seed) for seed in range(teachers))
+    objectives = tuple((OBJECTIVES[name](**({"negatives": 8} if name == "crd" else {})), 0.5) for name in names)
+    return Distillation(NETWORK, found, Combined(objectives), GENTLE, examples=37)
+
+
 def taught(**options: Any) -> TaughtContSup:
     return locally_taught(NETWORK, trained(0), (8, 8, 3), GENTLE, **options)
 
@@ -107,6 +113,8 @@ METHODS: dict[str, Method] = {
     **{name: distillation(name) for name in OBJECTIVES},
     "block_kd lightweight": distillation("block_kd", stones=(2, 3), distance="dkd"),
     "two teachers": distillation("fitnet", teachers=2),
+    "combined": combined("dkd", "crd", "block_kd"),
+    "combined two teachers": combined("kd", "fitnet", teachers=2),
     "teacher": taught(),
     "teacher lightweight": taught(objective=StoneLoss(last=False, distance="dkd")),
     "teacher R1E": taught(context="R1E", objective=StoneLoss(distance="dist")),

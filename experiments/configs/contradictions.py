@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from experiments.configs.combination import DISTILLATION, objectives_in_use
 from experiments.configs.objectives import (
     AUXILIARY_PARAMETERS,
     HYPER_PARAMETERS,
-    OBJECTIVES,
     PAIR_PARAMETERS,
     PAIRS,
     TEACHER,
@@ -90,7 +90,7 @@ def check_warmups(config: ConfigDict, given: Collection[str]) -> None:
     Raises:
         ValueError: a warm-up has more epochs than the run.
     """
-    for group in ("optimizer", config.method):
+    for group in ("optimizer", *_objectives(config)):
         key = f"{group}.warmup_epochs"
         if key in given and config[group].warmup_epochs > config.epochs:
             raise ValueError(
@@ -107,11 +107,12 @@ def remarks(config: ConfigDict) -> tuple[str, ...]:
             f"the run of {config.epochs} epochs ends within the warm-up ({config.optimizer.warmup_epochs} epochs): the "
             f"learning rate stays below {config.optimizer.learning_rate:g}"
         )
-    if (epochs := config.get(config.method, {}).get("warmup_epochs", 0)) > config.epochs:
-        notes.append(
-            f"{config.method}.warmup_epochs is {epochs}: in {config.epochs} epochs the weight reaches "
-            f"{config.epochs / epochs:.0%} of its value"
-        )
+    for name in _objectives(config):
+        if (epochs := config[name].get("warmup_epochs", 0)) > config.epochs:
+            notes.append(
+                f"{name}.warmup_epochs is {epochs}: in {config.epochs} epochs the weight reaches "
+                f"{config.epochs / epochs:.0%} of its value"
+            )
     return tuple(notes)
 
 
@@ -195,7 +196,7 @@ def locally_taught(config: ConfigDict) -> bool:
 
 def has_teachers(config: ConfigDict) -> bool:
     """True if the method has teachers."""
-    return config.method in OBJECTIVES or locally_taught(config)
+    return config.method in DISTILLATION or locally_taught(config)
 
 
 def teacher_places(config: ConfigDict) -> list[Path]:
@@ -245,6 +246,11 @@ def teacher_names(config: ConfigDict, places: int, *, shapes_only: bool = False)
     if count > 1 and locally_taught(config):
         raise ValueError(f"{count} teachers for local.auxiliary={TEACHER}: give one, or use another method")
     return names
+
+
+def _objectives(config: ConfigDict) -> tuple[str, ...]:
+    """The objectives in use, whose keys have their names."""
+    return objectives_in_use({"method": config.method, "combined.objectives": config.combined.objectives})
 
 
 def _check_optimization(config: ConfigDict) -> None:

@@ -8,30 +8,30 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from experiments.configs.combination import COMBINATION, COMBINED
 from experiments.configs.description import Group, Key, Use, above, names_with_commas, path, when
 from experiments.configs.local_keys import LOCAL
 from experiments.configs.objectives import (
     AUXILIARY_PARAMETERS,
     HYPER_PARAMETERS,
-    OF_LOGITS,
     PAIR_PARAMETERS,
     TEACHER_GROUP,
 )
+from experiments.configs.optimizer_keys import OPTIMIZER
 from experiments.configs.uses import (
+    CACHED,
     DISTRIBUTED,
     LABELS,
     LOCALLY_TAUGHT,
     METHODS,
     OF_PAIRS,
-    PIECEWISE,
     PREPARED,
-    SGD,
     SHARD,
     TAUGHT,
     above_zero,
+    of_objective,
 )
 from kd_local.choices.networks import NETWORKS, SHORTCUTS
-from kd_local.choices.optimization import OPTIMIZERS, SCHEDULES
 from kd_local.choices.optimization import RANGES as OPTIMIZATION
 from kd_local.choices.steps import BATCH_NORMS, FORMS, SHARDED
 from kd_local.ranges import Choice, Number, Switch, Text
@@ -128,6 +128,7 @@ KEYS: Mapping[str, Key | Group] = {
             False, Switch(), "stores only the blocks' outputs and recomputes the rest", (when("method", "end_to_end"),)
         )
     },
+    COMBINED: COMBINATION,
     "loss": {
         "label_smoothing": Key(
             0.0,
@@ -166,40 +167,9 @@ KEYS: Mapping[str, Key | Group] = {
             (TAUGHT,),
         ),
         "dtype": Key("float32", Choice("dtype", DTYPES), "compute dtype of the teacher", (TAUGHT,)),
-        "cache": path("folder for the teacher's logits", when("method", *OF_LOGITS)),
+        "cache": path("folder for the teacher's logits", CACHED),
     },
-    "optimizer": {
-        "name": Key("sgd", Choice("optimizer", OPTIMIZERS), "the optimizer"),
-        "learning_rate": Key(0.1, OPTIMIZATION["rate"], "peak of the schedule"),
-        "momentum": Key(placeholder(float), OPTIMIZATION["momentum"], "momentum; none: 0.9", (SGD,)),
-        "nesterov": Key(placeholder(bool), Switch(), "Nesterov momentum; none: if there is momentum", (SGD,)),
-        "weight_decay": Key(
-            1e-4, OPTIMIZATION["weight_decay"], "weight decay: L2 for sgd and adam, decoupled for the others"
-        ),
-        "schedule": Key("contsup", Choice("schedule", SCHEDULES), "schedule of the learning rate"),
-        "warmup_epochs": Key(5, OPTIMIZATION["warmup_epochs"], "epochs of linear warm-up; 0: none"),
-        "warmup_rate": Key(
-            placeholder(float),
-            OPTIMIZATION["warmup_rate"],
-            "learning rate at the start of the warm-up; none: 0.01",
-            (above("optimizer.warmup_epochs", 0),),
-        ),
-        "schedule_steps": Key(
-            placeholder(int),
-            OPTIMIZATION["schedule_steps"],
-            "steps over which the schedule of all epochs runs, with its warm-up, its milestones and the warm-up of "
-            "objectives; none: the steps of all epochs",
-        ),
-        "milestones": Key(
-            (), OPTIMIZATION["milestones"], "the epochs at which the rate is multiplied by `decay`", (PIECEWISE,)
-        ),
-        "decay": Key(
-            placeholder(float), OPTIMIZATION["decay"], "factor of the rate at each milestone; none: 0.1", (PIECEWISE,)
-        ),
-        "accumulate": Key(
-            1, OPTIMIZATION["accumulate"], "batches whose gradients are averaged for one update, within an epoch"
-        ),
-    },
+    "optimizer": OPTIMIZER,
     "step": Key(
         placeholder(str),
         Choice("form of the step", FORMS),
@@ -264,7 +234,10 @@ def hyper_parameter_keys() -> dict[str, Group]:
 
 
 def _uses_of(user: str, name: str, key: str, weights: tuple[str, ...]) -> tuple[Use, ...]:
-    used = LOCALLY_TAUGHT if name == TEACHER_GROUP else when(user, name)
+    if name == TEACHER_GROUP:
+        used = LOCALLY_TAUGHT
+    else:
+        used = of_objective(name, key) if name in HYPER_PARAMETERS else when(user, name)
     weighted = (above_zero(name, weights),) if weights else ()
     return (used, *weighted, *OF_PAIRS.get(f"{name}.{key}", ()))
 

@@ -16,6 +16,10 @@ OF_LOGITS = ("kd", "dkd", "mlkd", "dist")
 """The objectives that read only the logits of a teacher."""
 DISTANCES = ("kd", "dkd", "mlkd", "dist")
 """The distances of logits by name."""
+DEPLOY_OTHER_BLOCKS = ("simkd",)
+"""The objectives that deploy other blocks than the student's."""
+WITH_OTHER_TASK_TERMS = ("block_kd",)
+"""The objectives with terms of the labels besides the cross entropy of the student's logits."""
 
 HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ...]]]] = {
     "kd": {

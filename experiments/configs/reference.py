@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from experiments.configs.description import Key
+from experiments.configs.description import Key, Use
 from experiments.configs.keys import all_keys, flat_keys, hyper_parameter_keys
 
 _HEAD = (
@@ -22,7 +22,7 @@ def reference() -> str:
         entries = "<br>".join(
             f"`{key}` ({one.shown}): {one.meaning} Values: {one.values}." for key, one in group.items()
         )
-        rows.append(f"| `{name}.…` | | | `{next(iter(group.values())).uses[0].text}` | {entries} |")
+        rows.append(f"| `{name}.…` | | | {_shown(list(group.values())[-1].uses[0])} | {entries} |")
     return _HEAD + "\n".join(rows) + "\n"
 
 
@@ -35,7 +35,11 @@ def usage() -> Iterator[str]:
 
 
 def _uses(key: Key) -> str:
-    return ", ".join(f"`{use.text}`" if "=" in use.text and " " not in use.text else use.text for use in key.uses)
+    return ", ".join(map(_shown, key.uses))
+
+
+def _shown(use: Use) -> str:
+    return f"`{use.text}`" if "=" in use.text and " " not in use.text else use.text
 
 
 if __name__ == "__main__":

@@ -3,12 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.configs.combination import COMBINED, DISTILLATION, objectives_in_use, reads_logits
 from experiments.configs.description import Use, Values, when
-from experiments.configs.objectives import HYPER_PARAMETERS, OBJECTIVES, PAIRS, TEACHER, TEACHER_GROUP, WITH_HEAD
+from experiments.configs.objectives import (
+    DEPLOY_OTHER_BLOCKS,
+    HYPER_PARAMETERS,
+    OF_LOGITS,
+    PAIRS,
+    TEACHER,
+    TEACHER_GROUP,
+    WITH_HEAD,
+    WITH_OTHER_TASK_TERMS,
+)
 from kd_local.choices.data import INCLUDED
 from kd_local.choices.local import HEADS_WITH_A_WIDTH, HEADS_WITH_HIDDEN_UNITS, LOSSES_OF_LOGITS, unused_remat
 
-METHODS: tuple[str, ...] = ("contsup", *PAIRS, "end_to_end", *OBJECTIVES)
+METHODS: tuple[str, ...] = ("contsup", *PAIRS, "end_to_end", *DISTILLATION)
 
 CONTSUP = when("method", "contsup")
 CUT = when("method", "contsup", *PAIRS)
@@ -24,7 +34,7 @@ LOCALLY_TAUGHT = Use(
 )
 TAUGHT = Use(
     f"a method of distillation, or {LOCALLY_TAUGHT.text}",
-    lambda given: given["method"] in OBJECTIVES or LOCALLY_TAUGHT.holds(given),
+    lambda given: given["method"] in DISTILLATION or LOCALLY_TAUGHT.holds(given),
 )
 ONE_OF_LOSSES = Use(
     f"a local.auxiliary other than {TEACHER}, which has a loss of its own",
@@ -79,14 +89,38 @@ def above_zero(method: str, weights: tuple[str, ...]) -> Use:
     return Use(f"{' or '.join(names)} above 0", lambda given: any(given[name] for name in names))
 
 
+def of_objective(name: str, key: str) -> Use:
+    """The condition that an objective is in use, alone or in a combination, and reads this hyper-parameter."""
+    if name in DEPLOY_OTHER_BLOCKS or (key == "ce_weight" and name not in WITH_OTHER_TASK_TERMS):
+        return when("method", name)
+    return Use(
+        f"method={name}, or combined with {name}",
+        lambda given: name in objectives_in_use(given),
+    )
+
+
+CACHED = Use(
+    f"a method of distillation that reads only logits ({', '.join(OF_LOGITS)}, or {COMBINED} of these)", reads_logits
+)
+
+
 def _labels(given: Values) -> bool:
     method = given["method"]
     if LOCALLY_TAUGHT.holds(given):
         return bool(given[f"{TEACHER_GROUP}.alpha"])
     if method == "contsup":
         return bool(given["local.loss"] in LOSSES_OF_LOGITS or not MODULES.holds(given))
-    weight = f"{method}.{'ce_weight' if 'ce_weight' in HYPER_PARAMETERS.get(method, ()) else 'alpha'}"
-    return bool(given.get(weight, 1))
+    if method == COMBINED and given["combined.ce_weight"]:
+        return True
+    used = objectives_in_use(given)
+    return not used or any(
+        _weight_of_labels(given, name) for name in used if method != COMBINED or name in WITH_OTHER_TASK_TERMS
+    )
+
+
+def _weight_of_labels(given: Values, name: str) -> float:
+    key = "ce_weight" if "ce_weight" in HYPER_PARAMETERS[name] else "alpha"
+    return float(given.get(f"{name}.{key}", 1))
 
 
 LABELS = Use("local.loss=softmax or predsim, and a weight of the cross entropy of the labels above 0", _labels)

@@ -75,11 +75,26 @@ def of_logits() -> tuple[str, ...]:
     return tuple(name for name, kind in OBJECTIVES.items() if kind.reads == "logits")
 
 
+def deploy_other_blocks() -> tuple[str, ...]:
+    """The objectives that deploy other blocks than the student's."""
+    return tuple(name for name, kind in OBJECTIVES.items() if not kind.deploys_student)
+
+
+def with_other_task_terms() -> tuple[str, ...]:
+    """The objectives with terms of the labels besides the cross entropy of the student's logits."""
+    return tuple(name for name, kind in OBJECTIVES.items() if kind.has_other_task_terms)
+
+
 def text() -> str:
     """The file."""
     lines = [f"OBJECTIVES = {_source(tuple(OBJECTIVES))}"]
     lines += [f"OF_LOGITS = {_source(of_logits())}", '"""The objectives that read only the logits of a teacher."""']
-    lines += [f"DISTANCES = {_source(DISTANCES)}", '"""The distances of logits by name."""', ""]
+    lines += [f"DISTANCES = {_source(DISTANCES)}", '"""The distances of logits by name."""']
+    lines += [f"DEPLOY_OTHER_BLOCKS = {_source(deploy_other_blocks())}"]
+    lines += ['"""The objectives that deploy other blocks than the student\'s."""']
+    lines += [f"WITH_OTHER_TASK_TERMS = {_source(with_other_task_terms())}"]
+    lines += ['"""The objectives with terms of the labels besides the cross entropy of the student\'s logits."""']
+    lines += [""]
     lines += _table("HYPER_PARAMETERS", hyper_parameters())
     with_head = tuple(name for name, rule in AUXILIARIES.items() if rule().uses_head)
     lines += ["", f"AUXILIARIES = {_source((*AUXILIARIES, TEACHER))}"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.combination import COMBINED, combination
 from experiments.configs.objectives import PAIRS
 from experiments.folders.identity import VERSION, Differences, Identity, compare, options
 from kd_local import __version__
@@ -35,6 +36,8 @@ def default_workdir(config: ConfigDict, root: Path = Path("runs")) -> Path:
     words = [config.method, config.network.name, config.data.name]
     if config.method == "contsup":
         words += [f"k{config.local.modules}", config.local.context]
+    elif config.method == COMBINED:
+        words.insert(1, "-".join(combination(config.combined.objectives)))
     elif config.method in PAIRS:
         words.append(f"k{config.local.modules}")
     stem = "-".join([*words, f"seed{config.seed}"])

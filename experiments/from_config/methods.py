@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from experiments.configs.combination import COMBINED, combination
 from experiments.from_config.teachers import teachers_of
 from kd_local.choices.distillation import stone_numbers
 from kd_local.contract import Method
 from kd_local.data import DatasetSpec
-from kd_local.distill import OBJECTIVES, Distillation, Objective, TaughtContSup, TeacherRule
+from kd_local.distill import OBJECTIVES, Combined, Distillation, Objective, TaughtContSup, TeacherRule
 from kd_local.errors import unknown
 from kd_local.local import PAIR_RULES, AuxiliaryRule, ContSup, CutNetwork, EndToEnd, PairRule, PairTraining, TaskLoss
 from kd_local.networks import Network
@@ -79,7 +80,7 @@ def method_from_config(
     )
     if config.method not in METHODS:
         raise unknown("method", config.method, METHODS)
-    if config.teacher.cache is not None and config.method not in OBJECTIVES:
+    if config.teacher.cache is not None and METHODS[config.method] is not _distillation:
         raise ValueError(
             f"teacher.cache is set, but method {config.method} cannot use cached logits of a teacher: leave it out"
         )
@@ -104,7 +105,7 @@ def _distillation(config: ConfigDict, of: Ingredients) -> Method:
     method = Distillation(
         of.network,
         teachers_of(config, of.data, fresh=of.fresh_teachers),
-        of.objectives[config.method],
+        _objective(config, of),
         of.optimizer,
         examples=of.data.train,
         cached=config.teacher.cache is not None,
@@ -112,6 +113,15 @@ def _distillation(config: ConfigDict, of: Ingredients) -> Method:
     )
     _check_connectors(method, of.data.shape)
     return method
+
+
+def _objective(config: ConfigDict, of: Ingredients) -> Objective:
+    if config.method != COMBINED:
+        return of.objectives[config.method]
+    weights = combination(config.combined.objectives)
+    return Combined(
+        tuple((of.objectives[name], weight) for name, weight in weights.items()), ce_weight=config.combined.ce_weight
+    )
 
 
 def _check_connectors(method: Distillation, shape: tuple[int, int, int]) -> None:
@@ -123,7 +133,7 @@ METHODS: Mapping[str, Callable[[ConfigDict, Ingredients], Method]] = {
     "contsup": _contsup,
     **dict.fromkeys(PAIR_RULES, _pairs),
     "end_to_end": _end_to_end,
-    **dict.fromkeys(OBJECTIVES, _distillation),
+    **dict.fromkeys((*OBJECTIVES, COMBINED), _distillation),
 }
 
 

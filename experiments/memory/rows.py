@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from experiments.configs.combination import DISTILLATION
 from experiments.configs.contradictions import check_files
-from experiments.configs.objectives import OBJECTIVES, PAIRS
+from experiments.configs.objectives import PAIRS
 from kd_local.errors import unknown
 
 END_TO_END = "end_to_end"
@@ -20,7 +21,6 @@ CONTSUP = "contsup"
 LOCAL_REMATERIALIZED = "contsup_remat"
 DECODER = "contsup_decoder"
 KD, BLOCK_KD = "kd", "block_kd"
-DISTILLATION: tuple[str, ...] = OBJECTIVES
 METHODS: tuple[str, ...] = (
     END_TO_END, REMATERIALIZED, NAIVE, JOINED, SCANNED, CONTSUP, LOCAL_REMATERIALIZED, DECODER, *PAIRS, *DISTILLATION
 )  # fmt: skip

@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kd_local.ranges import WEIGHT, Range
+from kd_local.ranges import WEIGHT, Number, Range
+
+PART_WEIGHT = Number(0, 1e9, open_low=True, example=1, note="leave an objective of weight 0 out")
+"""The weight of an objective in a combination of objectives."""
 
 Stones = tuple[int, ...] | str
 """The numbers of the stones to use, from 1, or `all`."""

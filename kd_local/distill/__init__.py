@@ -13,6 +13,7 @@ from kd_local.distill.objective import (
     TrainingBatch,
 )
 from kd_local.distill.objectives.block_kd import BlockKD
+from kd_local.distill.objectives.combined import Combined
 from kd_local.distill.objectives.distances import DISTANCES, logit_distance
 from kd_local.distill.objectives.kd import KD
 from kd_local.distill.objectives.registry import OBJECTIVES
@@ -27,6 +28,7 @@ __all__ = [
     "KD",
     "OBJECTIVES",
     "BlockKD",
+    "Combined",
     "Connector",
     "Distillation",
     "EvaluationBatch",

@@ -77,15 +77,15 @@ class Distillation:
             Number(1, 2**31 - 1, whole=True, note="the number of training images").check("examples", self.examples)
         if self.objective.reads == "features":
             for network in (self.student, *(teacher.network for teacher in self.teachers)):
-                network.check_maps(type(self.objective).__name__)
+                network.check_maps(self.objective.label)
         if self.cached and self.objective.needs_strong_view:
             raise ValueError(
-                f"{type(self.objective).__name__} reads the teacher's logits of two views, and a cache has those of "
+                f"{self.objective.label} reads the teacher's logits of two views, and a cache has those of "
                 "one: train without a cache"
             )
         if self.cached and self.objective.reads != "logits":
             raise ValueError(
-                f"{type(self.objective).__name__} reads the teacher's features, and a cache has its logits only: train "
+                f"{self.objective.label} reads the teacher's features, and a cache has its logits only: train "
                 "without a cache"
             )
 

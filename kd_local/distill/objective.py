@@ -162,12 +162,15 @@ class Objective:
         needs_strong_view: True if the objective reads `TrainingBatch.strong`. The step then reads the tensor
             `images_strong`, other augmentations of the same images, and runs both networks on it too.
         deploys_student: True if the student alone is deployed; False if the subclass overrides `logits` and `deployed`.
+        has_other_task_terms: True if the loss has terms of the labels besides the cross entropy of the student's
+            logits; `task_weight` is then the weight of that cross entropy.
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "features"
     needs_indices: ClassVar[bool] = False
     needs_strong_view: ClassVar[bool] = False
     deploys_student: ClassVar[bool] = True
+    has_other_task_terms: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Checks the hyper-parameters.
@@ -176,6 +179,11 @@ class Objective:
             ValueError: see `kd_local.hyperparameters.check_hyperparameters`.
         """
         check_hyperparameters(self)
+
+    @property
+    def label(self) -> str:
+        """The name of the objective in messages."""
+        return type(self).__name__
 
     @property
     def task_weight(self) -> float:

@@ -10,7 +10,7 @@ protocol, gamma equals beta, no gradient flows into the ensemble as a target, an
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ class BlockKD(Objective):
             distance.
     """
 
+    has_other_task_terms: ClassVar[bool] = True
     alpha: Weight = 0.1
     beta: Weight = 0.9
     gamma: Weight = 0.9

@@ -92,6 +92,7 @@ class CRLD(Objective):
 
     reads: ClassVar[Literal["logits", "features"]] = "logits"
     needs_strong_view: ClassVar[bool] = True
+    has_other_task_terms: ClassVar[bool] = True
     ce_weight: Weight = 1.0
     within_weight: Weight = 2.0
     cross_weight: Weight = 0.5

@@ -109,6 +109,7 @@ class MLKDTwoViews(Objective):
 
     reads: ClassVar[Literal["logits", "features"]] = "logits"
     needs_strong_view: ClassVar[bool] = True
+    has_other_task_terms: ClassVar[bool] = True
     ce_weight: Weight = 0.1
     weight: Weight = 0.9
     temperatures: Annotated[tuple[float, ...], _TEMPERATURES, _TERM] = TEMPERATURES
