@@ -29,7 +29,8 @@ def entropy_weights(
         bound: H_ub: `log_classes`, the largest entropy, as in the paper, or `100`, as in the authors' code for
             CIFAR-100. With `none` there are no weights, and the result is None.
 
-    Reference: Su et al., "EA-KD: entropy-based adaptive knowledge distillation" (ICCV 2025), with its code.
+    Reference: Su et al., "EA-KD: entropy-based adaptive knowledge distillation" (ICCV 2025, arXiv
+    2311.13621), and its code.
 
     Raises:
         ValueError: another bound, one class, or the logits differ in shape or are none.

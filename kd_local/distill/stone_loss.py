@@ -27,7 +27,7 @@ class StoneLoss:
         beta: weight of the distance d, 0 or larger; KD's value in the mdistiller protocol.
         distance: d, the distance of an objective that compares logits, with the objective's defaults for all
             hyper-parameters but the three below.
-        temperature: T of the distance, above 0; nkd, ofa, ttm and wttm take none.
+        temperature: T of the distance, above 0; nkd, ofa_logits, ttm and wttm take none.
         standardise: True to standardise the logits in d (Sun et al., CVPR 2024).
         entropy_weight: weights of the samples in d: none, or H_ub of `entropy_weights`, log_classes or 100.
         last: True to give the last module a stepping stone too, after the student's last stage.

@@ -10,7 +10,7 @@ import pytest
 from kd_local.distill.objective import Outputs, Pair, TrainingBatch
 from kd_local.models import create, resnet
 
-EXAMPLES = 11
+CLASSES, EXAMPLES = 7, 11
 STUDENT = ((8, 4), (8, 4), (4, 6), (2, 8))
 TEACHER = ((8, 5), (8, 5), (4, 7), (2, 10))
 
@@ -23,7 +23,7 @@ def outputs() -> Callable[..., Outputs]:
         rng = np.random.default_rng(seed)
         maps = [rng.standard_normal((batch, size, size, channels)).astype(dtype) for size, channels in stages]
         pooled = rng.standard_normal((batch, stages[-1][1])).astype(dtype)
-        logits = (2 * rng.standard_normal((batch, 5))).astype(dtype)
+        logits = (2 * rng.standard_normal((batch, CLASSES))).astype(dtype)
         features = tuple(jnp.asarray(np.maximum(x, 0)) for x in maps)
         return Outputs(features, tuple(jnp.asarray(x) for x in maps), jnp.asarray(pooled), jnp.asarray(logits))
 
@@ -42,19 +42,21 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
         dtype: str = "float32",
         epoch: float = 100.0,
     ) -> TrainingBatch:
-        matrix = jnp.asarray(np.random.default_rng(3).standard_normal((teacher[-1][1], 5)).astype(dtype))
+        matrix = jnp.asarray(np.random.default_rng(3).standard_normal((teacher[-1][1], CLASSES)).astype(dtype))
 
         def classify(stage: int, x: jax.Array, until: int | None = None) -> jax.Array:
             assert (stage, until) == (len(teacher) - 1, None)
             return x.mean(axis=1).mean(axis=1) @ matrix
 
-        teacher_network = resnet(8, classes=5, widths=(5, 5, 7, 10)) if len(teacher) == 4 else create("vgg8", classes=5)
+        teacher_network = (
+            resnet(8, classes=CLASSES, widths=(5, 5, 7, 10)) if len(teacher) == 4 else create("vgg8", classes=CLASSES)
+        )
         return TrainingBatch(
-            pair=Pair(resnet(8, classes=5, widths=(4, 4, 6, 8)), teacher_network),
+            pair=Pair(resnet(8, classes=CLASSES, widths=(4, 4, 6, 8)), teacher_network),
             student=outputs(1, student, batch=batch, dtype=dtype),
             teacher=outputs(2, teacher, batch=batch, dtype=dtype),
             remaining_blocks=classify,
-            labels=jnp.arange(batch, dtype=jnp.int32) % 5,
+            labels=jnp.arange(batch, dtype=jnp.int32) % CLASSES,
             indices=jnp.arange(batch, dtype=jnp.int32) + 2,
             epoch=jnp.float32(epoch),
             rng=jax.random.key(7),

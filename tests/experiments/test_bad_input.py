@@ -239,7 +239,7 @@ TEACHERS: list[tuple[list[str], str]] = [
     ),
     (["--config.teacher.weights={teacher}", "--config.teacher.dtype=half"], "unknown dtype 'half'"),
     (["--config.kd.temperature=0"], "temperature is 0"),
-    (["--config.block_kd.distance=l2"], "unknown logit distance 'l2': use kd, dkd, mlkd or dist"),
+    (["--config.block_kd.distance=l2"], "unknown logit distance 'l2': use kd, dkd, mlkd, dist,"),
     (["--config.method=blockkd"], r"unknown method 'blockkd': use .*block_kd"),
     (
         ["--config.teacher.weights={teacher}", "--config.data.mean=0.5,0.5"],

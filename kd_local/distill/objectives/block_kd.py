@@ -49,7 +49,7 @@ class BlockKD(Objective):
         gamma: weight of L_cross, 0 or larger; equal to beta.
         distance: d, the distance of an objective that compares logits, with the objective's defaults for all
             hyper-parameters but the three below.
-        temperature: T of the distance, above 0; nkd, ofa, ttm and wttm take none.
+        temperature: T of the distance, above 0; nkd, ofa_logits, ttm and wttm take none.
         standardise: True to standardise the logits in d (Sun et al., CVPR 2024).
         entropy_weight: weights of the samples in d: none, or H_ub of `entropy_weights`, log_classes or 100.
         stones: `all`, or numbers of stones, counted from 1: `(2, 3)` in Python, `2,3` in a config. Fewer than all are

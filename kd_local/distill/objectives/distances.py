@@ -7,8 +7,13 @@ from jaxtyping import Array, Float, Int
 from kd_local.distill.logit_objective import LogitObjective
 from kd_local.distill.objectives.dist import DIST
 from kd_local.distill.objectives.dkd import DKD
+from kd_local.distill.objectives.gdkd import GDKD
 from kd_local.distill.objectives.kd import KD
 from kd_local.distill.objectives.mlkd import MLKD
+from kd_local.distill.objectives.nkd import NKD
+from kd_local.distill.objectives.ofa_logits import OFALogits
+from kd_local.distill.objectives.rld import RLD
+from kd_local.distill.objectives.ttm import TTM, WTTM
 from kd_local.ranges import TEMPERATURE, Choice
 
 LOGIT_OBJECTIVES: dict[str, type[LogitObjective]] = {
@@ -16,6 +21,12 @@ LOGIT_OBJECTIVES: dict[str, type[LogitObjective]] = {
     "dkd": DKD,
     "mlkd": MLKD,
     "dist": DIST,
+    "nkd": NKD,
+    "ttm": TTM,
+    "wttm": WTTM,
+    "rld": RLD,
+    "gdkd": GDKD,
+    "ofa_logits": OFALogits,
 }
 """Each is an objective and a distance of Block-KD and of local distillation."""
 
@@ -50,7 +61,9 @@ def logit_distance(
     if temperature is not None:
         TEMPERATURE.check("temperature", temperature)
         if not kind.tempered:
-            raise ValueError(f"temperature is {temperature}, but {name} has none as a distance: leave it out")
+            raise ValueError(
+                f"temperature is {temperature}, but the distance {name} compares logits at temperature 1: leave it out"
+            )
     return kind.as_distance(
         temperature=temperature, standardise=standardise, entropy_weight=entropy_weight
     ).weighted_distance

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from kd_local.distill.class_groups import check_two_classes, label_and_others, not_the_label
 from kd_local.distill.logit_objective import LogitObjective
 from kd_local.distill.numerics import divergence
 from kd_local.distill.sample_weights import EntropyWeight, batch_mean
@@ -39,24 +39,16 @@ def dkd_loss(
             is out of range.
     """
     student, target = logits_to_compare(student, target, temperature=temperature, standardised=standardised)
-    if student.shape[-1] < 2:
-        raise ValueError("1 class: dkd compares a label's class with the others, so use 2 classes or more, or kd")
+    check_two_classes(student, "dkd")
     check_arrays(student=(student, "float batch classes"), labels=(labels, "int batch"))
     check_labels(labels, student.shape[-1])
     for name, weight in (("alpha", alpha), ("beta", beta)):
         WEIGHT.check(name, weight)
     target, student = target / temperature, student / temperature
-    others = labels[:, None] != jnp.arange(student.shape[-1], dtype=labels.dtype)[None, :]
-
-    def decoupled(logits: Array) -> tuple[Array, Array]:
-        log_p = jax.nn.log_softmax(logits, axis=-1)
-        log_others = jax.nn.logsumexp(log_p, axis=-1, keepdims=True, where=others)
-        log_label = jnp.where(others, 0, log_p).sum(axis=-1, keepdims=True)
-        # Of the label itself nothing: a logarithm of 0 in both, which adds 0.
-        among = jnp.where(others, log_p - log_others, 0)
-        return jnp.concatenate([log_label, log_others], axis=-1), among
-
-    (binary_p, among_p), (binary_q, among_q) = decoupled(target), decoupled(student)
+    others = not_the_label(labels, student.shape[-1])
+    (binary_p, among_p), (binary_q, among_q) = (
+        label_and_others(jax.nn.log_softmax(logits, axis=-1), others) for logits in (target, student)
+    )
     tckd = batch_mean(divergence(binary_p, binary_q, binary_p - binary_q), sample_weights)
     nckd = batch_mean(divergence(among_p, among_q, among_p - among_q), sample_weights)
     return temperature**2 * (alpha * tckd + beta * nckd)

@@ -1,12 +1,14 @@
 """KD, DKD, MLKD and DIST against hand calculations and plain numpy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kd_local.distill.objectives.dist import dist_loss
-from kd_local.distill.objectives.distances import DISTANCES, logit_distance
+from kd_local.distill.objectives.distances import DISTANCES, LOGIT_OBJECTIVES, chosen_distance, logit_distance
 from kd_local.distill.objectives.dkd import dkd_loss
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.distill.objectives.mlkd import batch_correlation_loss, class_correlation_loss, mlkd_loss
@@ -14,8 +16,9 @@ from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.standardisation import standardise
 
 RNG = np.random.default_rng(0)
-STUDENT, TARGET = 3 * RNG.standard_normal((2, 4, 5))
+STUDENT, TARGET = 3 * RNG.standard_normal((2, 4, 6))
 LABELS = np.array([0, 4, 2, 4])
+OF_DISTANCE = {name: {"temperature": 2.0} if kind.tempered else {} for name, kind in LOGIT_OBJECTIVES.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +68,8 @@ def test_standardise_removes_shift_and_scale():
 @pytest.mark.parametrize("name", DISTANCES)
 def test_standardised_distances(name):
     student, target, labels = jnp.asarray(STUDENT), jnp.asarray(TARGET), jnp.asarray(LABELS)
-    plain = logit_distance(name, temperature=2.0)
-    of_standardised = logit_distance(name, temperature=2.0, standardise=True)
+    plain = logit_distance(name, **OF_DISTANCE[name])
+    of_standardised = logit_distance(name, **OF_DISTANCE[name], standardise=True)
     expected = plain(standardise(student), standardise(target), labels)
     if name == "mlkd":  # of which the predictions alone are standardised
         expected = kd_loss(standardise(student), standardise(target), temperature=2.0)
@@ -107,7 +110,7 @@ def test_dkd_of_certain_predictions():
 def test_correlations_by_their_definition():
     p, q = softmax(TARGET / 2), softmax(STUDENT / 2)
     batch = sum((p[i] @ p[j] - q[i] @ q[j]) ** 2 for i in range(4) for j in range(4)) / 4
-    classes = sum((p[:, i] @ p[:, j] - q[:, i] @ q[:, j]) ** 2 for i in range(5) for j in range(5)) / 5
+    classes = sum((p[:, i] @ p[:, j] - q[:, i] @ q[:, j]) ** 2 for i in range(6) for j in range(6)) / 6
     student, target = jnp.asarray(STUDENT), jnp.asarray(TARGET)
     np.testing.assert_allclose(batch_correlation_loss(student, target, temperature=2.0), batch, rtol=1e-12)
     np.testing.assert_allclose(class_correlation_loss(student, target, temperature=2.0), classes, rtol=1e-12)
@@ -125,7 +128,7 @@ def test_mlkd_sums_over_temperatures():
 def test_dist_by_pearson_correlations(beta, gamma, temperature):
     p, q = softmax(TARGET / temperature), softmax(STUDENT / temperature)
     between = 1 - np.mean([np.corrcoef(p[i], q[i])[0, 1] for i in range(4)])
-    within = 1 - np.mean([np.corrcoef(p[:, j], q[:, j])[0, 1] for j in range(5)])
+    within = 1 - np.mean([np.corrcoef(p[:, j], q[:, j])[0, 1] for j in range(6)])
     found = dist_loss(jnp.asarray(STUDENT), jnp.asarray(TARGET), beta=beta, gamma=gamma, temperature=temperature)
     # Their 1e-8 in the denominator is felt where probabilities are small.
     np.testing.assert_allclose(found, temperature**2 * (beta * between + gamma * within), rtol=1e-5)
@@ -134,16 +137,29 @@ def test_dist_by_pearson_correlations(beta, gamma, temperature):
 @pytest.mark.parametrize("name", DISTANCES)
 def test_a_distance_equals_the_loss_of_its_objective(name, training_batches):
     batch = training_batches(dtype="float64")
-    numbers = {"temperatures": (2.0,)} if name == "mlkd" else {"temperature": 2.0}
+    numbers = {"temperatures": (2.0,)} if name == "mlkd" else OF_DISTANCE[name]
     metrics = OBJECTIVES[name](**numbers, standardise=True).loss({}, batch).metrics
-    distance = logit_distance(name, temperature=2.0, standardise=True)
+    distance = logit_distance(name, **OF_DISTANCE[name], standardise=True)
     found = distance(batch.student.logits, batch.teacher.logits, batch.labels)
     np.testing.assert_allclose(found, metrics["distillation"], rtol=1e-12)
-    np.testing.assert_allclose(distance(batch.student.logits, batch.student.logits, batch.labels), 0, atol=1e-5)
+    if name in ("kd", "dkd", "mlkd", "dist", "gdkd"):
+        np.testing.assert_allclose(distance(batch.student.logits, batch.student.logits, batch.labels), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nkd", "ttm", "wttm", "ofa_logits"])
+def test_a_distance_without_a_temperature_refuses_one(name):
+    text = f"temperature is 2.0, but the distance {name} compares logits at temperature 1: leave it out"
+    for distance in (logit_distance, partial(chosen_distance, standardise=False, entropy_weight="none")):
+        with pytest.raises(ValueError, match=text):
+            distance(name, temperature=2.0)
+    student, target, labels = jnp.asarray(STUDENT), jnp.asarray(TARGET), jnp.asarray(LABELS)
+    # The default of Block-KD and of local distillation, which is one for all distances.
+    chosen = chosen_distance(name, temperature=4.0, standardise=False, entropy_weight="none")
+    assert chosen(student, target, labels) == logit_distance(name)(student, target, labels)
 
 
 def test_distances_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="unknown logit distance 'kdd': use kd, dkd, mlkd or dist .nearest: kd"):
+    with pytest.raises(ValueError, match="unknown logit distance 'kdd': use kd, dkd, .* or ofa_logits .nearest: kd"):
         logit_distance("kdd", temperature=4.0)
     with pytest.raises(ValueError, match=r"temperature is 0.0: use a number in \[0.001, 10000\]"):
         logit_distance("kd", temperature=0.0)

@@ -22,6 +22,36 @@ DEFAULTS = {
     "dkd": {"ce_weight": 1, "alpha": 1, "beta": 8, "temperature": 4, "warmup_epochs": 20, "standardise": False},
     "mlkd": {"ce_weight": 0.1, "weight": 0.9, "temperatures": (2, 3, 4, 5, 6), "standardise": False},
     "dist": {"ce_weight": 1, "beta": 1, "gamma": 1, "temperature": 1, "standardise": False},
+    "nkd": {
+        "ce_weight": 1,
+        "weight": 1,
+        "gamma": 1.5,
+        "temperature": 1,
+        "keep_label": False,
+        "standardise": False,
+    },
+    "ttm": {"ce_weight": 1, "weight": 45, "gamma": 0.1, "standardise": False},
+    "wttm": {"ce_weight": 1, "weight": 4, "gamma": 0.2, "standardise": False},
+    "rld": {
+        "ce_weight": 1,
+        "alpha": 1,
+        "beta": 8,
+        "temperature": 4,
+        "alpha_temperature": 1,
+        "warmup_epochs": 20,
+        "standardise": False,
+    },
+    "gdkd": {
+        "ce_weight": 1,
+        "k": 5,
+        "mass_weight": 1,
+        "top_weight": 1,
+        "rest_weight": 8,
+        "temperature": 4,
+        "warmup_epochs": 20,
+        "standardise": False,
+    },
+    "ofa_logits": {"ce_weight": 1, "weight": 1, "eps": 1, "standardise": False},
     "fitnet": {"ce_weight": 1, "weight": 100, "stage": 2},
     "at": {"ce_weight": 1, "weight": 1000, "power": 2},
     "sp": {"ce_weight": 1, "weight": 3000},
@@ -159,7 +189,7 @@ def test_reads(name, training_batches, examples):
     objective, batch = OBJECTIVES[name](), training_batches()
     assert objective.reads == ("logits" if name in LOGITS_ONLY else "features")
     assert objective.needs_indices == (name == "crd")
-    assert objective.needs_epoch == (name in ("dkd", "reviewkd"))
+    assert objective.needs_epoch == (DEFAULTS[name].get("warmup_epochs", 0) > 0)
     if name in LOGITS_ONLY:
         cached = Outputs.of_logits(batch.teacher.logits)
         variables = initialise(objective, batch, examples)
