@@ -11,10 +11,10 @@ from typing import Any
 from kd_local.choices.distillation import StoneNumbers
 from kd_local.ranges import Choice, Number, Numbers, Range, Switch
 
-OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "block_kd")
-OF_LOGITS = ("kd", "dkd", "mlkd", "dist")
+OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "block_kd")
+OF_LOGITS = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits")
 """The objectives that read only the logits of a teacher."""
-DISTANCES = ("kd", "dkd", "mlkd", "dist")
+DISTANCES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits")
 """The distances of logits by name."""
 DEPLOY_OTHER_BLOCKS = ("simkd",)
 """The objectives that deploy other blocks than the student's."""
@@ -52,6 +52,57 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "temperature": (1.0, Number(0.001, 10000.0, example=4), "tau, above 0; divides the logits of both networks.", ("beta", "gamma")),
         "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("beta", "gamma")),
         "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("beta", "gamma")),
+    },
+    "nkd": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
+        "weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of `nkd_loss`, 0 or larger.", ()),
+        "gamma": (1.5, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the other classes in `nkd_loss`, 0 or larger.", ("weight",)),
+        "temperature": (1.0, Number(0.001, 10000.0, example=4), "T of the other classes, above 0.", ("gamma",)),
+        "keep_label": (False, Switch(), "True to keep the label among \"the other classes\", as in the code of SDD.", ("gamma",)),
+        "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("weight",)),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("weight",)),
+    },
+    "ttm": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
+        "weight": (45.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of `ttm_loss`, 0 or larger; published by pair, 45 for VGG-13 to VGG-8.", ()),
+        "gamma": (0.1, Number(0, 100, open_low=True, example=0.2), "exponent of the teacher's probabilities, above 0; below 1 it makes them more equal.", ("weight",)),
+        "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("weight",)),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("weight",)),
+    },
+    "wttm": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
+        "weight": (4.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of `ttm_loss`, 0 or larger; published by pair, 4 for VGG-13 to VGG-8 beside CRD.", ()),
+        "gamma": (0.2, Number(0, 100, open_low=True, example=0.2), "exponent of the teacher's probabilities, above 0; below 1 it makes them more equal.", ("weight",)),
+        "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("weight",)),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("weight",)),
+    },
+    "rld": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
+        "alpha": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of SCD, the divergence of the confidences, 0 or larger.", ()),
+        "beta": (8.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of MCD, the divergence over the classes below the label, 0 or larger; published: 8, 4 for some pairs.", ()),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of MCD, above 0.", ("beta",)),
+        "alpha_temperature": (1.0, Number(0.001, 10000.0, example=4), "temperature of SCD, above 0; with standardised logits it is published as equal to T.", ("alpha",)),
+        "warmup_epochs": (20, Number(0, 100000, whole=True, note="0 is no warm-up"), "epochs over which the weight of `rld_loss` grows linearly, 0 or more; 0 for no warm-up.", ("alpha", "beta")),
+        "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("alpha", "beta")),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("alpha", "beta")),
+    },
+    "gdkd": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
+        "k": (5, Number(1, 1000000, whole=True, example=5), "number of the teacher's likeliest classes that are one group, above 0 and below the number of classes.", ("mass_weight", "top_weight", "rest_weight")),
+        "mass_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the divergence of the groups' probabilities, 0 or larger.", ()),
+        "top_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the divergence within the k likeliest classes, 0 or larger; published: 2 for ResNet-32x4 to ResNet-8x4.", ()),
+        "rest_weight": (8.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the divergence within all other classes, 0 or larger.", ()),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T, above 0; divides the logits of both networks.", ("mass_weight", "top_weight", "rest_weight")),
+        "warmup_epochs": (20, Number(0, 100000, whole=True, note="0 is no warm-up"), "epochs over which the weight of `gdkd_loss` grows linearly, 0 or more; 0 for no warm-up.", ("mass_weight", "top_weight", "rest_weight")),
+        "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("mass_weight", "top_weight", "rest_weight")),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("mass_weight", "top_weight", "rest_weight")),
+    },
+    "ofa_logits": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
+        "weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of `ofa_loss`, 0 or larger.", ()),
+        "eps": (1.0, Number(0, 100, open_low=True, example=1.5), "exponent of the teacher's probabilities, above 0; published: 1, and 1.5 for DeiT-Ti to ResNet-18.", ("weight",)),
+        "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("weight",)),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("weight",)),
     },
     "fitnet": {
         "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
@@ -113,8 +164,8 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "alpha": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of L_task, 0 or larger; KD's value in the mdistiller protocol.", ()),
         "beta": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of L_distill, 0 or larger; KD's value in the mdistiller protocol.", ()),
         "gamma": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of L_cross, 0 or larger; equal to beta.", ()),
-        "distance": ("kd", Choice("logit distance", ("kd", "dkd", "mlkd", "dist")), "d, the distance of an objective that compares logits, with the objective's defaults for all hyper-parameters but the three below.", ("beta", "gamma")),
-        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of the distance, above 0; nkd, ofa, ttm and wttm take none.", ("beta", "gamma")),
+        "distance": ("kd", Choice("logit distance", ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits")), "d, the distance of an objective that compares logits, with the objective's defaults for all hyper-parameters but the three below.", ("beta", "gamma")),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of the distance, above 0; nkd, ofa_logits, ttm and wttm take none.", ("beta", "gamma")),
         "standardise": (False, Switch(), "True to standardise the logits in d (Sun et al., CVPR 2024).", ("beta", "gamma")),
         "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples in d: none, or H_ub of `entropy_weights`, log_classes or 100.", ("beta", "gamma")),
         "stones": ("all", StoneNumbers(), "`all`, or numbers of stones, counted from 1: `(2, 3)` in Python, `2,3` in a config. Fewer than all are the paper's lightweight variant.", ()),
@@ -143,8 +194,8 @@ AUXILIARY_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str
     "teacher_auxiliary": {
         "alpha": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger; KD's value in the mdistiller protocol.", ()),
         "beta": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the distance d, 0 or larger; KD's value in the mdistiller protocol.", ()),
-        "distance": ("kd", Choice("logit distance", ("kd", "dkd", "mlkd", "dist")), "d, the distance of an objective that compares logits, with the objective's defaults for all hyper-parameters but the three below.", ("beta",)),
-        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of the distance, above 0; nkd, ofa, ttm and wttm take none.", ("beta",)),
+        "distance": ("kd", Choice("logit distance", ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits")), "d, the distance of an objective that compares logits, with the objective's defaults for all hyper-parameters but the three below.", ("beta",)),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T of the distance, above 0; nkd, ofa_logits, ttm and wttm take none.", ("beta",)),
         "standardise": (False, Switch(), "True to standardise the logits in d (Sun et al., CVPR 2024).", ("beta",)),
         "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples in d: none, or H_ub of `entropy_weights`, log_classes or 100.", ("beta",)),
         "last": (True, Switch(), "True to give the last module a stepping stone too, after the student's last stage.", ()),
