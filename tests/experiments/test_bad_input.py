@@ -42,7 +42,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["--config.network.name=vit"], "unknown network 'vit': the nearest of 48 are vit_"),
     (["--config.network.dtype=float16"], r"unknown dtype 'float16': use float32 or bfloat16 \(nearest: \w*float"),
     (["--config.network.shortcut=identity"], "unknown shortcut 'identity': use projection or padding"),
-    (["--config.method=contsupp"], r"unknown method 'contsupp': use contsup, .*end_to_end, .* \(nearest: contsup\)"),
+    (["--config.method=contsupp"], "unknown method 'contsupp': the nearest of [0-9]+ are contsup, "),
     (["--config.local.context=R-1"], "unknown context 'R-1': use R0, E, R1, R1E, or Rn / RnE with n >= 1"),
     (["--config.local.context=r1e"], "unknown context 'r1e': use R0, E, R1, R1E"),
     (["--config.local.context=R0E"], "unknown context 'R0E'"),
@@ -240,7 +240,7 @@ TEACHERS: list[tuple[list[str], str]] = [
     (["--config.teacher.weights={teacher}", "--config.teacher.dtype=half"], "unknown dtype 'half'"),
     (["--config.kd.temperature=0"], "temperature is 0"),
     (["--config.block_kd.distance=l2"], "unknown logit distance 'l2': use kd, dkd, mlkd, dist,"),
-    (["--config.method=blockkd"], r"unknown method 'blockkd': use .*block_kd"),
+    (["--config.method=blockkd"], r"unknown method 'blockkd': the nearest of [0-9]+ are block_kd, "),
     (
         ["--config.teacher.weights={teacher}", "--config.data.mean=0.5,0.5"],
         r"data.mean is '0.5,0.5': use a number in \[0, 1\] for each of the 1 channels",
