@@ -160,24 +160,53 @@ class Network:
         stage = [name.split("/")[0] for name in self.names]
         return tuple(name for i, name in enumerate(self.names[:-1]) if stage[i] != stage[i + 1])
 
-    def check_maps(self, use: str) -> None:
-        """Checks that the features between blocks are maps (batch, height, width, channels).
+    @property
+    def is_transformer(self) -> bool:
+        """True if the features between blocks are those of patches, which a block such as self-attention mixes.
+
+        Such a block, also that of a mixer of linear layers, has the attribute `mixes_patches = True`.
+        """
+        return any(getattr(module, "mixes_patches", False) for module in self.modules)
+
+    @property
+    def class_tokens(self) -> int:
+        """The number of class tokens before the patches, the attribute `class_tokens` of the first block; mostly 0.
+
+        With class tokens the features between blocks are sequences (batch, 1, class tokens + patches, channels).
+        """
+        return max(getattr(module, "class_tokens", 0) for module in self.modules)
+
+    def has_features(self, *, tokens: bool = False) -> bool:
+        """True if the features between blocks are maps (batch, height, width, channels).
 
         A block with other features has the attribute `maps = False`.
 
         Args:
+            tokens: True to accept sequences with class tokens too.
+        """
+        return (tokens and self.class_tokens > 0) or all(getattr(module, "maps", True) for module in self.modules)
+
+    def check_maps(
+        self, use: str, *, tokens: bool = False, instead: str = "a method on logits, such as end_to_end or kd"
+    ) -> None:
+        """Checks that the features between blocks are maps, see `has_features`.
+
+        Args:
             use: the method or objective that needs maps, for the error's message.
+            tokens: True to accept sequences with class tokens too.
+            instead: what to use in its place, for the message.
 
         Raises:
-            ValueError: the features are not maps.
+            ValueError: the features are others.
         """
-        for name, module in self:
-            if not getattr(module, "maps", True):
-                raise ValueError(
-                    f"{use} needs maps between the blocks of a network, but block {name!r} ({type(module).__name__}) "
-                    "returns none: use a network with maps, such as a ResNet, vit_ti16 or vit_s16, or a method that "
-                    "needs only logits: end_to_end, kd, dkd, mlkd, dist"
-                )
+        if self.has_features(tokens=tokens):
+            return
+        name, module = next((name, module) for name, module in self if not getattr(module, "maps", True))
+        raise ValueError(
+            f"{use} needs maps{' or tokens' * tokens} between the blocks of a network, but block {name!r} "
+            f"({type(module).__name__}) returns none: use a network with maps, such as a ResNet, vit_ti16 or vit_s16, "
+            f"or {instead}"
+        )
 
     def select(self, variables: Variables) -> Variables:
         """The variables of this network's blocks, from the variables of a network that contains these blocks."""

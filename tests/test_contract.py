@@ -28,7 +28,8 @@ from kd_local.local import (
 )
 from kd_local.local.pair import PairRule
 from kd_local.models import resnet
-from kd_local.networks import by_block, of_block
+from kd_local.models.class_token import class_token_transformer
+from kd_local.networks import Network, by_block, of_block
 from kd_local.parallel import CompiledStep, compile_step, device_mesh, on_every_device, over_the_batch
 from kd_local.state import new_part
 from tests.support.taught import locally_taught
@@ -55,6 +56,7 @@ def pairs(rule: PairRule, modules: int, **arguments: Any) -> PairTraining:
 # At the default weights, heads and decoders of the last pair but one do not train.
 HPFF_LATE = HPFF(reconstruction_last=1.0, head_last=0.5)
 TEACHER_NETWORK = resnet(8, classes=10, widths=(4, 6, 8, 12))
+TOKENS = class_token_transformer(classes=10, width=12, heads=3, depth=4, patch_size=2)
 
 
 @cache
@@ -68,11 +70,11 @@ def trained(seed: int) -> Teacher:
     )
 
 
-def distillation(name: str, teachers: int = 1, **options: Any) -> Distillation:
+def distillation(name: str, teachers: int = 1, student: Network = NETWORK, **options: Any) -> Distillation:
     if name == "crd":
         options["negatives"] = 8
     found = tuple(trained(seed) for seed in range(teachers))
-    return Distillation(NETWORK, found, OBJECTIVES[name](**options), GENTLE, examples=37)
+    return Distillation(student, found, OBJECTIVES[name](**options), GENTLE, examples=37)
 
 
 def combined(*names: str, teachers: int = 1) -> Distillation:
@@ -115,6 +117,7 @@ METHODS: dict[str, Method] = {
     "two teachers": distillation("fitnet", teachers=2),
     "combined": combined("dkd", "crd", "block_kd"),
     "combined two teachers": combined("kd", "fitnet", teachers=2),
+    "ofa class token": distillation("ofa", student=TOKENS, exits_weight=1000.0),
     "teacher": taught(),
     "teacher lightweight": taught(objective=StoneLoss(last=False, distance="dkd")),
     "teacher R1E": taught(context="R1E", objective=StoneLoss(distance="dist")),

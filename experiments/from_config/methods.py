@@ -137,11 +137,12 @@ METHODS: Mapping[str, Callable[[ConfigDict, Ingredients], Method]] = {
 }
 
 
+_STONES = ("stones", "stages")
+
+
 def _hyper_parameters(section: ConfigDict) -> dict[str, Any]:
-    """The hyper-parameters of an objective. A config from JSON has lists for tuples, and `stones` is a text."""
+    """The hyper-parameters of an objective. A config from JSON has lists for tuples; numbers of stones are a text."""
     numbers: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in section.to_dict().items()
     }
-    if "stones" in numbers:
-        numbers["stones"] = stone_numbers(numbers["stones"])
-    return numbers
+    return {name: stone_numbers(value) if name in _STONES else value for name, value in numbers.items()}

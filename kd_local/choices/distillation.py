@@ -11,10 +11,10 @@ PART_WEIGHT = Number(0, 1e9, open_low=True, example=1, note="leave an objective 
 """The weight of an objective in a combination of objectives."""
 
 Stones = tuple[int, ...] | str
-"""The numbers of the stones to use, from 1, or `all`."""
+"""The numbers of the stones, or of the stages, to use, from 1, or `all`."""
 
 
-def check_stones(stones: object) -> None:
+def check_stones(stones: object, name: str = "stones") -> None:
     """Checks that `stones` is `all` or a tuple of integers. `stepping_stones` checks their range.
 
     Raises:
@@ -25,7 +25,7 @@ def check_stones(stones: object) -> None:
     if not (isinstance(stones, tuple) and stones and all(type(number) is int for number in stones)) or len(
         set(stones)
     ) < len(stones):
-        raise ValueError(f"stones is {stones!r}: use all, or the numbers of some stones, such as (2, 3)")
+        raise ValueError(f"{name} is {stones!r}: use all, or the numbers of some {name}, such as (2, 3)")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StoneNumbers:
     def check(self, name: str, value: Any) -> None:
         if isinstance(value, str) and value != "all":
             value = stone_numbers(value)
-        check_stones(value)
+        check_stones(value, name.rpartition(".")[2])
 
     def read(self, name: str, text: str) -> str:
         self.check(name, text)

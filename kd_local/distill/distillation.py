@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import Metrics, Program, State
 from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, StrongView, TrainingBatch
+from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
 from kd_local.distill.trained_blocks import trained_blocks
@@ -75,9 +76,7 @@ class Distillation:
             self.task_loss.check_used("the cross entropy of the labels has weight 0", "use a larger weight")
         if self.examples is not None:
             Number(1, 2**31 - 1, whole=True, note="the number of training images").check("examples", self.examples)
-        if self.objective.reads == "features":
-            for network in (self.student, *(teacher.network for teacher in self.teachers)):
-                network.check_maps(self.objective.label)
+        _check_features(self.objective, self.student, tuple(teacher.network for teacher in self.teachers))
         if self.cached and self.objective.needs_strong_view:
             raise ValueError(
                 f"{self.objective.label} reads the teacher's logits of two views, and a cache has those of "
@@ -191,6 +190,26 @@ class Distillation:
             batch = EvaluationBatch(pair, student, output_shapes(pair.teacher, images), remaining)
             batches.append((name, of_block(part, name), batch))
         return batches
+
+
+def _check_features(objective: Objective, student: Network, teachers: tuple[Network, ...]) -> None:
+    """Raises ValueError unless the networks have the features that the objective reads."""
+    fitting = [
+        name
+        for name, kind in OBJECTIVES.items()
+        if all(network.has_features(tokens=kind.takes_tokens) for network in _read_networks(kind, student, teachers))
+    ]
+    instead = f"a method for these networks: end_to_end, {', '.join(fitting)}"
+    for network in _read_networks(objective, student, teachers):
+        network.check_maps(objective.label, tokens=objective.takes_tokens, instead=instead)
+
+
+def _read_networks(
+    objective: Objective | type[Objective], student: Network, teachers: tuple[Network, ...]
+) -> tuple[Network, ...]:
+    """The networks of which an objective reads more than the logits."""
+    of_teachers = objective.reads != "logits"
+    return (student,) * (of_teachers or objective.reads_student_features) + teachers * of_teachers
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Outputs:
     """The outputs of a network for a batch: arrays, or in `Objective.init` their `jax.ShapeDtypeStruct`s.
 
     Attributes:
-        features: (batch, h, w, c), the output of each stage, the stem first.
+        features: (batch, h, w, c), or (batch, 1, class tokens + patches, c), the output of each stage, the stem first.
         preactivations: the features before the last ReLU of each stage; equal to the features if there is none.
         pooled: (batch, c), the input of the last linear layer.
         logits: (batch, classes).
@@ -158,6 +158,8 @@ class Objective:
 
     Attributes:
         reads: `logits` if the objective uses only the teacher's logits, which may then come from a cache.
+        reads_student_features: True if an objective on the teacher's logits reads more than logits of the student.
+        takes_tokens: True if the features that are read may be sequences with class tokens, not only maps.
         needs_indices: True if the objective reads `TrainingBatch.indices`.
         needs_strong_view: True if the objective reads `TrainingBatch.strong`. The step then reads the tensor
             `images_strong`, other augmentations of the same images, and runs both networks on it too.
@@ -167,6 +169,8 @@ class Objective:
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "features"
+    reads_student_features: ClassVar[bool] = False
+    takes_tokens: ClassVar[bool] = False
     needs_indices: ClassVar[bool] = False
     needs_strong_view: ClassVar[bool] = False
     deploys_student: ClassVar[bool] = True

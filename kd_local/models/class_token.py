@@ -1,7 +1,8 @@
 """Vision transformers with a class token and learned positions, as in torchvision, timm and DeiT.
 
 The features between blocks are sequences (batch, 1, 1 + patches, channels) with the class token first. They are not
-maps, so local heads, contexts and connectors cannot use them. The features of `vision_transformer` are maps.
+maps, so local heads and contexts cannot use them. Objectives that accept tokens (`Objective.takes_tokens`) can. The
+features of `vision_transformer` are maps.
 
 Reference: Dosovitskiy et al., "An image is worth 16x16 words" (arXiv 2010.11929), table 1.
 """
@@ -39,6 +40,7 @@ class TokenEmbedding(nn.Module):
     dtype: DType = None
     layers: ClassVar[int] = 1
     maps: ClassVar[bool] = False
+    class_tokens: ClassVar[int] = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch 1 tokens k"]:

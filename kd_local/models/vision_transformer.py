@@ -150,6 +150,7 @@ class EncoderBlock(nn.Module):
     exact_gelu: bool = False
     # Query, key and value are parallel and count as one layer.
     layers: ClassVar[int] = 4
+    mixes_patches: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w c"]:

@@ -78,6 +78,15 @@ class Combined(Objective):
         return "logits" if all(one.reads == "logits" for one, _ in self.objectives) else "features"
 
     @property
+    def reads_student_features(self) -> bool:  # type: ignore[override]
+        return any(one.reads_student_features for one, _ in self.objectives)
+
+    @property
+    def takes_tokens(self) -> bool:  # type: ignore[override]
+        of_features = (one for one, _ in self.objectives if one.reads != "logits" or one.reads_student_features)
+        return all(one.takes_tokens for one in of_features)
+
+    @property
     def needs_indices(self) -> bool:  # type: ignore[override]
         return any(one.needs_indices for one, _ in self.objectives)
 

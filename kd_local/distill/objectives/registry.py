@@ -7,6 +7,7 @@ from kd_local.distill.objectives.crd import CRD
 from kd_local.distill.objectives.distances import LOGIT_OBJECTIVES
 from kd_local.distill.objectives.fitnet import FitNet
 from kd_local.distill.objectives.nst import NST
+from kd_local.distill.objectives.ofa import OFA
 from kd_local.distill.objectives.ofd import OFD
 from kd_local.distill.objectives.pkt import PKT
 from kd_local.distill.objectives.reviewkd import ReviewKD
@@ -28,5 +29,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ofd": OFD,
     "reviewkd": ReviewKD,
     "simkd": SimKD,
+    "ofa": OFA,
     "block_kd": BlockKD,
 }
