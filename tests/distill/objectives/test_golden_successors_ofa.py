@@ -51,6 +51,10 @@ def path_of(name: str, dimensions: int) -> tuple[str, ...]:
     return exit_, *path, BATCH_NORM[kind] if of_norm else {"weight": "kernel", "bias": "bias"}[kind]
 
 
+def unused(stage: int, x: Any, until: int | None = None) -> Any:
+    raise AssertionError("OFA uses no blocks of the teacher")
+
+
 def to_ours(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
@@ -107,7 +111,7 @@ def test_exits_in_float64(path):
                 pair=pair,
                 student=Outputs(outputs, outputs, pooled, student_logits),
                 teacher=Outputs.of_logits(teacher_logits),  # as from a cache
-                remaining_blocks=None,
+                remaining_blocks=unused,
                 labels=labels,
                 indices=labels,
                 epoch=jnp.ones(()),
@@ -165,7 +169,7 @@ def named(variables: Any, paths: dict[str, tuple[str, ...]]) -> dict[str, np.nda
 def check_start(objective: OFA, batch: EvaluationBatch, settings: Any, variables: Any) -> None:
     """New exits have the variables of the file."""
     pooled = jax.ShapeDtypeStruct((1, settings["teacher_dim"]), jnp.float64)
-    whole = EvaluationBatch(batch.pair, batch.student, Outputs((), (), pooled, None), None)
+    whole = EvaluationBatch(batch.pair, batch.student, Outputs((), (), pooled, None), unused)
     new = jax.eval_shape(lambda: objective.init(jax.random.key(0), whole))
     assert jax.tree.map(jnp.shape, flatten_dict(new)) == jax.tree.map(jnp.shape, flatten_dict(variables))
 

@@ -31,6 +31,10 @@ def method(student: Network, teacher: Network, objective: Objective = OFA(), **o
     return Distillation(student, (of,), objective, optax.sgd(0.1), **options)
 
 
+def unused(stage: int, x: jax.Array, until: int | None = None) -> jax.Array:
+    raise AssertionError("OFA uses no blocks of the teacher")
+
+
 def log_softmax(x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, np.float64)
     return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
@@ -93,9 +97,8 @@ def test_exits_of_convolutions_reach_the_last_stage():
     """4 - i blocks behind stage i, which double the channels up to the width; a 1x1 convolution behind the last."""
     student, teacher = create("resnet18", classes=7), create("vit_ti_16", classes=7)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    batch = EvaluationBatch(
-        Pair(student, teacher), output_shapes(student, images), output_shapes(teacher, images), None
-    )
+    shapes = {network: output_shapes(network, images) for network in (student, teacher, CNN)}
+    batch = EvaluationBatch(Pair(student, teacher), shapes[student], shapes[teacher], unused)
     params = jax.eval_shape(partial(OFA().init, batch=batch), jax.random.key(0))["params"]
     widths = {
         name: [exit_[f"block{i}"]["pointwise1"]["conv"]["kernel"].shape[-1] for i in range(len(exit_) - 1)]
@@ -105,7 +108,7 @@ def test_exits_of_convolutions_reach_the_last_stage():
     assert widths == {"exit1": [128, 256, 512], "exit2": [256, 512], "exit3": [512]}
     assert params["exit4"]["conv"]["kernel"].shape == (1, 1, 512, 512)
     # The teacher is wider than the student.
-    batch = EvaluationBatch(Pair(CNN, teacher), shapes[CNN], shapes[teacher], None)
+    batch = EvaluationBatch(Pair(CNN, teacher), shapes[CNN], shapes[teacher], unused)
     params = jax.eval_shape(partial(OFA(stages=(3,)).init, batch=batch), jax.random.key(0))["params"]
     assert params["exit3"]["linear"]["kernel"].shape == (192, 5)
 
