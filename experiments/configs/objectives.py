@@ -11,8 +11,8 @@ from typing import Any
 from kd_local.choices.distillation import StoneNumbers
 from kd_local.ranges import Choice, Number, Numbers, Range, Switch
 
-OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "block_kd")
-OF_LOGITS = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits")
+OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "ofa", "block_kd")
+OF_LOGITS = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "ofa")
 """The objectives that read only the logits of a teacher."""
 DISTANCES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits")
 """The distances of logits by name."""
@@ -159,6 +159,14 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "ce_weight": (0.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger; 0 in the paper.", ()),
         "weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the squared difference, 0 or larger.", ()),
         "factor": (2, Number(1, 1024, whole=True), "the teacher's channels divided by those inside the projector, 1 or more.", ()),
+    },
+    "ofa": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
+        "logits_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of `ofa_loss` of the student's logits, 0 or larger.", ()),
+        "exits_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the sum of `ofa_loss` over the exits, 0 or larger; without it there are no exits.", ()),
+        "stages": ("all", StoneNumbers(), "`all`, or numbers of the student's stages with an exit, from 1: `(2, 4)` in Python, `2,4` in a config.", ("exits_weight",)),
+        "eps": ((1.0,), Numbers(Number(0, 100, open_low=True, example=1.5), least=1, example=(1, 1, 1.5)), "the exponent of each stage's exit, in the order of `stages`, then that of the student's logits; or one number for all of them. Above 0; published: 1, and 1.5 for ResNet-18 from DeiT-T.", ("logits_weight", "exits_weight")),
+        "temperature": (1.0, Number(0.001, 10000.0, example=4), "divides the logits of student, exits and teacher, above 0.", ("logits_weight", "exits_weight")),
     },
     "block_kd": {
         "alpha": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of L_task, 0 or larger; KD's value in the mdistiller protocol.", ()),
