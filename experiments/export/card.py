@@ -171,7 +171,7 @@ def _teacher(exported: Exported) -> dict[str, str]:
     if "teacher_accuracy" not in summary:
         return {}
     return {
-        "teacher": ", ".join(filter(None, [settings.network, settings.weights])),
+        "teacher": f"{', '.join(summary.get('teachers', ()))} ({settings.weights})".strip(),
         "teacher's accuracy": f"{100 * summary['teacher_accuracy']:.2f} %; it agrees with the student on "
         f"{100 * summary['agreement']:.2f} % of the test images",
     }

@@ -15,14 +15,14 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.configs.contradictions import check_local
+from experiments.configs.contradictions import check_local, has_teachers
 from experiments.from_config.cutting import auxiliary_from_config, cut_from_config
 from experiments.from_config.images import describe_images, read_images
 from experiments.from_config.methods import CUT_METHODS, method_from_config
 from experiments.from_config.start_weights import with_start
 from experiments.from_config.step_options import step_options
 from experiments.from_config.task_loss import task_loss
-from experiments.from_config.teachers import DTYPES
+from experiments.from_config.teachers import DTYPES, teacher_networks
 from kd_local.choices.optimization import check_accumulate
 from kd_local.contract import Method, trained_programs
 from kd_local.data import Data, DatasetSpec
@@ -51,6 +51,7 @@ class Experiment:
         context: the context of ContSup; None for other methods.
         loss: the local loss of ContSup; None for other methods.
         boundaries: the blocks after which ContSup, HPFF and MLAAN cut the network; empty for other methods.
+        teachers: the names of the teachers' networks; empty for methods without teachers.
         shape: height, width and channels of the images.
         plan: the steps of the run from its beginning.
         schedule: the learning rate of each batch.
@@ -66,6 +67,7 @@ class Experiment:
     context: str | None
     loss: str | None
     boundaries: tuple[str, ...]
+    teachers: tuple[str, ...]
     shape: tuple[int, int, int]
     plan: TrainingPlan
     schedule: optax.Schedule
@@ -121,6 +123,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         context=config.local.context if local else None,
         loss=config.local.loss if local else None,
         boundaries=cut_network.boundaries if local or config.method in PAIR_RULES else (),
+        teachers=teacher_networks(config, fresh=fresh_teachers) if has_teachers(config) else (),
         shape=data.shape,
         plan=plan,
         schedule=schedule,

@@ -60,9 +60,7 @@ def teachers(
     if settings.dtype not in DTYPES:
         raise unknown("dtype", settings.dtype, DTYPES)
     places = teacher_places(config)
-    names = teacher_names(config, len(places), shapes_only=fresh)
-    if not names:
-        names = [read_run(place).config.network.name for place in places]
+    names = teacher_networks(config, fresh=fresh)
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     of_files = (
         of_channels(config, "teacher.mean", normalisation[0]),
@@ -105,6 +103,13 @@ def teachers(
             print(f"note: {note}", file=sys.stderr)
         found.append(Teacher(network, variables, renormalisation))
     return tuple(found)
+
+
+def teacher_networks(config: ConfigDict, *, fresh: bool = False) -> tuple[str, ...]:
+    """The names of the teachers' networks. The arguments and errors are those of `teachers`."""
+    places = teacher_places(config)
+    names = teacher_names(config, len(places), shapes_only=fresh)
+    return tuple(names or (read_run(place).config.network.name for place in places))
 
 
 def _check_used(config: ConfigDict, places: Sequence[Path]) -> None:

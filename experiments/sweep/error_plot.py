@@ -1,6 +1,6 @@
 """Plots the test errors of a sweep: over the number of modules K, or as bars if no two rows differ in K."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.sweep.published import END_TO_END, Errors, published_errors
+from experiments.published.distillation import TEACHER, chosen, published_results
+from experiments.published.local import END_TO_END, WHOLE_NETWORK, Errors, published_errors
 from experiments.sweep.results import error_percent
 from experiments.sweep.rows import Run
 from kd_local.files import replacing
@@ -18,9 +19,12 @@ from kd_local.files import replacing
 PICTURE = "error_over_modules.png"
 WHOLE = "end_to_end"
 """The method that is drawn as a reference line."""
+_SHOWN_ELSEWHERE = ("k=", "method=")
+"""Options that are an axis or the method's name."""
 _MARKERS = "osD^v<>Ph*"
 _PUBLISHED_COLORS = {
     END_TO_END: "0.4",
+    TEACHER: "0.7",
     "greedy SL": "rosybrown",
     "DGL": "goldenrod",
     "InfoPro softmax": "steelblue",
@@ -46,25 +50,61 @@ class Point:
 
 
 def draw_errors(summaries: Mapping[Run, Mapping[str, Any] | None], *, title: str) -> Figure | None:
-    """A panel for each network and data set, with published errors as dashed lines; None if there are no runs."""
-    panels: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
-    for run, summary in summaries.items():
-        if summary is not None:
-            rows = panels.setdefault((summary["network"], summary["dataset"]), {})
-            rows.setdefault(run.row, []).append(summary)
+    """A panel for each network and data set, and for each teacher of several; None if there are no runs.
+
+    Published errors are dashed lines: of local learning for a network, of distillation for a student and a teacher.
+    """
+    panels = _panels(summaries)
     if not panels:
         return None
     figure = Figure(figsize=(8.0 * len(panels), 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, parse_math=False)
-    for axes, (key, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        axes.set_title(" on ".join(key), fontsize="medium", parse_math=False)
-        points = _points(rows)
+    for axes, (panel, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        axes.set_title(str(panel), fontsize="medium", parse_math=False)
+        points = _points(rows, hidden=(*_SHOWN_ELSEWHERE, *(["pair="] if panel.teacher else [])))
         draw = _draw_curves if len(_counts(points)) > 1 else _draw_bars
-        draw(axes, points, published_errors(*key), title)
+        draw(axes, points, panel.published({point.method for point in points}), title)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
     return figure
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """What the rows of a panel have in common; the teacher is empty if no row has one."""
+
+    network: str
+    data: str
+    teacher: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.network} on {self.data}" + (f", teacher {self.teacher}" if self.teacher else "")
+
+    def published(self, methods: Collection[str]) -> Errors:
+        """Published errors: of distillation those that `chosen` chooses for these methods, of local learning all."""
+        results = published_results(self.data, student=self.network, teacher=self.teacher)
+        found = {result.label: {WHOLE_NETWORK: round(100 - result.accuracy, 2)} for result in chosen(results, methods)}
+        return found or published_errors(self.network, self.data)
+
+
+def _panels(summaries: Mapping[Run, Mapping[str, Any] | None]) -> dict[_Panel, dict[str, list[Mapping[str, Any]]]]:
+    """The summaries of each row in each panel. Rows without a teacher are in the panels of all teachers."""
+    done = [(run.row, summary) for run, summary in summaries.items() if summary is not None]
+    teachers: dict[tuple[str, str], dict[str, None]] = {}
+    for _, summary in done:
+        teachers.setdefault((summary["network"], summary["dataset"]), {}).update(dict.fromkeys(_teacher(summary)))
+    panels: dict[_Panel, dict[str, list[Mapping[str, Any]]]] = {}
+    for row, summary in done:
+        key = summary["network"], summary["dataset"]
+        for teacher in _teacher(summary) or list(teachers[key]) or [""]:
+            panels.setdefault(_Panel(*key, teacher), {}).setdefault(row, []).append(summary)
+    return panels
+
+
+def _teacher(summary: Mapping[str, Any]) -> list[str]:
+    """The teacher of a row; none in the summaries of earlier versions."""
+    return ["+".join(summary["teachers"])] if summary.get("teachers") else []
 
 
 def plot_errors(summaries: Mapping[Run, Mapping[str, Any] | None], path: Path, *, title: str) -> bool:
@@ -76,10 +116,10 @@ def plot_errors(summaries: Mapping[Run, Mapping[str, Any] | None], path: Path, *
     return figure is not None
 
 
-def _points(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Point]:
-    """The points of a panel, end to end first."""
+def _points(rows: Mapping[str, Sequence[Mapping[str, Any]]], *, hidden: tuple[str, ...]) -> list[Point]:
+    """The points of a panel, end to end first, without the options that begin with a text of `hidden`."""
     options = {
-        row: [item for item in row.split(",") if not item.startswith(("k=", "method="))]
+        row: [item for item in row.split(",") if not item.startswith(hidden)]
         for row, done in rows.items()
         if done[0]["method"] != WHOLE
     }
@@ -141,10 +181,10 @@ def _draw_curves(axes: Axes, points: Sequence[Point], published: Errors, name: s
             capsize=3,
         )
     counts = _counts(points)
-    for method, errors in published.items():
-        style = _published_style(method)
-        if 1 in errors:
-            axes.axhline(errors[1], **style)
+    for number, (method, errors) in enumerate(published.items()):
+        style = _published_style(method, number)
+        if WHOLE_NETWORK in errors:
+            axes.axhline(errors[WHOLE_NETWORK], **style)
         else:
             axes.plot(list(errors), list(errors.values()), marker="x", **style)
             counts = sorted({*counts, *errors})
@@ -178,16 +218,16 @@ def _draw_bars(axes: Axes, points: Sequence[Point], published: Errors, name: str
     axes.invert_yaxis()
     cut = [point for point in points if point.method != WHOLE]
     count = cut[0].modules if len({point.modules for point in cut}) == 1 else None
-    for method, errors in published.items():
-        at = errors.get(1 if method == END_TO_END else count or 0)
+    for number, (method, errors) in enumerate(published.items()):
+        at = errors.get(WHOLE_NETWORK if method == END_TO_END else count or WHOLE_NETWORK)
         if at is not None:
-            axes.axvline(at, **_published_style(method))
+            axes.axvline(at, **_published_style(method, number))
     axes.set_xlabel("test error %" if count is None else f"test error %, K={count}")
 
 
-def _published_style(method: str) -> dict[str, Any]:
+def _published_style(method: str, number: int) -> dict[str, Any]:
     return {
-        "color": _PUBLISHED_COLORS.get(method, "0.6"),
+        "color": _PUBLISHED_COLORS.get(method, f"C{number % 9 + 1}"),
         "linestyle": "--",
         "label": f"{method}, published",
         "zorder": 1,

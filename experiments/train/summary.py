@@ -45,6 +45,7 @@ def summarise(
         "method": config.method,
         "network": config.network.name,
         "dataset": config.data.name,
+        "teachers": experiment.teachers,
         "modules": experiment.modules,
         "context": experiment.context,
         "loss": experiment.loss,

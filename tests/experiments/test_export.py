@@ -27,7 +27,8 @@ from tests.support.checkpoints import assert_same_bits
 
 SHAPE = (8, 8, 1)
 SUMMARY_OF_RUN = {
-    "method": "kd", "network": "resnet8", "dataset": "digits", "seed": 3, "epochs": 2, "steps": 46,
+    "method": "kd", "network": "resnet8", "dataset": "digits", "teachers": ["resnet20"], "seed": 3,
+    "epochs": 2, "steps": 46,
     "test_accuracy": 0.975, "parameters_deployed": 77754, "multiply_adds": 763520, "jax": "0.10.2",
     "teacher_accuracy": 0.9875, "agreement": 0.96,
 }  # fmt: skip
@@ -132,7 +133,7 @@ def test_the_card_names_network_data_accuracies_seed_versions_and_commands(expor
         "| network | resnet8, 77,754 parameters, 763,520 multiply-adds an image |",
         "| images | 8 x 8 x 1 (height, width, channels) |",
         "| data | digits, 1,437 training images, 360 test images |",
-        "| teacher | runs/teacher |",
+        "| teacher | resnet20 (runs/teacher) |",
         "| teacher's accuracy | 98.75 %; it agrees with the student on 96.00 % of the test images |",
         "| test accuracy | 97.50 % |",
         "| training | epochs: 2, steps: 46, seed: 3, computed in float32 |",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.published.local import published_errors
 from experiments.sweep.document import read_lines
 from experiments.sweep.error_plot import draw_errors, plot_errors
-from experiments.sweep.published import published_errors
 from experiments.sweep.results import collect, finished
 from experiments.sweep.rows import Rows, Run, read_rows
 from experiments.sweep.step_time import StepTime
@@ -239,6 +239,45 @@ def test_published_errors_are_drawn_only_for_their_network_and_data(overrides):
     errors = {"k=16,context=R0": [16.0], "k=16,context=E": [11.0]}
     (axes,) = draw_errors(summaries("contsup/table1", errors, **overrides), title="table1").axes
     assert not [line for line in axes.lines if line.get_linestyle() == "--"]
+
+
+def taught_by(teacher: str, student: str, methods: tuple[str, ...]):
+    errors = {f"pair={teacher}-{student},method={method}": [30.0] for method in methods}
+    found = summaries("blockkd/cifar100", errors)
+    return {run: {**summary, "teachers": [teacher]} for run, summary in found.items()}
+
+
+def dashed_lines(axes) -> dict[str, float]:
+    return {line.get_label(): float(line.get_xdata()[0]) for line in axes.lines if line.get_linestyle() == "--"}
+
+
+def test_published_errors_of_distillation_are_dashed_for_the_pair_of_student_and_teacher():
+    found = taught_by("resnet56", "resnet20", ("dkd", "block_kd"))
+    (axes,) = draw_errors(found, title="cifar100").axes
+    assert axes.get_title() == "resnet20 on cifar100, teacher resnet56"
+    assert dashed_lines(axes) == {
+        "end to end, published": 30.94,
+        "teacher, published": 27.66,
+        "KD, published": 29.34,
+        "DKD, published": 28.03,
+        "MLKD + LS (480 epochs, 2 views), published": 27.67,
+    }
+    (axes,) = draw_errors(taught_by("resnet110", "resnet32", ("reviewkd", "kd")), title="cifar100").axes
+    assert dashed_lines(axes)["ReviewKD, published"] == 26.11
+    other = {run: {**summary, "teachers": ["resnet44"]} for run, summary in found.items()}
+    (axes,) = draw_errors(other, title="cifar100").axes
+    assert not dashed_lines(axes)
+
+
+def test_students_of_several_teachers_have_a_panel_for_each_with_the_rows_that_have_none():
+    found = taught_by("vgg13", "mobilenetv2_half", ("kd",)) | taught_by("resnet50_cifar", "mobilenetv2_half", ("kd",))
+    alone = next(iter(found.values())) | {"method": "end_to_end", "teachers": []}
+    figure = draw_errors({**found, Run("method=end_to_end", 0): alone}, title="cifar100")
+    assert [axes.get_title() for axes in figure.axes] == [
+        f"mobilenetv2_half on cifar100, teacher {teacher}" for teacher in ("vgg13", "resnet50_cifar")
+    ]
+    assert [list(bars(axes)) for axes in figure.axes] == [["end to end", "kd"], ["end to end", "kd"]]
+    assert [dashed_lines(axes)["teacher, published"] for axes in figure.axes] == [25.36, 20.66]
 
 
 def test_each_data_set_has_a_panel_and_a_single_row_is_drawn_too(tmp_path):

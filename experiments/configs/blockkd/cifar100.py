@@ -5,7 +5,8 @@ Command: python -m experiments.train --config=experiments/configs/blockkd/cifar1
 Options: pair, method (end_to_end is the student alone).
 Weights: mdistiller's file of the teacher, or the folder of a run of teacher.py.
 
-`PUBLISHED` has the top-1 accuracies in percent of mdistiller's README. Not trained to the end.
+A sweep of `ROWS` draws the published errors of each pair (experiments/published/distillation.py) as dashed lines. The
+option takes every pair that has some. Not trained to the end.
 
 Reference: Yu et al., arXiv 2411.01547; Zhao et al., CVPR 2022; for the pairs, Tian et al., ICLR 2020.
 """
@@ -14,21 +15,23 @@ from ml_collections import ConfigDict
 
 from experiments.configs.blockkd.protocol import taught
 from experiments.configs.options import parse_options
+from experiments.published.distillation import published_pairs
 from kd_local.errors import unknown
 
-PUBLISHED = {  # pair: (KD, DKD)
-    "resnet56-resnet20": (70.66, 71.97),
-    "resnet110-resnet32": (73.08, 74.11),
-    "resnet32x4-resnet8x4": (73.33, 76.32),
-    "wrn_40_2-wrn_16_2": (74.92, 76.23),
-    "wrn_40_2-wrn_40_1": (73.54, 74.81),
-    "vgg13-vgg8": (72.98, 74.68),
-    "resnet32x4-shufflenetv1": (74.07, 76.45),
-    "wrn_40_2-shufflenetv1": (74.83, 76.70),
-    "vgg13-mobilenetv2_half": (67.37, 69.71),
-    "resnet50_cifar-mobilenetv2_half": (67.35, 70.35),
-    "resnet32x4-shufflenetv2": (74.45, 77.07),
-}
+PAIRS = (
+    "resnet56-resnet20",
+    "resnet110-resnet32",
+    "resnet32x4-resnet8x4",
+    "wrn_40_2-wrn_16_2",
+    "wrn_40_2-wrn_40_1",
+    "vgg13-vgg8",
+    "resnet32x4-shufflenetv1",
+    "wrn_40_2-shufflenetv1",
+    "vgg13-mobilenetv2_half",
+    "resnet50_cifar-mobilenetv2_half",
+    "resnet32x4-shufflenetv2",
+)
+"""The pairs of the sweep."""
 
 # DKD's beta by pair, as its authors set it.
 BETA = {
@@ -38,13 +41,13 @@ BETA = {
     "wrn_40_2-wrn_40_1": 6.0,
 }
 
-ROWS = tuple(f"pair={pair},method={method}" for pair in PUBLISHED for method in ("kd", "dkd", "block_kd"))
+ROWS = tuple(f"pair={pair},method={method}" for pair in PAIRS for method in ("kd", "dkd", "block_kd"))
 
 
 def get_config(options: str = "") -> ConfigDict:
     choice = parse_options(options, pair="resnet56-resnet20", method="block_kd")
-    if choice["pair"] not in PUBLISHED:
-        raise unknown("pair", choice["pair"], PUBLISHED)
+    if choice["pair"] not in published_pairs("cifar100"):
+        raise unknown("pair", choice["pair"], published_pairs("cifar100"))
     teacher, student = choice["pair"].split("-")
     config = taught(student, teacher, "cifar100", choice["method"])
     if config.method == "dkd":

@@ -2,6 +2,7 @@
 
 Command: python -m experiments.train --config=experiments/configs/blockkd/imagenet.py:pair=resnet34-resnet18 \
              --config.data.data_dir=DIR --config.teacher.weights=resnet34.pth
+A sweep draws the published errors (experiments/published/distillation.py) as dashed lines.
 Options: pair (resnet34-resnet18 or resnet50-mobilenetv1, teacher first), method.
 Weights: torchvision's file of the teacher, or the folder of a run. On N devices: `--config.mesh.data=N`.
 
@@ -20,6 +21,8 @@ from kd_local.errors import unknown
 
 BETA = {"resnet34-resnet18": 0.5, "resnet50-mobilenetv1": 2.0}
 """DKD's beta by pair, as its authors set it."""
+
+ROWS = tuple(f"pair={pair},method={method}" for pair in BETA for method in ("kd", "dkd", "block_kd"))
 
 
 def get_config(options: str = "") -> ConfigDict:

@@ -1,0 +1,1 @@
+"""Published results, for comparison with those of a sweep. Each has its source."""
