@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 StatePart = Any
 """A part of the state, a pytree. A program's own part has its parameters, batch statistics and optimizer state."""
 
+STRONG_VIEW = "images_strong"
+"""The extra tensor with the strong view of a batch: the same images, further augmented."""
+
 State = dict[str, StatePart]
 """All parts by name: the parts that programs own, and the parts that programs only read. A checkpoint stores them."""
 
@@ -63,7 +66,8 @@ class Program:
         reads: names of the tensors that the function reads. Earlier programs write them, or they are inputs of the
             step: `images`, `labels` and extra tensors. An extra tensor has the batch as its leading dimension, or is a
             scalar, which is copied to every device. The training loop provides the extra tensors `indices` (int32
-            (batch,), positions in the training set) and `epoch` (a float32 scalar, counted from 1).
+            (batch,), positions in the training set), `epoch` (a float32 scalar, counted from 1) and `images_strong`
+            (of the shape of `images`, see `kd_local.data.augment_strongly`).
         writes: names of the tensors that later programs read.
         frozen: paths of the parts of the state, or of subtrees of parts (see `subtree`), that the function only reads,
             such as a teacher. The function gets the values at the time when it runs: a later program of the step has

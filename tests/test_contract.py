@@ -38,7 +38,7 @@ OPTIMIZER = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum
 GENTLE = optax.sgd(1e-3, momentum=0.9)  # some objectives have weights in the thousands
 NETWORK = resnet(8, classes=10)
 KEY = jax.random.key(5)
-FROM_THE_LOOP = {"images", "labels", "indices", "epoch"}
+FROM_THE_LOOP = {"images", "labels", "indices", "epoch", "images_strong"}
 SIZES = (16, 16, 5)  # two whole batches and an epoch's last one
 
 
@@ -163,7 +163,8 @@ def run(method: Method, devices: int, sizes: tuple[int, ...], dtype: type = np.f
         old = state
         indices = jax.device_put(np.arange(size, dtype=np.int32), over_the_batch(mesh, size))
         epoch = jax.device_put(np.float32(i + 1), everywhere)
-        extra = {"indices": indices, "epoch": epoch}
+        strong = jax.device_put(batch(size, i + 100, dtype)[0], over_the_batch(mesh, size))
+        extra = {"indices": indices, "epoch": epoch, "images_strong": strong}
         if not steps:
             steps[size] = compile_step(method, *placed, extra, state=state, mesh=mesh)
         elif size not in steps:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from experiments.configs.combination import COMBINATION, COMBINED
+from experiments.configs.data_keys import DATA, STRONG_VIEW
 from experiments.configs.description import Group, Key, Use, above, names_with_commas, path, when
 from experiments.configs.local_keys import LOCAL
 from experiments.configs.objectives import (
@@ -25,7 +26,6 @@ from experiments.configs.uses import (
     LOCALLY_TAUGHT,
     METHODS,
     OF_PAIRS,
-    PREPARED,
     SHARD,
     TAUGHT,
     above_zero,
@@ -72,56 +72,8 @@ KEYS: Mapping[str, Key | Group] = {
         ),
         "weights": path("start weights: a file of weights, an orbax checkpoint or the folder of a run; none: new ones"),
     },
-    "data": {
-        "name": Key(
-            "digits", Text("a name"), "`digits` (included), `cifar10`, `imagenet2012`, or another prepared set"
-        ),
-        "data_dir": path("folder of tensorflow-datasets; none: its default folder"),
-        "image_size": Key(
-            placeholder(int),
-            Number(1, 4096, whole=True),
-            "height and width of streamed images, in pixels; none: 224",
-            (PREPARED,),
-        ),
-        "workers": Key(
-            placeholder(int),
-            Number(0, 1024, whole=True),
-            "processes that decode streamed images; none: one for each core",
-            (PREPARED,),
-        ),
-        "on_devices": Key(
-            placeholder(bool),
-            Switch(),
-            "holds all images on the devices; none: on accelerators, if they fit in a quarter of the memory",
-        ),
-        "train_examples": Key(
-            placeholder(int), Number(2, 2**31 - 1, whole=True), "limit on the number of training images"
-        ),
-        "validation_examples": Key(0, Number(0, 2**31 - 1, whole=True), "training images held out for validation"),
-        "test_examples": Key(
-            0,
-            Number(0, 2**31 - 1, whole=True),
-            "training images held out for testing, in place of the test split; 0: none",
-        ),
-        "image_key": Key("image", Text("a name"), "feature of a prepared data set that holds the images", (PREPARED,)),
-        "label_key": Key(
-            "label",
-            Text("a name"),
-            "feature of a prepared data set that holds the labels, a `ClassLabel`",
-            (PREPARED,),
-        ),
-        "augment": Key(
-            True, Switch(), "random crops and flips, as usual for the data set; false: none, or central crops"
-        ),
-        "mean": Key(
-            placeholder(str),
-            Text("numbers in [0, 1]"),
-            "mean of each channel of the pixels: `0.485,0.456,0.406`; none: the data set's",
-        ),
-        "std": Key(
-            placeholder(str), Text("numbers in [0.001, 1]"), "standard deviation of each channel; none: the data set's"
-        ),
-    },
+    "data": DATA,
+    "strong_view": STRONG_VIEW,
     "local": LOCAL,
     "end_to_end": {
         "remat": Key(

@@ -11,14 +11,16 @@ from typing import Any
 from kd_local.choices.distillation import StoneNumbers
 from kd_local.ranges import Choice, Number, Numbers, Range, Switch
 
-OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "ofa", "block_kd")
-OF_LOGITS = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "ofa")
+OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "crld", "mlkd_two_views", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "ofa", "block_kd")
+OF_LOGITS = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "crld", "mlkd_two_views", "ofa")
 """The objectives that read only the logits of a teacher."""
+TWO_VIEWS = ("crld", "mlkd_two_views")
+"""The objectives that read a strong view of each image."""
 DISTANCES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits")
 """The distances of logits by name."""
 DEPLOY_OTHER_BLOCKS = ("simkd",)
 """The objectives that deploy other blocks than the student's."""
-WITH_OTHER_TASK_TERMS = ("block_kd",)
+WITH_OTHER_TASK_TERMS = ("crld", "mlkd_two_views", "block_kd")
 """The objectives with terms of the labels besides the cross entropy of the student's logits."""
 
 HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ...]]]] = {
@@ -103,6 +105,20 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "eps": (1.0, Number(0, 100, open_low=True, example=1.5), "exponent of the teacher's probabilities, above 0; published: 1, and 1.5 for DeiT-Ti to ResNet-18.", ("weight",)),
         "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("weight",)),
         "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("weight",)),
+    },
+    "crld": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the sum of the two cross entropies of the labels, 0 or larger.", ()),
+        "within_weight": (2.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the divergences within a view, 0 or larger.", ()),
+        "cross_weight": (0.5, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the divergences between the views, 0 or larger.", ()),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T, above 0; divides the logits of both networks.", ("within_weight", "cross_weight")),
+        "weak_threshold": (0.9, Number(0, 1, example=0.9, note="a probability; 0 takes every image"), "the teacher's largest probability for the weak view, at T = 1, must reach it in the first term.", ("within_weight",)),
+        "strong_threshold": (0.2, Number(0, 1, example=0.9, note="a probability; 0 takes every image"), "the same for the strong view in the second term.", ("cross_weight",)),
+    },
+    "mlkd_two_views": {
+        "ce_weight": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the sum of the two cross entropies of the labels, 0 or larger.", ()),
+        "weight": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the other terms, 0 or larger; 9 with standardised logits.", ()),
+        "temperatures": ((4.0, 3.0, 5.0, 2.0, 6.0), Numbers(Number(0.001, 10000.0, example=4), least=3, example=(4.0, 3.0, 5.0, 2.0, 6.0)), "T of each term, at least three; the strong view's sum has the weak view's logits at the last two. With standardised logits the published list is 2, 3, 5, 2, 6.", ("weight",)),
+        "standardise": (False, Switch(), "True to standardise the logits in `kd_loss` (Sun et al., CVPR 2024).", ("weight",)),
     },
     "fitnet": {
         "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),

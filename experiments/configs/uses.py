@@ -12,6 +12,7 @@ from experiments.configs.objectives import (
     PAIRS,
     TEACHER,
     TEACHER_GROUP,
+    TWO_VIEWS,
     WITH_HEAD,
     WITH_OTHER_TASK_TERMS,
 )
@@ -35,6 +36,10 @@ LOCALLY_TAUGHT = Use(
 TAUGHT = Use(
     f"a method of distillation, or {LOCALLY_TAUGHT.text}",
     lambda given: given["method"] in DISTILLATION or LOCALLY_TAUGHT.holds(given),
+)
+STRONG = Use(
+    f"an objective with two views: {' or '.join(TWO_VIEWS)}",
+    lambda given: any(name in TWO_VIEWS for name in objectives_in_use(given)),
 )
 ONE_OF_LOSSES = Use(
     f"a local.auxiliary other than {TEACHER}, which has a loss of its own",

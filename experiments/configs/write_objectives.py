@@ -75,6 +75,11 @@ def of_logits() -> tuple[str, ...]:
     return tuple(name for name, kind in OBJECTIVES.items() if kind.reads == "logits")
 
 
+def with_two_views() -> tuple[str, ...]:
+    """The objectives that read a strong view of each image."""
+    return tuple(name for name, kind in OBJECTIVES.items() if kind.needs_strong_view)
+
+
 def deploy_other_blocks() -> tuple[str, ...]:
     """The objectives that deploy other blocks than the student's."""
     return tuple(name for name, kind in OBJECTIVES.items() if not kind.deploys_student)
@@ -89,6 +94,7 @@ def text() -> str:
     """The file."""
     lines = [f"OBJECTIVES = {_source(tuple(OBJECTIVES))}"]
     lines += [f"OF_LOGITS = {_source(of_logits())}", '"""The objectives that read only the logits of a teacher."""']
+    lines += [f"TWO_VIEWS = {_source(with_two_views())}", '"""The objectives that read a strong view of each image."""']
     lines += [f"DISTANCES = {_source(DISTANCES)}", '"""The distances of logits by name."""']
     lines += [f"DEPLOY_OTHER_BLOCKS = {_source(deploy_other_blocks())}"]
     lines += ['"""The objectives that deploy other blocks than the student\'s."""']

@@ -32,11 +32,13 @@ def facts_of_run(config: ConfigDict, method: Method, data: Data) -> dict[str, An
         OSError: a file of the data set or of a teacher cannot be read.
         ValueError: the folder of the data set or of a teacher is damaged.
     """
+    augmentation = asdict(data.augmentation)
+    del augmentation["strong"]  # the options have its numbers
     images = {
         "train": len(data.train),
         "test": len(data.test),
         "validation": len(data.validation or ()),
-        **asdict(data.augmentation),
+        **augmentation,
         "shape": data.train.shape,
         "content": content_digest(data),
     }

@@ -8,7 +8,7 @@ from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from experiments.from_config.numbers import pixel_numbers
-from kd_local.data import Augmentation, Data, DatasetSpec, describe, load, training_labels
+from kd_local.data import Augmentation, Data, DatasetSpec, RandAugment, describe, load, training_labels
 from kd_local.paths import read_path
 
 
@@ -25,7 +25,7 @@ def describe_images(config: ConfigDict) -> DatasetSpec:
         augment=config.data.augment,
         **_choice(config),
     )
-    return replace(spec, augmentation=_normalised(config, spec.augmentation))
+    return replace(spec, augmentation=_augmentation(config, spec.augmentation))
 
 
 def read_images(config: ConfigDict, augmentation: Augmentation) -> Data:
@@ -57,9 +57,13 @@ def _choice(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _normalised(config: ConfigDict, usual: Augmentation) -> Augmentation:
+def _augmentation(config: ConfigDict, usual: Augmentation) -> Augmentation:
+    """The usual augmentation with the config's normalisation and strong view."""
     return replace(
-        usual, mean=of_channels(config, "data.mean", usual.mean), std=of_channels(config, "data.std", usual.std)
+        usual,
+        mean=of_channels(config, "data.mean", usual.mean),
+        std=of_channels(config, "data.std", usual.std),
+        strong=RandAugment(**config.strong_view),
     )
 
 

@@ -2,16 +2,24 @@
 
 import os
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from kd_local.errors import unknown
+from kd_local.ranges import Number, Range, Switch
 
 INCLUDED = "digits"
 """The data set that is part of the package."""
 DATASETS: tuple[str, ...] = ("cifar10", "cifar100", "digits", "imagenet2012", "stl10", "svhn_cropped")
 """The known data sets. Any other name is that of a folder."""
 FORMAT = "array_record"
+STRONG_VIEW: Mapping[str, Range] = {
+    "n": Number(1, 16, whole=True, example=2),
+    "m": Number(0, 10, open_low=True, example=10),
+    "cutout": Switch(),
+}
+"""Of the arguments of `kd_local.data.RandAugment`."""
 
 
 def default_folder() -> Path:

@@ -1,7 +1,7 @@
 """Labelled images: sources, augmentation, and the order of batches."""
 
 from kd_local.data.arrays import from_arrays
-from kd_local.data.augmentation import Augmentation, augment, normalise
+from kd_local.data.augmentation import Augmentation, augment, augment_strongly, normalise
 from kd_local.data.batches import batches
 from kd_local.data.digests import content_digest, file_digest, files_digest
 from kd_local.data.order import batch_indices, epoch_order, indices_at, steps_per_epoch
@@ -24,6 +24,7 @@ __all__ = [
     "Split",
     "StreamedSplit",
     "augment",
+    "augment_strongly",
     "batch_indices",
     "batches",
     "content_digest",

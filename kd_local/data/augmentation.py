@@ -1,5 +1,7 @@
 """Random crops, flips and normalisation: from the uint8 images of a batch to the inputs of a network.
 
+A batch has up to two views: the weak view, with crops and flips, and the strong view, with RandAugment after them.
+
 Everything runs on the device, inside a compiled step. Each pixel of a crop is looked up in the image by its index, so
 no padded or flipped copy is made.
 """
@@ -15,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from kd_local.data.pixels import check_channels_last
+from kd_local.data.randaugment import PUBLISHED, RandAugment, check_channels, randaugment
 from kd_local.errors import check_type, unknown
 from kd_local.precision import at_least_float32
 from kd_local.ranges import Number, Switch
@@ -32,6 +35,7 @@ class Augmentation:
         pad: width of the border in pixels; 0 for no crop.
         flip: if True, each image is mirrored left to right with probability 1/2.
         mean, std: mean and standard deviation of each channel, on the scale 0 to 255.
+        strong: the further changes of the strong view, for methods that read one.
 
     Raises:
         ValueError: an unknown padding, a negative pad, or `mean` and `std` without one number of the pixels' scale
@@ -43,6 +47,7 @@ class Augmentation:
     flip: bool = False
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    strong: RandAugment = PUBLISHED
 
     def __post_init__(self) -> None:
         if self.padding not in ("reflect", "zero"):
@@ -53,6 +58,7 @@ class Augmentation:
             check_type(name, numbers, tuple, "use a tuple with one number for each channel, such as (127.5,)")
             for number in numbers:
                 check_type(f"{name} of a channel", number, Real, "use a number on the scale 0 to 255")
+        check_type("strong", self.strong, RandAugment, "use RandAugment(n=2), or leave it out")
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(f"mean {self.mean} and std {self.std}: give both with one number for each channel")
         if not all(0 <= mean <= 255 for mean in self.mean):
@@ -133,6 +139,29 @@ def augment(
     Raises:
         ValueError: see `check_shape`.
     """
+    return normalise(augmentation, _crops(augmentation, images, rng), dtype)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="dtype")
+def augment_strongly(
+    augmentation: Augmentation,
+    images: UInt8[Array, "n h w c"],
+    rng: PRNGKeyArray,
+    *,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "n h w c"]:
+    """The strong view: random crops and flips as in `augment`, then `augmentation.strong`, then normalisation.
+
+    Raises:
+        ValueError: see `check_shape`; or the images are neither grey nor RGB.
+    """
+    check_channels(images.shape[-1])
+    crop_rng, operation_rng = jax.random.split(rng)
+    changed = randaugment(augmentation.strong, _crops(augmentation, images, crop_rng), operation_rng)
+    return normalise(augmentation, changed, dtype)
+
+
+def _crops(augmentation: Augmentation, images: UInt8[Array, "n h w c"], rng: PRNGKeyArray) -> UInt8[Array, "n h w c"]:
     check_shape(augmentation, images.shape)
     _check_pixels(images)
     n, height, width, _ = images.shape
@@ -159,4 +188,4 @@ def augment(
     if augmentation.padding == "zero" and pad:
         inside = row_inside[:, :, None, None] & column_inside[:, None, :, None]
         crops = jnp.where(inside, crops, jnp.zeros_like(crops))
-    return normalise(augmentation, crops, dtype)
+    return crops

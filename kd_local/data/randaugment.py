@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 
+from kd_local.choices.data import STRONG_VIEW
 from kd_local.data.strengths import LEVELS, NO_CHANGE, OPERATIONS, Strengths, strengths
-from kd_local.ranges import Number, Switch
+from kd_local.ranges import check_arguments
 
-N = Number(1, 16, whole=True, example=2)
-M = Number(0, 10, open_low=True, example=10)
 _CUTOUT = (125, 123, 114)
 _CUTOUT_GREY = 123
 # Weights of red, green and blue in Pillow's grey level, in units of 2^-16.
@@ -52,9 +51,11 @@ class RandAugment:
     cutout: bool = True
 
     def __post_init__(self) -> None:
-        N.check("n", self.n)
-        M.check("m", self.m)
-        Switch().check("cutout", self.cutout)
+        check_arguments(STRONG_VIEW, n=self.n, m=self.m, cutout=self.cutout)
+
+
+PUBLISHED = RandAugment()
+"""The strong view of MLKD and CRLD, as their authors' code has it."""
 
 
 def check_channels(channels: int) -> None:

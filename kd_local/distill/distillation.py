@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kd_local.contract import Metrics, Program, State
+from kd_local.contract import STRONG_VIEW, Metrics, Program, State
 from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, StrongView, TrainingBatch
 from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.outputs import output_shapes, outputs
@@ -127,7 +127,7 @@ class Distillation:
                 reads=(
                     "images",
                     "labels",
-                    *(("images_strong",) if self.objective.needs_strong_view else ()),
+                    *((STRONG_VIEW,) if self.objective.needs_strong_view else ()),
                     *(("indices",) if self.objective.needs_indices else ()),
                     *(("epoch",) if self.objective.needs_epoch else ()),
                     *((f"{name}_logits" for name in names) if self.cached else ()),

@@ -214,9 +214,9 @@ def plan_for(
     """
     _BATCH.check("batch", batch)
     check_image_shape(shape)
-    if missing := [name for name in extra_names(method.programs()) if name not in offered_tensors(batch)]:
-        raise ValueError(f"the step reads {', '.join(missing)} from a cache: measure its memory without a cache")
     images, labels = jax.ShapeDtypeStruct((batch, *shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+    if missing := [name for name in extra_names(method.programs()) if name not in offered_tensors(images)]:
+        raise ValueError(f"the step reads {', '.join(missing)} from a cache: measure its memory without a cache")
     return plan_step(method, images, labels, mesh=mesh, options=options)
 
 

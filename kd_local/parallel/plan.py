@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from kd_local.batch_division import normalised_per_device
 from kd_local.choices.steps import SHARDED
-from kd_local.contract import Method, State, owner, subtree
+from kd_local.contract import STRONG_VIEW, Method, State, owner, subtree
 from kd_local.costs import multiply_adds
 from kd_local.parallel.mesh import batch_shardings, device_mesh, groups, on_every_device, over_the_batch
 from kd_local.parallel.options import StepOptions
@@ -126,8 +126,8 @@ def plan_step(
         method: the method to train.
         images: (batch, height, width, channels), float32.
         labels: (batch,), int32.
-        extra: the extra tensors that the method's programs read, by name; see `kd_local.contract.Program`. `indices`
-            and `epoch` may be left out, because their shapes are known.
+        extra: the extra tensors that the method's programs read, by name; see `kd_local.contract.Program`. `indices`,
+            `epoch` and `images_strong` may be left out, because their shapes are known.
         state: the method's state; None: the state that `method.init` returns for these images.
         mesh: the devices, see `device_mesh`; None: one device.
         options: how the step is compiled and divided.
@@ -137,7 +137,7 @@ def plan_step(
     """
     mesh = device_mesh() if mesh is None else mesh
     check_step(method, mesh, options)
-    extra = {**offered_tensors(images.shape[0]), **extra}
+    extra = {**offered_tensors(images), **extra}
     batch = select({"images": images, "labels": labels, **extra}, extra_names(method.programs()))
     rng = jax.eval_shape(lambda: jax.random.key(0))
     if state is None:
@@ -168,9 +168,13 @@ def check_step(method: Method, mesh: Mesh, options: StepOptions) -> None:
     check_placement(options.placement, pieces_of(method.programs(), options.form), len(groups(mesh)))
 
 
-def offered_tensors(batch: int) -> Tensors:
-    """Shapes of the extra tensors that the training loop provides: `indices` and `epoch`."""
-    return {"indices": jax.ShapeDtypeStruct((batch,), np.int32), "epoch": jax.ShapeDtypeStruct((), np.float32)}
+def offered_tensors(images: Any) -> Tensors:
+    """Shapes of the extra tensors that the training loop provides for images of this shape and dtype."""
+    return {
+        "indices": jax.ShapeDtypeStruct(images.shape[:1], np.int32),
+        "epoch": jax.ShapeDtypeStruct((), np.float32),
+        STRONG_VIEW: jax.ShapeDtypeStruct(images.shape, images.dtype),
+    }
 
 
 def select(tensors: Mapping[str, Any], extra: Sequence[str]) -> Tensors:

@@ -7,8 +7,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int64, PRNGKeyArray, UInt8
 
-from kd_local.data import Augmentation, HostShare, augment
+from kd_local.data import Augmentation, HostShare, augment, augment_strongly
 from kd_local.parallel import DATA, move, on_every_device, over_the_batch, put_rows
+
+# Differs from the numbers that `jax.random.split` folds into a key, so that the views have unrelated crops.
+_STRONG = 0x5713
 
 ExtraTensor = Callable[[int, Int64[np.ndarray, " batch"]], np.ndarray]
 """A function from `(step, positions of the batch's images in the training set)` to an extra tensor.
@@ -62,6 +65,19 @@ def augmented(
     """`(augmented and normalised batch, key of the step)`; for use within a compiled function."""
     rng, augment_rng = jax.random.split(jax.random.fold_in(rng, step))
     return jax.lax.with_sharding_constraint(augment(augmentation, images, augment_rng), batched), rng
+
+
+def strong_view(
+    augmentation: Augmentation,
+    batched: NamedSharding,
+    images: UInt8[Array, "batch h w c"],
+    rng: PRNGKeyArray,
+    step: Array,
+) -> Float[Array, "batch h w c"]:
+    """The strong view of a batch, with crops and flips of its own; for use within a compiled function."""
+    _, augment_rng = jax.random.split(jax.random.fold_in(rng, step))
+    strong = augment_strongly(augmentation, images, jax.random.fold_in(augment_rng, _STRONG))
+    return jax.lax.with_sharding_constraint(strong, batched)
 
 
 _augmented = jax.jit(augmented, static_argnums=(0, 1))

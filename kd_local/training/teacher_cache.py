@@ -127,7 +127,7 @@ class TeacherCache:
             _, first = next(self._batches(0))
             pixels, _ = batch_inputs(plain, self._mesh, self._rng, 0, self._images[first], len(first))
             facts |= {
-                **asdict(augmentation),
+                **{name: value for name, value in asdict(augmentation).items() if name != "strong"},
                 "seed": self.seed,
                 "batch_size": self.batch_size,
                 "pixels": _digest(np.asarray(pixels).round().astype(np.uint8)),

@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from kd_local.contract import Method, Metrics, State
+from kd_local.contract import STRONG_VIEW, Method, Metrics, State
 from kd_local.costs import device_bytes
 from kd_local.data import Augmentation, Data, batch_indices
+from kd_local.data.randaugment import check_channels
 from kd_local.memory import compiled_peak
 from kd_local.parallel import (
     CompiledStep,
@@ -37,23 +38,34 @@ from kd_local.parallel import (
 from kd_local.training.calls import check_calls, takes_single_steps
 from kd_local.training.finite import check_finite
 from kd_local.training.image_source import HostBatch, ImageSource, OnDevices, Rows, image_source
-from kd_local.training.inputs import ExtraTensor, augmented, keys, share_of
+from kd_local.training.inputs import ExtraTensor, augmented, keys, share_of, strong_view
 from kd_local.training.records import TrainingPlan
 
 
 @dataclass(frozen=True)
 class BatchInputs:
-    """The function from what the host gives for a step to the tensors of the step, see `kd_local.parallel.Inputs`."""
+    """The function from what the host gives for a step to the tensors of the step, see `kd_local.parallel.Inputs`.
+
+    Attributes:
+        augmentation: the augmentation of the training images.
+        mesh: the devices of the batch.
+        rows: returns the images and labels of the batch.
+        strong: True if the step reads the strong view.
+    """
 
     augmentation: Augmentation
     mesh: Mesh
     rows: Rows
+    strong: bool
 
     def __call__(self, resident: Any, rng: PRNGKeyArray, given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         images, labels = self.rows(self.mesh, resident, given["images"])
         batched = over_the_batch(self.mesh, len(labels))
         inputs, step_rng = augmented(self.augmentation, batched, images, rng, given["step"])
-        return {"images": inputs, "labels": labels, **given["extra"]}, step_rng
+        tensors = {"images": inputs, "labels": labels, **given["extra"]}
+        if self.strong:
+            tensors[STRONG_VIEW] = strong_view(self.augmentation, batched, images, rng, given["step"])
+        return tensors, step_rng
 
 
 # At module level, so that runs with equal inputs share an executable.
@@ -153,9 +165,11 @@ def prepare_step(
     """`(step, state)`: the compiled step of a run and a new state, on the devices of the mesh.
 
     Raises:
-        ValueError: the new state, teachers included, is not finite; see `kd_local.parallel.plan_step` and
-            `image_source` too.
+        ValueError: the new state, teachers included, is not finite; `extra` has the strong view; see
+            `kd_local.parallel.plan_step` and `image_source` too.
     """
+    if STRONG_VIEW in extra:
+        raise ValueError(f"extra has {STRONG_VIEW}, which is made from the images: use Augmentation(strong=...)")
     full_steps = len(data.train) // plan.batch_size
     check_calls(plan, full_steps, options.steps_per_call)
     rng, init_rng = keys(seed)
@@ -176,7 +190,7 @@ def prepare_step(
     )
     first_group = of_step.groups[0]  # where a batch begins
     source = image_source(data.train, first_group, share_of(first_group), on_devices=images_on_devices)
-    inputs = BatchInputs(data.augmentation, first_group, source.rows)
+    inputs = _inputs_of(of_step, data.augmentation, source)
     started = time.perf_counter()
     step = TrainingStep(of_step, inputs, source, move(rng, on_every_device(first_group)), read, None, {})
     if options.steps_per_call > 1:
@@ -205,9 +219,21 @@ def lower_call(plan: StepPlan, augmentation: Augmentation, examples: int) -> Any
     """
     mesh, shape = plan.groups[0], plan.batch["images"].shape[1:]
     source = OnDevices.shaped(examples, shape, mesh)
-    inputs = BatchInputs(augmentation, mesh, source.rows)
+    inputs = _inputs_of(plan, augmentation, source)
     given = _shapes_of_call(plan, source, plan.options.steps_per_call)
     return lower_many(plan, inputs, source.resident, plan.rng, given)
+
+
+def _inputs_of(plan: StepPlan, augmentation: Augmentation, source: ImageSource) -> BatchInputs:
+    """The inputs of a planned step.
+
+    Raises:
+        ValueError: the step reads the strong view, and the images are neither grey nor RGB.
+    """
+    strong = STRONG_VIEW in plan.batch
+    if strong:
+        check_channels(plan.batch["images"].shape[-1])
+    return BatchInputs(augmentation, plan.groups[0], source.rows, strong)
 
 
 def _shapes_of_call(plan: StepPlan, source: ImageSource, steps: int) -> dict[str, Any]:
@@ -216,7 +242,7 @@ def _shapes_of_call(plan: StepPlan, source: ImageSource, steps: int) -> dict[str
     extra = {
         name: jax.ShapeDtypeStruct((steps, *like.shape), like.dtype)
         for name, like in plan.batch.items()
-        if name not in ("images", "labels")
+        if name not in ("images", "labels", STRONG_VIEW)
     }
     return {
         "step": jax.ShapeDtypeStruct((steps,), np.uint32, sharding=on_every_device(mesh)),

@@ -67,7 +67,6 @@ def test_an_operation_is_that_of_pillow(name, height, width, channels, m):
     found = at_levels(name, images, np.arange(LEVELS), m=m)
     expected = np.stack([by_pillow(name, image, level, m=m) for level, image in enumerate(images)])
     check_equal(name, found, expected)
-    assert name == "identity" or (expected != images).any()
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

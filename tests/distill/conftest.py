@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.distill.objective import Outputs, Pair, TrainingBatch
+from kd_local.distill.objective import Outputs, Pair, StrongView, TrainingBatch
 from kd_local.models import create, resnet
 
 CLASSES, EXAMPLES = 7, 11
@@ -60,6 +60,9 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
             indices=jnp.arange(batch, dtype=jnp.int32) + 2,
             epoch=jnp.float32(epoch),
             rng=jax.random.key(7),
+            strong=StrongView(
+                outputs(4, student, batch=batch, dtype=dtype), outputs(5, teacher, batch=batch, dtype=dtype)
+            ),
         )
 
     return make

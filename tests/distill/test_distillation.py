@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from kd_local.distill import OBJECTIVES, Distillation, Teacher, outputs
+from kd_local.distill.objectives.crld import crld_loss
 from kd_local.networks import Network, Variables
 from kd_local.parallel import compile_step
 from tests.support import tiny
@@ -64,6 +65,33 @@ def test_a_step_of_kd_by_its_equation():
     assert found["cross_entropy"] == pytest.approx(cross_entropy, rel=1e-5)
     assert found["distillation"] == pytest.approx(divergence, rel=1e-4, abs=1e-6)
     assert found["loss"] == pytest.approx(0.1 * cross_entropy + 0.9 * divergence, rel=1e-5)
+
+
+def test_both_networks_see_both_views():
+    """The student's statistics of the strong view go on from those of the weak view."""
+    distillation = method(teacher(3), name="crld")
+    state = distillation.init(jax.random.key(0), LIKE)
+    images, _ = batch()
+    strong = images[::-1] * 0.5
+    student = distillation.network_variables(state)
+    apply = jax.jit(partial(STUDENT.apply, train=True))
+    weak_logits, statistics = apply(student, images)
+    strong_logits, statistics = apply({**student, "batch_stats": statistics}, strong)
+    targets = [logits_of(TEACHER_NETWORK, state["teacher0"], view) for view in (images, strong)]
+    expected = crld_loss(weak_logits, targets[0], strong_logits, targets[1])
+    after, metrics = step(distillation, images_strong=strong)
+    found = metrics["student"]
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), rel=1e-5, abs=1e-6)
+    assert found["cross_entropy"] != found["cross_entropy_strong"]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), after["student"]["batch_stats"]["student"], statistics)
+
+
+def test_without_a_strong_view_its_name_is_given():
+    with pytest.raises(ValueError, match="the step also reads images_strong: pass it as extra"):
+        distillation = method(teacher(3), name="crld")
+        images, labels = batch()
+        compile_step(distillation, images, labels)(distillation.init(jax.random.key(0), LIKE), images, labels, KEY)
 
 
 @pytest.mark.exhaustive

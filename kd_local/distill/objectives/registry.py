@@ -4,8 +4,10 @@ from kd_local.distill.objective import Objective
 from kd_local.distill.objectives.at import AT
 from kd_local.distill.objectives.block_kd import BlockKD
 from kd_local.distill.objectives.crd import CRD
+from kd_local.distill.objectives.crld import CRLD
 from kd_local.distill.objectives.distances import LOGIT_OBJECTIVES
 from kd_local.distill.objectives.fitnet import FitNet
+from kd_local.distill.objectives.mlkd_two_views import MLKDTwoViews
 from kd_local.distill.objectives.nst import NST
 from kd_local.distill.objectives.ofa import OFA
 from kd_local.distill.objectives.ofd import OFD
@@ -18,6 +20,8 @@ from kd_local.distill.objectives.vid import VID
 
 OBJECTIVES: dict[str, type[Objective]] = {
     **LOGIT_OBJECTIVES,
+    "crld": CRLD,
+    "mlkd_two_views": MLKDTwoViews,
     "fitnet": FitNet,
     "at": AT,
     "sp": SP,

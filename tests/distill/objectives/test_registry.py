@@ -14,7 +14,12 @@ from kd_local.distill.objectives.distances import LOGIT_OBJECTIVES
 from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.local.losses import softmax
 
-LOGITS_ONLY = set(LOGIT_OBJECTIVES)
+OF_TWO_VIEWS = {
+    "crld": ("cross_entropy_strong", "within_view", "cross_view"),
+    "mlkd_two_views": ("cross_entropy_strong", "predictions", "classes", "samples"),
+}
+"""The metrics of objectives that read a strong view."""
+LOGITS_ONLY = {*LOGIT_OBJECTIVES, *OF_TWO_VIEWS}
 VGG = ((8, 4), (4, 6), (2, 8), (1, 8), (1, 8))
 # As published: the mdistiller protocol for CIFAR-100.
 DEFAULTS = {
@@ -52,6 +57,15 @@ DEFAULTS = {
         "standardise": False,
     },
     "ofa_logits": {"ce_weight": 1, "weight": 1, "eps": 1, "standardise": False},
+    "crld": {
+        "ce_weight": 1,
+        "within_weight": 2,
+        "cross_weight": 0.5,
+        "temperature": 4,
+        "weak_threshold": 0.9,
+        "strong_threshold": 0.2,
+    },
+    "mlkd_two_views": {"ce_weight": 0.1, "weight": 0.9, "temperatures": (4, 3, 5, 2, 6), "standardise": False},
     "fitnet": {"ce_weight": 1, "weight": 100, "stage": 2},
     "at": {"ce_weight": 1, "weight": 1000, "power": 2},
     "sp": {"ce_weight": 1, "weight": 3000},
@@ -108,7 +122,7 @@ def test_a_step(name, training_batches, examples):
     variables = initialise(objective, batch, examples)
     total, metrics, batch_stats, gradients = step(objective, batch, variables)
     assert specification(batch_stats) == specification(variables["batch_stats"])
-    assert set(metrics) == {"cross_entropy", "distillation"}
+    assert set(metrics) == {"cross_entropy", *OF_TWO_VIEWS.get(name, ("distillation",))}
     assert jax.tree.all(jax.tree.map(lambda x: bool(np.isfinite(x).all()), (total, metrics, batch_stats, gradients)))
     of_params, of_student = gradients
     # What learns gets a gradient. (A convolution before batch normalisation may have next to none, but not 0.)
@@ -116,9 +130,10 @@ def test_a_step(name, training_batches, examples):
     assert np.abs(of_student.logits).max() > 0 or name == "simkd"
     parts = (*of_student.features, *of_student.preactivations, of_student.pooled)
     assert any(np.abs(x).max() > 0 for x in parts) == (name not in LOGITS_ONLY)
-    weight = getattr(objective, "weight", 1.0)
-    expected = objective.ce_weight * metrics["cross_entropy"] + weight * metrics["distillation"]
-    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    if name not in OF_TWO_VIEWS:  # whose terms have tests of their own
+        weight = getattr(objective, "weight", 1.0)
+        expected = objective.ce_weight * metrics["cross_entropy"] + weight * metrics["distillation"]
+        np.testing.assert_allclose(total, expected, rtol=1e-6)
     if name != "simkd":
         np.testing.assert_allclose(
             metrics["cross_entropy"], softmax(batch.student.logits, batch.labels)["loss"], rtol=1e-6
@@ -190,6 +205,7 @@ def test_reads(name, training_batches, examples):
     assert objective.reads == ("logits" if name in LOGITS_ONLY else "features")
     assert objective.needs_indices == (name == "crd")
     assert objective.needs_epoch == (DEFAULTS[name].get("warmup_epochs", 0) > 0)
+    assert objective.needs_strong_view == (name in OF_TWO_VIEWS)
     if name in LOGITS_ONLY:
         cached = Outputs.of_logits(batch.teacher.logits)
         variables = initialise(objective, batch, examples)
@@ -236,6 +252,10 @@ WRONG = [
     ("mlkd", {"temperatures": (2.0, 0.0)}, r"temperatures is \(2.0, 0.0\): use 1 or more numbers"),
     ("mlkd", {"temperatures": ()}, r"temperatures is \(\): use 1 or more numbers"),
     ("dist", {"gamma": -1.0}, "gamma is -1.0"),
+    ("crld", {"within_weight": -1.0}, "within_weight is -1.0"),
+    ("crld", {"weak_threshold": 1.1}, r"weak_threshold is 1.1: use a number in \[0, 1\]"),
+    ("crld", {"cross_weight": 0.0, "strong_threshold": 0.3}, "strong_threshold is 0.3, but cross_weight is 0"),
+    ("mlkd_two_views", {"temperatures": (4.0, 2.0)}, r"temperatures is \(4.0, 2.0\): use 3 or more numbers"),
     ("fitnet", {"stage": -1}, "stage is -1: use a whole number from 0 to 1000; 0 is the stem"),
     ("at", {"power": 0}, "power is 0: use a whole number from 1 to 8"),
     ("rkd", {"distance_weight": -1.0}, "distance_weight is -1.0"),

@@ -1,13 +1,16 @@
 """Losses on two views of each image, against values of their authors' code."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_local.distill.objectives.crld import crld_loss
+from kd_local.distill.objectives.crld import CRLD, crld_loss
 from kd_local.distill.objectives.kd import kd_loss
-from kd_local.distill.objectives.mlkd_two_views import mlkd_two_views_loss
+from kd_local.distill.objectives.mlkd_two_views import MLKDTwoViews, mlkd_two_views_loss
+from kd_local.local.losses import softmax
 
 ROWS, COLUMNS = np.meshgrid(np.arange(4.0), np.arange(10.0), indexing="ij")
 LOGITS = (
@@ -55,6 +58,26 @@ def test_standardised_mlkd_does_not_change_the_correlations(logits):
     assert plain["classes"] == standardised["classes"]
     assert plain["samples"] == standardised["samples"]
     assert plain["predictions"] > 2 * standardised["predictions"]
+
+
+@pytest.mark.parametrize("objective", [CRLD(ce_weight=0.7), MLKDTwoViews(ce_weight=0.7)])
+def test_the_loss_is_the_weighted_sum_of_its_terms(objective, training_batches):
+    batch = training_batches()
+    found = objective.loss({}, batch)
+    terms = dict(found.metrics)
+    weak, strong = terms.pop("cross_entropy"), terms.pop("cross_entropy_strong")
+    np.testing.assert_allclose(weak, softmax(batch.student.logits, batch.labels)["loss"], rtol=1e-6)
+    np.testing.assert_allclose(strong, softmax(batch.strong.student.logits, batch.labels)["loss"], rtol=1e-6)
+    np.testing.assert_allclose(found.task, 0.7 * (weak + strong), rtol=1e-6)
+    weights = {"within_view": 2.0, "cross_view": 0.5}
+    expected = sum(weights.get(name, 0.9) * term for name, term in terms.items())
+    np.testing.assert_allclose(found.distillation, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [CRLD(), MLKDTwoViews()])
+def test_a_batch_with_one_view_is_refused(objective, training_batches):
+    with pytest.raises(ValueError, match="the batch has no strong view: set needs_strong_view in the class"):
+        objective.loss({}, replace(training_batches(), strong=None))
 
 
 @pytest.mark.parametrize(
