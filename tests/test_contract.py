@@ -117,6 +117,7 @@ METHODS: dict[str, Method] = {
     "two teachers": distillation("fitnet", teachers=2),
     "combined": combined("dkd", "crd", "block_kd"),
     "combined two teachers": combined("kd", "fitnet", teachers=2),
+    "block_kd class token": distillation("block_kd", student=TOKENS, alpha=300.0, beta=300.0),
     "ofa class token": distillation("ofa", student=TOKENS, exits_weight=1000.0),
     "teacher": taught(),
     "teacher lightweight": taught(objective=StoneLoss(last=False, distance="dkd")),

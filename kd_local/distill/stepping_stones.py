@@ -62,7 +62,11 @@ def connector_to(pair: Pair, teacher: Outputs, stage: int) -> Connector:
 
     Its output has their shape, and it ends in a ReLU if the teacher's stage does.
     """
-    return Connector(teacher.features[stage].shape[1:], relu=rectified(pair.teacher, stage))
+    return Connector(
+        teacher.features[stage].shape[1:],
+        relu=rectified(pair.teacher, stage),
+        class_tokens=(pair.student.class_tokens, pair.teacher.class_tokens),
+    )
 
 
 def through_teacher(

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from kd_local.distill import KD, OBJECTIVES, BlockKD, Distillation, Teacher, TeacherRule
+from kd_local.distill import KD, OBJECTIVES, Distillation, Teacher, TeacherRule
 from kd_local.local import ContSup, cut
 from kd_local.models import create
 from kd_local.models.class_token import class_token_transformer
@@ -78,7 +78,7 @@ def test_logits_are_taught_and_learnt_without_maps():
         assert method.logits and shapes["teacher0"]["params"]
 
 
-@pytest.mark.parametrize("objective", [OBJECTIVES["at"](), BlockKD()])
+@pytest.mark.parametrize("objective", [OBJECTIVES["at"](), OBJECTIVES["fitnet"]()])
 def test_objectives_of_features_refuse_networks_without_maps(objective):
     for student, network in ((MAPS, TOKENS), (TOKENS, MAPS)):
         with pytest.raises(ValueError, match=rf"^{type(objective).__name__} needs maps .* 'stem' \(TokenEmbedding\)"):

@@ -58,6 +58,9 @@ class BlockKD(Objective):
         warmup_epochs: epochs over which the weight of the distances grows linearly, 0 or more; 0 for no warm-up.
         batched: True to apply the teacher's blocks to all stones at once, as one larger batch, with the same results.
 
+    Student and teacher may be of any families. `Connector` says how maps enter a transformer with a class token, and
+    its tokens a network of maps.
+
     Reference: Yu et al. (arXiv 2411.01547).
 
     Raises:
@@ -66,6 +69,7 @@ class BlockKD(Objective):
     """
 
     has_other_task_terms: ClassVar[bool] = True
+    takes_tokens: ClassVar[bool] = True
     alpha: Weight = 0.1
     beta: Weight = 0.9
     gamma: Weight = 0.9
