@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.contract import STRONG_VIEW, Metrics, Program, State
 from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, StrongView, TrainingBatch
 from kd_local.distill.objectives.registry import OBJECTIVES
-from kd_local.distill.outputs import output_shapes, outputs
+from kd_local.distill.outputs import classify, output_shapes, outputs
 from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
 from kd_local.distill.trained_blocks import trained_blocks
 from kd_local.errors import check_type
@@ -265,6 +265,8 @@ def _teach(
                 task_loss=settings.task_loss,
                 strong=None if strong is None else StrongView(strong_student, strong_teacher_outputs[i]),
                 student_remaining_blocks=partial(trained_blocks, pair.student, own.get("params", {})),
+                student_last_layer=partial(classify, pair.student, own),
+                teacher_last_layer=None if settings.cached else partial(classify, pair.teacher, variables),
             )
             losses.append(objective.loss(of_block(whole, name), batch))
             batch_stats[name] = losses[-1].batch_stats

@@ -27,12 +27,15 @@ class Outputs:
         preactivations: the features before the last ReLU of each stage; equal to the features if there is none.
         pooled: (batch, c), the input of the last linear layer.
         logits: (batch, classes).
+        before_pooling: (batch, h, w, c), the map whose mean over height and width is `pooled`; None if the network has
+            none.
     """
 
     features: tuple[Any, ...]
     preactivations: tuple[Any, ...]
     pooled: Any
     logits: Any
+    before_pooling: Any = None
 
     @classmethod
     def of_logits(cls, logits: Any) -> "Outputs":
@@ -109,6 +112,15 @@ class TrainedBlocks(Protocol):
         ...
 
 
+@runtime_checkable
+class LastLayer(Protocol):
+    """The last linear layer of a network."""
+
+    def __call__(self, pooled: Float[Array, "n c"]) -> Float[Array, "n classes"]:
+        """The logits for inputs such as `Outputs.pooled`. Gradients flow to them, and to the student's layer."""
+        ...
+
+
 @dataclass(frozen=True)
 class EvaluationBatch:
     """The inputs of an objective in evaluation.
@@ -140,6 +152,8 @@ class TrainingBatch(EvaluationBatch):
         task_loss: the cross entropy of the labels.
         strong: the outputs for the strong view; None unless `needs_strong_view`.
         student_remaining_blocks: applies the student's blocks after a stage, in training mode.
+        student_last_layer: applies the student's last linear layer.
+        teacher_last_layer: applies the teacher's last linear layer; None if its logits are from a cache.
     """
 
     labels: Int[Array, " batch"]
@@ -149,6 +163,8 @@ class TrainingBatch(EvaluationBatch):
     task_loss: TaskLoss = PLAIN
     strong: StrongView | None = None
     student_remaining_blocks: TrainedBlocks | None = None
+    student_last_layer: LastLayer | None = None
+    teacher_last_layer: LastLayer | None = None
 
 
 class Objective:

@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from kd_local.distill.objective import Outputs
+from kd_local.models.layers import global_average_pool
 from kd_local.networks import Collection, Network, Variables, apply_block, of_block
 
 
@@ -37,11 +38,11 @@ def outputs(
             preactivations.append(before)
     name, head = network.names[-1], network.modules[-1]
     own = of_block(variables, name)
-    pooled, statistics_of = _pool(head, own, x, train)
+    before_pooling, pooled, statistics_of = _pool(head, own, x, train)
     if statistics_of:
         statistics[name] = statistics_of
     logits = head.apply(own, pooled, method="classify")
-    return Outputs(tuple(features), tuple(preactivations), pooled, logits), statistics
+    return Outputs(tuple(features), tuple(preactivations), pooled, logits, before_pooling), statistics
 
 
 def output_shapes(network: Network, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> Outputs:
@@ -50,8 +51,19 @@ def output_shapes(network: Network, images: Float[Array, "batch h w c"] | jax.Sh
     return jax.eval_shape(partial(outputs, network, train=False), variables, images)[0]
 
 
-def _pool(head: nn.Module, own: Mapping[str, Any], x: Array, train: bool) -> tuple[Any, Collection]:
-    if not train:
-        return head.apply(own, x, train=False, method="pool"), own.get("batch_stats", {})
-    pooled, updated = head.apply(own, x, train=True, method="pool", mutable=["batch_stats"])
-    return pooled, updated.get("batch_stats", {})
+def classify(network: Network, variables: Variables, pooled: Float[Array, "n c"]) -> Float[Array, "n classes"]:
+    """See `kd_local.distill.objective.LastLayer`."""
+    own = of_block(variables, network.names[-1])
+    return network.modules[-1].apply(own, pooled, method="classify")  # type: ignore[return-value]
+
+
+def _pool(head: nn.Module, own: Mapping[str, Any], x: Array, train: bool) -> tuple[Array | None, Array, Collection]:
+    """`(map or None, pooled features, batch statistics)`; the map is that whose mean the pooled features are."""
+    has_map = hasattr(head, "before_pooling")
+    call = partial(head.apply, method="before_pooling" if has_map else "pool")
+    if train:
+        found, updated = call(own, x, train=True, mutable=["batch_stats"])
+        statistics = updated.get("batch_stats", {})
+    else:
+        found, statistics = call(own, x, train=False), own.get("batch_stats", {})
+    return (found, global_average_pool(found), statistics) if has_map else (None, found, statistics)

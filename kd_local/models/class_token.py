@@ -18,7 +18,7 @@ from kd_local.models.convolution import conv2d
 from kd_local.models.layers import DType
 from kd_local.models.vision_transformer import (
     EncoderBlock,
-    LayerNormClassifier,
+    NormalisedLinear,
     check_patches,
     check_sizes,
     in_four_stages,
@@ -60,7 +60,7 @@ class TokenEmbedding(nn.Module):
         return (y + positions.astype(y.dtype))[:, None]
 
 
-class TokenClassifier(LayerNormClassifier):
+class TokenClassifier(NormalisedLinear):
     """Head: layer normalisation of the class token and a linear layer that starts at zero. Returns the logits."""
 
     def pool(self, x: Float[Array, "batch 1 tokens c"], *, train: bool) -> Float[Array, "batch c"]:

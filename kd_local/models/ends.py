@@ -1,6 +1,7 @@
 """First and last blocks that families share: stems and heads. A head has two steps, `pool` and `classify`.
 
-Distillation reads the pooled features between the two steps. A block that ends in ReLU (not ReLU6) has a field `relu`:
+Distillation reads the pooled features between the two steps. A head whose `pool` is a mean over height and width has a
+method `before_pooling`, which returns the map. A block that ends in ReLU (not ReLU6) has a field `relu`:
 `block.clone(relu=False)` has the same parameters and returns the input of this ReLU.
 """
 
@@ -44,9 +45,13 @@ class Classifier(nn.Module):
     def setup(self) -> None:
         self.linear = Linear(self.classes, dtype=self.dtype)
 
+    def before_pooling(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w c"]:
+        """The map whose mean over height and width is the result of `pool`."""
+        return x
+
     def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
         """The pooled features, the input of the linear layer."""
-        return global_average_pool(x)
+        return global_average_pool(self.before_pooling(x, train=train))
 
     def classify(self, pooled: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
         """The logits for features from `pool`."""
@@ -69,9 +74,13 @@ class ConvClassifier(nn.Module):
         self.conv = ConvNorm(self.features, kernel_size=1, relu6=self.relu6, dtype=self.dtype)
         self.linear = Linear(self.classes, dtype=self.dtype)
 
+    def before_pooling(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w features"]:
+        """The map whose mean over height and width is the result of `pool`."""
+        return self.conv(x, train=train)
+
     def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch features"]:
         """The pooled features, the input of the linear layer."""
-        return global_average_pool(self.conv(x, train=train))
+        return global_average_pool(self.before_pooling(x, train=train))
 
     def classify(self, pooled: Float[Array, "batch features"]) -> Float[Array, "batch k"]:
         """The logits for features from `pool`."""

@@ -84,7 +84,9 @@ def average_pool(
 
 
 def average_pool_to(x: Float[Array, "batch hx wx c"], size: tuple[int, int]) -> Float[Array, "batch h w c"]:
-    """Average pooling to a smaller or equal `(height, width)`. Each output is the mean of the inputs that it overlaps.
+    """Average pooling to a `(height, width)`. Each output is the mean of the inputs that it overlaps.
+
+    Neighbouring windows share inputs if a size does not divide the input's. A larger size repeats inputs.
 
     Reference: PyTorch's `adaptive_avg_pool2d`.
     """

@@ -168,8 +168,11 @@ class EncoderBlock(nn.Module):
         return x + y
 
 
-class LayerNormClassifier(nn.Module):
-    """Head: layer normalisation, global average pooling and a linear layer that starts at zero. Returns the logits."""
+class NormalisedLinear(nn.Module):
+    """A head that ends in layer normalisation, the choice or mean of positions, and a linear layer that starts at zero.
+
+    A subclass defines `pool`.
+    """
 
     classes: int
     dtype: DType = None
@@ -181,7 +184,7 @@ class LayerNormClassifier(nn.Module):
 
     def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
         """The pooled features, the input of the linear layer."""
-        return global_average_pool(self.norm(x))
+        raise NotImplementedError
 
     def classify(self, pooled: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
         """The logits for features from `pool`."""
@@ -189,6 +192,18 @@ class LayerNormClassifier(nn.Module):
 
     def __call__(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch k"]:
         return self.classify(self.pool(x, train=train))
+
+
+class LayerNormClassifier(NormalisedLinear):
+    """Head: layer normalisation, global average pooling and a linear layer that starts at zero. Returns the logits."""
+
+    def before_pooling(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w c"]:
+        """The map whose mean over height and width is the result of `pool`."""
+        return self.norm(x)
+
+    def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
+        """The pooled features, the input of the linear layer."""
+        return global_average_pool(self.before_pooling(x, train=train))
 
 
 def vision_transformer(

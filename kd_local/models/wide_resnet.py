@@ -60,9 +60,13 @@ class NormClassifier(nn.Module):
         self.norm = BatchNorm(dtype=self.dtype)
         self.linear = Linear(self.classes, dtype=self.dtype)
 
+    def before_pooling(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w c"]:
+        """The map whose mean over height and width is the result of `pool`."""
+        return nn.relu(self.norm(x, train=train))
+
     def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
         """The pooled features, the input of the linear layer."""
-        return global_average_pool(nn.relu(self.norm(x, train=train)))
+        return global_average_pool(self.before_pooling(x, train=train))
 
     def classify(self, pooled: Float[Array, "batch c"]) -> Float[Array, "batch k"]:
         """The logits for features from `pool`."""

@@ -25,7 +25,9 @@ def outputs() -> Callable[..., Outputs]:
         pooled = rng.standard_normal((batch, stages[-1][1])).astype(dtype)
         logits = (2 * rng.standard_normal((batch, CLASSES))).astype(dtype)
         features = tuple(jnp.asarray(np.maximum(x, 0)) for x in maps)
-        return Outputs(features, tuple(jnp.asarray(x) for x in maps), jnp.asarray(pooled), jnp.asarray(logits))
+        last = rng.standard_normal((batch, 4, 4, stages[-1][1])).astype(dtype)
+        preactivations = tuple(jnp.asarray(x) for x in maps)
+        return Outputs(features, preactivations, *map(jnp.asarray, (pooled, logits, last)))
 
     return make
 
@@ -42,7 +44,8 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
         dtype: str = "float32",
         epoch: float = 100.0,
     ) -> TrainingBatch:
-        matrix = jnp.asarray(np.random.default_rng(3).standard_normal((teacher[-1][1], CLASSES)).astype(dtype))
+        rng = np.random.default_rng(3)
+        matrix = jnp.asarray(rng.standard_normal((teacher[-1][1], CLASSES)).astype(dtype))
 
         def classify(stage: int, x: jax.Array, until: int | None = None) -> jax.Array:
             assert (stage, until) == (len(teacher) - 1, None)
@@ -51,6 +54,8 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
         teacher_network = (
             resnet(8, classes=CLASSES, widths=(5, 5, 7, 10)) if len(teacher) == 4 else create("vgg8", classes=CLASSES)
         )
+        of_stages = (student[-1][1], teacher[-1][1])
+        layers = [jnp.asarray(rng.standard_normal((channels, CLASSES)).astype(dtype)) for channels in of_stages]
         return TrainingBatch(
             pair=Pair(resnet(8, classes=CLASSES, widths=(4, 4, 6, 8)), teacher_network),
             student=outputs(1, student, batch=batch, dtype=dtype),
@@ -63,6 +68,8 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
             strong=StrongView(
                 outputs(4, student, batch=batch, dtype=dtype), outputs(5, teacher, batch=batch, dtype=dtype)
             ),
+            student_last_layer=lambda pooled: pooled @ layers[0],
+            teacher_last_layer=lambda pooled: pooled @ layers[1],
         )
 
     return make

@@ -14,6 +14,7 @@ from kd_local.distill.objectives.ofd import OFD
 from kd_local.distill.objectives.pkt import PKT
 from kd_local.distill.objectives.reviewkd import ReviewKD
 from kd_local.distill.objectives.rkd import RKD
+from kd_local.distill.objectives.sdd import SDDKD, SDKD, SDNKD
 from kd_local.distill.objectives.simkd import SimKD
 from kd_local.distill.objectives.sp import SP
 from kd_local.distill.objectives.vid import VID
@@ -22,6 +23,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     **LOGIT_OBJECTIVES,
     "crld": CRLD,
     "mlkd_two_views": MLKDTwoViews,
+    "sd_kd": SDKD,
+    "sd_dkd": SDDKD,
+    "sd_nkd": SDNKD,
     "fitnet": FitNet,
     "at": AT,
     "sp": SP,

@@ -15,14 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_local.distill.objective import Outputs
 from kd_local.distill.objectives.crld import crld_loss
+from kd_local.distill.objectives.dkd import DKD
 from kd_local.distill.objectives.gdkd import gdkd_loss
+from kd_local.distill.objectives.kd import KD
 from kd_local.distill.objectives.mlkd_two_views import mlkd_two_views_loss
-from kd_local.distill.objectives.nkd import nkd_loss
+from kd_local.distill.objectives.nkd import NKD, nkd_loss
 from kd_local.distill.objectives.ofa import ofa_loss
 from kd_local.distill.objectives.rld import rld_loss
 from kd_local.distill.objectives.ttm import ttm_loss
+from kd_local.distill.outputs import classify
+from kd_local.distill.regions import by_region, region_logits
 from kd_local.local.losses import softmax
+from kd_local.models.ends import Classifier
+from kd_local.networks import Network
 
 EXACT = 1e-7
 FOLDER = Path(os.environ.get("KD_LOCAL_GOLDEN", Path(__file__).parents[3] / "../shared/golden"))
@@ -127,6 +134,28 @@ def check_gradient(gradient: np.ndarray, file: Arrays, name: str, view: str = ""
     np.testing.assert_allclose(np.linalg.norm(gradient, axis=1), norms, rtol=EXACT, atol=1e-12, err_msg=name)
 
 
+DISTANCES_OF_REGIONS = {
+    "kd": (KD, {"T": "temperature"}),
+    "dkd": (DKD, {"alpha": "alpha", "beta": "beta", "T": "temperature"}),
+    "nkd": (NKD, {"gamma": "gamma", "T": "temperature"}),
+}
+
+
+def check_regions_loss(name: str, of: Mapping[str, Any], file: Arrays, arrays: Arrays) -> None:
+    """SDD; the file's arrays are (sample, class, region), and it has whole gradients of two regions."""
+    kind, names = DISTANCES_OF_REGIONS[name.split("_")[1]]
+    options = {"keep_label": "label_kept" in name} if kind is NKD else {}
+    distance = kind(**numbers_of(of, names), **options).distance
+    student, target = (arrays[f"{network}_regions"].transpose(0, 2, 1) for network in ("student", "teacher"))
+    loss = lambda student: by_region(distance, student, target, arrays["labels"])
+    value, gradient = jax.jit(jax.value_and_grad(loss))(student)
+    np.testing.assert_allclose(value, file[f"loss/{name}"], rtol=EXACT, err_msg=name)
+    whole = file[f"grad/{name}"]
+    close(gradient.transpose(0, 2, 1)[..., : whole.shape[-1]], whole, f"grad/{name}")
+    norms = np.linalg.norm(gradient, axis=-1)
+    np.testing.assert_allclose(norms, file[f"gradnorm/{name}"], rtol=EXACT, atol=1e-12, err_msg=name)
+
+
 @pytest.fixture(autouse=True)
 def _float64():
     with jax.enable_x64(True):
@@ -140,6 +169,7 @@ def test_losses_are_those_of_their_authors(path):
     arrays = {name: jnp.asarray(array) for name, array in file.items() if array.dtype.kind in "fi"}
     for name, of in settings["losses"].items():
         if name.startswith("sdd"):
+            check_regions_loss(name, of, file, arrays)
             continue
         loss = LOSSES[name.split("_")[0].rstrip("0123456789.")](name, of, arrays)
         gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
@@ -150,3 +180,12 @@ def test_losses_are_those_of_their_authors(path):
             check_gradient(strong, file, name, "_strong")
         for key in (key for key in file if key.startswith(f"part/{name}/")):
             np.testing.assert_allclose(parts[key.split("/")[2]], file[key], rtol=EXACT, err_msg=key)
+    for key in (key for key in file if key.startswith("regions/logits_")):
+        size, scales = key.removeprefix("regions/logits_").split("_")
+        features = arrays[f"regions/features_{size}"]
+        weight, bias = (arrays[f"regions/{part}_{size}"] for part in ("weight", "bias"))
+        network = Network.of({"head": Classifier(len(bias))})
+        variables = {"params": {"head": {"linear": {"dense": {"kernel": weight.T, "bias": bias}}}}}
+        found = Outputs((), (), None, None, before_pooling=features)
+        logits = region_logits(found, partial(classify, network, variables), tuple(map(int, scales)))
+        close(logits.transpose(0, 2, 1), file[key], key)

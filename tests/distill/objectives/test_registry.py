@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_local.distill.logit_objective import LogitObjective
 from kd_local.distill.objective import Outputs
 from kd_local.distill.objectives.distances import LOGIT_OBJECTIVES
 from kd_local.distill.objectives.registry import OBJECTIVES
@@ -66,6 +67,25 @@ DEFAULTS = {
         "strong_threshold": 0.2,
     },
     "mlkd_two_views": {"ce_weight": 0.1, "weight": 0.9, "temperatures": (4, 3, 5, 2, 6), "standardise": False},
+    "sd_kd": {"ce_weight": 0.1, "weight": 0.9, "temperature": 4, "standardise": False, "scales": (1, 2)},
+    "sd_dkd": {
+        "ce_weight": 1,
+        "alpha": 1,
+        "beta": 8,
+        "temperature": 4,
+        "warmup_epochs": 20,
+        "standardise": False,
+        "scales": (1, 2),
+    },
+    "sd_nkd": {
+        "ce_weight": 1,
+        "weight": 1,
+        "gamma": 1.5,
+        "temperature": 1,
+        "keep_label": True,
+        "standardise": False,
+        "scales": (1, 2),
+    },
     "fitnet": {"ce_weight": 1, "weight": 100, "stage": 2},
     "at": {"ce_weight": 1, "weight": 1000, "power": 2},
     "sp": {"ce_weight": 1, "weight": 3000},
@@ -109,7 +129,7 @@ def specification(tree):
 @pytest.mark.parametrize("name", NAMES)
 def test_defaults_are_published_values_of_primitive_types(name):
     fields = {field.name: field.default for field in dataclasses.fields(OBJECTIVES[name])}
-    weights = {"entropy_weight": "none"} if name in LOGIT_OBJECTIVES else {}
+    weights = {"entropy_weight": "none"} if issubclass(OBJECTIVES[name], LogitObjective) else {}
     assert fields == {**DEFAULTS[name], **weights}
     assert all(isinstance(value, float | int | bool | str | tuple) for value in fields.values())
     hash(OBJECTIVES[name]())  # part of a program's key
@@ -128,7 +148,7 @@ def test_a_step(name, training_batches, examples):
     # What learns gets a gradient. (A convolution before batch normalisation may have next to none, but not 0.)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(of_params))
     assert np.abs(of_student.logits).max() > 0 or name == "simkd"
-    parts = (*of_student.features, *of_student.preactivations, of_student.pooled)
+    parts = (*of_student.features, *of_student.preactivations, of_student.pooled, of_student.before_pooling)
     assert any(np.abs(x).max() > 0 for x in parts) == (name not in LOGITS_ONLY)
     if name not in OF_TWO_VIEWS:  # whose terms have tests of their own
         weight = getattr(objective, "weight", 1.0)
