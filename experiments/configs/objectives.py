@@ -11,7 +11,7 @@ from typing import Any
 from kd_local.choices.distillation import StoneNumbers
 from kd_local.ranges import Choice, Number, Numbers, Range, Switch
 
-OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "crld", "mlkd_two_views", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "ofa", "block_kd")
+OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "crld", "mlkd_two_views", "sd_kd", "sd_dkd", "sd_nkd", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "ofa", "block_kd")
 OF_LOGITS = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "crld", "mlkd_two_views", "ofa")
 """The objectives that read only the logits of a teacher."""
 TWO_VIEWS = ("crld", "mlkd_two_views")
@@ -119,6 +119,34 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "weight": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the other terms, 0 or larger; 9 with standardised logits.", ()),
         "temperatures": ((4.0, 3.0, 5.0, 2.0, 6.0), Numbers(Number(0.001, 10000.0, example=4), least=3, example=(4.0, 3.0, 5.0, 2.0, 6.0)), "T of each term, at least three; the strong view's sum has the weak view's logits at the last two. With standardised logits the published list is 2, 3, 5, 2, 6.", ("weight",)),
         "standardise": (False, Switch(), "True to standardise the logits in `kd_loss` (Sun et al., CVPR 2024).", ("weight",)),
+    },
+    "sd_kd": {
+        "ce_weight": (0.1, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
+        "weight": (0.9, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of `kd_loss`, 0 or larger.", ()),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T, above 0; divides the logits of both networks.", ("weight",)),
+        "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("weight",)),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the regions of samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("weight",)),
+        "scales": ((1, 2), Numbers(Number(1, 4, whole=True), least=1, rising=True, example=(1, 2)), "numbers of regions along each side of the last map: 1, then 2, 4 or both; published: (1, 2) for networks of one family, (1, 2, 4) for others.", ("weight",)),
+    },
+    "sd_dkd": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
+        "alpha": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of TCKD, the divergence of the label's probability, 0 or larger.", ()),
+        "beta": (8.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of NCKD, the divergence over the other classes, 0 or larger; published by pair.", ()),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "T, above 0; divides the logits of both networks.", ("alpha", "beta")),
+        "warmup_epochs": (20, Number(0, 100000, whole=True, note="0 is no warm-up"), "epochs over which the weight of `dkd_loss` grows linearly, 0 or more; 0 for no warm-up.", ("alpha", "beta")),
+        "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("alpha", "beta")),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the regions of samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("alpha", "beta")),
+        "scales": ((1, 2), Numbers(Number(1, 4, whole=True), least=1, rising=True, example=(1, 2)), "numbers of regions along each side of the last map: 1, then 2, 4 or both; published: (1, 2) for networks of one family, (1, 2, 4) for others.", ("alpha", "beta")),
+    },
+    "sd_nkd": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
+        "weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of `nkd_loss`, 0 or larger.", ()),
+        "gamma": (1.5, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the other classes in `nkd_loss`, 0 or larger.", ("weight",)),
+        "temperature": (1.0, Number(0.001, 10000.0, example=4), "T of the other classes, above 0.", ("gamma",)),
+        "keep_label": (True, Switch(), "True to keep the label among \"the other classes\"; False for the loss of NKD's authors.", ("gamma",)),
+        "standardise": (False, Switch(), "True to standardise the logits of both networks first (Sun et al., CVPR 2024).", ("weight",)),
+        "entropy_weight": ("none", Choice("entropy weight", ("none", "log_classes", "100")), "weights of the regions of samples: none, or H_ub of `entropy_weights`, log_classes or 100.", ("weight",)),
+        "scales": ((1, 2), Numbers(Number(1, 4, whole=True), least=1, rising=True, example=(1, 2)), "numbers of regions along each side of the last map: 1, then 2, 4 or both; published: (1, 2) for networks of one family, (1, 2, 4) for others.", ("weight",)),
     },
     "fitnet": {
         "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of the cross entropy of the labels, 0 or larger.", ()),
