@@ -85,8 +85,9 @@ def test_weights_by_hand():
 def test_a_loss_by_its_definition():
     weights = np.asarray(region_weights(jnp.asarray(TARGET), jnp.asarray(LABELS)))
     assert 0 < (weights == 2).mean() < 1
-    each = [[float(kd_loss(STUDENT[i, None, r], TARGET[i, None, r])) for r in range(5)] for i in range(4)]
-    found = by_region(KD().distance, jnp.asarray(STUDENT), jnp.asarray(TARGET), jnp.asarray(LABELS))
+    student, target = jnp.asarray(STUDENT), jnp.asarray(TARGET)
+    each = [[float(kd_loss(student[i, None, r], target[i, None, r])) for r in range(5)] for i in range(4)]
+    found = by_region(KD().distance, student, target, jnp.asarray(LABELS))
     np.testing.assert_allclose(found, (weights * each).mean(), rtol=1e-12)
 
 
