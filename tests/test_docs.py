@@ -7,9 +7,11 @@ import jax
 import pytest
 import yaml
 
+from experiments.configs.objectives import OBJECTIVES
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-GUIDE_NAMES = ("architecture", "adding", "local_learning", "many_devices", "teachers", "memory")
+GUIDE_NAMES = ("architecture", "adding", "distillation", "local_learning", "many_devices", "teachers", "memory")
 GUIDES = [ROOT / "docs" / f"{name}.md" for name in GUIDE_NAMES]
 PAGES = [README, *GUIDES, *(ROOT / "docs" / f"{name}.md" for name in ("results", "configuration", "index"))]
 
@@ -51,6 +53,11 @@ def test_links_and_paths_exist(page):
 @named([README, *GUIDES])
 def test_pages_are_short(page):
     assert len(page.read_text().splitlines()) <= (120 if page == README else 80)
+
+
+def test_the_guide_of_distillation_names_every_objective():
+    text = (ROOT / "docs" / "distillation.md").read_text()
+    assert [name for name in OBJECTIVES if f"`{name}`" not in text] == []
 
 
 def test_the_pods_of_kubernetes_find_each_other():

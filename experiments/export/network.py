@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.folders.workdirs import SUMMARY
+from experiments.folders.workdirs import CONFIG, SUMMARY
 from experiments.from_config.deployed_runs import has_state
 from experiments.from_config.trained_run import TrainedRun, read_run
 from experiments.from_config.weights import WEIGHTS, classes_in, load_weights
@@ -58,6 +58,8 @@ def network_of(workdir: Path) -> Exported:
             deployed network is more than a network.
         OSError: a file cannot be read.
     """
+    if not (workdir / CONFIG).is_file():
+        raise ValueError(f"workdir {str(workdir)!r} is not the folder of a run: give one of experiments.train")
     run = read_run(workdir)
     config = run.config
     if not (workdir / SUMMARY).is_file():

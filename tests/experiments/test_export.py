@@ -55,6 +55,7 @@ def exported(tmp_path_factory):
     """The folder of a run, that of its network in all forms, and the network's variables."""
     root = tmp_path_factory.mktemp("export")
     folder, variables = run_of(root / "run")
+    (root / "out").mkdir()  # an empty folder is replaced
     run(folder, root / "out", None, command="python -m experiments.export")
     return folder, root / "out", variables
 
@@ -181,7 +182,7 @@ def test_shortcuts_without_weights_are_in_the_commands_of_the_card(tmp_path):
 
 
 def test_runs_without_a_network_alone_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="is not the folder of a run, so its network is unknown"):
+    with pytest.raises(ValueError, match="is not the folder of a run: give one of experiments.train"):
         network_of(tmp_path)
     folder, _ = run_of(tmp_path)
     (folder / WEIGHTS).rename(folder / STATE)
