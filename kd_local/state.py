@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from kd_local.errors import check_type
 from kd_local.networks import COLLECTIONS, Variables
+from kd_local.two_gradients import Optimizer, TwoGradientOptimizer
 
 Part = dict[str, Any]
 """`{"params": ..., "batch_stats": ..., "opt_state": ...}`."""
@@ -22,15 +23,20 @@ def variables_of(part: Mapping[str, Any]) -> Variables:
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Check that an argument is an optimizer of optax.
+    """Check that an argument is an optimizer of optax, which takes one gradient.
 
     Raises:
-        ValueError: it is something else, such as a learning rate.
+        ValueError: it is something else, such as a learning rate, or takes two gradients.
     """
+    if isinstance(optimizer, TwoGradientOptimizer):
+        raise ValueError(
+            "the optimizer takes two gradients, of the labels and of a teacher (DOT), but this method computes one: "
+            "use its `plain`, or Distillation"
+        )
     check_type("optimizer", optimizer, optax.GradientTransformation, "use one of optax, such as optax.sgd(0.1)")
 
 
-def new_part(variables: Variables, optimizer: optax.GradientTransformation) -> Part:
+def new_part(variables: Variables, optimizer: Optimizer) -> Part:
     """A new part: the given variables and the optimizer's initial state."""
     return {**variables_of(variables), "opt_state": optimizer.init(variables["params"])}
 
@@ -54,15 +60,13 @@ def update_part(
     return apply_gradients(part, optimizer, gradients, batch_stats), loss, extra
 
 
-def apply_gradients(
-    part: Part, optimizer: optax.GradientTransformation, gradients: Any, batch_stats: Mapping[str, Any]
-) -> Part:
+def apply_gradients(part: Part, optimizer: Optimizer, gradients: Any, batch_stats: Mapping[str, Any]) -> Part:
     """One optimizer step of a part's parameters with given gradients.
 
     Args:
         part: the part before the step.
         optimizer: the optimizer whose state the part contains.
-        gradients: with the structure of the parameters.
+        gradients: with the structure of the parameters, or `TwoGradients` of it.
         batch_stats: the batch statistics after the step.
     """
     updates, opt_state = optimizer.update(gradients, part["opt_state"], part["params"])

@@ -32,6 +32,7 @@ from kd_local.models.class_token import class_token_transformer
 from kd_local.networks import Network, by_block, of_block
 from kd_local.parallel import CompiledStep, compile_step, device_mesh, on_every_device, over_the_batch
 from kd_local.state import new_part
+from kd_local.training import make_optimizer
 from tests.support.taught import locally_taught
 
 OPTIMIZER = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9, nesterov=True))
@@ -115,6 +116,7 @@ METHODS: dict[str, Method] = {
     **{name: distillation(name) for name in OBJECTIVES},
     "block_kd lightweight": distillation("block_kd", stones=(2, 3), distance="dkd"),
     "two teachers": distillation("fitnet", teachers=2),
+    "block_kd dot": replace(distillation("block_kd"), optimizer=make_optimizer("sgd", lambda _: 1e-3, dot=0.075)),
     "combined": combined("dkd", "crd", "block_kd"),
     "combined two teachers": combined("kd", "fitnet", teachers=2),
     "block_kd class token": distillation("block_kd", student=TOKENS, alpha=300.0, beta=300.0),

@@ -265,7 +265,11 @@ def _check_optimization(config: ConfigDict) -> None:
         decay=settings.decay,
     )
     check_optimizer(
-        settings.name, momentum=settings.momentum, nesterov=settings.nesterov, weight_decay=settings.weight_decay
+        settings.name,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        dot=settings.dot,
     )
     if config.steps is not None:
         check_accumulate(settings.accumulate, config.steps)

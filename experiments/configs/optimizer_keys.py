@@ -3,7 +3,7 @@
 from ml_collections.config_dict import placeholder
 
 from experiments.configs.description import Group, Key, above
-from experiments.configs.uses import PIECEWISE, SGD
+from experiments.configs.uses import DISTILLED, PIECEWISE, SGD
 from kd_local.choices.optimization import OPTIMIZERS, SCHEDULES
 from kd_local.choices.optimization import RANGES as OPTIMIZATION
 from kd_local.ranges import Choice, Switch
@@ -13,6 +13,13 @@ OPTIMIZER: Group = {
     "learning_rate": Key(0.1, OPTIMIZATION["rate"], "peak of the schedule"),
     "momentum": Key(placeholder(float), OPTIMIZATION["momentum"], "momentum; none: 0.9", (SGD,)),
     "nesterov": Key(placeholder(bool), Switch(), "Nesterov momentum; none: if there is momentum", (SGD,)),
+    "dot": Key(
+        placeholder(float),
+        OPTIMIZATION["dot"],
+        "DOT: a momentum for the gradient of the labels, lower by this number, and one for that of the teacher, higher "
+        "by it; published: 0.075; none: one gradient",
+        (DISTILLED, SGD),
+    ),
     "weight_decay": Key(
         1e-4, OPTIMIZATION["weight_decay"], "weight decay: L2 for sgd and adam, decoupled for the others"
     ),

@@ -22,6 +22,7 @@ from kd_local.choices.local import HEADS_WITH_A_WIDTH, HEADS_WITH_HIDDEN_UNITS, 
 METHODS: tuple[str, ...] = ("contsup", *PAIRS, "end_to_end", *DISTILLATION)
 
 CONTSUP = when("method", "contsup")
+DISTILLED = Use("a method of distillation", lambda given: given["method"] in DISTILLATION)
 CUT = when("method", "contsup", *PAIRS)
 DECODED = when("method", "contsup", "hpff")
 MODULES = Use(
@@ -34,8 +35,8 @@ LOCALLY_TAUGHT = Use(
     lambda given: CONTSUP.holds(given) and MODULES.holds(given) and given["local.auxiliary"] == TEACHER,
 )
 TAUGHT = Use(
-    f"a method of distillation, or {LOCALLY_TAUGHT.text}",
-    lambda given: given["method"] in DISTILLATION or LOCALLY_TAUGHT.holds(given),
+    f"{DISTILLED.text}, or {LOCALLY_TAUGHT.text}",
+    lambda given: DISTILLED.holds(given) or LOCALLY_TAUGHT.holds(given),
 )
 STRONG = Use(
     f"an objective with two views: {' or '.join(TWO_VIEWS)}",

@@ -36,6 +36,7 @@ from kd_local.training.calls import check_calls
 from kd_local.training.loop import training_plan
 from kd_local.training.optimizers import make_optimizer
 from kd_local.training.schedules import by_batches, compressed, make_schedule, updates_per_epoch
+from kd_local.two_gradients import Optimizer, with_one_gradient
 
 PLACEMENTS = ("operations", "time")
 
@@ -55,7 +56,7 @@ class Experiment:
         shape: height, width and channels of the images.
         plan: the steps of the run from its beginning.
         schedule: the learning rate of each batch.
-        optimizer: the optimizer of every program that trains.
+        optimizer: the optimizer of every program that trains; that with one gradient, if the method's takes two.
         mesh: the devices of the step.
         options: how the step is compiled and divided.
         read: reads the data.
@@ -127,7 +128,7 @@ def build(config: ConfigDict, platform: str | None = None, *, fresh_teachers: bo
         shape=data.shape,
         plan=plan,
         schedule=schedule,
-        optimizer=optimizer,
+        optimizer=with_one_gradient(optimizer),
         mesh=mesh,
         options=options,
         read=partial(read_images, config, data.augmentation),
@@ -159,9 +160,7 @@ def _check_images(network: Network, shape: tuple[int, int, int]) -> None:
     jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
 
 
-def _optimization(
-    settings: ConfigDict, plan: TrainingPlan, epochs: int
-) -> tuple[optax.Schedule, optax.GradientTransformation]:
+def _optimization(settings: ConfigDict, plan: TrainingPlan, epochs: int) -> tuple[optax.Schedule, Optimizer]:
     """`(learning rate of each batch, optimizer)`."""
     each, accumulate = plan.steps_per_epoch, settings.accumulate
     check_accumulate(accumulate, min(each, plan.last_step))
@@ -186,6 +185,7 @@ def _optimization(
         weight_decay=settings.weight_decay,
         accumulate=accumulate,
         batches_per_epoch=each,
+        dot=settings.dot,
     )
     return by_batches(schedule, batches_per_epoch=each, accumulate=accumulate), optimizer
 

@@ -18,6 +18,7 @@ from kd_local.distill import OBJECTIVES, Combined, Distillation, Objective, Taug
 from kd_local.errors import unknown
 from kd_local.local import PAIR_RULES, AuxiliaryRule, ContSup, CutNetwork, EndToEnd, PairRule, PairTraining, TaskLoss
 from kd_local.networks import Network
+from kd_local.two_gradients import Optimizer, with_one_gradient
 
 CUT_METHODS = ("contsup", *PAIR_RULES)
 """Methods that cut the network and train each module with its own program."""
@@ -32,7 +33,7 @@ class Ingredients:
         contsup: the method ContSup for the network.
         pair_rules: the rules for pairs of modules by the names of their methods.
         objectives: the objectives of distillation by name.
-        optimizer: the optimizer of every program.
+        optimizer: the optimizer of distillation; see `plain`.
         data: the description of the data set.
         fresh_teachers: True if teachers have zeros for weights.
     """
@@ -41,10 +42,15 @@ class Ingredients:
     contsup: ContSup
     pair_rules: Mapping[str, PairRule]
     objectives: Mapping[str, Objective]
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     data: DatasetSpec
     task_loss: TaskLoss
     fresh_teachers: bool
+
+    @property
+    def plain(self) -> optax.GradientTransformation:
+        """The optimizer of every program of other methods, which compute one gradient."""
+        return with_one_gradient(self.optimizer)
 
 
 def method_from_config(
@@ -52,7 +58,7 @@ def method_from_config(
     network: Network,
     cut_network: CutNetwork,
     auxiliary: AuxiliaryRule,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     data: DatasetSpec,
     task_loss: TaskLoss,
     *,
@@ -65,9 +71,10 @@ def method_from_config(
             hyper-parameter of any method is unknown or out of range.
         ModuleNotFoundError: a file of weights needs PyTorch, which is not installed.
     """
-    contsup = ContSup(cut_network, optimizer, config.local.answer)
+    plain = with_one_gradient(optimizer)
+    contsup = ContSup(cut_network, plain, config.local.answer)
     if isinstance(auxiliary, TeacherRule):
-        contsup = TaughtContSup(cut_network, optimizer, config.local.answer, rule=auxiliary)
+        contsup = TaughtContSup(cut_network, plain, config.local.answer, rule=auxiliary)
     of = Ingredients(
         network=network,
         contsup=contsup,
@@ -84,6 +91,11 @@ def method_from_config(
         raise ValueError(
             f"teacher.cache is set, but method {config.method} cannot use cached logits of a teacher: leave it out"
         )
+    if config.optimizer.dot is not None and METHODS[config.method] is not _distillation:
+        raise ValueError(
+            f"optimizer.dot is {config.optimizer.dot}, but method {config.method} computes one gradient, and DOT takes "
+            "two, of the labels and of a teacher: leave it out, or use a method of distillation"
+        )
     return METHODS[config.method](config, of)
 
 
@@ -94,11 +106,11 @@ def _contsup(config: ConfigDict, of: Ingredients) -> Method:
 
 def _pairs(config: ConfigDict, of: Ingredients) -> Method:
     of.network.check_maps(config.method)
-    return PairTraining(of.contsup.cut_network, of.pair_rules[config.method], of.optimizer)
+    return PairTraining(of.contsup.cut_network, of.pair_rules[config.method], of.plain)
 
 
 def _end_to_end(config: ConfigDict, of: Ingredients) -> Method:
-    return EndToEnd(of.network, of.optimizer, config.end_to_end.remat, of.task_loss)
+    return EndToEnd(of.network, of.plain, config.end_to_end.remat, of.task_loss)
 
 
 def _distillation(config: ConfigDict, of: Ingredients) -> Method:

@@ -83,6 +83,8 @@ class Row:
             if self.context is None and self.method not in PAIRS:
                 config.local.boundaries = "equal"  # boundaries by name do not fit one module
             config.mesh.data = 1
+            if not self.taught:
+                config.optimizer.dot = None  # the other methods compute one gradient
         return config
 
     def identity(self, base: ConfigDict) -> str:
@@ -180,6 +182,7 @@ def table_config(config: ConfigDict) -> ConfigDict:
     """
     base = Row("end_to_end").config(config)
     base.local.boundaries, base.local.auxiliary = config.local.boundaries, config.local.auxiliary
+    base.optimizer.dot = config.optimizer.dot
     base.seed = 0
     base.steps = None
     return base

@@ -18,6 +18,7 @@ RANGES: Mapping[str, Range] = {
     "steps_per_epoch": Number(1, 2**31 - 1, whole=True),
     "schedule_steps": Number(1, 2**31 - 1, whole=True, note="None is the number of steps of all epochs"),
     "decay": Number(1e-6, 1, example=0.1),
+    "dot": Number(0, 0.5, example=0.075),
     "accumulate": Number(1, 1_000_000, whole=True, note="1 is an update for every batch"),
 }
 """Of the arguments of `make_optimizer`, `make_schedule` and `updates_per_epoch` in `kd_local.training`."""
@@ -29,7 +30,14 @@ DECAY = 0.1
 """The default factor of piecewise at each milestone."""
 
 
-def check_optimizer(name: str, *, momentum: float | None, nesterov: bool | None, weight_decay: float) -> None:
+def check_optimizer(
+    name: str,
+    *,
+    momentum: float | None,
+    nesterov: bool | None,
+    weight_decay: float,
+    dot: float | None = None,
+) -> None:
     """Checks the arguments of `make_optimizer`.
 
     Raises:
@@ -46,8 +54,22 @@ def check_optimizer(name: str, *, momentum: float | None, nesterov: bool | None,
     RANGES["weight_decay"].check("weight_decay", weight_decay)
     if nesterov is not None:
         Switch().check("nesterov", nesterov)
+    if dot is not None:
+        _check_dot(name, dot, MOMENTUM if momentum is None else momentum)
     if nesterov and momentum == 0:
         raise ValueError("nesterov is True, but momentum is 0: set a momentum, such as 0.9, or nesterov to False")
+
+
+def _check_dot(name: str, dot: float, momentum: float) -> None:
+    RANGES["dot"].check("dot", dot)
+    if name != "sgd":
+        raise ValueError(f"dot is {dot}, but optimizer {name!r} has no momentum to change: leave it out, or use sgd")
+    if dot > momentum or momentum + dot >= 1:
+        most = min(momentum, 1 - momentum)
+        raise ValueError(
+            f"dot is {dot} with momentum {momentum}: the momenta {momentum - dot:.4g} and {momentum + dot:.4g} must be "
+            f"in [0, 1), so use less than {most:.4g}"
+        )
 
 
 def check_schedule(

@@ -4,19 +4,26 @@ One program applies the student and each teacher once. The objective computes a 
 gradient of this loss updates the student and the connectors. Teachers are frozen parts of the state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kd_local.contract import STRONG_VIEW, Metrics, Program, State
-from kd_local.distill.objective import EvaluationBatch, Objective, Outputs, Pair, StrongView, TrainingBatch
-from kd_local.distill.objectives.registry import OBJECTIVES
+from kd_local.distill.feature_checks import check_features
+from kd_local.distill.objective import (
+    EvaluationBatch,
+    Objective,
+    ObjectiveLoss,
+    Outputs,
+    Pair,
+    StrongView,
+    TrainingBatch,
+)
 from kd_local.distill.outputs import classify, output_shapes, outputs
 from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
 from kd_local.distill.trained_blocks import trained_blocks
@@ -25,7 +32,8 @@ from kd_local.local.losses import softmax
 from kd_local.local.task_loss import PLAIN, TaskLoss
 from kd_local.networks import Network, Variables, by_block, check_network, of_block
 from kd_local.ranges import Number
-from kd_local.state import Part, check_optimizer, new_part, update_part, variables_of
+from kd_local.state import Part, apply_gradients, check_optimizer, new_part, update_part, variables_of
+from kd_local.two_gradients import Optimizer, TwoGradientOptimizer, two_gradients
 
 NAME = "student"
 
@@ -34,6 +42,7 @@ NAME = "student"
 class Distillation:
     """Trains a whole student with one program. An objective computes the loss from the student's and teachers' outputs.
 
+    >>> import optax
     >>> from kd_local.distill import KD, Distillation, Teacher
     >>> from kd_local.models import create
     >>> teacher, student = create("resnet20", classes=10), create("resnet8", classes=10)
@@ -44,7 +53,8 @@ class Distillation:
         student: the network to train.
         teachers: one or more. The loss is the mean over the teachers; each has its own connectors.
         objective: computes the loss, including the cross entropy of the labels.
-        optimizer: updates the student and the connectors.
+        optimizer: updates the student and the connectors. If it takes two gradients (`make_optimizer(dot=...)`), they
+            are those of `ObjectiveLoss.task` and `ObjectiveLoss.distillation`.
         examples: the number of training images, for an objective that stores a vector for each image (`CRD`).
         task_loss: the cross entropy of the labels.
         cached: if True, no teacher runs: the extra tensors `teacher0_logits`, ... contain the teachers' logits.
@@ -57,7 +67,7 @@ class Distillation:
     student: Network
     teachers: tuple[Teacher, ...]
     objective: Objective
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     examples: int | None = field(default=None, kw_only=True)
     cached: bool = field(default=False, kw_only=True)
     task_loss: TaskLoss = field(default=PLAIN, kw_only=True)
@@ -68,7 +78,8 @@ class Distillation:
         for teacher in self.teachers:
             check_type("a teacher", teacher, Teacher, "use Teacher(network, variables)")
         check_type("objective", self.objective, Objective, "use an objective, such as KD()")
-        check_optimizer(self.optimizer)
+        if not isinstance(self.optimizer, TwoGradientOptimizer):
+            check_optimizer(self.optimizer)
         check_type("task_loss", self.task_loss, TaskLoss, "use TaskLoss(label_smoothing=0.1), or leave it out")
         if not self.teachers:
             raise ValueError("no teacher: give at least one")
@@ -76,7 +87,7 @@ class Distillation:
             self.task_loss.check_used("the cross entropy of the labels has weight 0", "use a larger weight")
         if self.examples is not None:
             Number(1, 2**31 - 1, whole=True, note="the number of training images").check("examples", self.examples)
-        _check_features(self.objective, self.student, tuple(teacher.network for teacher in self.teachers))
+        check_features(self.objective, self.student, tuple(teacher.network for teacher in self.teachers))
         if self.cached and self.objective.needs_strong_view:
             raise ValueError(
                 f"{self.objective.label} reads the teacher's logits of two views, and a cache has those of "
@@ -192,26 +203,6 @@ class Distillation:
         return batches
 
 
-def _check_features(objective: Objective, student: Network, teachers: tuple[Network, ...]) -> None:
-    """Raises ValueError unless the networks have the features that the objective reads."""
-    fitting = [
-        name
-        for name, kind in OBJECTIVES.items()
-        if all(network.has_features(tokens=kind.takes_tokens) for network in _read_networks(kind, student, teachers))
-    ]
-    instead = f"a method for these networks: end_to_end, {', '.join(fitting)}"
-    for network in _read_networks(objective, student, teachers):
-        network.check_maps(objective.label, tokens=objective.takes_tokens, instead=instead)
-
-
-def _read_networks(
-    objective: Objective | type[Objective], student: Network, teachers: tuple[Network, ...]
-) -> tuple[Network, ...]:
-    """The networks of which an objective reads more than the logits."""
-    of_teachers = objective.reads != "logits"
-    return (student,) * (of_teachers or objective.reads_student_features) + teachers * of_teachers
-
-
 @dataclass(frozen=True)
 class _Settings:
     """The parts of a step that are fixed when it is compiled."""
@@ -219,7 +210,7 @@ class _Settings:
     pairs: tuple[tuple[str, Pair], ...]
     renormalisations: tuple[Renormalisation | None, ...]
     objective: Objective
-    optimizer: optax.GradientTransformation
+    optimizer: Optimizer
     cached: bool
     task_loss: TaskLoss
 
@@ -245,7 +236,7 @@ def _teach(
         teacher_outputs = _outputs_of_teachers(settings, frozen, images)
     strong_teacher_outputs = [] if strong is None else _outputs_of_teachers(settings, frozen, strong)
 
-    def loss(params: Any) -> tuple[Array, tuple[Any, Metrics]]:
+    def terms(params: Any) -> tuple[list[ObjectiveLoss], tuple[Any, Metrics]]:
         whole = {**part, "params": params}
         network, own = settings.pairs[0][1].student, of_block(whole, NAME)
         student, statistics = outputs(network, own, images, train=True)
@@ -273,10 +264,24 @@ def _teach(
         total = jnp.stack([each.total for each in losses]).mean()
         means = jax.tree.map(lambda *values: jnp.stack(values).mean(), *(each.metrics for each in losses))
         accuracy = softmax(student.logits, labels)["accuracy"]
-        return total, (batch_stats, {**means, "loss": total, "accuracy": accuracy})
+        return losses, (batch_stats, {**means, "loss": total, "accuracy": accuracy})
 
-    part, _, metrics = update_part(part, settings.optimizer, loss)
+    if isinstance(settings.optimizer, TwoGradientOptimizer):
+        gradients, (batch_stats, metrics) = two_gradients(partial(_apart, terms), part["params"])
+        return apply_gradients(part, settings.optimizer, gradients, batch_stats), (), metrics
+    part, _, metrics = update_part(part, settings.optimizer, partial(_together, terms))
     return part, (), metrics
+
+
+def _together(terms: Callable[[Any], Any], params: Any) -> tuple[Array, Any]:
+    _, (batch_stats, metrics) = terms(params)
+    return metrics["loss"], (batch_stats, metrics)
+
+
+def _apart(terms: Callable[[Any], Any], params: Any) -> tuple[tuple[Array, Array], Any]:
+    losses, aux = terms(params)
+    task, distillation = ([getattr(each, name) for each in losses] for name in ("task", "distillation"))
+    return (jnp.stack(task).mean(), jnp.stack(distillation).mean()), aux
 
 
 def _outputs_of_teachers(settings: _Settings, frozen: tuple[Any, ...], images: Array) -> list[Outputs]:

@@ -45,7 +45,10 @@ def bad_texts(key: Key) -> list[str]:
             "('a',)", "abc", "1,nan", "1,inf", "1e308,2", "2;3", "-1", "0", *(["3,3", "5,4"] if of.rising else ["()"]),
         ],
     }.get(type(key.values), lambda of: ["\0"])(key.values)  # fmt: skip
-    return texts if key.optional or isinstance(key.values, Numbers | Text) else [*texts, "", "none", "None"]
+    if key.optional or isinstance(key.values, Numbers | Text):
+        return texts
+    names = key.values.names if isinstance(key.values, Choice) else ()
+    return [*texts, *(text for text in ("", "none", "None") if text not in names)]
 
 
 BAD = [(name, text) for name, key in all_keys().items() for text in bad_texts(key)]

@@ -18,6 +18,7 @@ from kd_local.distill.objectives.crld import CRLD
 from kd_local.distill.objectives.dkd import DKD, dkd_loss
 from kd_local.distill.objectives.fitnet import FitNet
 from kd_local.distill.objectives.kd import KD
+from kd_local.distill.objectives.ofa import OFA
 from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.objectives.rkd import RKD
 from kd_local.distill.objectives.simkd import SimKD
@@ -32,8 +33,8 @@ from tests.support import tiny
 LIKE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 
 
-def teacher() -> Teacher:
-    network = tiny.network(5, width=6)
+def teacher(classes: int = 5) -> Teacher:
+    network = tiny.network(classes, width=6)
     return Teacher(network, tiny.variables(network, 3))
 
 
@@ -107,9 +108,9 @@ COMBINABLE = [name for name, kind in OBJECTIVES.items() if kind().deploys_studen
 def test_one_objective_combined_with_its_own_weight_of_the_labels_is_the_objective(name):
     """A loss of labels that an objective does not declare, `has_other_task_terms`, would be missing."""
     one = OBJECTIVES[name](**({"negatives": 4} if name == "crd" else {"stage": 1} if name == "fitnet" else {}))
-    method = Distillation(tiny.network(5), (teacher(),), Both(one), optax.sgd(0.1), examples=6)
+    method = Distillation(tiny.network(10), (teacher(10),), Both(one), optax.sgd(0.1), examples=6)
     state = method.init(jax.random.key(0), LIKE)
-    images, labels = tiny.batch()
+    images, labels = tiny.batch(classes=10)
     tensors = {
         "images": images, "labels": labels, "images_strong": images[:, ::-1] * 1.5,
         "indices": jnp.arange(6, dtype=jnp.int32), "epoch": jnp.float32(3),
@@ -147,6 +148,10 @@ def test_the_needs_are_those_of_all_objectives():
     assert (logits.reads, logits.needs_indices, logits.needs_epoch, logits.needs_strong_view) == (
         "logits", False, True, False,
     )  # fmt: skip
+    assert not logits.reads_student_features
+    sequences = Combined(((KD(), 1.0), (OFA(), 1.0)))
+    assert (sequences.reads, sequences.reads_student_features, sequences.takes_tokens) == ("logits", True, True)
+    assert not Combined(((OFA(), 1.0), (SP(), 1.0))).takes_tokens
     features = Combined(((KD(), 1.0), (CRD(), 1.0), (CRLD(), 1.0)))
     assert (features.reads, features.needs_indices, features.needs_epoch, features.needs_strong_view) == (
         "features", True, False, True,
