@@ -15,6 +15,7 @@ NETWORKS: tuple[str, ...] = (
     *(f"vgg{depth}_bn" for depth in (11, 13, 16, 19)),
     *(f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0")),
     *("vit_ti16", "vit_s16", "vit_ti_16", "vit_s_16", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32"),
+    *("vit_ti2", "vit_ti4", "vit_ti_2", "vit_ti_4"),
 )
 SHORTCUTS: tuple[str, ...] = ("projection", "padding")
 """Shortcuts of CIFAR ResNets; the other networks have the first only."""

@@ -42,21 +42,24 @@ class StoneHead(nn.Module):
     """A connector, then the teacher's blocks after a stage, in evaluation mode.
 
     Attributes:
-        shape: (h, w, c) of the teacher's features after the stage.
+        shape: (h, w, c) of the teacher's features after the stage, or (1, class tokens + patches, c).
         relu: True if the connector ends in a ReLU.
         teacher: the teacher's network.
         stage: index of the teacher's stage; 0 is the stem.
+        class_tokens: of student and teacher; 0 for maps.
     """
 
     shape: tuple[int, int, int]
     relu: bool
     teacher: Network
     stage: int
+    class_tokens: tuple[int, int] = (0, 0)
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], teacher: Any = None, *, train: bool) -> Array:
         """The teacher's logits; without the teacher's variables, the connector's output."""
-        entered = Connector(self.shape, relu=self.relu, name="connector")(x, train=train)
+        connector = Connector(self.shape, relu=self.relu, class_tokens=self.class_tokens, name="connector")
+        entered = connector(x, train=train)
         return entered if teacher is None else remaining_blocks(self.teacher, teacher, self.stage, entered)
 
 
@@ -68,6 +71,7 @@ class Stone:
         head: the connector and the teacher's blocks.
     """
 
+    takes_tokens: ClassVar[bool] = True
     head: StoneHead
 
     def init(self, rng: PRNGKeyArray, output: jax.ShapeDtypeStruct) -> Mapping[str, Mapping[str, Any]]:
@@ -91,6 +95,8 @@ class TeacherRule:
     the teacher at that place. Boundaries after the student's stages, as of `stage_boundaries`, give the stepping stones
     of Block-KD.
 
+    Student and teacher may have maps or class tokens, see `Connector`. Contexts and decoders need a student with maps.
+
     The last module has two losses, of the student's logits and, with `objective.last`, of a stone after the last stage.
 
     Attributes:
@@ -99,7 +105,7 @@ class TeacherRule:
         objective: the loss of every stone and of the student's logits.
 
     Raises:
-        ValueError: an argument has another type, or the teacher has no maps.
+        ValueError: an argument has another type, or the teacher has neither maps nor class tokens.
     """
 
     uses_head: ClassVar[bool] = False
@@ -112,7 +118,7 @@ class TeacherRule:
         check_type("objective", self.objective, StoneLoss, "use StoneLoss()")
         check_image_shape(self.shape)
         check_channels_last(self.shape)
-        self.teacher.network.check_maps("local distillation")
+        self.teacher.network.check_maps("local distillation", tokens=True)
 
     @cached_property
     def _features(self) -> tuple[tuple[int, int, int], ...]:
@@ -124,7 +130,7 @@ class TeacherRule:
         """The stone of the module before a boundary.
 
         Raises:
-            ValueError: the student has no maps.
+            ValueError: the student has neither maps nor class tokens.
         """
         return Attachment(self._stone(boundary.network, boundary.end), frozen=(TEACHER,))
 
@@ -136,11 +142,10 @@ class TeacherRule:
         return Branch(self._stone(network, end), end, "stone", frozen=(TEACHER,))
 
     def _stone(self, student: Network, end: int) -> Stone:
-        student.check_maps("local distillation")
-        stage = self.stage_of(student, end)
-        return Stone(
-            StoneHead(self._features[stage], rectified(self.teacher.network, stage), self.teacher.network, stage)
-        )
+        student.check_maps("local distillation", tokens=True)
+        stage, teacher = self.stage_of(student, end), self.teacher.network
+        class_tokens = (student.class_tokens, teacher.class_tokens)
+        return Stone(StoneHead(self._features[stage], rectified(teacher, stage), teacher, stage, class_tokens))
 
     def stage_of(self, student: Network, end: int) -> int:
         """The index of the teacher's stage after which the student's first `end` blocks enter; 0 is the stem."""

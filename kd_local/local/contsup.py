@@ -54,9 +54,14 @@ class ContSup:
             raise ValueError("answer is ensemble, but no head before the last module classifies: use last")
 
     def check_maps(self) -> None:
-        """Raises ValueError unless the features at the boundaries are maps, which heads and contexts need."""
-        if len(self.cut_network.modules) > 1:
-            self.cut_network.network.check_maps("local learning")
+        """Raises ValueError unless the features at the boundaries are maps, which heads and contexts need.
+
+        Sequences with class tokens are accepted if every module takes them, see `LocalModule.takes_tokens`.
+        """
+        modules = self.cut_network.modules
+        if len(modules) > 1:
+            tokens = all(module.takes_tokens for module in modules)
+            self.cut_network.network.check_maps("local learning", tokens=tokens)
 
     def init(self, rng: PRNGKeyArray, images: Float[Array, "batch h w c"] | jax.ShapeDtypeStruct) -> State:
         """A new state with one part per module, and untrained parts of auxiliary networks.

@@ -86,6 +86,17 @@ class LocalModule:
     frozen: tuple[str, ...] = field(compare=False)
     after: tuple[UntrainedPart, ...] = field(compare=False)
 
+    @property
+    def takes_tokens(self) -> bool:
+        """True if the features may be sequences with class tokens.
+
+        An auxiliary network that takes them has the attribute `takes_tokens = True`. Contexts, decoders and PredSim's
+        loss need maps.
+        """
+        needs_maps = self.contexts or self.reconstruction is not None or self.similarity is not None
+        used = (self.auxiliary, self.branch.auxiliary if self.branch is not None else None)
+        return not needs_maps and all(one is None or getattr(one, "takes_tokens", False) for one in used)
+
     def init(self, rng: PRNGKeyArray, tensors: Sequence[Any]) -> Variables:
         """New variables.
 

@@ -45,6 +45,8 @@ _OTHERS: dict[str, Callable[..., Network]] = {
     "vit_b_32": partial(class_token_transformer, width=768, heads=12, patch_size=32),
     "vit_l_16": partial(class_token_transformer, width=1024, heads=16, depth=24),
     "vit_l_32": partial(class_token_transformer, width=1024, heads=16, depth=24, patch_size=32),
+    **{f"vit_ti{patch}": partial(vision_transformer, width=192, heads=3, patch_size=patch) for patch in (2, 4)},
+    **{f"vit_ti_{patch}": partial(class_token_transformer, width=192, heads=3, patch_size=patch) for patch in (2, 4)},
 }
 
 NAMES = NETWORKS

@@ -39,7 +39,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     ),
     (["--config.data.validation_examples=1437"], "validation_examples 1437 of 1437"),
     (["--config.network.name=resnet31"], "unknown network 'resnet31': the nearest of 48 are resnet32, "),
-    (["--config.network.name=vit"], "unknown network 'vit': the nearest of 48 are vit_"),
+    (["--config.network.name=vit"], "unknown network 'vit': the nearest of 52 are vit_"),
     (["--config.network.dtype=float16"], r"unknown dtype 'float16': use float32 or bfloat16 \(nearest: \w*float"),
     (["--config.network.shortcut=identity"], "unknown shortcut 'identity': use projection or padding"),
     (["--config.method=contsupp"], "unknown method 'contsupp': the nearest of [0-9]+ are contsup, "),

@@ -21,7 +21,7 @@ CUT = {
 }
 TAUGHT = {
     "blockkd.imagenet": ("pair=resnet34-resnet18", "pair=resnet50-mobilenetv1"),
-    "blockkd.vit": ("pair=resnet50-vit_s16", "pair=resnet50-vit_ti16"),
+    "blockkd.vit": ("pair=resnet50-vit_s16", "pair=resnet50-vit_ti16", "pair=resnet50-vit_ti_16"),
 }
 BATCHES = {1024: 1252, 512: 2503}
 """Of an epoch of 1,281,167 images, by the size of a batch."""
@@ -110,7 +110,7 @@ def test_the_default_is_the_first_option(file: str, options: tuple[str, ...]) ->
         ("contsup.imagenet", "k=two", "^option 'k=two': expected k=int, such as k=2$"),
         ("contsup.vit", "contexts=R0", r"^unknown option 'contexts': use .* \(nearest: context\)$"),
         ("blockkd.imagenet", "pair=resnet34-resnet8", r"^unknown pair .*use .* \(nearest: resnet34-resnet18\)$"),
-        ("blockkd.vit", "pair=vit_s16", r"^unknown pair 'vit_s16': use resnet50-vit_s16 or resnet50-vit_ti16"),
+        ("blockkd.vit", "pair=vit_s16", r"^unknown pair 'vit_s16': use resnet50-vit_s16, .* or vit_b_16-resnet50"),
     ],
 )
 def test_an_unknown_option_is_refused(file: str, option: str, message: str) -> None:

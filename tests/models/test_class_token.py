@@ -12,15 +12,19 @@ import optax
 import pytest
 
 from kd_local.distill import KD, OBJECTIVES, Distillation, Teacher, TeacherRule
+from kd_local.distill.deployed import deployed_network
 from kd_local.local import ContSup, cut
-from kd_local.models import create
+from kd_local.models import create, resnet
 from kd_local.models.class_token import class_token_transformer
+from kd_local.parallel import compile_step
 from tests.support import tiny
+from tests.support.taught import locally_taught
 
 pytestmark = pytest.mark.exhaustive
 
 TOKENS = class_token_transformer(classes=4, width=12, heads=3, depth=4, patch_size=4)
 MAPS = tiny.network()
+CNN = resnet(8, classes=4, widths=(4, 4, 4, 4))
 IMAGES = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
 
 
@@ -86,11 +90,29 @@ def test_objectives_of_features_refuse_networks_without_maps(objective):
 
 
 def test_local_learning_refuses_networks_without_maps():
-    with pytest.raises(ValueError, match="local distillation needs maps"):
-        cut(TOKENS, 2, classes=4, auxiliary=TeacherRule(Teacher(MAPS, {}), (8, 8, 3)))
-    with pytest.raises(ValueError, match="local distillation needs maps"):
-        TeacherRule(Teacher(TOKENS, {}), (8, 8, 3))
-    with pytest.raises(ValueError, match="local learning needs maps"):
-        ContSup(cut(TOKENS, 2, classes=4), optax.sgd(0.1)).init(jax.random.key(0), IMAGES)
+    rule = TeacherRule(Teacher(MAPS, tiny.variables(MAPS)), (8, 8, 3))
+    with_contexts = cut(TOKENS, 2, classes=4, auxiliary=rule, context="R1E")
+    for cut_network in (cut(TOKENS, 2, classes=4), with_contexts):
+        with pytest.raises(ValueError, match="local learning needs maps"):
+            ContSup(cut_network, optax.sgd(0.1)).init(jax.random.key(0), IMAGES)
     whole = ContSup(cut(TOKENS, 1, classes=4), optax.sgd(0.1))
     assert jax.eval_shape(partial(whole.init, images=IMAGES), jax.random.key(0))
+    without = deployed_network(whole)
+    with pytest.raises(ValueError, match="local distillation needs maps or tokens .* 'deployed/0'"):
+        TeacherRule(Teacher(without, {}), (8, 8, 3))
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(TOKENS, CNN), (CNN, TOKENS), (TOKENS, TOKENS)])
+def test_local_distillation_with_class_tokens(student, teacher):
+    """Each module of the student learns through the teacher, and every connector gets a gradient."""
+    method = locally_taught(student, Teacher(teacher, tiny.variables(teacher)), (8, 8, 3), optax.sgd(0.1))
+    images, labels = tiny.batch(4, classes=4)
+    state = method.init(jax.random.key(0), images)
+    before = jax.tree.map(np.array, state)
+    after, metrics = compile_step(method, images, labels, state=state)(state, images, labels, jax.random.key(1))
+    stones = [name for name, part in before.items() if name != "teacher"]
+    assert len(stones) == len(student.stages) - 1
+    for name in stones:
+        assert np.isfinite(metrics[name]["loss"])
+        old, new = (part[name]["params"]["head"] for part in (before, after))
+        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), old, new)))

@@ -69,6 +69,7 @@ def test_blocks_with_relu_at_the_end_have_the_field(name):
         *[(f"shufflenet_v2_{width}", 51) for width in ("x0_5", "x1_0", "x1_5", "x2_0")],
         *[(f"vit_{size}", 50) for size in ("ti16", "s16", "ti_16", "s_16", "b_16", "b_32")],
         *[("vit_l_16", 98), ("vit_l_32", 98)],
+        *[(f"vit_ti{patch}", 50) for patch in ("2", "4", "_2", "_4")],
     ],
 )
 def test_layers_are_counted(name, layers):

@@ -1,12 +1,13 @@
-"""Block-KD on ImageNet from a ResNet-50 to a vision transformer.
+"""Block-KD on ImageNet from a ResNet-50 to a vision transformer, with or without a class token, or the reverse.
 
 Command: python -m experiments.train --config=experiments/configs/blockkd/vit.py:pair=resnet50-vit_s16 \
              --config.data.data_dir=DIR --config.teacher.weights=resnet50.pth
-Options: pair (resnet50-vit_s16 or resnet50-vit_ti16, teacher first), method.
+Options: pair (one of `PAIRS`, teacher first), method.
 Weights: torchvision's file of the teacher, or the folder of a run. On N devices: `--config.mesh.data=N`.
 
-Optimizer, schedule and batch are those of contsup/vit.py; the weights of Block-KD are those of imagenet.py. A stone
-connects the features after each quarter of the student's depth, resized, with the teacher's stage of the same number.
+Optimizer, schedule and batch are those of contsup/vit.py for a transformer, those of contsup/imagenet.py for a ResNet.
+The weights of Block-KD are those of imagenet.py. A quarter of a transformer's depth is a stage. A stone connects the
+student's features after a stage, resized, with the teacher's stage of the same number.
 
 Reference: Yu et al., arXiv 2411.01547, for the method; Beyer, Zhai and Kolesnikov, arXiv 2205.01580, for the
 training. Not trained to the end.
@@ -14,11 +15,11 @@ training. Not trained to the end.
 
 from ml_collections import ConfigDict
 
-from experiments.configs.contsup import vit
+from experiments.configs.contsup import imagenet, vit
 from experiments.configs.options import parse_options
 from kd_local.errors import unknown
 
-PAIRS = ("resnet50-vit_s16", "resnet50-vit_ti16")
+PAIRS = ("resnet50-vit_s16", "resnet50-vit_ti16", "resnet50-vit_ti_16", "vit_s_16-resnet18", "vit_b_16-resnet50")
 
 
 def get_config(options: str = "") -> ConfigDict:
@@ -26,7 +27,8 @@ def get_config(options: str = "") -> ConfigDict:
     if choice["pair"] not in PAIRS:
         raise unknown("pair", choice["pair"], PAIRS)
     teacher, student = choice["pair"].split("-")
-    config = vit.get_config(f"network={student},k=1")
+    base = vit if student.startswith("vit") else imagenet
+    config = base.get_config(f"network={student},k=1")
     config.method = choice["method"]
     if config.method != "end_to_end":
         config.teacher.network = teacher
