@@ -15,6 +15,7 @@ from kd_local.distill.objective import (
 from kd_local.distill.objectives.block_kd import BlockKD
 from kd_local.distill.objectives.combined import Combined
 from kd_local.distill.objectives.distances import DISTANCES, logit_distance
+from kd_local.distill.objectives.fcfd import FCFD
 from kd_local.distill.objectives.kd import KD
 from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.outputs import output_shapes, outputs
@@ -25,6 +26,7 @@ from kd_local.distill.teacher_auxiliary import TeacherRule
 
 __all__ = [
     "DISTANCES",
+    "FCFD",
     "KD",
     "OBJECTIVES",
     "BlockKD",

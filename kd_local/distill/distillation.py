@@ -118,7 +118,8 @@ class Distillation:
         for (name, pair), teacher, key in zip(self.pairs, self.teachers, rngs, strict=True):
             teacher.network.check(teacher.variables, images)
             remaining = partial(remaining_blocks, pair.teacher, teacher.variables)
-            batch = EvaluationBatch(pair, shapes, output_shapes(pair.teacher, images), remaining)
+            of_teacher = output_shapes(pair.teacher, images)
+            batch = EvaluationBatch(pair, shapes, of_teacher, remaining, teacher_variables=teacher.variables)
             created[name] = self.objective.init(key, batch, examples=self.examples)
             # Copied, because a step may donate the state, and the teacher's arrays belong to the caller.
             state[name] = jax.tree.map(jnp.array, variables_of(teacher.variables))
@@ -197,8 +198,9 @@ class Distillation:
         student, _ = outputs(self.student, of_block(part, NAME), images, train=False)
         batches = []
         for name, pair in self.pairs:
-            remaining = partial(remaining_blocks, pair.teacher, state.get(name, {}))
-            batch = EvaluationBatch(pair, student, output_shapes(pair.teacher, images), remaining)
+            variables = state.get(name, {})
+            remaining, shapes = partial(remaining_blocks, pair.teacher, variables), output_shapes(pair.teacher, images)
+            batch = EvaluationBatch(pair, student, shapes, remaining, teacher_variables=variables)
             batches.append((name, of_block(part, name), batch))
         return batches
 
@@ -258,6 +260,9 @@ def _teach(
                 student_remaining_blocks=partial(trained_blocks, pair.student, own.get("params", {})),
                 student_last_layer=partial(classify, pair.student, own),
                 teacher_last_layer=None if settings.cached else partial(classify, pair.teacher, variables),
+                student_params=own.get("params", {}),
+                teacher_variables=variables,
+                teacher_images=renormalised(images, settings.renormalisations[i]),
             )
             losses.append(objective.loss(of_block(whole, name), batch))
             batch_stats[name] = losses[-1].batch_stats

@@ -5,7 +5,7 @@ line in its `registry.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
@@ -130,12 +130,14 @@ class EvaluationBatch:
         student: the student's outputs, in evaluation mode; in `Objective.init` their shapes.
         teacher: the shapes of the teacher's outputs.
         remaining_blocks: applies the teacher's blocks after a stage.
+        teacher_variables: the teacher's parameters and statistics; no gradient flows into them.
     """
 
     pair: Pair
     student: Outputs
     teacher: Outputs
     remaining_blocks: RemainingBlocks
+    teacher_variables: Variables = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,8 @@ class TrainingBatch(EvaluationBatch):
         student_remaining_blocks: applies the student's blocks after a stage, in training mode.
         student_last_layer: applies the student's last linear layer.
         teacher_last_layer: applies the teacher's last linear layer; None if its logits are from a cache.
+        student_params: the student's parameters.
+        teacher_images: the images with the teacher's normalisation.
     """
 
     labels: Int[Array, " batch"]
@@ -165,6 +169,8 @@ class TrainingBatch(EvaluationBatch):
     student_remaining_blocks: TrainedBlocks | None = None
     student_last_layer: LastLayer | None = None
     teacher_last_layer: LastLayer | None = None
+    student_params: Collection = field(default_factory=dict)
+    teacher_images: Any = None
 
 
 class Objective:

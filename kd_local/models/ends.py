@@ -1,7 +1,8 @@
 """First and last blocks that families share: stems and heads. A head has two steps, `pool` and `classify`.
 
 Distillation reads the pooled features between the two steps. A head whose `pool` is a mean over height and width has a
-method `before_pooling`, which returns the map. A block that ends in ReLU (not ReLU6) has a field `relu`:
+method `before_pooling`, which returns the map. If layers come before a ReLU that ends this map, their output is the
+result of `before_relu`, and `rectify` is the ReLU. A block that ends in ReLU (not ReLU6) has a field `relu`:
 `block.clone(relu=False)` has the same parameters and returns the input of this ReLU.
 """
 
@@ -71,12 +72,20 @@ class ConvClassifier(nn.Module):
     layers: ClassVar[int] = 2
 
     def setup(self) -> None:
-        self.conv = ConvNorm(self.features, kernel_size=1, relu6=self.relu6, dtype=self.dtype)
+        self.conv = ConvNorm(self.features, kernel_size=1, relu=False, dtype=self.dtype)
         self.linear = Linear(self.classes, dtype=self.dtype)
+
+    def before_relu(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w features"]:
+        """The input of the ReLU."""
+        return self.conv(x, train=train)
+
+    def rectify(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h w features"]:
+        """The ReLU or ReLU6."""
+        return nn.relu6(x) if self.relu6 else nn.relu(x)
 
     def before_pooling(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w features"]:
         """The map whose mean over height and width is the result of `pool`."""
-        return self.conv(x, train=train)
+        return self.rectify(self.before_relu(x, train=train))
 
     def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch features"]:
         """The pooled features, the input of the linear layer."""

@@ -60,9 +60,17 @@ class NormClassifier(nn.Module):
         self.norm = BatchNorm(dtype=self.dtype)
         self.linear = Linear(self.classes, dtype=self.dtype)
 
+    def before_relu(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w c"]:
+        """The input of the ReLU."""
+        return self.norm(x, train=train)
+
+    def rectify(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        """The ReLU."""
+        return nn.relu(x)
+
     def before_pooling(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch h w c"]:
         """The map whose mean over height and width is the result of `pool`."""
-        return nn.relu(self.norm(x, train=train))
+        return self.rectify(self.before_relu(x, train=train))
 
     def pool(self, x: Float[Array, "batch h w c"], *, train: bool) -> Float[Array, "batch c"]:
         """The pooled features, the input of the linear layer."""

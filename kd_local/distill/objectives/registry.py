@@ -6,6 +6,7 @@ from kd_local.distill.objectives.block_kd import BlockKD
 from kd_local.distill.objectives.crd import CRD
 from kd_local.distill.objectives.crld import CRLD
 from kd_local.distill.objectives.distances import LOGIT_OBJECTIVES
+from kd_local.distill.objectives.fcfd import FCFD
 from kd_local.distill.objectives.fitnet import FitNet
 from kd_local.distill.objectives.mlkd_two_views import MLKDTwoViews
 from kd_local.distill.objectives.nst import NST
@@ -39,4 +40,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simkd": SimKD,
     "ofa": OFA,
     "block_kd": BlockKD,
+    "fcfd": FCFD,
 }
