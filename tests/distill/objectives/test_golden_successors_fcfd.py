@@ -136,21 +136,21 @@ class Golden:
                 return key
         raise AssertionError(wanted)
 
-    def forward(self, own: Any) -> dict[str, Any]:
+    def forward(self, own: Any, of_teacher: Any, images: Any) -> dict[str, Any]:
         """The logits of all paths, and the file's unweighted losses."""
         of_student, of_objective = of_block(own, "student"), of_block(own, "teacher0")
         batch = TrainingBatch(
             pair=self.method.pairs[0][1],
-            student=outputs(self.student, of_student, self.images, train=True)[0],
-            teacher=outputs(self.teacher, self.of_teacher, self.images, train=False)[0],
-            remaining_blocks=partial(remaining_blocks, self.teacher, self.of_teacher),
+            student=outputs(self.student, of_student, images, train=True)[0],
+            teacher=outputs(self.teacher, of_teacher, images, train=False)[0],
+            remaining_blocks=partial(remaining_blocks, self.teacher, of_teacher),
             labels=jnp.asarray(self.labels),
             indices=jnp.zeros(len(self.labels), jnp.int32),
             epoch=jnp.float64(self.settings["epoch"] + 1),
             rng=jax.random.key(0),
             student_params=of_student["params"],
-            teacher_variables=self.of_teacher,
-            teacher_images=self.images,
+            teacher_variables=of_teacher,
+            teacher_images=images,
         )
         step = self.objective.step(of_objective, batch)
         stages, temperature = self.settings["stages"], self.settings["temperature"]
@@ -216,7 +216,7 @@ def test_a_step_in_float64(path):
                     "eval_logits_teacher": jax.jit(golden.method.teacher_logits)(golden.state, golden.images)["teacher0"],
                 }
                 wrong |= deviations(logits, file, "", golden.settings)
-            found = jax.jit(golden.forward)(golden.own)
+            found = jax.jit(golden.forward)(golden.own, golden.of_teacher, golden.images)
             names, losses = file[f"{prefix}loss_names"].tolist(), found.pop("losses")
             assert sorted(losses) == sorted(names)
             found["loss_values"] = np.asarray([losses[name] for name in names])
