@@ -74,6 +74,8 @@ def trained(seed: int) -> Teacher:
 def distillation(name: str, teachers: int = 1, student: Network = NETWORK, **options: Any) -> Distillation:
     if name == "crd":
         options["negatives"] = 8
+    if name == "fcfd":
+        options = {"sampled": 4, **options}  # so that all bridges learn
     found = tuple(trained(seed) for seed in range(teachers))
     return Distillation(student, found, OBJECTIVES[name](**options), GENTLE, examples=37)
 
@@ -115,6 +117,7 @@ METHODS: dict[str, Method] = {
     "contsup ensemble": contsup("R0", 3, "ensemble"),
     **{name: distillation(name) for name in OBJECTIVES},
     "block_kd lightweight": distillation("block_kd", stones=(2, 3), distance="dkd"),
+    "fcfd batch": distillation("fcfd", teacher_batch_norm="batch"),
     "two teachers": distillation("fitnet", teachers=2),
     "block_kd dot": replace(distillation("block_kd"), optimizer=make_optimizer("sgd", lambda _: 1e-3, dot=0.075)),
     "combined": combined("dkd", "crd", "block_kd"),
@@ -220,6 +223,8 @@ def test_every_parameter_learns_and_every_loss_is_finite(one):
         if "opt_state" in part:
             if one.method is METHODS["simkd"]:  # its logits are those of the teacher's classifier
                 del moved["student"]["head"]
+            unused = moved.get("teacher0", {}).pop("stage3_to_student", {})  # of FCFD
+            assert not any(jax.tree.leaves(unused))
             assert all(jax.tree.leaves(moved)), f"parameters of {name} did not change: {moved}"
     for metrics in one.metrics:
         assert all(np.isfinite(value) for values in metrics.values() for value in values.values())

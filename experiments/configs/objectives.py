@@ -11,7 +11,7 @@ from typing import Any
 from kd_local.choices.distillation import StoneNumbers
 from kd_local.ranges import Choice, Number, Numbers, Range, Switch
 
-OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "crld", "mlkd_two_views", "sd_kd", "sd_dkd", "sd_nkd", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "ofa", "block_kd")
+OBJECTIVES = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "crld", "mlkd_two_views", "sd_kd", "sd_dkd", "sd_nkd", "fitnet", "at", "sp", "rkd", "pkt", "nst", "vid", "crd", "ofd", "reviewkd", "simkd", "ofa", "block_kd", "fcfd")
 OF_LOGITS = ("kd", "dkd", "mlkd", "dist", "nkd", "ttm", "wttm", "rld", "gdkd", "ofa_logits", "crld", "mlkd_two_views", "ofa")
 """The objectives that read only the logits of a teacher."""
 TWO_VIEWS = ("crld", "mlkd_two_views")
@@ -224,6 +224,16 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "ensemble_gradient": (False, Switch(), "True to let gradients flow into the ensemble as a target.", ("gamma",)),
         "warmup_epochs": (0, Number(0, 100000, whole=True, note="0 is no warm-up"), "epochs over which the weight of the distances grows linearly, 0 or more; 0 for no warm-up.", ("beta", "gamma")),
         "batched": (True, Switch(), "True to apply the teacher's blocks to all stones at once, as one larger batch, with the same results.", ()),
+    },
+    "fcfd": {
+        "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of CE(S), the cross entropy of the labels, 0 or larger; published: 1.", ()),
+        "kd_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of KL(S, T), 0 or larger; published: 1.", ()),
+        "mixture_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "c_mix, weight of the divergences of mixture paths, 0 or larger; published: 0.2 or 1, by pair.", ()),
+        "feature_weight": (5.0, Number(0, 1000000000.0, note="0 leaves the term out"), "w2, weight of the squared differences, 0 or larger; published: 0.02 or 5, by pair.", ()),
+        "temperature": (4.0, Number(0.001, 10000.0, example=4), "t, above 0; published: 1, 4 or 8, by pair.", ("kd_weight", "mixture_weight")),
+        "sampled": (2, Number(1, 1000, whole=True, example=2), "the number of mixture paths in a step, drawn without replacement, at least 1.", ("mixture_weight", "feature_weight")),
+        "warmup_epochs": (20, Number(0, 100000, whole=True, note="0 is no warm-up"), "epochs over which the weight of the squared differences grows, 0 or more; 0 for no warm-up.", ("feature_weight",)),
+        "teacher_batch_norm": ("running", Choice("teacher batch norm", ("running", "batch")), "`running`: the teacher normalises with its own running statistics. `batch`: as published, it normalises with statistics of the batch in its own pass too. Copies of its running statistics then drift.", ()),
     },
 }
 

@@ -98,7 +98,7 @@ class FCFD(Objective):
         inputs = {bridge_name(i, to): [x[i]] for to, x in sources for i in range(1, student.count)}
         variables = init_connectors(bridges, rng, inputs)
         statistics = dict(variables["batch_stats"])
-        trained = batch.teacher_variables["batch_stats"]
+        trained = batch.teacher_variables.get("batch_stats", {})
         for path in mixture_paths(student.count):
             if not path.to_teacher:
                 blocks, entering = student.blocks_after(path.switch), batch.student.features[path.switch]

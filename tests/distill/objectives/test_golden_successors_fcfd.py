@@ -59,10 +59,13 @@ def bridge_names(name: str) -> tuple[str, bool]:
 
 
 TENSORS = {
-    "0.weight": ("params", "conv", "kernel"), "0.bias": ("params", "conv", "bias"), "1.weight": ("params", "norm", "scale"),
-    "1.bias": ("params", "norm", "bias"), "1.running_mean": ("batch_stats", "norm", "mean"),
+    "0.weight": ("params", "conv", "kernel"),
+    "0.bias": ("params", "conv", "bias"),
+    "1.weight": ("params", "norm", "scale"),
+    "1.bias": ("params", "norm", "bias"),
+    "1.running_mean": ("batch_stats", "norm", "mean"),
     "1.running_var": ("batch_stats", "norm", "var"),
-}  # fmt: skip
+}
 
 
 def bridge_from_torch(name: str, weights: Mapping[str, np.ndarray], shapes: Any) -> dict[str, Any]:
@@ -211,11 +214,10 @@ def test_a_step_in_float64(path):
         for prefix in ("", "teacher_eval/"):
             golden = Golden(file, prefix)
             if not prefix:
-                logits = {
-                    "eval_logits": jax.jit(golden.method.logits)(golden.state, golden.images),
-                    "eval_logits_teacher": jax.jit(golden.method.teacher_logits)(golden.state, golden.images)["teacher0"],
-                }
-                wrong |= deviations(logits, file, "", golden.settings)
+                logits = jax.jit(golden.method.logits)(golden.state, golden.images)
+                of_teacher = jax.jit(golden.method.teacher_logits)(golden.state, golden.images)["teacher0"]
+                found = {"eval_logits": logits, "eval_logits_teacher": of_teacher}
+                wrong |= deviations(found, file, "", golden.settings)
             found = jax.jit(golden.forward)(golden.own, golden.of_teacher, golden.images)
             names, losses = file[f"{prefix}loss_names"].tolist(), found.pop("losses")
             assert sorted(losses) == sorted(names)
