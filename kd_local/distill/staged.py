@@ -75,7 +75,8 @@ class StagedNetwork:
             statistics |= updated
         head, own = self.network.modules[-1], of_block(variables, self.network.names[-1])
         if hasattr(head, "before_relu"):
-            pooled: Any = global_average_pool(head.apply(own, x, method="rectify"))
+            rectified_map: Any = head.apply(own, x, method="rectify")
+            pooled: Any = global_average_pool(rectified_map)
         else:
             pooled = head.apply(own, nn.relu(x) if self._rectifies_inputs else x, train=False, method="pool")
         logits: Any = head.apply(own, pooled, method="classify")
