@@ -60,6 +60,7 @@ def kl(logits, target, t):
     return t**2 * (jnp.exp(p) * (p - q)).sum(axis=1).mean()
 
 
+@pytest.mark.usually("running")
 @pytest.mark.parametrize("mode", ["running", "batch"])
 def test_the_loss_of_all_paths_by_hand(mode):
     objective = FCFD(**FACTORS, sampled=4, teacher_batch_norm=mode)
@@ -127,6 +128,7 @@ def gradients(path):
     return [name for one in found for name, leaves in one.items() if any(map(np.any, jax.tree.leaves(leaves)))]
 
 
+@pytest.mark.usually("0001", "1100")
 @pytest.mark.parametrize(
     ("path", "names"),
     [
@@ -135,12 +137,14 @@ def gradients(path):
         ("1100", ["stage1/0", "stem", "stage1_to_teacher"]),
         ("1110", ["stage1/0", "stage2/0", "stem", "stage2_to_teacher"]),
     ],
+    ids=["0011", "0001", "1100", "1110"],
 )
 def test_a_path_trains_its_bridge_and_its_stages_of_the_student(path, names):
     (found,) = (one for one in mixture_paths(4) if one.name == path)
     assert sorted(gradients(found)) == sorted(names)
 
 
+@pytest.mark.exhaustive
 def test_no_gradient_reaches_the_teacher():
     objective = FCFD(sampled=4, teacher_batch_norm="batch")
     _, of_objective, batch = prepared(objective)
