@@ -18,8 +18,8 @@ Extra = TypeVar("Extra")
 
 
 def variables_of(part: Mapping[str, Any]) -> Variables:
-    """The variables in a part: the part without the optimizer's state."""
-    return {collection: part[collection] for collection in COLLECTIONS}
+    """The variables in a part: the part without the optimizer's state. A collection that is missing is empty."""
+    return {collection: part.get(collection, {}) for collection in COLLECTIONS}
 
 
 def check_optimizer(optimizer: object) -> None:

@@ -93,6 +93,14 @@ def test_families_of_student_and_teacher(student, teacher):
     assert metrics["exits"].shape == ()
 
 
+def test_a_teacher_without_batch_statistics_needs_no_such_collection():
+    """Weights from a file of a transformer have parameters only."""
+    variables = {"params": tiny.variables(TOKENS)["params"]}
+    distillation = Distillation(CNN, (Teacher(TOKENS, variables),), OFA(), optax.sgd(0.1))
+    state = jax.eval_shape(partial(distillation.init, images=LIKE), jax.random.key(0))
+    assert state["teacher0"]["batch_stats"] == {}
+
+
 def test_exits_of_convolutions_reach_the_last_stage():
     """4 - i blocks behind stage i, which double the channels up to the width; a 1x1 convolution behind the last."""
     student, teacher = create("resnet18", classes=7), create("vit_ti_16", classes=7)
