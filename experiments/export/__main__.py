@@ -8,8 +8,8 @@ contexts, not SimKD. DIR gets
   network.pth          the same as a state dict, for torch.load; PyTorch is not needed to write it
   README.md            a card: network, data, accuracy, and commands that load the network
 
-No code base in PyTorch has vit_ti16 and vit_s16: their network.safetensors has the names of this package, and there is
-no network.pth.
+No code base in PyTorch has the transformers without a class token, such as vit_ti16: their network.safetensors has the
+names of this package, and there is no network.pth.
 """
 
 from experiments.ending import ENDING
