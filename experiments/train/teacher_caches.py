@@ -34,7 +34,7 @@ class FillingStopped(Exception):
 
 
 def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, TeacherCache]:
-    """A cache for each teacher, by the name of its extra tensor; empty if the config sets no cache.
+    """A cache for each view and teacher, by the name of its extra tensor; empty if the config sets no cache.
 
     Raises:
         ValueError: the folder cannot be used.
@@ -48,8 +48,8 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
         len(data.train), epochs=config.epochs, batch_size=config.batch_size, steps=config.steps, mesh=experiment.mesh
     )
     own = groups(experiment.mesh)[0].local_devices
-    return {
-        f"{name}_logits": TeacherCache(
+    found = [
+        TeacherCache(
             teacher.network,
             teacher.variables,
             data,
@@ -59,9 +59,12 @@ def caches(experiment: Experiment, config: ConfigDict, data: Data) -> dict[str, 
             seed=config.seed,
             mesh=device_mesh(len(own), devices=own),
             renormalisation=teacher.renormalisation,
+            strong=strong,
         )
-        for (name, _), teacher in zip(method.pairs, method.teachers, strict=True)
-    }
+        for strong in ((False, True) if method.objective.needs_strong_view else (False,))
+        for teacher in method.teachers
+    ]
+    return dict(zip(method.cached_tensors, found, strict=True))
 
 
 def cached_logits(

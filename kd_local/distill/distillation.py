@@ -57,7 +57,8 @@ class Distillation:
             are those of `ObjectiveLoss.task` and `ObjectiveLoss.distillation`.
         examples: the number of training images, for an objective that stores a vector for each image (`CRD`).
         task_loss: the cross entropy of the labels.
-        cached: if True, no teacher runs: the extra tensors `teacher0_logits`, ... contain the teachers' logits.
+        cached: if True, no teacher runs: the extra tensors `teacher0_logits`, ... contain the teachers' logits, and
+            `teacher0_strong_logits`, ... those of the strong view.
 
     Raises:
         ValueError: an argument has another type, there is no teacher, a number is out of range, or the objective reads
@@ -88,16 +89,17 @@ class Distillation:
         if self.examples is not None:
             Number(1, 2**31 - 1, whole=True, note="the number of training images").check("examples", self.examples)
         check_features(self.objective, self.student, tuple(teacher.network for teacher in self.teachers))
-        if self.cached and self.objective.needs_strong_view:
-            raise ValueError(
-                f"{self.objective.label} reads the teacher's logits of two views, and a cache has those of "
-                "one: train without a cache"
-            )
         if self.cached and self.objective.reads != "logits":
             raise ValueError(
                 f"{self.objective.label} reads the teacher's features, and a cache has its logits only: train "
                 "without a cache"
             )
+
+    @property
+    def cached_tensors(self) -> tuple[str, ...]:
+        """The names of the tensors with the teachers' logits: of the weak views, and then of the strong views."""
+        views = ("logits", "strong_logits") if self.objective.needs_strong_view else ("logits",)
+        return tuple(f"{name}_{view}" for view in views for name, _ in self.pairs)
 
     @property
     def pairs(self) -> tuple[tuple[str, Pair], ...]:
@@ -142,7 +144,7 @@ class Distillation:
                     *((STRONG_VIEW,) if self.objective.needs_strong_view else ()),
                     *(("indices",) if self.objective.needs_indices else ()),
                     *(("epoch",) if self.objective.needs_epoch else ()),
-                    *((f"{name}_logits" for name in names) if self.cached else ()),
+                    *(self.cached_tensors if self.cached else ()),
                 ),
                 frozen=() if self.cached else names,
             ),
@@ -233,10 +235,11 @@ def _teach(
     epoch = further.pop(0) if objective.needs_epoch else jnp.ones((), jnp.float32)
     if settings.cached:
         frozen = ({},) * len(settings.pairs)
-        teacher_outputs = [Outputs.of_logits(logits) for logits in further]
+        of_views = [Outputs.of_logits(logits) for logits in further]
+        teacher_outputs, strong_teacher_outputs = of_views[: len(rngs)], of_views[len(rngs) :]
     else:
         teacher_outputs = _outputs_of_teachers(settings, frozen, images)
-    strong_teacher_outputs = [] if strong is None else _outputs_of_teachers(settings, frozen, strong)
+        strong_teacher_outputs = [] if strong is None else _outputs_of_teachers(settings, frozen, strong)
 
     def terms(params: Any) -> tuple[list[ObjectiveLoss], tuple[Any, Metrics]]:
         whole = {**part, "params": params}

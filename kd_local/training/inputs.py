@@ -31,15 +31,17 @@ def share_of(mesh: Mesh) -> HostShare:
     return HostShare(jax.process_index(), jax.process_count(), mesh.shape[DATA])
 
 
-def batch_inputs(
+def batch_view(
     augmentation: Augmentation,
     mesh: Mesh,
     rng: PRNGKeyArray,
     step: int,
     images: UInt8[np.ndarray, "rows h w c"],
     batch: int,
-) -> tuple[Float[Array, "batch h w c"], PRNGKeyArray]:
-    """`(augmented and normalised batch, key of the step)`.
+    *,
+    strong: bool = False,
+) -> Float[Array, "batch h w c"]:
+    """A view of a batch, augmented and normalised.
 
     Args:
         augmentation: the augmentation of the training images.
@@ -48,11 +50,14 @@ def batch_inputs(
         step: the step, from 0.
         images: this process's rows of the batch, see `share_of`.
         batch: number of images of all processes together.
+        strong: True for the strong view, False for the weak one.
     """
     batched = over_the_batch(mesh, batch)
     raw = put_rows(images, mesh, batch)
     number = move(np.uint32(step), on_every_device(mesh))
-    return _augmented(augmentation, batched, raw, rng, number)
+    if strong:
+        return _strong_view(augmentation, batched, raw, rng, number)
+    return _augmented(augmentation, batched, raw, rng, number)[0]
 
 
 def augmented(
@@ -81,3 +86,4 @@ def strong_view(
 
 
 _augmented = jax.jit(augmented, static_argnums=(0, 1))
+_strong_view = jax.jit(strong_view, static_argnums=(0, 1))

@@ -1,7 +1,8 @@
 """A teacher's logits on disk. They are computed once, and read by every run that gives the teacher the same images.
 
 With augmentation, a row has the logits of a step's batch. The batch depends only on seed and step, and is recomputed by
-the code of the loop. Without augmentation, a row has the logits of an image.
+the code of the loop. Without augmentation, a row has the logits of an image. Each view of the images has a cache of its
+own; the strong view always has augmentation.
 
 After a stop, filling resumes. A damaged row is computed again, see `checked_rows`.
 """
@@ -30,9 +31,10 @@ from kd_local.files import replace_text
 from kd_local.networks import Network, Variables
 from kd_local.parallel import device_mesh, on_every_device, over_the_batch
 from kd_local.sizes import shown_bytes
+from kd_local.training.cache_shape import cache_bytes, cache_shape, varies
 from kd_local.training.checked_rows import CheckedRows
 from kd_local.training.finite import check_finite
-from kd_local.training.inputs import ExtraTensor, batch_inputs, keys
+from kd_local.training.inputs import ExtraTensor, batch_view, keys
 
 Rows = tuple[Int64[np.ndarray, " rows"], Float32[np.ndarray, "rows *shape"]]
 """Indices of rows, and the rows."""
@@ -40,23 +42,6 @@ Rows = tuple[Int64[np.ndarray, " rows"], Float32[np.ndarray, "rows *shape"]]
 
 class CacheError(Exception):
     """A cache could not be written or read. The message has the reason and the number of rows that are complete."""
-
-
-def varies(augmentation: Augmentation) -> bool:
-    """True if random augmentation changes an image from step to step."""
-    return augmentation.pad > 0 or augmentation.flip
-
-
-def cache_shape(
-    augmentation: Augmentation, *, examples: int, classes: int, batch_size: int, steps: int
-) -> tuple[int, ...]:
-    """Shape of the cache: `(steps, batch, classes)`, or `(examples, classes)` without augmentation."""
-    return (steps, batch_size, classes) if varies(augmentation) else (examples, classes)
-
-
-def cache_bytes(shape: tuple[int, ...]) -> int:
-    """Bytes on disk of a cache of this shape: the logits, and a checksum for each row."""
-    return CheckedRows(Path("logits.npy"), "", shape).size
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +57,7 @@ class TeacherCache:
         batch_size, seed, steps: the arguments of `train`; `steps` is the number of steps of the whole run.
         mesh: the devices that compute the logits, all of this process.
         renormalisation: the teacher's, see `Teacher`.
+        strong: True for the logits of the strong view, see `Augmentation.strong`.
     """
 
     network: Network
@@ -83,6 +69,7 @@ class TeacherCache:
     seed: int = 0
     mesh: Mesh | None = None
     renormalisation: Renormalisation | None = None
+    strong: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -93,6 +80,7 @@ class TeacherCache:
             classes=self.data.classes,
             batch_size=self.batch_size,
             steps=self.steps,
+            strong=self.strong,
         )
 
     @property
@@ -120,14 +108,17 @@ class TeacherCache:
         }
         if self.renormalisation is not None:
             facts["renormalisation"] = asdict(self.renormalisation)
-        if varies(augmentation):
+        if self._varies:
             # The batch of the first step depends on everything that crops depend on, such as JAX's random numbers.
             channels = len(augmentation.mean)
             plain = replace(augmentation, mean=(0.0,) * channels, std=(1.0,) * channels)
             _, first = next(self._batches(0))
-            pixels, _ = batch_inputs(plain, self._mesh, self._rng, 0, self._images[first], len(first))
+            pixels = self._view(plain, 0, first)
+            numbers = asdict(augmentation)
+            if not self.strong:
+                del numbers["strong"]
             facts |= {
-                **{name: value for name, value in asdict(augmentation).items() if name != "strong"},
+                **numbers,
                 "seed": self.seed,
                 "batch_size": self.batch_size,
                 "pixels": _digest(np.asarray(pixels).round().astype(np.uint8)),
@@ -196,7 +187,7 @@ class TeacherCache:
     def _logits_of(
         self, rows: Float32[np.ndarray, "rows *shape"], step: int, chosen: Int64[np.ndarray, " batch"]
     ) -> Float32[np.ndarray, "batch classes"]:
-        if not varies(self.data.augmentation):
+        if not self._varies:
             return np.array(rows[chosen])
         expected = indices_at(len(self.data.train), seed=self.seed, batch_size=self.batch_size, step=step)
         if step >= self.steps or not np.array_equal(chosen, expected):
@@ -220,19 +211,23 @@ class TeacherCache:
             yield self._as_rows(*waiting)
 
     def _inputs(self, missing: Int64[np.ndarray, " rows"]) -> Iterator[tuple[Int64[np.ndarray, " rows"], Array]]:
-        if missing.size and varies(self.data.augmentation):
+        if missing.size and self._varies:
             wanted = np.isin(np.arange(self.steps), missing)
             for step, chosen in islice(self._batches(int(missing[0])), int(missing[-1] - missing[0]) + 1):
                 if wanted[step]:
-                    images = self._images[chosen]
-                    inputs, _ = batch_inputs(self.data.augmentation, self._mesh, self._rng, step, images, len(chosen))
-                    yield np.array([step]), inputs
+                    yield np.array([step]), self._view(self.data.augmentation, step, chosen)
             return
         for start in range(0, len(missing), self.batch_size):
             indices = missing[start : start + self.batch_size]
             images = self._images[np.resize(indices, self.batch_size)]  # one batch size: compiled once
             placed = jax.device_put(images, over_the_batch(self._mesh, self.batch_size))
             yield indices, normalise(self.data.augmentation, placed)
+
+    def _view(
+        self, augmentation: Augmentation, step: int, chosen: Int64[np.ndarray, " batch"]
+    ) -> Float[Array, "batch h w c"]:
+        images = self._images[chosen]
+        return batch_view(augmentation, self._mesh, self._rng, step, images, len(chosen), strong=self.strong)
 
     def _as_rows(self, indices: Int64[np.ndarray, " rows"], logits: Array) -> Rows:
         found = np.asarray(logits)
@@ -241,7 +236,7 @@ class TeacherCache:
                 f"the teacher's logits of {self.path} are not finite, although its weights are: compute them in "
                 "float32, or use another teacher"
             )
-        if not varies(self.data.augmentation):
+        if not self._varies:
             return indices, found[: len(indices)]
         return indices, np.pad(found, ((0, self.batch_size - len(found)), (0, 0)))[None]
 
@@ -259,6 +254,10 @@ class TeacherCache:
             f"the teacher's logits in {self.path} {what}: {error.strerror or error}; repair this, and the same command "
             "resumes"
         )
+
+    @property
+    def _varies(self) -> bool:
+        return varies(self.data.augmentation, strong=self.strong)
 
     @cached_property
     def _rows(self) -> CheckedRows:

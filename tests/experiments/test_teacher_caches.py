@@ -77,6 +77,16 @@ def test_without_augmentation_a_row_is_an_image(teacher_run, tmp_path, capsys):
     assert "teacher0_logits: 3.7 KiB for 80 images and any number of epochs" in capsys.readouterr().out
 
 
+def test_each_view_has_a_cache(teacher_run, tmp_path, capsys):
+    asked = config(teacher_run, tmp_path, method="crld", **{"data.augment": False})
+    experiment = build(asked)
+    found = cached_logits(caches(experiment, asked, experiment.read()), Console(width=200), Interruption())
+    assert set(found) == {"teacher0_logits", "teacher0_strong_logits"}
+    out = capsys.readouterr().out
+    assert "teacher0_logits: 3.7 KiB for 80 images and any number of epochs" in out
+    assert "teacher0_strong_logits: 7.8 KiB for 2 epochs" in out
+
+
 def test_without_teacher_cache_there_are_no_caches(teacher_run):
     experiment = build(config(teacher_run, None))
     assert not experiment.method.cached

@@ -12,14 +12,14 @@ import numpy as np
 import optax
 import pytest
 
-from kd_local.data import Augmentation, from_arrays, normalise
+from kd_local.data import Augmentation, RandAugment, batch_indices, from_arrays, normalise
 from kd_local.distill import OBJECTIVES, Distillation, Teacher
 from kd_local.parallel import device_mesh, on_every_device
 from kd_local.sizes import shown_bytes
 from kd_local.training import CacheError, TeacherCache, checked_rows, train
 from kd_local.training import teacher_cache as module
-from kd_local.training.inputs import batch_inputs, keys
-from kd_local.training.teacher_cache import cache_bytes, cache_shape
+from kd_local.training.cache_shape import cache_bytes, cache_shape
+from kd_local.training.inputs import batch_view, keys
 from tests.support import tiny
 
 STUDENT = tiny.network()
@@ -63,15 +63,23 @@ def distillation(teachers, cached, objective="kd"):
         # An epoch's last batch is smaller than those that rows are computed in; MLKD's gradients are in the tens.
         ("mlkd", PLAIN, 1, None, 2e-3),
         ("dist", PLAIN, 1, None, 1e-4),
+        ("crld", VARIED, 2, None, 1e-6),
+        ("mlkd_two_views", PLAIN, 1, None, 2e-3),
     ],
 )
 def test_a_cache_does_not_change_a_run(tmp_path, objective, augmentation, count, dtype, atol):
     data = make_data(augmentation)
     teachers = tuple(make_teacher(i, dtype) for i in range(count))
     options = {"epochs": EPOCHS, "batch_size": BATCH, "seed": 3}
-    supplies = {f"teacher{i}_logits": make_cache(tmp_path, teacher=x, data=data).fill() for i, x in enumerate(teachers)}
+    with_cache = distillation(teachers, True, objective)
+    filled = [
+        make_cache(tmp_path, teacher=x, data=data, strong=strong).fill()
+        for strong in ([False, True] if objective in ("crld", "mlkd_two_views") else [False])
+        for x in teachers
+    ]
     plain = train(distillation(teachers, False, objective), data, **options)
-    cached = train(distillation(teachers, True, objective), data, **options, extra=supplies)
+    supplies = dict(zip(with_cache.cached_tensors, filled, strict=True))
+    cached = train(with_cache, data, **options, extra=supplies)
     assert plain.step == cached.step == STEPS
     for (path, a), b in zip(
         jax.tree.leaves_with_path(plain.state["student"]), jax.tree.leaves(cached.state["student"]), strict=True
@@ -79,6 +87,21 @@ def test_a_cache_does_not_change_a_run(tmp_path, objective, augmentation, count,
         np.testing.assert_allclose(a, b, rtol=10 * atol, atol=atol, err_msg=jax.tree_util.keystr(path))
     assert set(cached.state) == {"student"}
     assert plain.records[-1].test.loss == pytest.approx(cached.records[-1].test.loss, rel=1e-2)
+
+
+def test_the_strong_view_has_a_cache_of_its_own(tmp_path):
+    """Its rows are those of steps, also without crops and flips, and depend on the settings of the strong view."""
+    weak, strong = (make_cache(tmp_path, PLAIN, strong=strong) for strong in (False, True))
+    weaker = replace(PLAIN, strong=RandAugment(n=1, m=1.0, cutout=False))
+    assert (weak.shape, strong.shape) == ((EXAMPLES, 4), (STEPS, BATCH, 4))
+    assert len({weak.path, strong.path, make_cache(tmp_path, weaker, strong=True).path}) == 3
+    assert weak.path == make_cache(tmp_path, weaker).path
+    assert "strong" not in weak.facts
+    step, chosen = next(batch_indices(EXAMPLES, seed=3, batch_size=BATCH))
+    teacher, rng = make_teacher(), jax.device_put(keys(3)[0], on_every_device(device_mesh()))
+    images = batch_view(PLAIN, device_mesh(), rng, step, strong.data.train.images[chosen], BATCH, strong=True)
+    expected = teacher.network.apply(teacher.variables, images, train=False)[0]
+    np.testing.assert_allclose(strong.fill()(step, chosen), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.exhaustive
@@ -107,9 +130,7 @@ def test_a_row_has_the_logits_of_its_steps_batch(tmp_path):
             np.random.Philox(key=np.array([3, step // 3], np.uint64)).random_raw(EXAMPLES), kind="stable"
         )
         chosen = order[step % 3 * BATCH :][:BATCH]
-        inputs, _ = batch_inputs(
-            cache.data.augmentation, device_mesh(), rng, step, cache.data.train.images[chosen], size
-        )
+        inputs = batch_view(cache.data.augmentation, device_mesh(), rng, step, cache.data.train.images[chosen], size)
         expected = teacher.network.apply(teacher.variables, inputs, train=False)[0]
         np.testing.assert_allclose(rows[step, :size], expected, rtol=1e-5, atol=1e-6)
         assert not rows[step, size:].any()
