@@ -12,9 +12,13 @@ from kd_local.models import resnet
 from kd_local.networks import Network, Variables
 
 
-def network(classes: int = 4, *, width: int = 4, dtype: DTypeLike | None = None) -> Network:
-    """Three blocks of a ResNet-8: a stem, a residual block, and a head."""
+def network(
+    classes: int = 4, *, width: int = 4, dtype: DTypeLike | None = None, whole_network: bool = False
+) -> Network:
+    """Three blocks of a ResNet-8, a stem, a residual block, and a head; or all five, in three stages after the stem."""
     whole = resnet(8, classes=classes, widths=(width,) * 4, dtype=dtype)
+    if whole_network:
+        return whole
     return Network.of({name: whole[name] for name in ("stem", "stage1/0", "head")})
 
 

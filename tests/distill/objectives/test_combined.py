@@ -33,8 +33,8 @@ from tests.support import tiny
 LIKE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 
 
-def teacher(classes: int = 5) -> Teacher:
-    network = tiny.network(classes, width=6)
+def teacher(classes: int = 5, **options: bool) -> Teacher:
+    network = tiny.network(classes, width=6, **options)
     return Teacher(network, tiny.variables(network, 3))
 
 
@@ -108,7 +108,9 @@ COMBINABLE = [name for name, kind in OBJECTIVES.items() if kind().deploys_studen
 def test_one_objective_combined_with_its_own_weight_of_the_labels_is_the_objective(name):
     """A loss of labels that an objective does not declare, `has_other_task_terms`, would be missing."""
     one = OBJECTIVES[name](**({"negatives": 4} if name == "crd" else {"stage": 1} if name == "fitnet" else {}))
-    method = Distillation(tiny.network(10), (teacher(10),), Both(one), optax.sgd(0.1), examples=6)
+    stages = {"whole_network": name == "fcfd"}  # whose paths need three stages
+    student, teachers = tiny.network(10, **stages), (teacher(10, **stages),)
+    method = Distillation(student, teachers, Both(one), optax.sgd(0.1), examples=6)
     state = method.init(jax.random.key(0), LIKE)
     images, labels = tiny.batch(classes=10)
     tensors = {
