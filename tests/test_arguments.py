@@ -17,15 +17,21 @@ from kd_local.distill.objectives.dist import DIST, dist_loss, pearson_distance
 from kd_local.distill.objectives.distances import logit_distance
 from kd_local.distill.objectives.dkd import DKD, dkd_loss
 from kd_local.distill.objectives.fitnet import hint_loss
+from kd_local.distill.objectives.gdkd import gdkd_loss
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.distill.objectives.mlkd import MLKD, batch_correlation_loss, class_correlation_loss, mlkd_loss
+from kd_local.distill.objectives.nkd import nkd_loss
 from kd_local.distill.objectives.nst import nst_loss
+from kd_local.distill.objectives.ofa import ofa_loss
 from kd_local.distill.objectives.ofd import margins, ofd_loss
 from kd_local.distill.objectives.pkt import pkt_loss
 from kd_local.distill.objectives.reviewkd import hcl_loss
 from kd_local.distill.objectives.rkd import rkd_loss
+from kd_local.distill.objectives.rld import rld_loss
 from kd_local.distill.objectives.sp import similarity_loss
+from kd_local.distill.objectives.ttm import ttm_loss
 from kd_local.distill.objectives.vid import vid_loss
+from kd_local.distill.sample_weights import entropy_weights
 from kd_local.distill.standardisation import standardise
 from kd_local.local import (
     HPFF,
@@ -67,9 +73,16 @@ OF_LOGITS = [
     batch_correlation_loss,
     class_correlation_loss,
     partial(dkd_loss, labels=LABELS),
+    partial(rld_loss, labels=LABELS),
+    partial(nkd_loss, labels=LABELS),
+    partial(ofa_loss, labels=LABELS),
+    partial(gdkd_loss, k=2),
+    ttm_loss,
+    lambda s, t: entropy_weights(s, t).mean(),
 ]
 OF_LOGITS += [lambda s, t, name=name: logit_distance(name, temperature=4.0)(s, t, LABELS) for name in ("kd", "dist")]
-OF_LABELS = [softmax, contrast, TaskLoss(label_smoothing=0.1), lambda x, labels: dkd_loss(x, x, labels)]
+OF_LABELS = [softmax, contrast, TaskLoss(label_smoothing=0.1)]
+OF_LABELS += [lambda x, labels, of=of: of(x, x, labels) for of in (dkd_loss, rld_loss, nkd_loss)]
 OF_MAPS = [hint_loss, hcl_loss, reconstruction_loss, partial(ofd_loss, margin=np.zeros(3, np.float32))]
 OF_MAPS += [partial(vid_loss, log_scale=np.zeros(3, np.float32))]
 OF_FEATURES = [similarity_loss, rkd_loss, pkt_loss, pearson_distance]

@@ -24,7 +24,7 @@ from kd_local.distill.objective import (
     StrongView,
     TrainingBatch,
 )
-from kd_local.distill.outputs import classify, output_shapes, outputs
+from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.teacher import Renormalisation, Teacher, remaining_blocks, renormalised
 from kd_local.distill.trained_blocks import trained_blocks
 from kd_local.errors import check_type
@@ -261,8 +261,6 @@ def _teach(
                 task_loss=settings.task_loss,
                 strong=None if strong is None else StrongView(strong_student, strong_teacher_outputs[i]),
                 student_remaining_blocks=partial(trained_blocks, pair.student, own.get("params", {})),
-                student_last_layer=partial(classify, pair.student, own),
-                teacher_last_layer=None if settings.cached else partial(classify, pair.teacher, variables),
                 student_params=own.get("params", {}),
                 teacher_variables=variables,
                 teacher_images=renormalised(images, settings.renormalisations[i]),

@@ -1,14 +1,31 @@
 """Objectives that compare the logits of student and teacher."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from jaxtyping import Array, Float, Int
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from kd_local.distill.cross_entropy import with_labels
-from kd_local.distill.objective import Objective, ObjectiveLoss, TrainingBatch
+from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.sample_weights import entropy_weights
 from kd_local.distill.warmup import warmup
 from kd_local.networks import Variables
+
+Distance = Callable[
+    [Float[Array, "batch classes"], Float[Array, "batch classes"], Int[Array, " batch"]], Float[Array, ""]
+]
+"""`(student's logits, target logits, labels) -> mean over the batch`."""
+
+
+def check_distance(distance: Distance, student: Any, target: Any) -> None:
+    """Checks that a distance can compare logits of these shapes, without a computation.
+
+    Raises:
+        ValueError: it cannot; for example, there are too few classes.
+    """
+    jax.eval_shape(distance, student, target, jax.ShapeDtypeStruct(student.shape[:1], jnp.int32))
 
 
 class LogitObjective(Objective):
@@ -19,8 +36,8 @@ class LogitObjective(Objective):
     of local distillation.
 
     Attributes:
-        tempered: True if T of Block-KD and of local distillation is the `temperature` of this distance; False if the
-            distance has no temperature, or is used with its own only.
+        tempered: True if Block-KD and local distillation choose the hyper-parameter `temperature` of this distance;
+            False if the distance has none, or keeps its own.
         ce_weight: weight of the cross entropy of the labels.
         weight: weight of the distance.
         warmup_epochs: epochs over which the weight of the distance grows linearly; 0 for no warm-up.
@@ -28,7 +45,7 @@ class LogitObjective(Objective):
     """
 
     reads: ClassVar[Literal["logits", "features"]] = "logits"
-    tempered: ClassVar[bool] = True
+    tempered: ClassVar[bool] = False
     ce_weight: float = 1.0
     weight: float = 1.0
     warmup_epochs: int = 0
@@ -38,13 +55,27 @@ class LogitObjective(Objective):
     def needs_epoch(self) -> bool:
         return self.warmup_epochs > 0
 
+    def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
+        check_distance(self.weighted_distance, batch.student.logits, batch.teacher.logits)
+        return super().init(rng, batch, examples=examples)
+
     @classmethod
     def as_distance(
         cls, *, temperature: float | None = None, standardise: bool = False, entropy_weight: str = "none"
     ) -> "LogitObjective":
-        """The objective whose `weighted_distance` has these hyper-parameters, and defaults for all others."""
-        numbers: dict[str, Any] = {"standardise": standardise, "entropy_weight": entropy_weight}
-        return cls(**numbers if temperature is None else {**numbers, "temperature": temperature})
+        """The objective whose `weighted_distance` has these hyper-parameters, and defaults for all others.
+
+        Raises:
+            ValueError: a hyper-parameter that the class does not have, or a value out of range.
+        """
+        usual = {"temperature": None, "standardise": False, "entropy_weight": "none"}
+        values = (temperature, standardise, entropy_weight)
+        given: dict[str, Any] = dict(zip(usual, values, strict=True))
+        given = {name: value for name, value in given.items() if value != usual[name]}
+        for name, value in given.items():
+            if name not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+                raise ValueError(f"{name} is {value}, but {cls.__name__} has no {name}: leave it out")
+        return cls(**given)
 
     def distance(
         self,

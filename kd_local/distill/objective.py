@@ -112,15 +112,6 @@ class TrainedBlocks(Protocol):
         ...
 
 
-@runtime_checkable
-class LastLayer(Protocol):
-    """The last linear layer of a network."""
-
-    def __call__(self, pooled: Float[Array, "n c"]) -> Float[Array, "n classes"]:
-        """The logits for inputs such as `Outputs.pooled`. Gradients flow to them, and to the student's layer."""
-        ...
-
-
 @dataclass(frozen=True)
 class EvaluationBatch:
     """The inputs of an objective in evaluation.
@@ -154,8 +145,6 @@ class TrainingBatch(EvaluationBatch):
         task_loss: the cross entropy of the labels.
         strong: the outputs for the strong view; None unless `needs_strong_view`.
         student_remaining_blocks: applies the student's blocks after a stage, in training mode.
-        student_last_layer: applies the student's last linear layer.
-        teacher_last_layer: applies the teacher's last linear layer; None if its logits are from a cache.
         student_params: the student's parameters.
         teacher_images: the images with the teacher's normalisation.
     """
@@ -167,8 +156,6 @@ class TrainingBatch(EvaluationBatch):
     task_loss: TaskLoss = PLAIN
     strong: StrongView | None = None
     student_remaining_blocks: TrainedBlocks | None = None
-    student_last_layer: LastLayer | None = None
-    teacher_last_layer: LastLayer | None = None
     student_params: Collection = field(default_factory=dict)
     teacher_images: Any = None
 

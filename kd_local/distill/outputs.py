@@ -52,7 +52,7 @@ def output_shapes(network: Network, images: Float[Array, "batch h w c"] | jax.Sh
 
 
 def classify(network: Network, variables: Variables, pooled: Float[Array, "n c"]) -> Float[Array, "n classes"]:
-    """See `kd_local.distill.objective.LastLayer`."""
+    """The logits for inputs of the last linear layer, such as `Outputs.pooled`."""
     own = of_block(variables, network.names[-1])
     return network.modules[-1].apply(own, pooled, method="classify")  # type: ignore[return-value]
 

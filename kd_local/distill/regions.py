@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kd_local.distill.objective import LastLayer, Outputs
+from kd_local.distill.objective import Outputs
+from kd_local.distill.outputs import classify
 from kd_local.models.layers import average_pool_to
+from kd_local.networks import Network, Variables
 from kd_local.ranges import Number, Numbers
 from kd_local.shapes import check_arrays
 
@@ -53,17 +55,11 @@ def region_means(x: Float[Array, "batch h w c"], scales: tuple[int, ...] = (1, 2
 
 
 def region_logits(
-    outputs: Outputs, last_layer: LastLayer | None, scales: tuple[int, ...]
+    network: Network, variables: Variables, outputs: Outputs, scales: tuple[int, ...]
 ) -> Float[Array, "batch regions classes"]:
-    """The logits of the regions of a network's last map, through its own last layer.
-
-    Raises:
-        ValueError: there is no last layer, as for a teacher whose logits are from a cache.
-    """
-    if last_layer is None:
-        raise ValueError("the batch has no last layer of student or teacher: use logits that are not from a cache")
+    """The logits of the regions of a network's last map, through its own last layer. `variables` are the network's."""
     means = region_means(outputs.before_pooling, scales)
-    logits = last_layer(means.reshape(-1, means.shape[-1]))
+    logits = classify(network, variables, means.reshape(-1, means.shape[-1]))
     return logits.reshape(*means.shape[:2], -1)
 
 

@@ -1,12 +1,13 @@
 """The loss of a stepping stone's logits in local distillation."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from jaxtyping import Array
 
 from kd_local.contract import Metrics
-from kd_local.distill.objectives.distances import DEFAULT_TEMPERATURE, DISTANCE, Distance, chosen_distance
+from kd_local.distill.logit_objective import Distance, check_distance
+from kd_local.distill.objectives.distances import DEFAULT_TEMPERATURE, DISTANCE, chosen_distance
 from kd_local.distill.sample_weights import EntropyWeight
 from kd_local.errors import check_type
 from kd_local.hyperparameters import check_hyperparameters
@@ -68,6 +69,14 @@ class StoneLoss:
             "distillation": distillation,
             "accuracy": of_labels["accuracy"],
         }
+
+    def check(self, logits: Any) -> None:
+        """Checks that the distance can compare logits of this shape.
+
+        Raises:
+            ValueError: see `check_distance`.
+        """
+        check_distance(self._distance(), logits, logits)
 
     def _distance(self) -> Distance:
         return chosen_distance(

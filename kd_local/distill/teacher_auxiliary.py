@@ -174,6 +174,7 @@ class TeacherRule:
                 f"shape={tuple(images.shape[1:])}"
             )
         self.teacher.network.check(self.teacher.variables, images)
+        self.objective.check(output_shapes(self.teacher.network, images).logits)
         return jax.tree.map(jnp.array, variables_of(self.teacher.variables))
 
     def loss(self, task_loss: TaskLoss) -> StoneLoss:

@@ -55,7 +55,9 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
             resnet(8, classes=CLASSES, widths=(5, 5, 7, 10)) if len(teacher) == 4 else create("vgg8", classes=CLASSES)
         )
         of_stages = (student[-1][1], teacher[-1][1])
-        layers = [jnp.asarray(rng.standard_normal((channels, CLASSES)).astype(dtype)) for channels in of_stages]
+        bias = jnp.zeros(CLASSES, dtype)
+        kernels = [jnp.asarray(rng.standard_normal((channels, CLASSES)).astype(dtype)) for channels in of_stages]
+        params = [{"head": {"linear": {"dense": {"kernel": kernel, "bias": bias}}}} for kernel in kernels]
         return TrainingBatch(
             pair=Pair(resnet(8, classes=CLASSES, widths=(4, 4, 6, 8)), teacher_network),
             student=outputs(1, student, batch=batch, dtype=dtype),
@@ -68,8 +70,8 @@ def training_batches(outputs) -> Callable[..., TrainingBatch]:
             strong=StrongView(
                 outputs(4, student, batch=batch, dtype=dtype), outputs(5, teacher, batch=batch, dtype=dtype)
             ),
-            student_last_layer=lambda pooled: pooled @ layers[0],
-            teacher_last_layer=lambda pooled: pooled @ layers[1],
+            student_params=params[0],
+            teacher_variables={"params": params[1]},
         )
 
     return make

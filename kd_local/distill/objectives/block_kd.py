@@ -19,8 +19,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kd_local.choices.distillation import StoneNumbers, Stones, check_stones
 from kd_local.contract import Metrics
 from kd_local.distill.connector import Connector, apply_connectors, init_connectors
+from kd_local.distill.logit_objective import Distance, check_distance
 from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
-from kd_local.distill.objectives.distances import DEFAULT_TEMPERATURE, DISTANCE, Distance, chosen_distance
+from kd_local.distill.objectives.distances import DEFAULT_TEMPERATURE, DISTANCE, chosen_distance
 from kd_local.distill.sample_weights import EntropyWeight
 from kd_local.distill.stepping_stones import (
     Stone,
@@ -96,6 +97,7 @@ class BlockKD(Objective):
         return self.warmup_epochs > 0
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
+        check_distance(self._distance(), batch.student.logits, batch.teacher.logits)
         _, connectors, inputs = self._connectors(batch)
         return init_connectors(connectors, rng, inputs)
 

@@ -1,7 +1,7 @@
 """DIST: the correlation of the student's and the teacher's probabilities, within samples and within classes."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,7 @@ class DIST(LogitObjective):
         ValueError: a negative weight, or a temperature that is not above 0.
     """
 
+    tempered: ClassVar[bool] = True
     ce_weight: Weight = 1.0
     beta: Weight = 1.0
     gamma: Weight = 1.0

@@ -1,10 +1,6 @@
 """Objectives that compare logits only, by the names that configs use, and their distances."""
 
-from collections.abc import Callable
-
-from jaxtyping import Array, Float, Int
-
-from kd_local.distill.logit_objective import LogitObjective
+from kd_local.distill.logit_objective import Distance, LogitObjective
 from kd_local.distill.objectives.dist import DIST
 from kd_local.distill.objectives.dkd import DKD
 from kd_local.distill.objectives.gdkd import GDKD
@@ -33,11 +29,6 @@ LOGIT_OBJECTIVES: dict[str, type[LogitObjective]] = {
 DISTANCES: tuple[str, ...] = tuple(LOGIT_OBJECTIVES)
 DISTANCE = Choice("logit distance", DISTANCES)
 DEFAULT_TEMPERATURE = 4.0
-
-Distance = Callable[
-    [Float[Array, "batch classes"], Float[Array, "batch classes"], Int[Array, " batch"]], Float[Array, ""]
-]
-"""`(student's logits, target logits, labels) -> mean over the batch`."""
 
 
 def logit_distance(

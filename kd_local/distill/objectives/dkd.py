@@ -1,7 +1,7 @@
 """Decoupled knowledge distillation: separate weights for the label and for the distribution over the other classes."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -76,6 +76,7 @@ class DKD(LogitObjective):
         ValueError: a negative weight, or a temperature that is not above 0.
     """
 
+    tempered: ClassVar[bool] = True
     ce_weight: Weight = 1.0
     alpha: Weight = 1.0
     beta: Weight = 8.0

@@ -1,7 +1,7 @@
 """Generalised decoupled knowledge distillation: separate weights for the teacher's likeliest classes and the others."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,7 @@ class GDKD(LogitObjective):
         ValueError: a negative weight, a k below 1, or a temperature that is not above 0.
     """
 
+    tempered: ClassVar[bool] = True
     ce_weight: Weight = 1.0
     k: Annotated[int, _TOP, _TERM] = 5
     mass_weight: Weight = 1.0

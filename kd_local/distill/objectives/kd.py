@@ -1,7 +1,7 @@
 """Knowledge distillation: the divergence of the student's softened probabilities from the teacher's."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -73,6 +73,7 @@ class KD(LogitObjective):
         ValueError: a negative weight, or a temperature that is not above 0.
     """
 
+    tempered: ClassVar[bool] = True
     ce_weight: Weight = 0.1
     weight: Weight = 0.9
     temperature: Annotated[Temperature, _TERM] = 4.0

@@ -1,7 +1,7 @@
 """Multi-level logit distillation: predictions, and correlations of samples and of classes, at several temperatures."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,7 @@ class MLKD(LogitObjective):
         ValueError: a negative weight, no temperature, or one that is not above 0.
     """
 
+    tempered: ClassVar[bool] = True
     ce_weight: Weight = 0.1
     weight: Weight = 0.9
     temperatures: Annotated[tuple[float, ...], _TEMPERATURES, _TERM] = TEMPERATURES

@@ -1,7 +1,7 @@
 """Normalised knowledge distillation: cross entropies of the label's probability, and of the other classes."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,6 @@ class NKD(LogitObjective):
         ValueError: a negative weight, or a temperature that is not above 0.
     """
 
-    tempered: ClassVar[bool] = False
     ce_weight: Weight = 1.0
     weight: Weight = 1.0
     gamma: Annotated[Weight, _TERM] = 1.5

@@ -1,7 +1,7 @@
 """OFA-KD's loss on logits as an objective of its own, without exits."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from jaxtyping import Array, Float, Int
 
@@ -30,7 +30,6 @@ class OFALogits(LogitObjective):
         ValueError: a negative weight, or an eps that is not above 0.
     """
 
-    tempered: ClassVar[bool] = False
     ce_weight: Weight = 1.0
     weight: Weight = 1.0
     eps: Annotated[float, EPS, _TERM] = 1.0

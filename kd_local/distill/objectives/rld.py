@@ -1,7 +1,7 @@
 """Refined logit distillation: the teacher's confidence for the label, and its order of the classes below the label."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +90,7 @@ class RLD(LogitObjective):
         ValueError: a negative weight, or a temperature that is not above 0.
     """
 
+    tempered: ClassVar[bool] = True
     ce_weight: Weight = 1.0
     alpha: Weight = 1.0
     beta: Weight = 8.0

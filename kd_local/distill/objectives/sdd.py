@@ -41,8 +41,9 @@ class OfRegions(LogitObjective):
         return super().init(rng, batch, examples=examples)
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
-        student = region_logits(batch.student, batch.student_last_layer, self.scales)
-        target = region_logits(batch.teacher, batch.teacher_last_layer, self.scales)
+        pair, params = batch.pair, {"params": batch.student_params}
+        student = region_logits(pair.student, params, batch.student, self.scales)
+        target = region_logits(pair.teacher, batch.teacher_variables, batch.teacher, self.scales)
         return self.with_ramp(batch, by_region(self._of_each_region, student, target, batch.labels))
 
     def _of_each_region(

@@ -63,7 +63,6 @@ class TTM(LogitObjective):
         ValueError: a negative weight, or a gamma that is not above 0.
     """
 
-    tempered: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
     ce_weight: Weight = 1.0
     weight: Weight = 45.0

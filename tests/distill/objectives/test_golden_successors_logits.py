@@ -25,7 +25,6 @@ from kd_local.distill.objectives.nkd import NKD, nkd_loss
 from kd_local.distill.objectives.ofa import ofa_loss
 from kd_local.distill.objectives.rld import rld_loss
 from kd_local.distill.objectives.ttm import ttm_loss
-from kd_local.distill.outputs import classify
 from kd_local.distill.regions import by_region, region_logits
 from kd_local.local.losses import softmax
 from kd_local.models.ends import Classifier
@@ -187,5 +186,5 @@ def test_losses_are_those_of_their_authors(path):
         network = Network.of({"head": Classifier(len(bias))})
         variables = {"params": {"head": {"linear": {"dense": {"kernel": weight.T, "bias": bias}}}}}
         found = Outputs((), (), None, None, before_pooling=features)
-        logits = region_logits(found, partial(classify, network, variables), tuple(map(int, scales)))
+        logits = region_logits(network, variables, found, tuple(map(int, scales)))
         close(logits.transpose(0, 2, 1), file[key], key)

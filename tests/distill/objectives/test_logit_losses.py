@@ -1,5 +1,6 @@
 """KD, DKD, MLKD and DIST against hand calculations and plain numpy."""
 
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -7,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_local.distill.logit_objective import LogitObjective
 from kd_local.distill.objectives.dist import dist_loss
 from kd_local.distill.objectives.distances import DISTANCES, LOGIT_OBJECTIVES, chosen_distance, logit_distance
 from kd_local.distill.objectives.dkd import dkd_loss
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.distill.objectives.mlkd import batch_correlation_loss, class_correlation_loss, mlkd_loss
 from kd_local.distill.objectives.registry import OBJECTIVES
+from kd_local.distill.sample_weights import batch_mean
 from kd_local.distill.standardisation import standardise
+from kd_local.distill.stone_loss import StoneLoss
 
 RNG = np.random.default_rng(0)
 STUDENT, TARGET = 3 * RNG.standard_normal((2, 4, 6))
@@ -185,3 +189,31 @@ def test_equal_logits_have_no_divergence():
 def test_dkd_of_one_class_is_refused():
     with pytest.raises(ValueError, match="1 class: dkd compares a label's class with the others"):
         dkd_loss(jnp.zeros((4, 1)), jnp.zeros((4, 1)), jnp.zeros(4, jnp.int32))
+
+
+def test_too_few_classes_are_refused_before_a_step(training_batches):
+    batch = training_batches()
+    text = "k is 7: use fewer than the 7 classes, so that some are not among the k"
+    with pytest.raises(ValueError, match=text):
+        OBJECTIVES["gdkd"](k=7).init(jax.random.key(0), batch)
+    two = jnp.zeros((4, 2), jnp.float32)
+    few = replace(batch, student=replace(batch.student, logits=two), teacher=replace(batch.teacher, logits=two))
+    with pytest.raises(ValueError, match="k is 5: use fewer than the 2 classes"):
+        OBJECTIVES["block_kd"](distance="gdkd").init(jax.random.key(0), few)
+    with pytest.raises(ValueError, match="k is 5: use fewer than the 2 classes"):
+        StoneLoss(distance="gdkd").check(two)
+    with pytest.raises(ValueError, match="temperature is 2.0, but the distance ttm compares logits at temperature 1"):
+        StoneLoss(distance="ttm", temperature=2.0)
+
+
+def test_a_distance_has_the_hyper_parameters_of_its_class():
+    @dataclass(frozen=True)
+    class Squares(LogitObjective):
+        def distance(self, student, target, labels, sample_weights=None):
+            return batch_mean(jnp.square(student - target).mean(axis=-1), sample_weights)
+
+    squares = Squares.as_distance().weighted_distance(jnp.asarray(STUDENT), jnp.asarray(TARGET), jnp.asarray(LABELS))
+    np.testing.assert_allclose(squares, np.mean((STUDENT - TARGET) ** 2), rtol=1e-12)
+    for name, value in (("standardise", True), ("entropy_weight", "100"), ("temperature", 2.0)):
+        with pytest.raises(ValueError, match=f"{name} is {value}, but Squares has no {name}: leave it out"):
+            Squares.as_distance(**{name: value})

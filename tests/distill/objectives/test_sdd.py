@@ -15,7 +15,7 @@ from kd_local.distill.objectives.kd import KD, kd_loss
 from kd_local.distill.objectives.nkd import NKD
 from kd_local.distill.objectives.registry import OBJECTIVES
 from kd_local.distill.objectives.sdd import SDDKD, SDKD
-from kd_local.distill.outputs import classify, output_shapes, outputs
+from kd_local.distill.outputs import output_shapes, outputs
 from kd_local.distill.regions import by_region, region_logits, region_means, region_weights
 from kd_local.distill.sample_weights import entropy_weights
 from kd_local.models import resnet
@@ -94,8 +94,8 @@ def test_a_loss_by_its_definition():
 def test_weights_by_entropy_are_those_of_each_region(training_batches):
     batch = training_batches(dtype="float64")
     found = SDKD(entropy_weight="100").loss({}, batch).metrics["distillation"]
-    student = region_logits(batch.student, batch.student_last_layer, (1, 2))
-    target = region_logits(batch.teacher, batch.teacher_last_layer, (1, 2))
+    student = region_logits(batch.pair.student, {"params": batch.student_params}, batch.student, (1, 2))
+    target = region_logits(batch.pair.teacher, batch.teacher_variables, batch.teacher, (1, 2))
     weights = region_weights(target, batch.labels)
     each = [weights[:, r] * entropy_weights(student[:, r], target[:, r], "100") for r in range(5)]
     losses = [KD().distance(student[:, r], target[:, r], batch.labels, each[r]) for r in range(5)]
@@ -109,7 +109,7 @@ def test_the_logits_of_the_whole_map_are_those_of_the_network(head):
     like = jax.ShapeDtypeStruct(images.shape, jnp.float32)
     variables = jax.tree.map(lambda x: x.astype(np.float64) + 0.1, network.init(jax.random.key(0), like))
     found, _ = outputs(network, variables, images, train=False)
-    logits = region_logits(found, partial(classify, network, variables), (1,))
+    logits = region_logits(network, variables, found, (1,))
     np.testing.assert_allclose(logits[:, 0], found.logits, rtol=1e-9)
 
 
@@ -150,8 +150,6 @@ def test_networks_without_regions_are_refused(training_batches):
     single = replace(batch.student, before_pooling=batch.student.before_pooling[:, :1, :1])
     with pytest.raises(ValueError, match="that of the student has one position: use larger images, or an objective"):
         initialise(SDDKD(), replace(batch, student=single))
-    with pytest.raises(ValueError, match="the batch has no last layer"):
-        SDKD().loss({}, replace(batch, teacher_last_layer=None))
 
 
 @pytest.mark.parametrize(("head", "shape"), [(ThreeLinearClassifier, (1, 32, 32, 3)), (TokenClassifier, (1, 1, 5, 3))])
