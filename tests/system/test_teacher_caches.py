@@ -37,17 +37,19 @@ def test_a_cache_is_filled_once_and_does_not_change_the_results(teacher_run, tmp
 
 
 @pytest.mark.exhaustive
-def test_one_of_two_processes_fills_the_cache_and_both_read_it(teacher_run, tmp_path):
-    cache = tmp_path / "cache"
-    asked = ("mesh.data=2", "epochs=1", "optimizer.schedule=constant", f"teacher.cache={cache}")
+@pytest.mark.parametrize(("method", "files"), [("kd", 3), ("crld", 6)])
+def test_one_of_two_processes_fills_the_cache_and_both_read_it(teacher_run, tmp_path, method, files):
+    """Also with two views, of which each has a cache."""
+    cache, run_options = tmp_path / "cache", ("epochs=1", "optimizer.schedule=constant", f"method={method}")
+    asked = ("mesh.data=2", *run_options, f"teacher.cache={cache}")
     flags = arguments(tmp_path / "two", teacher_run, *asked)
     (status, out, err), (other, _, _) = finish_all(start_two("train", *flags, devices_of_each=8))
     assert (status, other) == (0, 0), err
     two = summary(tmp_path / "two")
     assert "teacher0_logits: 9.0 KiB for 1 epochs" in out
     written = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert len(written) == 3
-    _, one = run(tmp_path / "one", teacher_run, "epochs=1", "optimizer.schedule=constant", f"teacher.cache={cache}")
+    assert len(written) == files
+    _, one = run(tmp_path / "one", teacher_run, *run_options, f"teacher.cache={cache}")
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
     for name in ("test_accuracy", "test_loss", "agreement"):
         assert two[name] == pytest.approx(one[name], rel=1e-3), name
