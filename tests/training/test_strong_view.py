@@ -37,6 +37,7 @@ def summed(images):
 class SumsViews:
     """Two programs that sum what they read in each step: both views, and the strong view once more."""
 
+    classes: int = 4
     deployed_program = None
 
     def init(self, rng, images):
@@ -59,7 +60,7 @@ class SumsViews:
         )
 
     def logits(self, state, images):
-        return jnp.zeros((len(images), 4)) + state["first"]["params"][0]
+        return jnp.zeros((len(images), self.classes)) + state["first"]["params"][0]
 
     def exits(self, state, images):
         return {}
@@ -82,7 +83,7 @@ def expected(data, steps):
 
 
 def check(data=DATA, *, epochs=2, **arguments):
-    result = train(SumsViews(), data, epochs=epochs, batch_size=BATCH, seed=SEED, **arguments)
+    result = train(SumsViews(data.classes), data, epochs=epochs, batch_size=BATCH, seed=SEED, **arguments)
     sums = expected(data, result.step)
     np.testing.assert_allclose(result.state["first"]["params"], sums, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(result.state["second"]["params"][1], sums[1], rtol=1e-4, atol=1e-3)
