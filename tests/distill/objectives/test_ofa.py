@@ -144,7 +144,7 @@ def test_merging_concatenates_neighbours_by_columns():
 
 
 def test_a_token_exit_reads_the_class_token_or_the_mean():
-    """With blocks that change nothing, the logits are a linear map of the class token, or of the patches' mean."""
+    """The logits are a linear map of the class token, or of the patches' mean, if the blocks change nothing."""
     random = np.random.default_rng(0)
     for student, shape in ((TOKENS, (3, 1, 5, 8)), (MAPS, (3, 2, 2, 8))):
         x = jnp.asarray(random.standard_normal(shape), jnp.float32)
@@ -159,7 +159,7 @@ def test_a_token_exit_reads_the_class_token_or_the_mean():
 
 @pytest.mark.exhaustive
 def test_only_the_teachers_logits_are_used():
-    """With the teacher's logits as a tensor, the step gives the same numbers."""
+    """The step gives the same numbers if it reads the teacher's logits as a tensor."""
     whole, cached = (method(CNN, TOKENS, cached=cached) for cached in (False, True))
     images, labels = tiny.batch()
     state = whole.init(jax.random.key(0), LIKE)
