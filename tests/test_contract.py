@@ -118,6 +118,7 @@ METHODS: dict[str, Method] = {
     "contsup ensemble": contsup("R0", 3, "ensemble"),
     **{name: distillation(name) for name in OBJECTIVES},
     "block_kd lightweight": distillation("block_kd", stones=(2, 3), distance="dkd"),
+    "block_kd both directions": distillation("block_kd", directions="both"),
     "fcfd batch": distillation("fcfd", teacher_batch_norm="batch"),
     "two teachers": distillation("fitnet", teachers=2),
     "block_kd dot": replace(distillation("block_kd"), optimizer=make_optimizer("sgd", lambda _: 1e-3, dot=0.075)),

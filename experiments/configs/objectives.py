@@ -224,6 +224,7 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "ensemble_gradient": (False, Switch(), "True to let gradients flow into the ensemble as a target.", ("gamma",)),
         "warmup_epochs": (0, Number(0, 100000, whole=True, note="0 is no warm-up"), "epochs over which the weight of the distances grows linearly, 0 or more; 0 for no warm-up.", ("beta", "gamma")),
         "batched": (True, Switch(), "True to apply the teacher's blocks to all stones at once, as one larger batch, with the same results.", ()),
+        "directions": ("student_to_teacher", Choice("directions", ("student_to_teacher", "both")), "`student_to_teacher`, the paper's stones, or `both`: with reverse stones too, an option of this project in which the teacher's features pass the student's remaining blocks.", ()),
     },
     "fcfd": {
         "ce_weight": (1.0, Number(0, 1000000000.0, note="0 leaves the term out"), "weight of CE(S), the cross entropy of the labels, 0 or larger; published: 1.", ()),

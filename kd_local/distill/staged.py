@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from kd_local.distill.objective import Outputs
 from kd_local.distill.stages import rectified
+from kd_local.distill.trained_blocks import after_stage
 from kd_local.models.layers import global_average_pool
 from kd_local.models.vgg import ConvBlock
 from kd_local.networks import Collection, Network, Variables, of_block
@@ -82,20 +83,12 @@ class StagedNetwork:
         logits: Any = head.apply(own, pooled, method="classify")
         return found, logits, statistics
 
-    def blocks_after(self, stage: int) -> Network:
-        """The blocks that `after` applies."""
-        return self.network[self._ends[stage] :]
-
-    @property
-    def _ends(self) -> list[int]:
-        return [self.network.position(name) + 1 for name in self.network.stages]
-
     @property
     def _rectifies_inputs(self) -> bool:
         return isinstance(self.network.modules[0], ConvBlock)
 
     def _stage(self, stage: int, variables: Variables, x: Array, *, train: bool) -> tuple[Array, Collection]:
-        blocks = self.network[self._ends[stage - 1] : self._ends[stage]]
+        blocks = after_stage(self.network, stage - 1, stage)
         if self._rectifies_inputs:
             x = nn.relu(x)
             blocks = replace(blocks, modules=(*blocks.modules[:-1], blocks.modules[-1].clone(relu=False)))

@@ -21,22 +21,26 @@ from kd_local.distill.stages import pair_stages, rectified
 class Stone:
     """A stepping stone: the student's stages up to one stage, then the teacher's after one stage.
 
+    In a reverse stone (`kd_local.distill.reverse_stones`) the teacher's stages come first.
+
     Attributes:
         number: the i of N_i, from 1 to n.
         student: index of the student's last stage.
         teacher: index of the teacher's stage that is replaced; its later blocks follow.
         weight: w_i = 1 / 2^(n - i).
+        to_student: True for a reverse stone.
     """
 
     number: int
     student: int
     teacher: int
     weight: float
+    to_student: bool = False
 
     @property
     def name(self) -> str:
-        """The name, such as `stone1`."""
-        return f"stone{self.number}"
+        """The name, such as `stone1` or `reverse_stone1`."""
+        return f"{'reverse_' if self.to_student else ''}stone{self.number}"
 
 
 def stepping_stones(student: Outputs, teacher: Outputs, chosen: Stones) -> tuple[Stone, ...]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kd_local.networks import Collection, Network
@@ -24,3 +26,9 @@ def after_stage(network: Network, stage: int, until: int | None = None) -> Netwo
     """The blocks after the stage with this index, up to the end of the stage `until`, or to the logits."""
     ends = [network.position(name) + 1 for name in network.stages]
     return network[ends[stage] : None if until is None else ends[until]]
+
+
+def statistics_at_zero(blocks: Network, x: Float[Array, "n _ _ _"] | jax.ShapeDtypeStruct) -> Collection:
+    """Running statistics of blocks, by block, that are all zero; only the shape and dtype of the input `x` matter."""
+    shapes = jax.eval_shape(blocks.init, jax.random.key(0), jax.ShapeDtypeStruct(x.shape, x.dtype))["batch_stats"]
+    return jax.tree.map(lambda statistic: jnp.zeros(statistic.shape, statistic.dtype), shapes)

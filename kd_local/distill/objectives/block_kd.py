@@ -22,6 +22,12 @@ from kd_local.distill.connector import Connector, apply_connectors, init_connect
 from kd_local.distill.logit_objective import Distance, check_distance
 from kd_local.distill.objective import EvaluationBatch, Objective, ObjectiveLoss, TrainingBatch
 from kd_local.distill.objectives.distances import DEFAULT_TEMPERATURE, DISTANCE, chosen_distance
+from kd_local.distill.reverse_stones import (
+    reverse_connectors,
+    reverse_statistics,
+    reverse_stones,
+    through_student,
+)
 from kd_local.distill.sample_weights import EntropyWeight
 from kd_local.distill.stepping_stones import (
     Stone,
@@ -31,7 +37,7 @@ from kd_local.distill.stepping_stones import (
 )
 from kd_local.distill.warmup import warmup
 from kd_local.networks import Collection, Variables
-from kd_local.ranges import Flag, Temperature, WarmupEpochs, Weight, Weighted
+from kd_local.ranges import Choice, Flag, Temperature, WarmupEpochs, Weight, Weighted
 
 _TERM = Weighted(("beta", "gamma"))
 
@@ -58,6 +64,11 @@ class BlockKD(Objective):
         ensemble_gradient: True to let gradients flow into the ensemble as a target.
         warmup_epochs: epochs over which the weight of the distances grows linearly, 0 or more; 0 for no warm-up.
         batched: True to apply the teacher's blocks to all stones at once, as one larger batch, with the same results.
+        directions: `student_to_teacher`, the paper's stones, or `both`: with reverse stones too, an option of this
+            project in which the teacher's features pass the student's remaining blocks.
+
+    With reverse stones M_i (`kd_local.distill.reverse_stones`), each sum also has their terms, with the weights
+    w'_i = 1 / 2^(i - 1), and Y_ens is the mean over the stones of both directions. `stones` chooses the stages of both.
 
     Student and teacher may be of any families. `Connector` says how maps enter a transformer with a class token, and
     its tokens a network of maps.
@@ -82,6 +93,7 @@ class BlockKD(Objective):
     ensemble_gradient: Annotated[Flag, Weighted(("gamma",))] = False
     warmup_epochs: Annotated[WarmupEpochs, _TERM] = 0
     batched: Flag = True
+    directions: Annotated[str, Choice("directions", ("student_to_teacher", "both"))] = "student_to_teacher"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,11 +110,21 @@ class BlockKD(Objective):
 
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         check_distance(self._distance(), batch.student.logits, batch.teacher.logits)
-        _, connectors, inputs = self._connectors(batch)
-        return init_connectors(connectors, rng, inputs)
+        stones, connectors, inputs = self._connectors(batch)
+        if self.directions != "both":
+            return init_connectors(connectors, rng, inputs)
+        reverse = reverse_stones(stones)
+        more_connectors, more_inputs = reverse_connectors(batch, reverse)
+        variables = init_connectors({**connectors, **more_connectors}, rng, {**inputs, **more_inputs})
+        statistics = {**variables["batch_stats"], **reverse_statistics(batch, reverse)}
+        return {**variables, "batch_stats": statistics}
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
         stones, logits, statistics = self._stone_logits(variables, batch, train=True)
+        if self.directions == "both":
+            reverse = reverse_stones(stones)
+            reverse_logits, more = through_student(variables, batch, reverse)
+            stones, logits, statistics = stones + reverse, logits + reverse_logits, {**statistics, **more}
         student, labels = batch.student.logits, batch.labels
         distance = self._distance()
         ensemble = jnp.stack(logits).mean(axis=0)
@@ -127,6 +149,7 @@ class BlockKD(Objective):
         )
 
     def exits(self, variables: Variables, batch: EvaluationBatch) -> dict[str, Float[Array, "batch classes"]]:
+        """The logits of the stones that end in the teacher, by name."""
         stones, logits, _ = self._stone_logits(variables, batch, train=False)
         return {stone.name: stone_logits for stone, stone_logits in zip(stones, logits, strict=True)}
 

@@ -25,6 +25,7 @@ from kd_local.distill.objectives.fitnet import hint_loss
 from kd_local.distill.objectives.kd import kd_loss
 from kd_local.distill.outputs import outputs
 from kd_local.distill.staged import StagedNetwork, pooled_after_relu
+from kd_local.distill.trained_blocks import after_stage, statistics_at_zero
 from kd_local.distill.warmup import warmup
 from kd_local.networks import Collection, Variables
 from kd_local.ranges import Choice, Number, Temperature, WarmupEpochs, Weight, Weighted
@@ -92,24 +93,21 @@ class FCFD(Objective):
     def init(self, rng: PRNGKeyArray, batch: EvaluationBatch, *, examples: int | None = None) -> Variables:
         student, teacher = StagedNetwork(batch.pair.student), StagedNetwork(batch.pair.teacher)
         self._check(student, teacher)
-        of_student, of_teacher = student.feature_shapes(batch.student), teacher.feature_shapes(batch.teacher)
-        bridges = {**bridges_to(teacher, of_teacher, True), **bridges_to(student, of_student, False)}
-        sources = ((True, of_student), (False, of_teacher))
-        inputs = {bridge_name(i, to): [x[i]] for to, x in sources for i in range(1, student.count)}
+        shapes = {True: student.feature_shapes(batch.student), False: teacher.feature_shapes(batch.teacher)}
+        bridges = {**bridges_to(teacher, shapes[False], True), **bridges_to(student, shapes[True], False)}
+        inputs = {bridge_name(i, to): [x[i]] for to, x in shapes.items() for i in range(1, student.count)}
         variables = init_connectors(bridges, rng, inputs)
         statistics = dict(variables["batch_stats"])
-        trained = batch.teacher_variables.get("batch_stats", {})
+        of_teacher = batch.teacher_variables.get("batch_stats", {})
         for path in mixture_paths(student.count):
             if not path.to_teacher:
-                blocks, entering = student.blocks_after(path.switch), batch.student.features[path.switch]
-                shapes = jax.eval_shape(blocks.init, rng, entering)["batch_stats"]
+                entering = batch.student.features[path.switch]
+                statistics[path.name] = statistics_at_zero(after_stage(batch.pair.student, path.switch), entering)
             elif self._batch:
-                shapes = teacher.blocks_after(path.switch).select({"batch_stats": trained})["batch_stats"]
-            else:
-                continue
-            statistics[path.name] = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+                own = after_stage(batch.pair.teacher, path.switch).select({"batch_stats": of_teacher})["batch_stats"]
+                statistics[path.name] = jax.tree.map(jnp.zeros_like, own)
         if self._batch:
-            statistics[TEACHER] = jax.tree.map(jnp.array, trained)
+            statistics[TEACHER] = jax.tree.map(jnp.array, of_teacher)
         return {**variables, "batch_stats": statistics}
 
     def loss(self, variables: Variables, batch: TrainingBatch) -> ObjectiveLoss:
@@ -207,8 +205,7 @@ class Step:
             statistics = {path.name: before[path.name]} if path.name in before else {}
             fixed = {"variables": batch.teacher_variables, "statistics": statistics}
             return {"features": self.bridged[path.switch - 1]}, fixed
-        blocks = StagedNetwork(batch.pair.student).blocks_after(path.switch)
-        params = blocks.select({"params": batch.student_params})["params"]
+        params = after_stage(batch.pair.student, path.switch).select({"params": batch.student_params})["params"]
         trained = {"bridge": variables["params"][path.bridge], "params": params}
         statistics = {name: before[name] for name in (path.bridge, path.name)}
         return trained, {"features": self.features[path.switch], "statistics": statistics}
