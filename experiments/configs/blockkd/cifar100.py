@@ -4,11 +4,13 @@ Command: python -m experiments.train --config=experiments/configs/blockkd/cifar1
              --config.data.data_dir=DIR --config.teacher.weights=PATH
 Options: pair, method (end_to_end is the student alone).
 Weights: mdistiller's file of the teacher, or the folder of a run of teacher.py.
+With method=fcfd the optimizer has Nesterov's momentum, as in its authors' protocol.
 
 A sweep of `ROWS` draws the published errors of each pair (experiments/published/distillation.py) as dashed lines. The
 option takes every pair that has some. Not trained to the end.
 
-Reference: Yu et al., arXiv 2411.01547; Zhao et al., CVPR 2022; for the pairs, Tian et al., ICLR 2020.
+Reference: Yu et al., arXiv 2411.01547; Zhao et al., CVPR 2022; Liu et al., arXiv 2304.11832 (FCFD);
+for the pairs, Tian et al., ICLR 2020.
 """
 
 from ml_collections import ConfigDict
@@ -41,6 +43,15 @@ BETA = {
     "wrn_40_2-wrn_40_1": 6.0,
 }
 
+# FCFD's w2, c_mix and t by pair, as its authors set them. Pairs that they do not give have the class's defaults.
+FCFD = {
+    "resnet56-resnet20": (0.02, 1.0, 4.0),
+    "wrn_40_2-wrn_16_2": (5.0, 0.2, 4.0),
+    "resnet50_cifar-mobilenetv2_half": (5.0, 1.0, 8.0),
+    "resnet32x4-shufflenetv1": (5.0, 1.0, 8.0),
+    "resnet32x4-shufflenetv2": (5.0, 1.0, 8.0),
+}
+
 ROWS = tuple(f"pair={pair},method={method}" for pair in PAIRS for method in ("kd", "dkd", "block_kd"))
 
 
@@ -52,4 +63,8 @@ def get_config(options: str = "") -> ConfigDict:
     config = taught(student, teacher, "cifar100", choice["method"])
     if config.method == "dkd":
         config.dkd.beta = BETA.get(choice["pair"], 8.0)
+    if config.method == "fcfd":
+        config.optimizer.nesterov = True
+        feature_weight, mixture_weight, temperature = FCFD.get(choice["pair"], (5.0, 1.0, 4.0))
+        config.fcfd.update(feature_weight=feature_weight, mixture_weight=mixture_weight, temperature=temperature)
     return config
