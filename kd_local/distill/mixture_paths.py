@@ -82,11 +82,11 @@ def follow(
         path: the path.
         pair: student and teacher.
         bridge: the bridge; in a path to the teacher it is not used.
-        trained: in a path to the teacher `features`, the student's through the bridge. In a path to the student
+        trained: a path to the teacher needs `features`, the student's through the bridge. A path to the student needs
             `bridge`, the parameters of the bridge, and `params`, those of the student's blocks.
-        fixed: `statistics`, the running statistics of the path and, in a path to the student, of the bridge. In a path
-            to the teacher also `variables`, the teacher's, whose statistics are used in evaluation mode if the path has
-            none. In a path to the student also `features`, the teacher's.
+        fixed: `statistics` are the running statistics of the path and, to the student, of the bridge. A path to the
+            teacher also needs the teacher's `variables`. It uses their statistics in evaluation mode if it has none of
+            its own. A path to the student also needs `features`, the teacher's.
 
     Returns:
         `(features by stage, logits, statistics after the step)`.

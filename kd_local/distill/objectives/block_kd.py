@@ -67,8 +67,8 @@ class BlockKD(Objective):
         directions: `student_to_teacher`, the paper's stones, or `both`: with reverse stones too, an option of this
             project in which the teacher's features pass the student's remaining blocks.
 
-    With reverse stones M_i (`kd_local.distill.reverse_stones`), each sum also has their terms, with the weights
-    w'_i = 1 / 2^(i - 1), and Y_ens is the mean over the stones of both directions. `stones` chooses the stages of both.
+    Reverse stones M_i (`kd_local.distill.reverse_stones`) add their terms to each sum, with the weights
+    w'_i = 1 / 2^(i - 1). Y_ens is then the mean over the stones of both directions. `stones` chooses both.
 
     Student and teacher may be of any families. `Connector` says how maps enter a transformer with a class token, and
     its tokens a network of maps.

@@ -43,21 +43,24 @@ class FCFD(Objective):
         A_i      = sum_f MSE(f, F_i), and for the last stage also MSE(GAP(ReLU(f)), GAP(ReLU(F_i)))
         r        = min(epoch / warmup_epochs, 1), with the epoch counted from 1
 
-    F_i are the teacher's features of stage i, and f are all others in their space: the student's through the bridge of
-    stage i >= 1, and those of sampled paths whose stage i is the teacher's, after a student's stage. `StagedNetwork`
+    F_i are the teacher's features of stage i. f are all other features in their space: the student's through the bridge
+    of stage i >= 1, and those of sampled paths at a teacher's stage i that follows a student's stage. `StagedNetwork`
     defines features, `Bridge` the bridges. Each stage >= 1 has a bridge in both directions. Mixture paths have no
-    cross entropy, and nothing is taught to the student by their logits.
+    cross entropy, and the student learns nothing from their logits.
 
-    A stage of a mixture path has the parameters of its network. The student's normalises with statistics of the batch
-    and has running statistics of its own for each path, which start at zero and are never read, since mixture paths
+    A stage of a mixture path has the parameters of its network. A student's stage normalises with statistics of the
+    batch. Each path has its own running statistics of it. They start at zero and are never read, since mixture paths
     do not run in evaluation. A teacher's stage normalises with the teacher's statistics, or with
     `teacher_batch_norm="batch"` like a student's.
 
-    Published top-1 accuracy needs w2, c_mix and t by pair (CIFAR-100): R56-R20 .02, 1, 4; WRN-40-2-WRN-16-2 5, .2, 4;
-    R50-MobileNetV2 and R32x4-ShuffleNets 5, 1, 8; others 5, 1, 4; ImageNet R34-R18 .02, 1, 1.
+    A path that is not sampled is not computed. Each path is a conditional that computes the loss together with its
+    gradients, see `if_chosen`.
 
-    Differences from PyTorch's optimizer: a bridge that no sampled path uses has a zero gradient, so its momentum and
-    weight decay still move it. The bridge from teacher to student at the last stage is never used, as published.
+    Published w2, c_mix and t by pair, CIFAR-100: R56-R20 .02, 1, 4; WRN-40-2-WRN-16-2 5, .2, 4; R50-MobileNetV2 and
+    R32x4-ShuffleNets 5, 1, 8; R32x4-R8x4, VGG13-VGG8 and WRN-40-2-WRN-40-1 5, 1, 4. ImageNet, R34-R18: .02, 1, 1.
+
+    Quirks: the bridge from teacher to student at the last stage is never used, as published. A bridge that no sampled
+    path uses has a zero gradient, but momentum and weight decay still move it; PyTorch's optimizer skips it.
 
     Attributes:
         ce_weight: weight of CE(S), the cross entropy of the labels, 0 or larger; published: 1.
@@ -68,7 +71,8 @@ class FCFD(Objective):
         sampled: the number of mixture paths in a step, drawn without replacement, at least 1.
         warmup_epochs: epochs over which the weight of the squared differences grows, 0 or more; 0 for no warm-up.
         teacher_batch_norm: `running`: the teacher normalises with its own running statistics. `batch`: as published, it
-            normalises with statistics of the batch in its own pass too. Copies of its running statistics then drift.
+            normalises with statistics of the batch, in its own pass too. The objective then has copies of its running
+            statistics, which drift.
 
     Reference: Liu et al. (arXiv 2304.11832). The defaults are the published ones for R32x4-R8x4, VGG13-VGG8 and
     WRN-40-2-WRN-40-1 on CIFAR-100, except for `teacher_batch_norm`.

@@ -15,6 +15,7 @@ from kd_local.distill.staged import StagedNetwork
 from kd_local.distill.teacher import remaining_blocks
 from kd_local.models import create, resnet, wide_resnet
 from kd_local.networks import apply_block, of_block
+from kd_local.parallel import plan_step
 
 STUDENT = resnet(8, classes=5, widths=(4, 4, 6, 8))
 TEACHER = resnet(8, classes=5, widths=(4, 5, 7, 9))
@@ -185,6 +186,37 @@ def test_the_teacher_in_training_mode_reads_its_own_images_and_drifts():
     )
     found = after["batch_stats"]["teacher0"]["teacher"]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, expected)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("teacher", "student", "parameters"),
+    [
+        ("resnet32x4", "resnet8x4", 1_550_080),
+        ("resnet56", "resnet20", 97_216),
+        ("wrn_40_2", "wrn_16_2", 387_968),
+        ("vgg13", "vgg8", None),
+        ("resnet50_cifar", "mobilenetv2_half", None),
+        ("vgg13", "mobilenetv2_half", None),
+        ("resnet32x4", "shufflenetv1", None),
+        ("wrn_40_2", "shufflenetv2", None),
+    ],
+)
+def test_pairs_of_families(teacher, student, parameters):
+    """Shapes only: nothing is computed."""
+    teacher, student = create(teacher, classes=100), create(student, classes=100)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(teacher.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    distillation = Distillation(student, (Teacher(teacher, variables),), FCFD(), optax.sgd(0.1))
+    extra = {"epoch": jax.ShapeDtypeStruct((), jnp.float32)}
+    plan = plan_step(distillation, images, jax.ShapeDtypeStruct((2,), jnp.int32), extra)
+    parts, _, metrics = plan.calls[0].shapes
+    assert set(metrics[0]) == {"loss", "accuracy", "cross_entropy", "distillation", "mixtures", "features"}
+    assert jax.tree.structure(parts[0]) == jax.tree.structure(plan.state["student"])
+    found = sum(x.size for x in jax.tree.leaves(plan.state["student"]["params"]["teacher0"]))
+    if parameters is not None:
+        assert found == parameters
 
 
 def test_networks_with_other_numbers_of_stages_are_refused():
