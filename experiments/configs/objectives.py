@@ -234,7 +234,7 @@ HYPER_PARAMETERS: Mapping[str, Mapping[str, tuple[Any, Range, str, tuple[str, ..
         "temperature": (4.0, Number(0.001, 10000.0, example=4), "t, above 0; published: 1, 4 or 8, by pair.", ("kd_weight", "mixture_weight")),
         "sampled": (2, Number(1, 1000, whole=True, example=2), "the number of mixture paths in a step, drawn without replacement, at least 1.", ("mixture_weight", "feature_weight")),
         "warmup_epochs": (20, Number(0, 100000, whole=True, note="0 is no warm-up"), "epochs over which the weight of the squared differences grows, 0 or more; 0 for no warm-up.", ("feature_weight",)),
-        "teacher_batch_norm": ("running", Choice("teacher batch norm", ("running", "batch")), "`running`: the teacher normalises with its own running statistics. `batch`: as published, it normalises with statistics of the batch in its own pass too. Copies of its running statistics then drift.", ()),
+        "teacher_batch_norm": ("running", Choice("teacher batch norm", ("running", "batch")), "`running`: the teacher normalises with its own running statistics. `batch`: as published, it normalises with statistics of the batch, in its own pass too. The objective then has copies of its running statistics, which drift.", ()),
     },
 }
 
