@@ -15,7 +15,7 @@ from experiments.published.local import END_TO_END
 
 TEACHER = "teacher"
 CIFAR100, IMAGENET = "cifar100", "imagenet2012"
-_OBJECTIVES = {"MLKD": "mlkd_two_views"} | {
+_OBJECTIVES = {"MLKD": "mlkd_two_views", "SD-KD": "sd_kd", "SD-DKD": "sd_dkd", "SD-NKD": "sd_nkd"} | {
     name: name.lower()
     for name in ("KD", "FitNet", "AT", "SP", "VID", "RKD", "PKT", "NST", "CRD", "ReviewKD", "SimKD", "DKD", "DIST",
                  "TTM", "WTTM")
