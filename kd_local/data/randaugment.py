@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, UInt8
 
 from kd_local.choices.data import STRONG_VIEW
+from kd_local.data.level_tables import histogram, look_up
 from kd_local.data.strengths import LEVELS, NO_CHANGE, OPERATIONS, Strengths, strengths
 from kd_local.ranges import check_arguments
 
@@ -78,8 +79,8 @@ def randaugment(settings: RandAugment, images: UInt8[Array, "n h w c"], rng: PRN
     The choices depend on `rng` and the number of images, not on the sharding. All arithmetic is of integers, so that
     every compilation gives the same pixels.
 
-    Cost of an operation: one scatter of all pixels for the histograms, two gathers of all pixels, and about 40 integer
-    operations for each pixel.
+    Cost of an operation: one scatter of all pixels for the histograms, two gathers of all pixels (on a TPU one, and 512
+    comparisons for each pixel), and about 40 integer operations for each pixel.
 
     Raises:
         ValueError: the images are neither grey nor RGB.
@@ -115,13 +116,9 @@ def _operate(
 ) -> UInt8[Array, "h w c"]:
     at = {name: operation == OPERATIONS.index(name) for name in OPERATIONS}
     channels = image.shape[-1]
-    pixels = image.astype(jnp.int32)
-
-    lookup = _lookup(pixels.reshape(-1, channels), table, at, level)
-    pixels = lookup[_channel_numbers(channels, pixels.ndim), pixels]
-
     coefficients = jnp.asarray(table.affine)[jnp.asarray(table.affine_row)[operation], level]
-    pixels = _affine(pixels, coefficients)
+    flat = _affine(image, coefficients).reshape(-1, channels).astype(jnp.int32)
+    pixels = look_up(_new_levels(flat, table, at, level), flat).reshape(image.shape)
 
     other = jnp.where(at["contrast"], _mean_grey(pixels), 0)
     other = jnp.where(at["color"], _grey(pixels), other)
@@ -131,11 +128,7 @@ def _operate(
     return ((other * NO_CHANGE + factor * (pixels - other)) // NO_CHANGE).astype(jnp.uint8)
 
 
-def _channel_numbers(channels: int, rank: int) -> Int[Array, "..."]:
-    return jnp.arange(channels, dtype=jnp.int32).reshape(*[1] * (rank - 1), -1)
-
-
-def _lookup(
+def _new_levels(
     pixels: Int[Array, "pixels c"], table: Strengths, at: dict[str, Array], level: Int[Array, ""]
 ) -> Int[Array, "c 256"]:
     """The new level of each level, by channel."""
@@ -148,15 +141,15 @@ def _lookup(
     stretched = jnp.clip(255 * (every - low) // jnp.maximum(high - low, 1), 0, 255)
     found = jnp.where(at["autocontrast"] & (high > low), stretched, found)
 
-    histogram = jnp.zeros((channels, 256), jnp.int32).at[_channel_numbers(channels, 2), pixels].add(1)
-    below = jnp.cumsum(histogram, axis=-1) - histogram
-    of_highest = jnp.take_along_axis(histogram, high, axis=-1)
+    counts = histogram(pixels)
+    below = jnp.cumsum(counts, axis=-1) - counts
+    of_highest = jnp.where(every == high, counts, 0).sum(axis=-1, keepdims=True, dtype=jnp.int32)
     step = (len(pixels) - of_highest) // 255
     equal = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
     return jnp.where(at["equalize"] & (step > 0), equal, found)
 
 
-def _affine(pixels: Int[Array, "h w c"], coefficients: Int[Array, "6"]) -> Int[Array, "h w c"]:
+def _affine(pixels: UInt8[Array, "h w c"], coefficients: Int[Array, "6"]) -> UInt8[Array, "h w c"]:
     """The pixel at a linear function of the position, in units of 2^-16; black outside of the image."""
     height, width, _ = pixels.shape
     row = jnp.arange(height, dtype=jnp.int32).reshape(-1, 1)
@@ -167,7 +160,7 @@ def _affine(pixels: Int[Array, "h w c"], coefficients: Int[Array, "6"]) -> Int[A
     )
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     found = pixels.at[y, x].get(mode="clip")
-    return jnp.where(inside[..., None], found, 0)
+    return jnp.where(inside[..., None], found, jnp.zeros_like(found))
 
 
 def _grey(pixels: Int[Array, "h w c"]) -> Int[Array, "h w _"]:

@@ -9,6 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kd_local.data.level_tables import (
+    counted_by_comparison,
+    counted_by_index,
+    found_by_comparison,
+    found_by_index,
+)
 from kd_local.data.randaugment import RandAugment, cut_out, operate, randaugment
 from kd_local.data.strengths import LEVELS, OPERATIONS, strengths, values
 
@@ -95,6 +101,18 @@ def test_cutout_is_that_of_pillow(shape):
     found = jax.jit(jax.vmap(cut_out))(jnp.asarray(images), jnp.asarray(levels))
     expected = [cut_out_by_pillow(image, tuple(each)) for image, each in zip(images, levels.tolist(), strict=True)]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_both_forms_of_histograms_and_tables_give_the_same(channels):
+    random = np.random.default_rng(0)
+    pixels = jnp.asarray(random.integers(0, 256, (50, channels)), jnp.int32)
+    table = jnp.asarray(random.integers(0, 256, (channels, 256)), jnp.int32)
+    counts = [np.bincount(pixels[:, channel], minlength=256) for channel in range(channels)]
+    new = np.stack([table[channel][pixels[:, channel]] for channel in range(channels)], axis=-1)
+    for count, find in ((counted_by_index, found_by_index), (counted_by_comparison, found_by_comparison)):
+        np.testing.assert_array_equal(count(pixels), counts)
+        np.testing.assert_array_equal(find(table, pixels), new)
 
 
 def test_operations_and_strengths_are_uniform():
