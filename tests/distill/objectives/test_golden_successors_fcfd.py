@@ -38,7 +38,7 @@ ALIASES = {"mobilenetv2": "mobilenetv2_half", "resnet50": "resnet50_cifar"}
 
 def network_of(name: str, classes: int) -> Network:
     """The zoo's network of a name in the file, such as `wrn_40_2`, `MobileNetV2` or `ShuffleV1`."""
-    plain = name.lower().replace("shufflev", "shufflenetv")
+    plain = name.lower().replace("-", "_").replace("shufflev", "shufflenetv")
     plain = ALIASES.get(plain, plain)
     names = {known.replace("_", ""): known for known in NAMES}
     return create(plain if plain in NAMES else names[plain.replace("_", "")], classes=classes)
