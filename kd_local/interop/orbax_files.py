@@ -4,6 +4,8 @@ The tree is `{"params": {BLOCK: ...}, "batch_stats": {BLOCK: ...}}`, as `Network
 devices: any machine reads them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kd_local.networks import Variables
+from kd_local.orbax_messages import Quiet
 
 _TREE = "_METADATA"  # the file of a checkpoint that describes its tree
 
@@ -29,13 +32,17 @@ def write_orbax(path: str | Path, variables: Variables) -> None:
         variables: the variables, with unchanged dtypes.
 
     Raises:
-        ValueError: the folder exists, or it cannot be written.
+        ValueError: the folder exists.
+        OSError: it cannot be written.
     """
     folder = Path(path).absolute()
     if folder.exists():
         raise ValueError(f"{folder} exists: write the checkpoint to a new folder")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, jax.tree.map(np.asarray, variables))
+    try:
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder, jax.tree.map(np.asarray, variables))
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        raise OSError(f"{folder} cannot be written: {_first_line(error)}") from error
 
 
 def read_orbax(path: str | Path) -> dict[str, Any]:
@@ -48,13 +55,27 @@ def read_orbax(path: str | Path) -> dict[str, Any]:
     if not is_orbax(folder):
         raise ValueError(f"{folder} is not an orbax checkpoint: expected a folder with a file {_TREE}")
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
             arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             restored = checkpointer.restore(folder, restore_args=arrays)
-    except Exception as error:  # orbax and tensorstore raise many kinds
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{folder} cannot be read, it is damaged or incomplete: {text}") from error
+    except Exception as error:
+        raise ValueError(f"{folder} cannot be read, it is damaged or incomplete: {_first_line(error)}") from error
     if not isinstance(restored, dict):
         raise ValueError(f"{folder} holds a {type(restored).__name__}: expected the variables of a network")
     return restored
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides orbax's messages about the other arrays after one could not be read or written."""
+    quiet, failed = Quiet(), True
+    try:
+        yield
+        failed = False
+    finally:
+        quiet.end(failed=failed)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

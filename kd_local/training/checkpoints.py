@@ -25,12 +25,12 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from kd_local.orbax_messages import Quiet, reason
 from kd_local.parallel import hosts
 from kd_local.parallel.aborts import GRACE_SECONDS
 from kd_local.parallel.barriers import Barrier
 from kd_local.training.manifest import MANIFEST
 from kd_local.training.older_checkpoints import with_step_count, without_step_count
-from kd_local.training.orbax_messages import Quiet, reason
 from kd_local.training.step_folders import CheckpointError, StepFolders
 from kd_local.training.stored_trees import check_storable, copied_if_on_host, misfit, stored, with_keys
 
