@@ -92,7 +92,7 @@ def other(values: Range, default: object) -> object:
         case Switch():
             return default is not True
         case Numbers():
-            return (1, 2)
+            return (1, 2) if default != (1, 2) else (1,)
     return {"R1E": "R1", "last": "ensemble", "auto": "none"}.get(str(default), "stem,stage1/0" if default else "8GiB")
 
 
