@@ -22,6 +22,7 @@ def test_end_to_end_has_the_images_of_an_update():
     assert config.batch_size == 8 and form_of(config) == "separate"
 
 
+@pytest.mark.exhaustive
 def test_rows_are_timed_in_turn_and_kept_while_their_options_are_the_same(tmp_path):
     configs = {
         "whole": config_of(batch_size=64),

@@ -178,6 +178,7 @@ def run(**options):
     return train(method, tiny.data(32, 8), epochs=2, batch_size=16, schedule=schedule, **options)
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_stops_resumes_with_the_same_result(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         run(steps=3, checkpoints=checkpoints)

@@ -89,6 +89,7 @@ def test_a_cache_does_not_change_a_run(tmp_path, objective, augmentation, count,
     assert plain.records[-1].test.loss == pytest.approx(cached.records[-1].test.loss, rel=1e-2)
 
 
+@pytest.mark.exhaustive
 def test_the_strong_view_has_a_cache_of_its_own(tmp_path):
     """Its rows are those of steps, also without crops and flips, and depend on the settings of the strong view."""
     weak, strong = (make_cache(tmp_path, PLAIN, strong=strong) for strong in (False, True))

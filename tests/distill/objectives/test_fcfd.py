@@ -174,6 +174,7 @@ def test_two_paths_are_computed_and_the_others_keep_their_statistics():
         }
 
 
+@pytest.mark.exhaustive
 def test_the_teacher_in_training_mode_reads_its_own_images_and_drifts():
     renormalisation = Renormalisation((2.0,) * 3, (0.5,) * 3)
     distillation = method(FCFD(teacher_batch_norm="batch"), renormalisation=renormalisation)

@@ -113,6 +113,7 @@ def test_the_logits_of_the_whole_map_are_those_of_the_network(head):
     np.testing.assert_allclose(logits[:, 0], found.logits, rtol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_the_student_learns_from_regions():
     """Its last layer gets the gradients of its regions, and the teacher's layer gets none."""
     network, teacher = resnet(8, classes=4, widths=(4, 4, 6, 8)), resnet(8, classes=4, widths=(4, 4, 6, 10))
