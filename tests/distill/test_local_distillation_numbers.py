@@ -75,7 +75,7 @@ def norms(method: TaughtContSup, state: dict[str, Any]) -> dict[str, float]:
     return {name: float(optax.tree.norm(tree)) for name, tree in found.items()}
 
 
-@pytest.mark.usually("lightweight")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "objective"),
     [
