@@ -78,9 +78,9 @@ def run_series(
     workdir: Path,
     *,
     command: str,
-    budget: str | None,
-    timed: bool,
-    verified: bool,
+    budget: str | None = None,
+    timed: bool = True,
+    verified: bool = False,
     ending: Ending,
 ) -> None:
     """Starts the runs that are not done, and updates table and pictures after every run. An error ends the program.
