@@ -147,7 +147,7 @@ def run_steps(objective, optimizer, *, count=3, mesh=None, options=StepOptions()
     return jax.device_get(state), metrics
 
 
-@pytest.mark.usually("fitnet")
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", STEPPED)
 @jax.numpy_dtype_promotion("standard")
 def test_without_delta_a_step_is_that_of_plain_sgd(name):
