@@ -46,6 +46,8 @@ def main(_: list[str]) -> None:
         rows = read_rows(flag.file, texts, {name: flag.given[name] for name in texts})
         if _BUDGET.value is not None:
             check_budget(_BUDGET.value)
+            if "optimizer.schedule_steps" in flag.given:
+                raise ValueError("--config.optimizer.schedule_steps and --budget both set the schedule: leave one out")
         seeds = _seeds("seed" in flag.given)
         runs = [Run(row, seed) for seed in seeds for row in _selected(rows)]
         workdir = rows.default_workdir() if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")

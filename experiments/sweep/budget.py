@@ -6,7 +6,7 @@ A row keeps its schedule: `optimizer.schedule_steps` compresses it to the steps 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +30,51 @@ def check_budget(budget: str) -> None:
         raise unknown("budget", budget, BUDGETS)
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What every row of a sweep gets.
+
+    Attributes:
+        kind: one of `BUDGETS`; `steps` counts updates of the parameters.
+        amount: updates, seconds or multiply-adds.
+    """
+
+    kind: str
+    amount: float
+
+    @classmethod
+    def of_row(cls, kind: str, rows: Rows, name: str, steps_per_epoch: int, times: Mapping[str, StepTime]) -> "Budget":
+        """What a row needs for the epochs, or the steps, of its config."""
+        config = rows.config(Run(name, 0))
+        updates = math.ceil((config.steps or config.epochs * steps_per_epoch) / config.optimizer.accumulate)
+        return cls(kind, updates * _cost(kind, name, times))
+
+
 def with_budget(
-    rows: Rows, names: Sequence[str], budget: str, steps_per_epoch: Mapping[str, int], times: Mapping[str, StepTime]
+    rows: Rows, names: Sequence[str], budget: Budget, steps_per_epoch: Mapping[str, int], times: Mapping[str, StepTime]
 ) -> Rows:
-    """The rows, each with the steps that its budget allows: that of the first row with its config's epochs.
+    """The rows, with the steps that the budget allows for each of `names`.
 
     Args:
         rows: all rows of the config file.
-        names: the rows of the sweep; the first has the budget.
-        budget: `steps` counts updates of the parameters; the other two need `times`.
+        names: the rows that get their steps.
+        budget: what each row gets.
         steps_per_epoch: steps of an epoch, by row.
-        times: the time of a step, by row.
+        times: the time of a step, by row; not used for a budget of steps.
     """
-    first = rows.config(Run(names[0], 0))
-    updates = math.ceil((first.steps or first.epochs * steps_per_epoch[names[0]]) / first.optimizer.accumulate)
-    cost = dict.fromkeys(names, 1.0)
-    if budget == SECONDS:
-        cost = {name: times[name].seconds for name in names}
-    elif budget == MULTIPLY_ADDS:
-        cost = {name: float(times[name].multiply_adds) for name in names}
     own = {}
     for name in names:
         config = rows.config(Run(name, 0))
-        steps = max(1, round(updates * cost[names[0]] / cost[name])) * config.optimizer.accumulate
+        steps = max(1, round(budget.amount / _cost(budget.kind, name, times))) * config.optimizer.accumulate
         own[name] = _keys(config, steps, steps_per_epoch[name])
-    return replace(rows, own=own)
+    return replace(rows, own={**rows.own, **own})
+
+
+def _cost(kind: str, name: str, times: Mapping[str, StepTime]) -> float:
+    """The cost of an update of a row."""
+    if kind == STEPS:
+        return 1.0
+    return times[name].seconds if kind == SECONDS else float(times[name].multiply_adds)
 
 
 def _keys(config: Any, steps: int, steps_per_epoch: int) -> dict[str, Any]:
@@ -70,24 +90,20 @@ def _keys(config: Any, steps: int, steps_per_epoch: int) -> dict[str, Any]:
     return found
 
 
-def write_budget(workdir: Path, budget: str, rows: Rows) -> None:
-    """Writes the keys of each row, which a sweep that resumes takes from there."""
-    replace_text(workdir / FILE, json.dumps({"budget": budget, "rows": rows.own}, indent=2) + "\n")
+def write_budget(workdir: Path, budget: Budget, rows: Rows) -> None:
+    """Writes the budget and the keys of each row, which a sweep that resumes takes from there."""
+    replace_text(workdir / FILE, json.dumps({**asdict(budget), "rows": rows.own}, indent=2) + "\n")
 
 
-def read_budget(workdir: Path, budget: str, rows: Rows, names: Sequence[str]) -> Rows | None:
-    """The rows with the keys of an earlier start of the sweep; None if there are none for all of these rows.
+def read_budget(workdir: Path, kind: str, rows: Rows) -> tuple[Budget | None, Rows]:
+    """The budget of an earlier start of the sweep, None if there is none, and the rows with the keys that they had.
 
     Raises:
-        ValueError: the folder has another budget, or its file is damaged.
+        ValueError: the folder has another kind of budget, or its file is damaged.
     """
     if not (workdir / FILE).exists():
-        return None
-    found = read_json(workdir / FILE, {"budget": str, "rows": dict}, way_out="use another --workdir")
-    if found["budget"] != budget:
-        raise ValueError(
-            f"{workdir} has a sweep with --budget={found['budget']}: use this budget, or another --workdir"
-        )
-    if not set(names) <= found["rows"].keys():
-        return None
-    return replace(rows, own={row: tuples(keys) for row, keys in found["rows"].items()})
+        return None, rows
+    found = read_json(workdir / FILE, {"kind": str, "amount": float, "rows": dict}, way_out="use another --workdir")
+    if found["kind"] != kind:
+        raise ValueError(f"{workdir} has a sweep with --budget={found['kind']}: use this budget, or another --workdir")
+    return Budget(kind, found["amount"]), replace(rows, own={row: tuples(keys) for row, keys in found["rows"].items()})

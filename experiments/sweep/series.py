@@ -18,7 +18,7 @@ from experiments.command_line import USAGE_STATUS, fail
 from experiments.ending import Ending
 from experiments.folders.folder_lock import FolderLock, Interrupted, InUseError
 from experiments.from_config.images import describe_images
-from experiments.sweep.budget import STEPS, read_budget, with_budget, write_budget
+from experiments.sweep.budget import STEPS, Budget, read_budget, with_budget, write_budget
 from experiments.sweep.error_plot import PICTURE, plot_errors
 from experiments.sweep.results import check, collect, finished, write_runs
 from experiments.sweep.row_process import execute
@@ -188,10 +188,11 @@ def _with_budget(sweep: Sweep, budget: str) -> Rows:
     Raises:
         ValueError: see `read_budget`; or the steps could not be timed.
     """
-    known = read_budget(sweep.workdir, budget, sweep.rows, sweep.row_names)
-    if known is not None:
-        return known
-    configs = {name: sweep.rows.config(Run(name, 0)) for name in sweep.row_names}
+    known, rows = read_budget(sweep.workdir, budget, sweep.rows)
+    missing = [name for name in sweep.row_names if name not in rows.own]
+    if not missing:
+        return rows
+    configs = {name: sweep.rows.config(Run(name, 0)) for name in missing}
     each = {name: steps_per_epoch(describe_images(config).train, config.batch_size) for name, config in configs.items()}
     times: Mapping[str, StepTime] = {}
     if budget != STEPS:
@@ -199,10 +200,11 @@ def _with_budget(sweep: Sweep, budget: str) -> Rows:
         times = known_times(sweep.workdir, configs)
         if sweep.ending.received is not None:
             raise Interrupted
-        if missing := sorted(configs.keys() - times.keys()):
-            raise ValueError(f"--budget={budget}: the steps of {', '.join(missing)} were not timed, see above")
-    rows = with_budget(sweep.rows, sweep.row_names, budget, each, times)
-    write_budget(sweep.workdir, budget, rows)
+        if untimed := sorted(configs.keys() - times.keys()):
+            raise ValueError(f"--budget={budget}: the steps of {', '.join(untimed)} were not timed, see above")
+    known = known or Budget.of_row(budget, sweep.rows, missing[0], each[missing[0]], times)
+    rows = with_budget(rows, missing, known, each, times)
+    write_budget(sweep.workdir, known, rows)
     return rows
 
 

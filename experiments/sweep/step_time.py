@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.contradictions import step_form
 from experiments.folders.identity import options
 from kd_local.files import DamagedFileError, read_json, replace_text
 
 _FILE, _REQUEST = "step_times.json", "step_times.request.json"
 _FREE = (
-    "seed", "epochs", "steps", "checkpoint.", "distributed.", "data.data_dir", "teacher.weights", "teacher.cache",
+    "seed", "epochs", "steps", "checkpoint.", "distributed.", "data.data_dir", "teacher.weights",
     "optimizer.schedule_steps", "optimizer.warmup_epochs", "optimizer.milestones",
 )  # fmt: skip
 """Keys that do not change a step's time."""
@@ -48,17 +49,21 @@ class StepTime:
 
 
 def of_step(config: ConfigDict) -> dict[str, Any]:
-    """The options of a config that can change the time of a step."""
-    return {key: value for key, value in options(config).items() if not key.startswith(_FREE)}
+    """The values of a config that can change the time of a step: options, the step's form, and the devices."""
+    found = {key: value for key, value in options(config).items() if not key.startswith(_FREE)}
+    return {**found, "form": step_form(config), "mesh": [config.mesh.data, config.mesh.module]}
 
 
 def known_times(workdir: Path, configs: Mapping[str, ConfigDict]) -> dict[str, StepTime]:
-    """The times in the folder, by row, of the rows whose options are still these."""
+    """The times in the folder, by row, of the rows whose values are still these."""
     found = _read(workdir)
+    names = {field.name for field in fields(StepTime)}
     return {
         row: StepTime(**found[row]["time"])
         for row, config in configs.items()
-        if row in found and found[row]["options"] == _as_json(of_step(config))
+        if row in found
+        and found[row]["options"] == _as_json(of_step(config))
+        and found[row]["time"].keys() == names  # of this version
     }
 
 
