@@ -15,6 +15,8 @@ if __name__ == "__main__":
 
 import shlex
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from absl import app, flags
 
@@ -44,10 +46,7 @@ def main(_: list[str]) -> None:
         assert flag is not None
         texts = {name: text for name, text in flag.texts.items() if name != "seed"}
         rows = read_rows(flag.file, texts, {name: flag.given[name] for name in texts})
-        if _BUDGET.value is not None:
-            check_budget(_BUDGET.value)
-            if "optimizer.schedule_steps" in flag.given:
-                raise ValueError("--config.optimizer.schedule_steps and --budget both set the schedule: leave one out")
+        _check_together(flag.given)
         seeds = _seeds("seed" in flag.given)
         runs = [Run(row, seed) for seed in seeds for row in _selected(rows)]
         workdir = rows.default_workdir() if _WORKDIR.value is None else read_folder(_WORKDIR.value, "workdir")
@@ -72,6 +71,27 @@ def main(_: list[str]) -> None:
         verified=_VERIFY.value is not None,
         ending=ENDING,
     )
+
+
+def _check_together(given: Mapping[str, Any]) -> None:
+    """Checks that no flag is ignored because of another one.
+
+    Args:
+        given: the keys of the config that the command line sets.
+
+    Raises:
+        ValueError: a flag or a key would be ignored, or the budget is unknown.
+    """
+    if _BUDGET.value is not None:
+        check_budget(_BUDGET.value)
+        if "optimizer.schedule_steps" in given:
+            raise ValueError("--config.optimizer.schedule_steps and --budget both set the schedule: leave one out")
+        if _PRINT.value:
+            raise ValueError("--print_commands does not know the steps of a --budget: leave one out")
+    if _VERIFY.value is not None:
+        for flag in ("time", "print_commands"):
+            if flags.FLAGS[flag].present:
+                raise ValueError(f"--{flag} has no effect with --verify: leave one out")
 
 
 def _selected(rows: Rows) -> tuple[str, ...]:

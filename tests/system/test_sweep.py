@@ -79,6 +79,13 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     ([f"--config={TABLE2}", "--rows=0"], "--rows=0: use numbers of rows of .*, 1 to 17"),
     ([f"--config={TABLE2}", "--rows=18"], "--rows=18: use numbers of rows of .*, 1 to 17"),
     ([f"--config={TABLE2}", "--verify=18"], "--verify=18: use numbers of rows of .*, 1 to 17"),
+    ([f"--config={TABLE2}", "--verify=1", "--notime"], "--time has no effect with --verify: leave one out"),
+    ([f"--config={TABLE2}", "--budget=steps", "--print_commands"], "--print_commands does not know the steps of a"),
+    ([f"--config={TABLE2}", "--budget=time"], "unknown budget 'time': use steps, seconds or multiply-adds"),
+    (
+        [f"--config={TABLE2}", "--budget=steps", "--config.optimizer.schedule_steps=5"],
+        "--config.optimizer.schedule_steps and --budget both set the schedule: leave one out",
+    ),
     ([f"--config={TABLE2}", "--verify=1", "--rows=1"], "--rows and --verify both choose rows"),
     (
         [f"--config={TABLE2}", "--verify=1", "--config.data.name=digits"],
