@@ -242,6 +242,7 @@ def test_an_unknown_teacher_batch_norm_is_refused():
         FCFD(teacher_batch_norm="bach")
 
 
+@pytest.mark.exhaustive
 def test_a_wide_resnets_last_features_contain_the_final_normalisation():
     network = wide_resnet(10, 1, classes=5)
     variables = network.init(jax.random.key(0), LIKE)

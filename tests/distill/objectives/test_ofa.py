@@ -146,6 +146,7 @@ def test_merging_concatenates_neighbours_by_columns():
         np.testing.assert_allclose(found[row, column], expected, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_token_exit_reads_the_class_token_or_the_mean():
     """The logits are a linear map of the class token, or of the patches' mean, if the blocks change nothing."""
     random = np.random.default_rng(0)

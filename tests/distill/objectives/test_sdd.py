@@ -91,6 +91,7 @@ def test_a_loss_by_its_definition():
     np.testing.assert_allclose(found, (weights * each).mean(), rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_weights_by_entropy_are_those_of_each_region(training_batches):
     batch = training_batches(dtype="float64")
     found = SDKD(entropy_weight="100").loss({}, batch).metrics["distillation"]
@@ -161,6 +162,6 @@ def test_heads_without_a_mean_over_a_map_have_none(head, shape):
 
 def test_a_cache_of_logits_is_refused():
     network = resnet(8, classes=4)
-    teacher = Teacher(network, network.init(jax.random.key(1), IMAGES))
+    teacher = Teacher(network, {})
     with pytest.raises(ValueError, match="SDKD reads the teacher's features, and a cache has its logits only"):
         Distillation(network, (teacher,), OBJECTIVES["sd_kd"](), optax.sgd(0.1), cached=True)
