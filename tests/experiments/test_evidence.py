@@ -37,9 +37,9 @@ def test_all_methods_and_objectives_have_rows():
 def test_a_short_run_has_the_published_schedule_over_fewer_steps():
     whole, short = (load("local").get_config(f"method=man,k=4,scale={scale}") for scale in ("published", "short"))
     assert (whole.batch_size, whole.epochs, whole.steps, whole.optimizer.learning_rate) == (1024, 400, None, 0.8)
-    assert (short.batch_size, short.epochs, short.steps) == (64, 400, SHORT_STEPS)
+    assert (short.batch_size, short.epochs, short.steps) == (32, 400, SHORT_STEPS)
     assert short.optimizer.schedule_steps == SHORT_STEPS
-    assert short.optimizer.learning_rate == pytest.approx(0.05)
+    assert short.optimizer.learning_rate == pytest.approx(0.025)
     assert (short.local.modules, short.local.boundaries, short.local.auxiliary) == (4, "equal", "momentum")
 
 

@@ -5,14 +5,14 @@ from ml_collections import ConfigDict
 from kd_local.errors import unknown
 
 SCALES = ("published", "short")
-SHORT_STEPS, SHORT_BATCH = 781, 64
-"""One pass over 50,000 images."""
+SHORT_STEPS, SHORT_BATCH = 781, 32
+"""Half a pass over 50,000 images."""
 
 
 def scaled(config: ConfigDict, scale: str) -> ConfigDict:
     """The config at a scale.
 
-    `short` is one pass over the 50,000 images of CIFAR-10 in 781 steps of 64, in place of 240 to 400 passes. The
+    `short` is half a pass over the 50,000 images of CIFAR-10 in 781 steps of 32, in place of 240 to 400 passes. The
     learning rate is proportional to the batch. `optimizer.schedule_steps` compresses the whole published schedule, with
     its warm-up, its milestones and the warm-up of objectives, to these steps.
 
