@@ -47,7 +47,7 @@ def test_accumulation_keeps_the_images_of_an_update():
     config = accumulated(scaled(load("both").get_config("method=kd"), "short"), 4)
     assert (config.batch_size, config.optimizer.accumulate) == (8, 4)
     assert config.steps == config.optimizer.schedule_steps == 4 * SHORT_STEPS
-    with pytest.raises(ValueError, match="accumulate is 3, but an update has 32 images: use a divisor"):
+    with pytest.raises(ValueError, match="accumulate is 3, but an update has 64 images: use a divisor"):
         load("both").get_config("method=kd,accumulate=3")
 
 
