@@ -14,6 +14,7 @@ import fcntl
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -54,8 +55,8 @@ class FolderLock:
 
     Args:
         folder: an existing folder.
-        report: called with a message before the row of a killed sweep is waited for, after asking it to save and stop;
-            if None, such a row is an error.
+        report: called with a message before the rows of a killed sweep are waited for, after asking them to save and
+            stop; if None, such a row is an error.
         stopped: whether to give up while waiting.
     """
 
@@ -71,7 +72,8 @@ class FolderLock:
         self._report = report
         self._stopped = stopped
         self._file: int | None = None
-        self._row: int | None = None
+        self._rows: set[int] = set()
+        self._recording = threading.Lock()
         self._holder = Holder.this()
 
     def acquire(self) -> None:
@@ -105,7 +107,7 @@ class FolderLock:
         if file is None:
             return
         with suppress(OSError):
-            if self._row is None and _same(file, self._path):
+            if not self._rows and _same(file, self._path):
                 self._path.unlink()
         os.close(file)
 
@@ -121,10 +123,17 @@ class FolderLock:
         assert self._file is not None
         return self._file
 
-    def name_row(self, process: int | None) -> None:
-        """Record the process of the running row, which may outlive this one; None if no row runs."""
-        self._row = process
-        os.pwrite(self.descriptor, self._holder.record(process), 0)
+    def row_started(self, process: int) -> None:
+        """Record the process of a row that runs now, which may outlive this one."""
+        with self._recording:
+            self._rows.add(process)
+            os.pwrite(self.descriptor, self._holder.record(self._rows), 0)
+
+    def row_ended(self, process: int) -> None:
+        """Record that a row runs no more."""
+        with self._recording:
+            self._rows.remove(process)
+            os.pwrite(self.descriptor, self._holder.record(self._rows), 0)
 
     def _create(self) -> bool:
         """Create the lock with its record, unless there is one."""
@@ -134,7 +143,7 @@ class FolderLock:
         linked = False
         try:
             os.fchmod(file, 0o644)  # others may read who holds it
-            os.pwrite(file, self._holder.record(None), 0)
+            os.pwrite(file, self._holder.record(), 0)
             with suppress(OSError):  # there is no flock
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
@@ -158,7 +167,7 @@ class FolderLock:
             return False
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        os.pwrite(file, self._holder.record(None), 0)
+        os.pwrite(file, self._holder.record(), 0)
         self._file = file
         return True
 
@@ -190,13 +199,14 @@ class FolderLock:
                 raise InUseError(self._text(f"by {holder}", removable=True))
             if new and not os.fstat(file).st_size:
                 return False
-            os.pwrite(file, self._holder.record(None), 0)
+            os.pwrite(file, self._holder.record(), 0)
             os.truncate(file, WIDTH)
             return True
         if holder is not None and holder.same_numbers() and not holder.process.runs():
             # It has ended, but a process that it started runs; or another program takes over the lock now.
             if self._report is not None:
-                self._ask_to_stop(holder.row, file, asked)
+                for row in holder.rows or (None,):
+                    self._ask_to_stop(row, file, asked)
             elif not new:
                 raise InUseError(self._text(f"by a process that was started by {holder}"))
         elif holder is not None or not new:

@@ -4,12 +4,13 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-WIDTH = 512
+WIDTH = 4096
 """Bytes of a record: one write of one size, so that a reader never sees parts of two."""
 _UNNAMED = ("localhost", "localhost.localdomain")
 
@@ -53,7 +54,7 @@ class Holder:
         boot: an identifier of the host's start; empty where the system has none.
         space: an identifier of the process numbers' namespace; empty where the system has none.
         process: of the program.
-        row: the process of the row that a sweep runs, if any.
+        rows: the processes of the rows that a sweep runs.
         since: when the lock was taken.
     """
 
@@ -61,29 +62,30 @@ class Holder:
     boot: str
     space: str
     process: Process
-    row: Process | None
+    rows: tuple[Process, ...]
     since: str
 
     @classmethod
     def this(cls) -> "Holder":
         """This process, from now on."""
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        return cls(socket.gethostname(), _boot(), _space(), Process.of(os.getpid()), None, since)
+        return cls(socket.gethostname(), _boot(), _space(), Process.of(os.getpid()), (), since)
 
     @classmethod
     def parse(cls, text: bytes) -> "Holder | None":
         """The record in a text; None if it is damaged, or of an earlier version, which never removed it."""
         try:
             values: dict[str, Any] = json.loads(text)
-            holder = cls(**{**values, "process": _process(values["process"]), "row": _process(values["row"])})
+            rows = tuple(map(_process, values["rows"]))
+            holder = cls(**{**values, "process": _process(values["process"]), "rows": rows})
         except (ValueError, TypeError, KeyError):
             return None
         texts = (holder.host, holder.boot, holder.space, holder.since)
-        return holder if holder.process is not None and all(isinstance(each, str) for each in texts) else None
+        return holder if all(isinstance(each, str) for each in texts) else None
 
-    def record(self, row: int | None) -> bytes:
-        """The record, with the process of a row that runs now."""
-        now = replace(self, row=None if row is None else Process.of(row))
+    def record(self, rows: Iterable[int] = ()) -> bytes:
+        """The record, with the processes of the rows that run now."""
+        now = replace(self, rows=tuple(map(Process.of, rows)))
         return json.dumps(asdict(now)).ljust(WIDTH - 1).encode() + b"\n"
 
     def on_this_host(self) -> bool:
@@ -100,9 +102,7 @@ class Holder:
         return f"process {self.process.number} on host {self.host} since {self.since}"
 
 
-def _process(values: Any) -> Process | None:
-    if values is None:
-        return None
+def _process(values: Any) -> Process:
     numbers = {field.name: values[field.name] for field in fields(Process)}
     if not all(type(each) is int or (name == "started" and each is None) for name, each in numbers.items()):
         raise TypeError(f"{values} is no process")

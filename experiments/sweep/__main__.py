@@ -4,6 +4,7 @@ FILE.py has a tuple ROWS with the options of each row. Each row runs in its own 
 sweep that was stopped. The sweep writes a folder for each row and seed, and after every row the table (table.csv,
 table.md, table.tex), a record of each run (runs.jsonl) and pictures (error_over_modules.png, trade_offs.png). When all
 rows are trained, their steps are timed in turn in one process, so that the times are compared under the same load.
+With --jobs=2 two rows are trained at once: on CPUs, small networks train faster on a core each than on two in turn.
 With --budget=seconds every row gets the time of the first row. --verify=ROW trains a row once more and compares it with
 the first time.
 """
@@ -33,6 +34,9 @@ _SEEDS = flags.DEFINE_string("seeds", None, "Seeds of every row, such as 0,1,2. 
 _ROWS = flags.DEFINE_string("rows", None, "Rows to run: numbers (1,3) or options (k=8). The default is all rows.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep. The default is runs/sweep-CONFIG-DATA.")
 _TIMED = flags.DEFINE_bool("time", True, "Time the steps of all rows in turn when no run is left.")
+_JOBS = flags.DEFINE_integer(
+    "jobs", 1, "Runs to train at once. They share the CPU cores and the memory of a GPU in equal parts.", 1, 64
+)
 _BUDGET = flags.DEFINE_string(
     "budget", None, "Give every row as many steps, seconds or multiply-adds (steps|seconds|multiply-adds) as the first."
 )
@@ -66,6 +70,7 @@ def main(_: list[str]) -> None:
         runs,
         workdir,
         command=shlex.join(["python", "-m", "experiments.sweep", *sys.argv[1:]]),
+        jobs=_JOBS.value,
         budget=_BUDGET.value,
         timed=_TIMED.value,
         verified=_VERIFY.value is not None,
@@ -89,9 +94,11 @@ def _check_together(given: Mapping[str, Any]) -> None:
         if _PRINT.value:
             raise ValueError("--print_commands does not know the steps of a --budget: leave one out")
     if _VERIFY.value is not None:
-        for flag in ("time", "print_commands"):
+        for flag in ("time", "print_commands", "jobs"):
             if flags.FLAGS[flag].present:
                 raise ValueError(f"--{flag} has no effect with --verify: leave one out")
+    if _PRINT.value and flags.FLAGS["jobs"].present:
+        raise ValueError("--jobs has no effect with --print_commands: leave one out")
 
 
 def _selected(rows: Rows) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ When no run is left, the steps of all rows are timed in turn, in one process.
 
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
@@ -21,7 +23,7 @@ from experiments.from_config.images import describe_images
 from experiments.sweep.budget import STEPS, Budget, read_budget, with_budget, write_budget
 from experiments.sweep.error_plot import PICTURE, plot_errors
 from experiments.sweep.results import check, collect, finished, write_runs
-from experiments.sweep.row_process import execute
+from experiments.sweep.row_process import Share, execute, shares
 from experiments.sweep.rows import Rows, Run
 from experiments.sweep.step_time import StepTime, known_times, write_request
 from experiments.sweep.table import CSV, LATEX, MARKDOWN, Line, sweep_table, tabulate, write_tables
@@ -40,6 +42,7 @@ class Sweep:
         runs: the wanted runs, in this order.
         workdir: the folder of the sweep.
         command: the command that started the sweep, for the table's heading.
+        jobs: how many runs are trained at once.
         console: for messages.
         ending: of this process.
         lock: of the folder.
@@ -49,6 +52,7 @@ class Sweep:
     runs: Sequence[Run]
     workdir: Path
     command: str
+    jobs: int
     console: Console
     ending: Ending
     lock: FolderLock
@@ -67,9 +71,16 @@ class Sweep:
         """Prints a text."""
         say(self.console, text)
 
-    def execute(self, command: Sequence[str]) -> str | None:
+    def execute(self, command: Sequence[str], share: Share | None = None) -> str | None:
         """Runs a command; see `experiments.sweep.row_process.execute`."""
-        return execute(command, ending=self.ending, descriptor=self.lock.descriptor, started=self.lock.name_row)
+        return execute(
+            command,
+            ending=self.ending,
+            descriptor=self.lock.descriptor,
+            started=self.lock.row_started,
+            ended=self.lock.row_ended,
+            share=share,
+        )
 
 
 def run_series(
@@ -78,6 +89,7 @@ def run_series(
     workdir: Path,
     *,
     command: str,
+    jobs: int = 1,
     budget: str | None = None,
     timed: bool = True,
     verified: bool = False,
@@ -90,6 +102,7 @@ def run_series(
         runs: the wanted runs, in this order.
         workdir: the folder of the sweep.
         command: the command that started the sweep, for the table's heading.
+        jobs: how many runs are trained at once, see `experiments.sweep.row_process`.
         budget: what every row gets as much of as the first, see `experiments.sweep.budget`; None: each has its epochs.
         timed: whether the steps of all rows are timed when no run is left.
         verified: trains the runs once more instead, and compares them.
@@ -108,7 +121,7 @@ def run_series(
         fail(f"workdir {str(workdir)!r} cannot be used: {error.strerror}; use another --workdir", USAGE_STATUS)
     console = Console() if sys.stdout.isatty() else Console(width=140)
     lock = FolderLock(workdir, report=lambda text: say(console, text), stopped=lambda: ending.received is not None)
-    sweep = Sweep(rows, runs, workdir, command, console, ending, lock)
+    sweep = Sweep(rows, runs, workdir, command, jobs, console, ending, lock)
     sweep.say(f"{len(runs)} runs of {len(sweep.row_names)} rows, workdir: {workdir}")
     ending.left = f"the same command resumes in {workdir}"
     try:
@@ -211,26 +224,37 @@ def _with_budget(sweep: Sweep, budget: str) -> Rows:
 def _run_all(sweep: Sweep) -> tuple[dict[Run, str], Sequence[Line]]:
     """The error of each failed run, and the table."""
     failures: dict[Run, str] = {}
-    rows, runs, workdir, clock = sweep.rows, sweep.runs, sweep.workdir, _Clock()
+    rows, workdir = sweep.rows, sweep.workdir
+    clock = _Clock(sweep.jobs)
     lines = _update(sweep, failures)
-    for number, run in enumerate(runs, start=1):
-        if sweep.ending.received is not None:
-            break
-        which = f"run {number} of {len(runs)}: {run}"
-        summary = finished(run.folder(workdir), rows.config(run))
-        if summary is not None:
-            clock.add(run, summary["train_seconds"])
-            sweep.say(f"{which}, done already")
-            continue
-        expected = clock.expected(runs[number - 1 :])
-        sweep.say(which if expected is None else f"{which}, about {_shown(expected)} left")
-        started = time.monotonic()
-        error = sweep.execute(rows.command(run, workdir, python=sys.executable))
-        if error is None:
-            clock.add(run, time.monotonic() - started)
-        elif sweep.ending.received is None:
-            failures[run] = error
-        lines = _update(sweep, failures)
+    waiting = deque(enumerate(sweep.runs, start=1))
+    free: list[Share | None] = [None] if sweep.jobs == 1 else [*shares(sweep.jobs)]
+    running: dict[Future[str | None], tuple[Run, Share | None, float]] = {}
+    with ThreadPoolExecutor(sweep.jobs) as threads:
+        while running or (waiting and sweep.ending.received is None):
+            if free and waiting and sweep.ending.received is None:
+                number, run = waiting.popleft()
+                which = f"run {number} of {len(sweep.runs)}: {run}"
+                summary = finished(run.folder(workdir), rows.config(run))
+                if summary is not None:
+                    clock.add(run, summary["train_seconds"])
+                    sweep.say(f"{which}, done already")
+                    continue
+                left = clock.expected([run, *(each for _, each in waiting)])
+                sweep.say(which if left is None else f"{which}, about {_shown(left)} left")
+                share = free.pop(0)
+                command = rows.command(run, workdir, python=sys.executable)
+                running[threads.submit(sweep.execute, command, share)] = run, share, time.monotonic()
+                continue
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                run, share, started = running.pop(future)
+                free.append(share)
+                error = future.result()
+                if error is None:
+                    clock.add(run, time.monotonic() - started)
+                elif sweep.ending.received is None:
+                    failures[run] = error
+                lines = _update(sweep, failures)
     return failures, lines
 
 
@@ -266,9 +290,10 @@ def _update(sweep: Sweep, failures: dict[Run, str]) -> Sequence[Line]:
 
 
 class _Clock:
-    """Predicts how long runs take from the runs that are done."""
+    """Predicts how long runs, some of them at once, take from the runs that are done."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
         self._seconds: dict[str, list[float]] = {}
 
     def add(self, run: Run, seconds: float) -> None:
@@ -279,7 +304,7 @@ class _Clock:
         if not self._seconds:
             return None
         rows = {row: mean(seconds) for row, seconds in self._seconds.items()}
-        return sum(rows.get(run.row, mean(rows.values())) for run in runs)
+        return sum(rows.get(run.row, mean(rows.values())) for run in runs) / self._jobs
 
 
 def _shown(seconds: float) -> str:

@@ -32,14 +32,14 @@ def assert_held_by_this_process(folder) -> None:
 
 def test_one_holder_at_a_time(tmp_path):
     with FolderLock(tmp_path) as first:
-        first.name_row(os.getpid())
+        first.row_started(os.getpid())
         text = (tmp_path / LOCK).read_bytes()
         with pytest.raises(
             InUseError, match=rf"in use by process {os.getpid()} on host .* since 2.*: wait .*another --workdir$"
         ):
             lock_folder(tmp_path)
         assert (tmp_path / LOCK).read_bytes() == text
-        first.name_row(None)
+        first.row_ended(os.getpid())
     assert_held_by_this_process(tmp_path)
 
 

@@ -56,7 +56,7 @@ def until(condition, seconds=10):
 
 
 def test_the_row_of_a_killed_sweep_is_asked_to_stop_once(tmp_path, row):
-    record(tmp_path, row=Process.of(row.pid))
+    record(tmp_path, rows=(Process.of(row.pid),))
     reports = []
     threading.Thread(target=row.wait).start()  # so that it is no zombie
     with lock_of(tmp_path, reports):
@@ -65,7 +65,7 @@ def test_the_row_of_a_killed_sweep_is_asked_to_stop_once(tmp_path, row):
 
 
 def test_a_row_that_ends_before_it_is_signalled(tmp_path, row, monkeypatch):
-    record(tmp_path, row=Process.of(row.pid))
+    record(tmp_path, rows=(Process.of(row.pid),))
     kill = os.kill
 
     def late(process, number):
@@ -81,7 +81,7 @@ def test_a_row_that_ends_before_it_is_signalled(tmp_path, row, monkeypatch):
 
 def test_a_process_that_does_not_hold_the_lock_is_never_signalled(tmp_path, row):
     other = subprocess.Popen(["sleep", "60"])
-    record(tmp_path, row=Process.of(other.pid))  # which does not have the lock open
+    record(tmp_path, rows=(Process.of(other.pid),))  # which does not have the lock open
     reports = []
 
     def later():
@@ -99,7 +99,7 @@ def test_a_process_that_does_not_hold_the_lock_is_never_signalled(tmp_path, row)
 
 @pytest.mark.parametrize("process", [Process(-1, None), Process(0, None), Process(1, None), Process(1, 1)])
 def test_a_record_that_names_no_row_of_this_host(tmp_path, row, process):
-    record(tmp_path, row=process)
+    record(tmp_path, rows=(process,))
     reports = []
     with pytest.raises(Interrupted):
         lock_of(tmp_path, reports, stopped=iter([False, True]).__next__).acquire()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.ending import Ending
+from experiments.folders.starts import read_starts
 from experiments.sweep.row_process import execute
 from tests.support.processes import ROOT, command, refused, wait_until
 
@@ -20,7 +21,7 @@ TABLE2 = "experiments/configs/contsup/table2.py"
 def run_python(code: str, tmp_path: Path) -> str | None:
     with (tmp_path / "lock").open("w") as lock:
         return execute([sys.executable, "-c", code], ending=Ending(), descriptor=lock.fileno(),
-                       started=lambda process: None)  # fmt: skip
+                       started=lambda process: None, ended=lambda process: None)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,8 @@ BAD_INPUT: list[tuple[list[str], str]] = [
         [f"--config={TABLE2}", "--budget=steps", "--config.optimizer.schedule_steps=5"],
         "--config.optimizer.schedule_steps and --budget both set the schedule: leave one out",
     ),
+    ([f"--config={TABLE2}", "--jobs=0"], "jobs.*0"),
+    ([f"--config={TABLE2}", "--verify=1", "--jobs=2"], "--jobs has no effect with --verify: leave one out"),
     ([f"--config={TABLE2}", "--verify=1", "--rows=1"], "--rows and --verify both choose rows"),
     (
         [f"--config={TABLE2}", "--verify=1", "--config.data.name=digits"],
@@ -158,13 +161,14 @@ LONG = [*SMALL, "--config.epochs=40", "--config.data.train_examples=192", "--row
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_same_command_resumes_a_stopped_or_killed_sweep(tmp_path, number):
+def test_the_same_command_resumes_a_stopped_or_killed_sweep(tmp_path, number, jobs):
     workdir = tmp_path / "sweep"
-    arguments = [*LONG, f"--workdir={workdir}"]
+    arguments = [*LONG, f"--jobs={jobs}", f"--workdir={workdir}"]
     process = start(arguments, tmp_path / "first")
-    records = workdir / "k=1-seed0" / "metrics.jsonl"
-    wait_until(lambda: records.exists() and records.read_text(), [process])
+    begun = [workdir / f"{row}-seed0" / "metrics.jsonl" for row in ("k=1", "k=2,context=E,loss=contrast")[:jobs]]
+    wait_until(lambda: all(records.exists() and records.read_text() for records in begun), [process])
     process.send_signal(number)
     status = process.wait(timeout=240)
     err = (tmp_path / "first.err").read_text()
@@ -180,6 +184,8 @@ def test_the_same_command_resumes_a_stopped_or_killed_sweep(tmp_path, number):
     status, out, err = sweep(arguments, tmp_path / "second")
     assert status == 0, err
     # The row of a killed sweep may have ended before it was asked to stop.
-    assert "resuming from step" in out or (number == signal.SIGKILL and "run 1 of 2: k=1 seed 0, done already" in out)
-    assert ("asked to save and stop" in out) == (number == signal.SIGKILL)
+    for run, records in enumerate(begun, start=1):
+        resumed = read_starts(records.parent)[-1]["step"] > 0
+        assert resumed or (number == signal.SIGKILL and f"run {run} of 2: {records.parent.name}".split("-")[0] in out)
+    assert out.count("asked to save and stop") == (jobs if number == signal.SIGKILL else 0)
     assert (workdir / "table.md").read_text().count("| done | 1 |") == 2
