@@ -200,12 +200,17 @@ def _check(values: Mapping[str, Any], key: str, hint: Any) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """True if a JSON value has an annotated type: a scalar's, `list[...]`, `tuple[..., ...]`, `dict` or a union."""
+    """True if a JSON value has an annotated type: a scalar's, `list[...]`, `tuple[..., ...]`, `dict` or a union.
+
+    The values of a dictionary may have any type.
+    """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, each) for each in inner)
     if origin in (list, tuple):
         return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict)
     if hint is float:
         hint = (int, float)
     if isinstance(value, bool):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.published.distillation import TEACHER, chosen, published_results
 from experiments.published.local import END_TO_END, WHOLE_NETWORK, Errors, published_errors
-from experiments.sweep.results import error_percent
+from experiments.sweep.records import error_percent
 from experiments.sweep.rows import Run
 from kd_local.files import replacing
 

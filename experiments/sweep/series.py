@@ -22,7 +22,8 @@ from experiments.folders.folder_lock import FolderLock, Interrupted, InUseError
 from experiments.from_config.images import describe_images
 from experiments.sweep.budget import STEPS, Budget, read_budget, with_budget, write_budget
 from experiments.sweep.error_plot import PICTURE, plot_errors
-from experiments.sweep.results import check, collect, finished, write_runs
+from experiments.sweep.records import read_records, write_records
+from experiments.sweep.results import check, collect, result
 from experiments.sweep.row_process import Share, execute, shares
 from experiments.sweep.rows import Rows, Run
 from experiments.sweep.step_time import StepTime, known_times, write_request
@@ -111,7 +112,8 @@ def run_series(
     try:
         if budget is None:
             _check_folders(rows, runs, workdir, verified=verified)
-        missing = [run for run in runs if finished(run.folder(workdir), rows.config(run)) is None]
+        records = read_records(workdir)
+        missing = [run for run in runs if result(run.folder(workdir), rows.config(run), records.get(run)) is None]
         _check_data([rows.config(run) for run in missing])
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(error, USAGE_STATUS)
@@ -179,9 +181,11 @@ def _check_folders(rows: Rows, runs: Sequence[Run], workdir: Path, *, verified: 
     Raises:
         ValueError: see `experiments.sweep.results.check`; or a run to verify is not done.
     """
+    records = read_records(workdir)
     for run in runs:
-        check(run.folder(workdir), rows.config(run))
-        if verified and finished(run.folder(workdir), rows.config(run)) is None:
+        folder, config = run.folder(workdir), rows.config(run)
+        check(folder, config, records.get(run))
+        if verified and result(folder, config, records.get(run)) is None:
             raise ValueError(f"--verify: {run} is not done in {workdir}: train it first, or choose another row")
 
 
@@ -235,7 +239,7 @@ def _run_all(sweep: Sweep) -> tuple[dict[Run, str], Sequence[Line]]:
             if free and waiting and sweep.ending.received is None:
                 number, run = waiting.popleft()
                 which = f"run {number} of {len(sweep.runs)}: {run}"
-                summary = finished(run.folder(workdir), rows.config(run))
+                summary = result(run.folder(workdir), rows.config(run), read_records(workdir).get(run))
                 if summary is not None:
                     clock.add(run, summary["train_seconds"])
                     sweep.say(f"{which}, done already")
@@ -283,7 +287,7 @@ def _update(sweep: Sweep, failures: dict[Run, str]) -> Sequence[Line]:
     times = known_times(workdir, {run.row: rows.config(run) for run in summaries})
     lines = tabulate(rows, summaries, failures, times)
     write_tables(lines, workdir, title=sweep.title, command=sweep.command)
-    write_runs(rows, summaries, workdir)
+    write_records(rows, summaries, workdir)
     plot_errors(summaries, workdir / PICTURE, title=sweep.title)
     plot_trade_offs(lines, workdir / TRADE_OFFS, title=sweep.title)
     return lines

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.sweep.results import error_percent
+from experiments.sweep.records import error_percent
 from experiments.sweep.rows import Rows, Run
 from experiments.sweep.step_time import StepTime
 from experiments.tables import terminal_table, write_csv
@@ -62,7 +62,7 @@ class Line:
 
 def tabulate(
     rows: Rows,
-    summaries: Mapping[Run, dict[str, Any] | None],
+    summaries: Mapping[Run, Mapping[str, Any] | None],
     failed: Collection[Run] = (),
     times: Mapping[str, StepTime] = _NO_TIMES,
 ) -> tuple[Line, ...]:

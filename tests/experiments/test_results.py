@@ -1,6 +1,7 @@
 """The table and the picture of a sweep, made from the folders of its runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from experiments.published.local import published_errors
 from experiments.sweep.document import read_lines
 from experiments.sweep.error_plot import draw_errors, plot_errors
-from experiments.sweep.results import collect, finished
+from experiments.sweep.records import read_records, write_records
+from experiments.sweep.results import check, collect, finished
 from experiments.sweep.rows import Rows, Run, read_rows
 from experiments.sweep.step_time import StepTime
 from experiments.sweep.table import tabulate, write_tables
@@ -129,6 +131,45 @@ def test_a_verification_names_what_differs(tmp_path):
     train(again, loss=0.5, commit="b")
     train(again / "verification", loss=0.5, commit="a")
     assert list(differences(rows, run, again)) == []
+
+
+def test_a_record_stands_for_a_run_whose_folder_was_removed(tmp_path):
+    rows = rows_of("contsup/table2")
+    kept, other = rows.names[:2]
+    for seed in (0, 1):
+        folder = leave(rows, Run(kept, seed), tmp_path, error=8.0 + seed, epochs=160, test_loss=0.5)
+        (folder / "starts.jsonl").write_text(json.dumps({"commit": "a"}) + "\n")
+    leave(rows, Run(other, 0), tmp_path, error=20.0)
+    before = collect(rows, [Run(kept, 0)], tmp_path)
+    write_records(rows, before, tmp_path)
+    for folder in tmp_path.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+    assert collect(rows, [Run(kept, 0)], tmp_path) == before and len(before) == 3
+    assert finished(Run(kept, 0).folder(tmp_path), rows.config(Run(kept, 0))) is None
+    leave(rows, Run(kept, 2), tmp_path, error=10.0)
+    summaries = collect(rows, [Run(kept, 2)], tmp_path)
+    write_records(rows, summaries, tmp_path)
+    assert [(line.row, line.seeds, line.error) for line in tabulate(rows, summaries)] == [
+        (kept, 3, pytest.approx(9.0)),
+        (other, 1, pytest.approx(20.0)),
+    ]
+    records = read_records(tmp_path)
+    assert [(run.seed, record.starts, record.test_error) for run, record in records.items()] == [
+        (0, ({"commit": "a"},), 8.0), (1, ({"commit": "a"},), 9.0), (2, (), 10.0), (0, (), 20.0),
+    ]  # fmt: skip
+
+    longer = rows_of("contsup/table2", epochs=200)
+    assert collect(longer, [Run(kept, 0)], tmp_path)[Run(kept, 0)] is None
+    config = longer.config(Run(kept, 0))
+    with pytest.raises(ValueError, match=r"has another run of k=1 seed 0:\n  epochs: 160 there, 200 now\nuse"):
+        check(Run(kept, 0).folder(tmp_path), config, records[Run(kept, 0)])
+
+    leave(rows, Run(kept, 0), tmp_path / "verification", error=8.0, epochs=160, test_loss=0.5)
+    assert list(differences(rows, Run(kept, 0), tmp_path)) == []
+    leave(rows, Run(kept, 1), tmp_path / "verification", error=9.0, epochs=160, test_loss=0.25)
+    assert list(differences(rows, Run(kept, 1), tmp_path))[1] == "epoch 160: test_loss 0.5, again 0.25"
 
 
 def test_the_front_has_the_rows_that_no_other_row_beats(tmp_path):
