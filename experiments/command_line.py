@@ -1,5 +1,6 @@
 """Parses the flags of the programs. An error is one line with the value, what was expected and a way out."""
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,14 @@ def fail(message: object, status: int) -> NoReturn:
     """Ends the program with a message on standard error."""
     print(f"error: {described(message)}", file=sys.stderr)
     sys.exit(status)
+
+
+def print_text(text: str) -> None:
+    """Prints the whole output of a program. A reader that stops early, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes once more at its end
 
 
 def described(message: object) -> object:
@@ -93,9 +102,10 @@ def _with_flag_files(arguments: Sequence[str]) -> list[str]:
 
 def _show_help() -> NoReturn:
     module = sys.modules["__main__"]
-    print(f"{module.__doc__ or ''}\nFlags:\n{flags.FLAGS.main_module_help()}\n")
+    text = f"{module.__doc__ or ''}\nFlags:\n{flags.FLAGS.main_module_help()}\n"
     if config_flag() is not None:
-        print("Keys of the config, each with its default:\n" + "\n".join(usage()))
+        text += "\n" + "\n".join(["Keys of the config, each with its default:", *usage()])
+    print_text(text)
     sys.exit(0)
 
 

@@ -1,18 +1,35 @@
-"""docs/results.md has the tables of the files in docs/results, which sweeps wrote."""
+"""docs/results.md has the tables of the folders in docs/results, which sweeps wrote, and each has the runs' records."""
 
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 from experiments.sweep.document import read_lines
-from experiments.sweep.table import markdown
+from experiments.sweep.records import RUNS, read_records
+from experiments.sweep.table import CSV, markdown
+from experiments.sweep.trade_offs import TRADE_OFFS
 
 DOCS = Path(__file__).parents[1] / "docs"
-FILES = sorted((DOCS / "results").glob("*.csv"))
+FOLDERS = sorted(file.parent for file in (DOCS / "results").glob(f"*/{CSV}"))
 
 
-@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
-def test_a_table_of_the_document_is_that_of_its_file(file):
-    lines = read_lines(file)
+@pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
+def test_a_table_of_the_document_is_that_of_its_folder(folder):
+    lines = read_lines(folder / CSV)
+    text = (DOCS / "results.md").read_text()
     assert lines and all(line.error is not None for line in lines)
-    assert markdown(lines) in (DOCS / "results.md").read_text()
+    assert markdown(lines) in text
+    assert f"](results/{folder.name}/{TRADE_OFFS})" in text and (folder / TRADE_OFFS).exists()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
+def test_the_errors_of_a_table_are_those_of_its_records(folder):
+    records = read_records(folder).values()
+    for line in read_lines(folder / CSV):
+        errors = [record.test_error for record in records if record.row == line.row]
+        assert (len(errors), mean(errors)) == (line.seeds, pytest.approx(line.error))
+    for record in records:
+        assert record.starts and all(start["commit"] and not start["changed"] for start in record.starts)
+    text = (folder / RUNS).read_text()
+    assert "/home/" not in text and "/tmp/" not in text

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.command_line import USAGE_STATUS, fail, numbers, parse
+from experiments.command_line import USAGE_STATUS, fail, numbers, parse, print_text
 from experiments.config_flag import config_flag, define_config
 from experiments.configs.contradictions import check_files
 from experiments.folders.compilation_cache import use_compilation_cache
@@ -59,8 +59,7 @@ def main(_: list[str]) -> None:
     except (ValueError, OSError) as error:
         fail(error, USAGE_STATUS)
     if _PRINT.value:
-        for run in runs:
-            print(shlex.join(rows.command(run, workdir)))
+        print_text("\n".join(shlex.join(rows.command(run, workdir)) for run in runs))
         return
     use_compilation_cache()
     from experiments.sweep.series import run_series  # imports JAX

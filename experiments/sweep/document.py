@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from experiments.command_line import USAGE_STATUS, fail
+from experiments.command_line import USAGE_STATUS, fail, print_text
 from experiments.sweep.table import Line, markdown
 
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
         fail("no file: use python -m experiments.sweep.document FOLDER/table.csv", USAGE_STATUS)
     for argument in arguments:
         try:
-            print(markdown(read_lines(Path(argument))))
+            print_text(markdown(read_lines(Path(argument))))
         except (OSError, ValueError) as error:
             fail(error, USAGE_STATUS)
 

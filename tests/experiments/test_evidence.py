@@ -43,6 +43,14 @@ def test_a_short_run_has_the_published_schedule_over_fewer_steps():
     assert (short.local.modules, short.local.boundaries, short.local.auxiliary) == (4, "equal", "momentum")
 
 
+def test_the_comparison_has_any_number_of_modules():
+    comparison = importlib.import_module("experiments.configs.local.comparison")
+    for row in comparison.ROWS[1:]:
+        local = comparison.get_config(f"k=4,{row}").local
+        assert (local.modules, local.boundaries) == (4, "equal")
+    assert comparison.get_config("k=4,method=end_to_end").method == "end_to_end"
+
+
 def test_accumulation_keeps_the_images_of_an_update():
     config = accumulated(scaled(load("both").get_config("method=kd"), "short"), 4)
     assert (config.batch_size, config.optimizer.accumulate) == (8, 4)

@@ -118,6 +118,15 @@ def test_print_commands_prints_a_line_per_row_and_runs_nothing(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize("arguments", [[f"--config={TABLE2}", "--print_commands"], ["--help"]])
+def test_a_reader_may_stop_early(arguments):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command("sweep", *arguments), cwd=ROOT, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_a_sweep_writes_table_and_picture_reports_failures_and_skips_finished_runs(tmp_path):
     workdir = tmp_path / "sweep"
     # ResNet-8 has 5 blocks: no 16 modules.
