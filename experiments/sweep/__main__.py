@@ -1,7 +1,7 @@
 """Train all rows of a table of a paper: python -m experiments.sweep --config=FILE.py [--config.KEY=VALUE ...]
 
 FILE.py has a tuple ROWS with the options of each row. Each row runs in its own process. The same command resumes a
-sweep that was stopped. The sweep writes a folder for each row and seed, and after every row the table (table.csv,
+sweep that was stopped. The sweep writes a folder for each row and seed. After every row it writes the table (table.csv,
 table.md, table.tex), a record of each run (runs.jsonl) and pictures (error_over_modules.png, trade_offs.png). When all
 rows are trained, their steps are timed in turn in one process, so that the times are compared under the same load.
 With --jobs=2 two rows are trained at once: on CPUs, small networks train faster on a core each than on two in turn.

@@ -86,7 +86,7 @@ def balanced_placement(
     if min(costs) < 0:
         raise ValueError(f"costs are {tuple(costs)}: use numbers of 0 or more")
     # best[n]: for the first n pieces, the cost of the most expensive group, the sum of squares, and the ends of the
-    # groups. Among divisions with the same maximum, the lowest sum of squares has the most even groups.
+    # groups. The lowest sum of squares chooses the most even groups if several divisions have the same maximum.
     ends = [0.0]
     for cost in costs:
         ends.append(ends[-1] + cost)

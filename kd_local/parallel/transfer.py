@@ -14,8 +14,8 @@ def move(tree: Any, shardings: Any) -> Any:
 
     Args:
         tree: numpy arrays, JAX arrays or PRNG keys. With several processes, an array whose devices all belong to this
-            process must have equal values in all processes. Of an array that spans the processes, each process moves
-            its own part.
+            process must have equal values in all processes. If an array spans the processes, each process moves its
+            own part.
         shardings: one sharding for all arrays, or one for each.
     """
     if jax.process_count() == 1:

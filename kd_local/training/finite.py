@@ -23,9 +23,9 @@ from kd_local.quick_compilation import jit_quickly
 from kd_local.training.records import SplitScores
 
 CHECK_EVERY = 50
-"""The state is looked at after every step whose number is a multiple of this, at the end of every epoch, and before
-every save. Of several steps in one call, the state after the last is looked at. On two CPU cores a look takes 3.5 ms,
-0.2 % of the time of 50 steps, for a ResNet-8 in 4 modules (batches of 64 digits), and 9.4 ms for a ResNet-32 in 16
+"""The state is checked after every step whose number is a multiple of this, at the end of every epoch, and before every
+save. If a call has several steps, the state after its last step is checked. On two CPU cores a check takes 3.5 ms for a
+ResNet-8 in 4 modules (batches of 64 digits), 0.2 % of the time of 50 steps. It takes 9.4 ms for a ResNet-32 in 16
 modules (batches of 128 images of 32x32)."""
 
 _KINDS = {"params": "parameters", "batch_stats": "statistics", "opt_state": "optimizer state", "handed": "gradients"}
