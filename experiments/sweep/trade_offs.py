@@ -29,6 +29,26 @@ def front(points: Sequence[Point]) -> list[Point]:
     return found
 
 
+def labels(rows: Sequence[str]) -> list[str]:
+    """The rows without the options that are not needed to tell them apart.
+
+    >>> labels(["network=resnet32,method=end_to_end", "network=resnet32,method=greedy,k=4"])
+    ['method=end_to_end', 'method=greedy']
+    """
+    found = list(rows)
+    for item in dict.fromkeys(item for row in rows for item in row.split(",")):
+        shorter = [",".join(each for each in row.split(",") if each != item) for row in found]
+        if all(shorter) and len(set(shorter)) == len(set(rows)) and _only_value(item, rows):
+            found = shorter
+    return found
+
+
+def _only_value(item: str, rows: Sequence[str]) -> bool:
+    """Whether an option has one value in all rows that have it."""
+    name = item.partition("=")[0] + "="
+    return {each for row in rows for each in row.split(",") if each.startswith(name)} == {item}
+
+
 def draw_trade_offs(lines: Sequence[Line], *, title: str) -> Figure | None:
     """A panel for each cost that two or more rows have, with the Pareto front as a line; None without a panel."""
     panels = {}
@@ -45,7 +65,8 @@ def draw_trade_offs(lines: Sequence[Line], *, title: str) -> Figure | None:
             panels[label] = known
     if not panels:
         return None
-    names = {line.number: line.row for line in lines if any(line.number in known for known in panels.values())}
+    shown = [line for line in lines if any(line.number in known for known in panels.values())]
+    names = dict(zip((line.number for line in shown), labels([line.row for line in shown]), strict=True))
     figure = Figure(figsize=(6.5 * len(panels) + 3.0, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, parse_math=False)
