@@ -44,7 +44,7 @@ def test_every_method_of_distillation_has_a_row_of_digits():
 
 def test_the_rows_of_the_comparison():
     config = load("comparison").get_config("method=block_kd,distance=wttm,directions=both,scale=short")
-    assert (config.block_kd.distance, config.block_kd.directions, config.batch_size) == ("wttm", "both", 64)
+    assert (config.block_kd.distance, config.block_kd.directions, config.batch_size) == ("wttm", "both", 32)
     assert (config.teacher.network, config.teacher.shortcut, config.network.name) == ("resnet56", "padding", "resnet20")
     assert load("comparison").get_config("method=kd,student=resnet8").network.name == "resnet8"
     config = load("comparison").get_config("method=fcfd")
