@@ -51,8 +51,7 @@ def read_json(path: Path, hints: Mapping[str, Any], *, way_out: str) -> dict[str
     """
     try:
         values = _object(read_bytes(path))
-        for key, hint in hints.items():
-            _check(values, key, hint)
+        check_values(values, hints)
     except ValueError as error:
         raise DamagedFileError(f"{str(path)!r} is damaged ({error}): {way_out}") from None
     return values
@@ -98,8 +97,7 @@ def from_fields(cls: type[T], values: Mapping[str, Any]) -> T:
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    for name in names:
-        _check(values, name, hints[name])
+    check_values(values, {name: hints[name] for name in names})
     extra = sorted(values.keys() - set(names))
     if extra:
         raise ValueError(f"unknown key {extra[0]!r}")
@@ -191,12 +189,18 @@ def _object(content: bytes) -> dict[str, Any]:
     return value
 
 
-def _check(values: Mapping[str, Any], key: str, hint: Any) -> None:
-    if key not in values:
-        raise ValueError(f"no {key!r}")
-    if not _fits(values[key], hint):
-        name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
-        raise ValueError(f"{key!r} is a JSON {_name(values[key])}, expected {name}")
+def check_values(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Checks that a JSON object has keys with values of some types.
+
+    Raises:
+        ValueError: a key is missing, or its value has another type.
+    """
+    for key, hint in hints.items():
+        if key not in values:
+            raise ValueError(f"no {key!r}")
+        if not _fits(values[key], hint):
+            name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
+            raise ValueError(f"{key!r} is a JSON {_name(values[key])}, expected {name}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -35,7 +35,7 @@ _ROWS = flags.DEFINE_string("rows", None, "Rows to run: numbers (1,3) or options
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep. The default is runs/sweep-CONFIG-DATA.")
 _TIMED = flags.DEFINE_bool("time", True, "Time the steps of all rows in turn when no run is left.")
 _JOBS = flags.DEFINE_integer(
-    "jobs", 1, "Runs to train at once. They share the CPU cores and the memory of a GPU in equal parts.", 1, 64
+    "jobs", 1, "Runs to train at once. They share CPU cores and a GPU's memory equally; a TPU has one process.", 1, 64
 )
 _BUDGET = flags.DEFINE_string(
     "budget", None, "Give every row as many steps, seconds or multiply-adds (steps|seconds|multiply-adds) as the first."

@@ -18,9 +18,15 @@ from experiments.folders.identity import Differences, Identity, compare, options
 from experiments.folders.starts import read_starts
 from experiments.from_config.facts import facts_of_files
 from experiments.sweep.rows import Rows, Run
-from kd_local.files import from_fields, read_json_lines, replace_text
+from kd_local.files import check_values, from_fields, read_json_lines, replace_text
 
 RUNS = "runs.jsonl"
+SUMMARY = {
+    "method": str, "network": str, "dataset": str, "modules": int | None, "epochs": float, "steps": int,
+    "test_accuracy": float, "train_seconds": float, "images_per_second": float | None, "parameters_trained": int,
+    "parameters_deployed": int, "multiply_adds": int,
+}  # fmt: skip
+"""The values of a run's summary that a sweep reads."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,8 @@ class RunRecord:
 
 
 def read_records(workdir: Path) -> dict[Run, RunRecord]:
-    """The records in the folder of a sweep, by run; a damaged line is left out."""
-    found = read_json_lines(workdir / RUNS, lambda values: from_fields(RunRecord, values))
-    return {record.run: record for record in found}
+    """The records in the folder of a sweep, by run; a damaged line is left out, and its run is trained again."""
+    return {record.run: record for record in read_json_lines(workdir / RUNS, _parse)}
 
 
 def write_records(rows: Rows, summaries: Mapping[Run, Mapping[str, Any] | None], workdir: Path) -> None:
@@ -88,6 +93,13 @@ def error_percent(summary: Mapping[str, Any]) -> float:
     """The test error in percent."""
     # Accuracies are float32 quotients of whole numbers.
     return round(100 * (1 - float(summary["test_accuracy"])), 6)
+
+
+def _parse(values: dict[str, Any]) -> RunRecord:
+    """A record. Raises ValueError if a value that a sweep reads is missing or has another type."""
+    record = from_fields(RunRecord, values)
+    check_values(record.summary, SUMMARY)
+    return record
 
 
 def _number(rows: Rows, name: str) -> int:

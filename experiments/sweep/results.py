@@ -8,17 +8,10 @@ from ml_collections import ConfigDict
 
 from experiments.folders import workdirs
 from experiments.from_config.facts import facts_of_files
-from experiments.sweep.records import RUNS, RunRecord, read_records
+from experiments.sweep.records import RUNS, SUMMARY, RunRecord, read_records
 from experiments.sweep.rows import Rows, Run
 from kd_local.files import DamagedFileError, read_json
 from kd_local.training.logging import read_epochs
-
-_SUMMARY = {
-    "method": str, "network": str, "dataset": str, "modules": int | None, "epochs": float, "steps": int,
-    "test_accuracy": float, "train_seconds": float, "images_per_second": float | None, "parameters_trained": int,
-    "parameters_deployed": int, "multiply_adds": int,
-}  # fmt: skip
-"""The values of a run's summary that a sweep reads."""
 
 
 def check(folder: Path, config: ConfigDict, record: RunRecord | None = None) -> None:
@@ -43,7 +36,7 @@ def finished(folder: Path, config: ConfigDict) -> dict[str, Any] | None:
     if not workdirs.belongs(folder, config, facts_of_files(config)):
         return None
     try:
-        summary = read_json(folder / workdirs.SUMMARY, _SUMMARY, way_out="the same command makes it again")
+        summary = read_json(folder / workdirs.SUMMARY, SUMMARY, way_out="the same command makes it again")
         epochs = read_epochs(folder)
     except (OSError, DamagedFileError):
         return None

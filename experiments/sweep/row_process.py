@@ -1,6 +1,7 @@
 """Runs a row of a sweep in its own process, so that a crash or an out-of-memory kill ends only the row.
 
-Rows that run at once share the machine: each has some of the CPU cores and a part of the GPU's memory.
+Rows that run at once share the machine: each has some of the CPU cores and a part of the GPU's memory. They cannot
+share a TPU, which has one process.
 """
 
 import os
@@ -36,13 +37,11 @@ class Share:
 
 
 def shares(jobs: int) -> list[Share]:
-    """The shares of `jobs` rows that run at once."""
+    """The shares of `jobs` rows that run at once, two or more."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     environment = {_MEMORY: f"{_MEMORY_SHARED / jobs:.3f}", **os.environ}
-    return [
-        Share(frozenset(cores[job::jobs] if len(cores) >= jobs else cores), environment if jobs > 1 else os.environ)
-        for job in range(jobs)
-    ]
+    each = [cores[job::jobs] for job in range(jobs)] if len(cores) >= jobs else [cores] * jobs
+    return [Share(frozenset(own), environment) for own in each]
 
 
 def execute(

@@ -171,6 +171,10 @@ def test_a_record_stands_for_a_run_whose_folder_was_removed(tmp_path):
     leave(rows, Run(kept, 1), tmp_path / "verification", error=9.0, epochs=160, test_loss=0.25)
     assert list(differences(rows, Run(kept, 1), tmp_path))[1] == "epoch 160: test_loss 0.5, again 0.25"
 
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    (tmp_path / "runs.jsonl").write_text("\n".join([lines[0].replace("test_accuracy", "accuracy"), *lines[1:]]))
+    assert list(read_records(tmp_path)) == list(records)[1:]  # the damaged line's run is trained again
+
 
 def test_the_front_has_the_rows_that_no_other_row_beats(tmp_path):
     assert front([(1.0, 5.0), (2.0, 6.0), (3.0, 2.0), (1.0, 7.0), (3.0, 2.0)]) == [(1.0, 5.0), (3.0, 2.0)]
