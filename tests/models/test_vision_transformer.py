@@ -160,7 +160,7 @@ def test_features_equal_those_of_a_plain_composition_in_float64():
         assert x.dtype == np.float64
         np.testing.assert_allclose(x, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
     np.testing.assert_allclose(read, pooled, rtol=1e-10)
-    np.testing.assert_array_equal(answer, features["head"])
+    np.testing.assert_allclose(answer, features["head"], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.usually("bfloat16")
