@@ -1,6 +1,6 @@
 """Settings of all tests: eight forced CPU devices, strict dtype promotion, and compiled code that is kept between runs.
 
-Tests marked `system` or `exhaustive` run only on request, see CONTRIBUTING.md.
+Tests marked `long`, `system` or `exhaustive` run only on request, see CONTRIBUTING.md.
 """
 
 import gc

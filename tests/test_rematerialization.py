@@ -63,6 +63,7 @@ def test_inner_arrays_are_not_kept():
     assert again <= checkpoint
 
 
+@pytest.mark.long
 def test_functions_in_turn_need_the_memory_of_one():
     variables, x = arguments(1 << 14)
     many = 6

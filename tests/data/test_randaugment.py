@@ -153,6 +153,7 @@ def test_each_image_has_its_own_operations():
     assert len(np.unique(found.reshape(64, -1), axis=0)) > 50
 
 
+@pytest.mark.long
 def test_n_operations_are_applied():
     image = np.stack([kinds_of_images(16, 16, 3)[0]] * 256)
     changed = [

@@ -33,6 +33,7 @@ def test_the_convolution_depends_on_the_sizes(size, kernel, biased):
     assert ("bias" in variables["params"]["conv"]) == biased
 
 
+@pytest.mark.long
 def test_kernels_start_with_variance_two_over_fan_out():
     x = jnp.ones((1, 4, 4, 40))
     for size, fan_out in ((4, 9 * 80), (2, 9 * 80), (8, 16 * 40)):

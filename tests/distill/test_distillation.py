@@ -67,6 +67,7 @@ def test_a_step_of_kd_by_its_equation():
     assert found["loss"] == pytest.approx(0.1 * cross_entropy + 0.9 * divergence, rel=1e-5)
 
 
+@pytest.mark.long
 def test_both_networks_see_both_views():
     """The student's statistics of the strong view go on from those of the weak view."""
     distillation = method(teacher(3), name="crld")

@@ -37,6 +37,7 @@ def test_images_are_mapped_from_one_normalisation_to_the_other():
         Renormalisation.between((OWN.mean, OWN.std), ((0.5,), (0.5,)))
 
 
+@pytest.mark.long
 def test_a_student_learns_from_the_logits_of_the_teachers_own_images():
     network = tiny.network(5, width=6)
     plain = Teacher(network, tiny.variables(network, 3))

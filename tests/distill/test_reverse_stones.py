@@ -81,6 +81,7 @@ def test_both_directions_by_hand():
     assert (mean != 0).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "names"), [(1, ["head", "stage2/0", "stage3/0"]), (3, ["head"])])
 def test_a_reverse_stone_trains_the_students_later_blocks(number, names):
     objective = BlockKD(stones=(number,), directions="both")

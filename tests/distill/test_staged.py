@@ -20,6 +20,7 @@ RECTIFIED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.usually("vgg8")
 @pytest.mark.parametrize("name", RECTIFIED)
 def test_the_stages_after_each_stage_reproduce_the_network(name):

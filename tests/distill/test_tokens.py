@@ -104,6 +104,7 @@ def test_the_stones_of_block_kd(pair):
     assert compared
 
 
+@pytest.mark.long
 @pytest.mark.usually("to maps")
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_last_stone_trains_what_the_students_logits_depend_on(pair):

@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kd_local.distill.outputs import outputs
 from kd_local.distill.trained_blocks import trained_blocks
 from kd_local.models import create
 
 
+@pytest.mark.long
 def test_the_blocks_after_a_stage_continue_the_network():
     network = create("resnet8", classes=5)
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))

@@ -47,6 +47,7 @@ def test_the_state_of_a_run_gives_its_logits_and_exits(contsup):
     assert list(loaded.exits(found, images)) == ["module00", "module01", "ensemble"]
 
 
+@pytest.mark.long
 def test_a_run_of_contsup_teaches_by_its_logits(contsup):
     folder, method, state = contsup
     assert weights_file(folder) == folder / STATE

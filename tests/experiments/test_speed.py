@@ -14,6 +14,7 @@ from kd_local.memory import CompilationRecords, target
 STEPS, BATCH = 3, 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ("separate", "scanned"))
 def test_a_round_is_steps_of_training(form):
     config = default.get_config()

@@ -51,6 +51,7 @@ def test_an_unusable_folder_is_refused(teacher_run):
         caches(experiment, config(teacher_run, Path("/proc/nowhere")), experiment.read())
 
 
+@pytest.mark.long
 def test_a_signal_stops_filling_and_the_same_command_resumes(teacher_run, tmp_path, capsys):
     asked = config(teacher_run, tmp_path)
     experiment = build(asked)
@@ -77,6 +78,7 @@ def test_without_augmentation_a_row_is_an_image(teacher_run, tmp_path, capsys):
     assert "teacher0_logits: 3.7 KiB for 80 images and any number of epochs" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_each_view_has_a_cache(teacher_run, tmp_path, capsys):
     asked = config(teacher_run, tmp_path, method="crld", **{"data.augment": False})
     experiment = build(asked)

@@ -97,6 +97,7 @@ def test_in_float64(path, weights):
     assert not {name: value for name, value in found.items() if not value <= limit[name]}
 
 
+@pytest.mark.long
 @pytest.mark.usually("resnet8")
 @named
 @jax.numpy_dtype_promotion("standard")

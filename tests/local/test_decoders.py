@@ -40,6 +40,7 @@ def test_the_output_of_a_decoder_has_the_shape_of_the_images():
     assert Decoder(width=5).apply(variables, features, images, train=False).shape == images.shape
 
 
+@pytest.mark.long
 def test_the_loss_of_a_module_is_the_weighted_sum_of_both_losses():
     """Boundary 1 of 3 has the mean of the weights (4, 0) and (0, 2)."""
     pixels = PixelScale((127.5,) * 3, (127.5,) * 3)

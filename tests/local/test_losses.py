@@ -41,6 +41,7 @@ def test_contrast_by_hand():
         np.testing.assert_allclose(loss, contrast_by_hand(features, labels), rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.usually("features2-labels2")
 @pytest.mark.parametrize(
     ("features", "labels"),

@@ -1,9 +1,11 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kd_local.local import probe_accuracy
 
 
+@pytest.mark.long
 def test_linearly_separable_classes_have_high_accuracy():
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 300).astype(np.int32)

@@ -35,6 +35,7 @@ def test_similarity_image_by_image(shape, described):
         np.testing.assert_allclose(similarity_loss(jnp.asarray(x), jnp.asarray(LABELS), 3), expected, rtol=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("features", [np.zeros((5, 2, 2, 4)), np.ones((5, 2, 2, 4)), np.zeros((5, 1, 1, 4))])
 def test_equal_features_have_a_finite_gradient(features):
     value, gradient = jax.value_and_grad(similarity_loss)(jnp.asarray(features, jnp.float32), jnp.asarray(LABELS), 3)

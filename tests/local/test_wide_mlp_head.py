@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kd_local.local.heads import local_head
 
@@ -15,6 +16,7 @@ def normalised(x: np.ndarray, params, statistics) -> np.ndarray:
     return np.maximum(scaled, 0)
 
 
+@pytest.mark.long
 @jax.numpy_dtype_promotion("standard")
 def test_layer_by_layer():
     x = np.random.default_rng(0).standard_normal((3, 16, 16, 4))

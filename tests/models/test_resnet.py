@@ -107,6 +107,7 @@ def test_float64_stays_float64():
     assert dtypes == {jnp.dtype("float64")}
 
 
+@pytest.mark.long
 def test_initialisation():
     network = resnet(8, classes=1000, widths=(64, 64, 64, 64))
     params = network.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))["params"]

@@ -192,6 +192,7 @@ def test_softmax_and_statistics_are_computed_in_float32_at_least(dtype, wide):
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2**-8, atol=1e-3)
 
 
+@pytest.mark.long
 def test_initialisation_is_that_of_the_reference():
     network = vision_transformer(classes=3, width=64, heads=4, depth=4, patch_size=4)
     params = network.init(jax.random.key(0), LIKE)["params"]

@@ -73,6 +73,7 @@ def test_devices_normalise_like_one_device_part_by_part(name):
         assert max(differs) > 1e-3  # or nothing would have been shown
 
 
+@pytest.mark.long
 @jax.numpy_dtype_promotion("standard")
 def test_a_batch_that_is_not_divided_is_normalised_as_a_whole():
     method = METHODS["end_to_end"]

@@ -102,6 +102,7 @@ def test_another_batch_size_is_refused_and_can_be_compiled():
     jax.tree.map(np.testing.assert_array_equal, small(state, images[:2], labels[:2], KEY), expected)
 
 
+@pytest.mark.long
 def test_a_donated_state_is_refused():
     images, labels = batch()
     step, state = compile_step(METHOD, images, labels), METHOD.init(KEY, images)

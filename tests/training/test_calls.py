@@ -186,6 +186,7 @@ def test_devices_give_the_images_of_a_batch(devices, batch):
     np.testing.assert_array_equal(labels, DATA.train.labels[chosen])
 
 
+@pytest.mark.long
 @pytest.mark.usually("13-4")
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("images", [3, 13, 16])

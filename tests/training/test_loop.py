@@ -172,6 +172,7 @@ class CountsEpochs:
         return state["first"]["params"]
 
 
+@pytest.mark.long
 @pytest.mark.usually("mesh0", "mesh3")
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 1), (1, 2), (2, 2)])
 def test_a_method_may_read_the_epoch(data, mesh):

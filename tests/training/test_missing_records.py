@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import optax
+import pytest
 
 from kd_local.local import EndToEnd
 from kd_local.training import Checkpoints, train
@@ -33,6 +34,7 @@ def start(workdir: Path, reports: list[str], *, epochs: int) -> list[EpochRecord
     return result.records
 
 
+@pytest.mark.long
 def test_a_finished_run_whose_records_are_lost_or_damaged_has_the_right_last_record(tmp_path: Path) -> None:
     reports: list[str] = []
     whole = start(tmp_path, reports, epochs=2)

@@ -103,6 +103,7 @@ FORMS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.usually("host")
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_the_loop_gives_the_same_views(form):

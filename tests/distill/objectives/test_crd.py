@@ -32,6 +32,7 @@ def test_loss_by_hand():
     np.testing.assert_allclose(found, (first + second) / 2, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_step_by_hand(training_batches, examples):
     batch, objective = training_batches(), CRD(dim=4, negatives=5)
     variables = initialise(objective, batch, examples)

@@ -220,6 +220,7 @@ def test_pairs_of_families(teacher, student, parameters):
         assert found == parameters
 
 
+@pytest.mark.long
 def test_networks_with_other_numbers_of_stages_are_refused():
     with pytest.raises(
         ValueError, match="equal numbers of stages, but the student has 5 and the teacher 4: use another"

@@ -49,6 +49,7 @@ def test_hint_by_hand():
     np.testing.assert_allclose(hint_loss(student, jnp.zeros_like(student)), 30 / 4)
 
 
+@pytest.mark.long
 def test_fitnet_compares_the_regressed_features(training_batches, examples):
     batch, objective = training_batches(dtype="float64"), OBJECTIVES["fitnet"](stage=3)
     variables = objective.init(jax.random.key(0), batch, examples=examples)
@@ -86,6 +87,7 @@ def huber(x: float) -> float:
     return x * x / 2 if abs(x) < 1 else abs(x) - 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("distance", "angle"), [(1.0, 0.0), (0.0, 1.0), (25.0, 50.0)])
 def test_rkd_by_its_definition(distance, angle):
     n = len(VECTORS)
@@ -116,6 +118,7 @@ def test_pkt_by_its_definition():
     )
 
 
+@pytest.mark.long
 def test_nst_by_its_definition():
     def kernel(a: np.ndarray, b: np.ndarray) -> float:
         channels = itertools.product(range(a.shape[-1]), range(b.shape[-1]))
@@ -175,6 +178,7 @@ def test_ofd_halves_earlier_stages(training_batches, examples):
     np.testing.assert_allclose(metrics["distillation"], expected, rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.usually("at")
 @pytest.mark.parametrize("name", ["at", "nst"])
 def test_losses_of_stages_are_summed(name, training_batches):

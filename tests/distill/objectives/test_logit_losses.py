@@ -104,6 +104,7 @@ def test_dkd_with_the_weight_of_equation_6_is_kd():
         np.testing.assert_allclose(found, kd_loss(student, target), rtol=1e-12)
 
 
+@pytest.mark.long
 def test_dkd_of_certain_predictions():
     certain = jnp.float32(200) * jax.nn.one_hot(jnp.array([0, 1]), 4, dtype=jnp.float32)
     labels = jnp.array([0, 1], jnp.int32)

@@ -102,6 +102,7 @@ def test_rld_by_its_definition(alpha, beta):
     np.testing.assert_allclose(found, np.mean(each), rtol=1e-12)
 
 
+@pytest.mark.long
 def test_rld_without_a_class_below_the_label_has_no_mcd():
     labels = jnp.asarray(TARGET.argmin(axis=-1))
     loss = partial(rld_loss, target=jnp.asarray(TARGET), labels=labels, alpha=0.0)
@@ -145,6 +146,7 @@ def test_gdkd_with_k_1_is_dkd_of_the_likeliest_class():
     np.testing.assert_allclose(gdkd_loss(student, target, k=1, top_weight=5.0), expected, rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", LOSSES)
 def test_certain_predictions_have_finite_gradients(name, dtype):

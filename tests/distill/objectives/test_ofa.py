@@ -80,6 +80,7 @@ def test_a_step_by_its_equation(student):
     assert set(distillation.exits(state, images)) == {"exit1", "exit3"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("student", "teacher"), [PAIRS[0], *(pytest.param(*pair, marks=pytest.mark.exhaustive) for pair in PAIRS[1:])]
 )

@@ -20,6 +20,7 @@ def initialise(objective, batch):
     return objective.init(jax.random.key(0), batch, examples=9)
 
 
+@pytest.mark.long
 @pytest.mark.usually("2-2")
 @pytest.mark.parametrize(("student", "teacher"), SIZES)
 def test_training_moves_the_projected_features_to_the_teachers(student, teacher, training_batches):
