@@ -99,6 +99,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_statistics(na
     assert {x.dtype for x in features.values()} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.long
 @pytest.mark.usually("resnet8")
 @pytest.mark.parametrize("name", SMALL)
 def test_a_gradient_is_finite_and_reaches_every_weight(name):

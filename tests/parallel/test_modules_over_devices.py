@@ -59,6 +59,7 @@ METHODS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.usually("R0")
 @pytest.mark.parametrize("name", METHODS)
 def test_groups_give_the_results_of_one_device(name, data):

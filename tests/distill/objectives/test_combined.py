@@ -161,6 +161,7 @@ def test_the_needs_are_those_of_all_objectives():
     assert features.label == "Combined(KD, CRD, CRLD)" and hash(features) == hash(replace(features))
 
 
+@pytest.mark.long
 def test_a_step_trains_the_student_and_every_connector():
     objective = Combined(((DKD(warmup_epochs=0), 1.0), (OBJECTIVES["fitnet"](stage=1), 0.01), (BlockKD(), 1.0)))
     method = Distillation(tiny.network(5), (teacher(),), objective, optax.sgd(0.1))

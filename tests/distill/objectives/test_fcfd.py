@@ -61,6 +61,7 @@ def kl(logits, target, t):
     return t**2 * (jnp.exp(p) * (p - q)).sum(axis=1).mean()
 
 
+@pytest.mark.long
 @pytest.mark.usually("running")
 @pytest.mark.parametrize("mode", ["running", "batch"])
 def test_the_loss_of_all_paths_by_hand(mode):
