@@ -15,11 +15,12 @@ from kd_local.distill.teacher import remaining_blocks
 from kd_local.distill.trained_blocks import trained_blocks
 from kd_local.models import resnet
 from kd_local.networks import apply_block, of_block
+from tests.support import tiny
 
 STUDENT = resnet(8, classes=5, widths=(4, 4, 6, 8))
 TEACHER = resnet(8, classes=5, widths=(4, 5, 7, 9))
 IMAGES = jax.random.normal(jax.random.key(2), (4, 8, 8, 3))
-VARIABLES = TEACHER.init(jax.random.key(3), IMAGES)
+VARIABLES = tiny.variables(TEACHER, 3)
 LABELS = jnp.arange(4, dtype=jnp.int32)
 
 
@@ -46,6 +47,7 @@ def prepared(objective):
     return own, of_objective, batch
 
 
+@pytest.mark.long
 def test_both_directions_by_hand():
     objective = BlockKD(alpha=0.7, beta=0.5, gamma=0.2, stones=(1, 3), directions="both")
     own, of_objective, make = prepared(objective)

@@ -41,6 +41,7 @@ def test_the_stages_after_each_stage_reproduce_the_network(name):
         jax.tree.map(close, statistics, {block: expected[block] for block in statistics})
 
 
+@pytest.mark.long
 def test_the_features_of_vgg_are_those_before_the_relu():
     network = create("vgg8", classes=5)
     variables = network.init(jax.random.key(1), IMAGES)

@@ -36,6 +36,7 @@ def test_unknown_contexts_are_refused(name):
         Context.parse(name)
 
 
+@pytest.mark.long
 def test_image_encoder_by_hand():
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     like = jnp.zeros((2, 4, 4, 5))

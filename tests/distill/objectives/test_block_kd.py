@@ -13,27 +13,14 @@ from kd_local.distill.stepping_stones import connector_to
 from kd_local.models import create, resnet
 from kd_local.networks import Network, apply_block, of_block
 from kd_local.parallel import compile_step, plan_step
+from tests.support import tiny
 
 STUDENT = resnet(8, classes=5, widths=(4, 4, 6, 8))
 TEACHER_NETWORK = resnet(14, classes=5, widths=(4, 6, 8, 12))
 SHAPE = (8, 8, 3)
 LIKE = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32)
 STAGES = ("stage1", "stage2", "stage3")
-
-
-def varied(network: Network, seed: int) -> dict:
-    """Variables whose running statistics are not those of the start."""
-    variables = network.init(jax.random.key(seed), LIKE)
-    random = np.random.default_rng(seed)
-    statistics = jax.tree.map_with_path(
-        # Means far from 0 would leave nothing behind the ReLUs.
-        lambda path, x: random.uniform(*((-0.1, 0.1) if path[-1].key == "mean" else (0.3, 1.0)), x.shape).astype("f4"),
-        variables["batch_stats"],
-    )
-    return {"params": variables["params"], "batch_stats": statistics}
-
-
-TEACHER = Teacher(TEACHER_NETWORK, varied(TEACHER_NETWORK, 3))
+TEACHER = Teacher(TEACHER_NETWORK, tiny.variables(TEACHER_NETWORK, 3))
 
 
 def method(objective: BlockKD, student: Network = STUDENT, teacher: Teacher = TEACHER) -> Distillation:

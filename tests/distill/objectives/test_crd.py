@@ -77,6 +77,7 @@ def test_a_step_by_hand(training_batches, examples):
     np.testing.assert_array_equal(batch_stats["memory"]["labels"], known)
 
 
+@pytest.mark.long
 def test_z_is_set_once(training_batches, examples):
     batch, objective = training_batches(), CRD(dim=4)
     variables = initialise(objective, batch, examples)

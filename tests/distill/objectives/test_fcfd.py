@@ -130,6 +130,7 @@ def gradients(path):
     return [name for one in found for name, leaves in one.items() if any(map(np.any, jax.tree.leaves(leaves)))]
 
 
+@pytest.mark.long
 @pytest.mark.usually("0001", "1100")
 @pytest.mark.parametrize(
     ("path", "names"),

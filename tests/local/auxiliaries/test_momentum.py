@@ -120,6 +120,7 @@ def test_a_decoder_reads_the_sum():
     assert channels == [16, 32]
 
 
+@pytest.mark.long
 def test_the_average_has_random_parameters_of_its_own_and_the_module_its_statistics():
     cut_network, variables = normalised()
     assert set(variables) == {*MODULES, "average00", "average01"}
