@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 from statistics import mean
+from typing import Any
 
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -32,6 +33,9 @@ from experiments.sweep.trade_offs import TRADE_OFFS, plot_trade_offs
 from experiments.sweep.verification import verify
 from experiments.tables import say
 from kd_local.data import steps_per_epoch
+
+Summaries = dict[Run, Mapping[str, Any] | None]
+"""The summary of each run; None for a run that is not done."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,11 @@ def run_series(
             if different:
                 fail(f"{different} of {len(runs)} runs differ from the first time, see above", 1)
             return
-        failures, lines = _run_all(sweep)
+        failures, summaries = _run_all(sweep)
         if timed and ending.received is None:
-            _time(sweep, {name: sweep.rows.config(Run(name, 0)) for name in _done(sweep)})
-            lines = _update(sweep, failures)
+            done = dict.fromkeys(run.row for run, summary in summaries.items() if summary is not None)
+            _time(sweep, {name: sweep.rows.config(Run(name, 0)) for name in done})
+        lines = _update(sweep, summaries, failures)
     except (InUseError, ValueError) as error:
         fail(error, USAGE_STATUS)
     except Interrupted:
@@ -225,12 +230,13 @@ def _with_budget(sweep: Sweep, budget: str) -> Rows:
     return rows
 
 
-def _run_all(sweep: Sweep) -> tuple[dict[Run, str], Sequence[Line]]:
-    """The error of each failed run, and the table."""
+def _run_all(sweep: Sweep) -> tuple[dict[Run, str], Summaries]:
+    """The error of each failed run, and the summaries of all runs."""
     failures: dict[Run, str] = {}
     rows, workdir = sweep.rows, sweep.workdir
     clock = _Clock(sweep.jobs)
-    lines = _update(sweep, failures)
+    summaries = collect(rows, sweep.runs, workdir)
+    write_records(rows, summaries, workdir)
     waiting = deque(enumerate(sweep.runs, start=1))
     free: list[Share | None] = [None] if sweep.jobs == 1 else [*shares(sweep.jobs)]
     running: dict[Future[str | None], tuple[Run, Share | None, float]] = {}
@@ -239,8 +245,7 @@ def _run_all(sweep: Sweep) -> tuple[dict[Run, str], Sequence[Line]]:
             if free and waiting and sweep.ending.received is None:
                 number, run = waiting.popleft()
                 which = f"run {number} of {len(sweep.runs)}: {run}"
-                summary = result(run.folder(workdir), rows.config(run), read_records(workdir).get(run))
-                if summary is not None:
+                if (summary := summaries[run]) is not None:
                     clock.add(run, summary["train_seconds"])
                     sweep.say(f"{which}, done already")
                     continue
@@ -250,6 +255,7 @@ def _run_all(sweep: Sweep) -> tuple[dict[Run, str], Sequence[Line]]:
                 command = rows.command(run, workdir, python=sys.executable)
                 running[threads.submit(sweep.execute, command, share)] = run, share, time.monotonic()
                 continue
+            _update(sweep, summaries, failures)  # while runs are at work
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 run, share, started = running.pop(future)
                 free.append(share)
@@ -258,14 +264,10 @@ def _run_all(sweep: Sweep) -> tuple[dict[Run, str], Sequence[Line]]:
                     clock.add(run, time.monotonic() - started)
                 elif sweep.ending.received is None:
                     failures[run] = error
-                lines = _update(sweep, failures)
-    return failures, lines
-
-
-def _done(sweep: Sweep) -> list[str]:
-    """The rows that have a finished run."""
-    summaries = collect(sweep.rows, sweep.runs, sweep.workdir)
-    return list(dict.fromkeys(run.row for run, summary in summaries.items() if summary is not None))
+                # Only this run has changed: a look at every folder takes longer than a short run.
+                summaries[run] = result(run.folder(workdir), rows.config(run), read_records(workdir).get(run))
+                write_records(rows, {run: summaries[run]}, workdir)
+    return failures, summaries
 
 
 def _time(sweep: Sweep, configs: Mapping[str, ConfigDict]) -> None:
@@ -280,14 +282,12 @@ def _time(sweep: Sweep, configs: Mapping[str, ConfigDict]) -> None:
             sweep.say(f"the steps were not timed: {error}")
 
 
-def _update(sweep: Sweep, failures: dict[Run, str]) -> Sequence[Line]:
-    """Writes the table, the records and the pictures."""
-    rows, workdir = sweep.rows, sweep.workdir
-    summaries = collect(rows, sweep.runs, workdir)
-    times = known_times(workdir, {run.row: rows.config(run) for run in summaries})
-    lines = tabulate(rows, summaries, failures, times)
+def _update(sweep: Sweep, summaries: Summaries, failures: Mapping[Run, str]) -> Sequence[Line]:
+    """Writes the table and the pictures."""
+    workdir = sweep.workdir
+    times = known_times(workdir, {row: sweep.rows.config(Run(row, 0)) for row in {run.row for run in summaries}})
+    lines = tabulate(sweep.rows, summaries, failures, times)
     write_tables(lines, workdir, title=sweep.title, command=sweep.command)
-    write_records(rows, summaries, workdir)
     plot_errors(summaries, workdir / PICTURE, title=sweep.title)
     plot_trade_offs(lines, workdir / TRADE_OFFS, title=sweep.title)
     return lines

@@ -16,6 +16,7 @@ from experiments.sweep.step_time import StepTime
 from experiments.sweep.table import tabulate, write_tables
 from experiments.sweep.trade_offs import draw_trade_offs, front
 from experiments.sweep.verification import differences
+from tests.support.finished_run import finished_run
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
 
@@ -24,30 +25,14 @@ def rows_of(name: str, **overrides) -> Rows:
     return read_rows(str(CONFIGS / f"{name}.py"), [], overrides)
 
 
-def leave(rows: Rows, run: Run, workdir: Path, *, error: float, **changes) -> Path:
-    """Writes the files of a finished run with this test error."""
-    config = rows.config(run)
-    folder = run.folder(workdir)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    summary = {
-        "method": config.method, "network": config.network.name, "dataset": config.data.name,
-        "modules": config.local.modules, "epochs": config.epochs, "steps": 7, "test_accuracy": 1 - error / 100,
-        "train_seconds": 10.0 + run.seed, "images_per_second": 100.0, "parameters_trained": 2000,
-        "parameters_deployed": 1000, "multiply_adds": 5000, **changes,
-    }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
-
-
 def test_a_run_is_done_if_it_has_this_config_and_all_its_steps(tmp_path):
     rows, run = rows_of("contsup/table1"), Run("k=1", 0)
-    folder = leave(rows, run, tmp_path, error=8)
+    folder = finished_run(rows, run, tmp_path, error=8)
     assert finished(folder, rows.config(run)) is not None
     assert finished(folder, rows.config(Run("k=1", 1))) is None
     assert finished(folder, rows_of("contsup/table1", epochs=3).config(run)) is None
     assert finished(folder, rows_of("contsup/table1", **{"data.data_dir": "/elsewhere"}).config(run)) is not None
-    short = leave(rows, Run("k=1", 1), tmp_path, error=8, epochs=0.14)
+    short = finished_run(rows, Run("k=1", 1), tmp_path, error=8, epochs=0.14)
     assert finished(short, rows.config(Run("k=1", 1))) is None
     assert finished(short, rows_of("contsup/table1", steps=7).config(Run("k=1", 1))) is not None
     (short / "summary.json").unlink()
@@ -58,7 +43,7 @@ def test_the_table_has_means_over_seeds_including_earlier_sweeps(tmp_path):
     rows = rows_of("contsup/table2")
     row, other, missing = rows.names[1:4]
     for seed, error in ((0, 8.0), (1, 9.0), (2, 10.0)):
-        leave(
+        finished_run(
             rows,
             Run(row, seed),
             tmp_path,
@@ -67,7 +52,7 @@ def test_the_table_has_means_over_seeds_including_earlier_sweeps(tmp_path):
             peak_of_end_to_end=0.21,
             images=700,
         )
-    leave(rows, Run(other, 5), tmp_path, error=20.0)
+    finished_run(rows, Run(other, 5), tmp_path, error=20.0)
     runs = [Run(row, 0), Run(row, 1), Run(row, 3), Run(missing, 0)]
     lines = tabulate(rows, collect(rows, runs, tmp_path), failed=[Run(missing, 0)])
     assert [(line.number, line.row, line.state, line.seeds) for line in lines] == [
@@ -88,7 +73,7 @@ def test_the_table_is_written_as_csv_markdown_and_latex(tmp_path):
     rows = rows_of("contsup/table2")
     row = rows.names[1]
     for seed, error in ((0, 8.0), (1, 10.0)):
-        leave(
+        finished_run(
             rows, Run(row, seed), tmp_path, error=error, training_multiply_adds=20_000_000, images=100_000,
             peak_bytes=2**20, peak_of_end_to_end=0.5,
         )  # fmt: skip
@@ -111,7 +96,7 @@ def test_a_verification_names_what_differs(tmp_path):
     rows, run = rows_of("contsup/table2"), Run("k=1", 0)
 
     def train(workdir: Path, *, loss: float, commit: str) -> None:
-        folder = leave(rows, run, workdir, error=8.0, epochs=160)
+        folder = finished_run(rows, run, workdir, error=8.0, epochs=160)
         scores = {"test/loss": 1.0, "test/accuracy": 0.92}
         record = {"epoch": 160.0, "step": 7, "train/network/loss": loss, **scores, "images_per_second": 1.0}
         record |= {"seconds": loss, "data_wait_seconds": 0.0}
@@ -137,9 +122,9 @@ def test_a_record_stands_for_a_run_whose_folder_was_removed(tmp_path):
     rows = rows_of("contsup/table2")
     kept, other = rows.names[:2]
     for seed in (0, 1):
-        folder = leave(rows, Run(kept, seed), tmp_path, error=8.0 + seed, epochs=160, test_loss=0.5)
+        folder = finished_run(rows, Run(kept, seed), tmp_path, error=8.0 + seed, epochs=160, test_loss=0.5)
         (folder / "starts.jsonl").write_text(json.dumps({"commit": "a"}) + "\n")
-    leave(rows, Run(other, 0), tmp_path, error=20.0)
+    finished_run(rows, Run(other, 0), tmp_path, error=20.0)
     before = collect(rows, [Run(kept, 0)], tmp_path)
     write_records(rows, before, tmp_path)
     for folder in tmp_path.iterdir():
@@ -148,7 +133,7 @@ def test_a_record_stands_for_a_run_whose_folder_was_removed(tmp_path):
 
     assert collect(rows, [Run(kept, 0)], tmp_path) == before and len(before) == 3
     assert finished(Run(kept, 0).folder(tmp_path), rows.config(Run(kept, 0))) is None
-    leave(rows, Run(kept, 2), tmp_path, error=10.0)
+    finished_run(rows, Run(kept, 2), tmp_path, error=10.0)
     summaries = collect(rows, [Run(kept, 2)], tmp_path)
     write_records(rows, summaries, tmp_path)
     assert [(line.row, line.seeds, line.error) for line in tabulate(rows, summaries)] == [
@@ -166,9 +151,9 @@ def test_a_record_stands_for_a_run_whose_folder_was_removed(tmp_path):
     with pytest.raises(ValueError, match=r"has another run of k=1 seed 0:\n  epochs: 160 there, 200 now\nuse"):
         check(Run(kept, 0).folder(tmp_path), config, records[Run(kept, 0)])
 
-    leave(rows, Run(kept, 0), tmp_path / "verification", error=8.0, epochs=160, test_loss=0.5)
+    finished_run(rows, Run(kept, 0), tmp_path / "verification", error=8.0, epochs=160, test_loss=0.5)
     assert list(differences(rows, Run(kept, 0), tmp_path)) == []
-    leave(rows, Run(kept, 1), tmp_path / "verification", error=9.0, epochs=160, test_loss=0.25)
+    finished_run(rows, Run(kept, 1), tmp_path / "verification", error=9.0, epochs=160, test_loss=0.25)
     assert list(differences(rows, Run(kept, 1), tmp_path))[1] == "epoch 160: test_loss 0.5, again 0.25"
 
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
@@ -180,7 +165,7 @@ def test_the_front_has_the_rows_that_no_other_row_beats(tmp_path):
     assert front([(1.0, 5.0), (2.0, 6.0), (3.0, 2.0), (1.0, 7.0), (3.0, 2.0)]) == [(1.0, 5.0), (3.0, 2.0)]
     rows = rows_of("contsup/table2")
     for row, error, peak in zip(rows.names[:3], (8.0, 9.0, 7.0), (1.0, 0.5, 1.5), strict=True):
-        leave(rows, Run(row, 0), tmp_path, error=error, peak_of_end_to_end=peak)
+        finished_run(rows, Run(row, 0), tmp_path, error=error, peak_of_end_to_end=peak)
     summaries = collect(rows, [Run(row, 0) for row in rows.names[:3]], tmp_path)
     figure = draw_trade_offs(tabulate(rows, summaries), title="table2")
     (axes,) = figure.axes  # no row has the time of a step
