@@ -31,7 +31,7 @@ def draw() -> Figure:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     error, memory = figure.subplots(1, 2)
-    for name, *cells in rows("results.md", "### Digits, ResNet-32"):
+    for name, *cells in rows("results.md", "### Contexts, digits, ResNet-32"):
         if name in CONTEXTS:
             means, deviations = zip(*map(numbers, cells), strict=True)
             error.errorbar(MODULES, means, deviations, label=name, marker="o", capsize=3)

@@ -1,5 +1,6 @@
 """docs/results.md has the tables of the folders in docs/results, which sweeps wrote, and each has the runs' records."""
 
+import runpy
 from pathlib import Path
 from statistics import mean
 
@@ -12,6 +13,7 @@ from experiments.sweep.trade_offs import TRADE_OFFS
 
 DOCS = Path(__file__).parents[1] / "docs"
 FOLDERS = sorted(file.parent for file in (DOCS / "results").glob(f"*/{CSV}"))
+CONTEXTS = {"R0", "E", "R1", "R1E"}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
@@ -33,3 +35,11 @@ def test_the_errors_of_a_table_are_those_of_its_records(folder):
         assert record.starts and all(start["commit"] and not start["changed"] for start in record.starts)
     text = (folder / RUNS).read_text()
     assert "/home/" not in text and "/tmp/" not in text
+
+
+def test_the_picture_of_the_readme_has_the_figures_of_the_documents():
+    """Headings, rows and columns are where the program that draws it looks for them."""
+    error, memory = runpy.run_path(str(DOCS / "overview.py"))["draw"]().axes
+    drawn = {line.get_label(): len(line.get_ydata()) for line in memory.lines if line.get_label() in CONTEXTS}
+    assert {one.get_label() for one in error.containers} == drawn.keys() == CONTEXTS and set(drawn.values()) == {4}
+    assert len(memory.lines) == 6  # and end to end, twice

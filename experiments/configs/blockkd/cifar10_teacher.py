@@ -4,7 +4,7 @@ Commands: python -m experiments.evaluate --config=experiments/configs/blockkd/ci
               --config.network.name=resnet20 --config.data.data_dir=DIR --weights=resnet20.npz
           python -m experiments.train --config=experiments/configs/blockkd/cifar10_teacher.py --config.data.data_dir=DIR
 
-ResNet-20's weights have an accuracy of 81.04 % (docs/results.md). Not trained to the end.
+ResNet-20's weights have an accuracy of 81.04 % (docs/measurements.md). Not trained to the end.
 
 Reference: github.com/akamaster/pytorch_resnet_cifar10: 200 epochs, batch 128, rate 0.1, a tenth of it from 100 and 150.
 """
