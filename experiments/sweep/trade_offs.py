@@ -1,6 +1,6 @@
 """Plots the test errors of a sweep over the memory and the time of a step, both relative to end-to-end training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -14,6 +14,16 @@ TRADE_OFFS = "trade_offs.png"
 
 Point = tuple[float, float]
 """`(cost, error)`."""
+Measured = tuple[float, float, float]
+"""`(cost, error, deviation of the error)`."""
+
+_MARKERS = ("o", "s", "^", "D", "v")  # colours repeat after ten rows
+_WIDE = 10
+"""The ratio of the highest to the lowest error above which the axis of errors is logarithmic."""
+# In pixels: how far a number is from its point, and the room that it needs.
+_RADII = (10, 18, 26, 34, 44, 56, 70, 86)
+_DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
+_WIDTH, _HEIGHT = 15, 11
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -67,15 +77,17 @@ def draw_trade_offs(lines: Sequence[Line], *, title: str) -> Figure | None:
         return None
     shown = [line for line in lines if any(line.number in known for known in panels.values())]
     names = dict(zip((line.number for line in shown), labels([line.row for line in shown]), strict=True))
-    figure = Figure(figsize=(6.5 * len(panels) + 3.0, 5.5), layout="constrained")
+    # The names of all rows fit beside the panels.
+    figure = Figure(figsize=(6.5 * len(panels) + 3.0, max(5.5, 1.2 + 0.2 * len(shown))), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, parse_math=False)
-    for i, (axes, (label, known)) in enumerate(
-        zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True)
-    ):
+    drawn = list(zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True))
+    for axes, (label, known) in drawn:
         _draw(axes, label, known, {number: names[number] for number in known})
-        if i == len(panels) - 1:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
+    figure.draw_without_rendering()  # the numbers are placed in pixels
+    for axes, (_, known) in drawn:
+        _number(axes, known, point=72 / figure.dpi)
     return figure
 
 
@@ -88,16 +100,48 @@ def plot_trade_offs(lines: Sequence[Line], path: Path, *, title: str) -> bool:
     return figure is not None
 
 
-def _draw(axes: Axes, label: str, known: dict[int, tuple[float, float, float]], names: dict[int, str]) -> None:
+def _draw(axes: Axes, label: str, known: dict[int, Measured], names: dict[int, str]) -> None:
     for number, (cost, error, deviation) in known.items():
-        axes.errorbar(
-            cost, error, deviation, color=f"C{number % 10}", marker="o", capsize=3, label=f"{number} {names[number]}"
-        )
-        axes.annotate(str(number), (cost, error), xytext=(4, 4), textcoords="offset points", fontsize="small")
+        marker, label_of_row = _MARKERS[number // 10 % len(_MARKERS)], f"{number} {names[number]}"
+        axes.errorbar(cost, error, deviation, color=f"C{number % 10}", marker=marker, capsize=3, label=label_of_row)
     best = front([(cost, error) for cost, error, _ in known.values()])
     axes.plot(*zip(*best, strict=True), color="0.5", zorder=0, drawstyle="steps-post", label="Pareto front")
     axes.axvline(1.0, color="0.8", linestyle=":", zorder=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    lowest, highest = (choose(error for _, error, _ in known.values()) for choose in (min, max))
+    if 0 < lowest * _WIDE < highest:  # rows that hardly learn would squeeze all others
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(lowest / 2, min(100, highest * 1.5))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(label)
     axes.set_ylabel("test error %")
+
+
+def _number(axes: Axes, known: dict[int, Measured], *, point: float) -> None:
+    """Writes each row's number beside its point, at the first place around it that is free.
+
+    A distance in points is `point` times that in pixels. It stays right if the picture has another resolution.
+    """
+    points = {number: axes.transData.transform((cost, error)) for number, (cost, error, _) in known.items()}
+    taken = [tuple(point) for point in points.values()]
+    for number, (x, y) in points.items():
+        places = [(x + radius * right, y + radius * up) for radius in _RADII for right, up in _DIRECTIONS]
+        place = next((each for each in places if not any(map(_near(each), taken))), places[0])
+        taken.append(place)
+        far = abs(place[0] - x) + abs(place[1] - y) > 2 * _RADII[0]
+        axes.annotate(
+            str(number),
+            known[number][:2],
+            xytext=((place[0] - x) * point, (place[1] - y) * point),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize="small",
+            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5} if far else None,
+        )
+
+
+def _near(place: Point) -> Callable[[Point], bool]:
+    """Whether a number at a place, in pixels, would cover something at another place."""
+    return lambda other: abs(place[0] - other[0]) < _WIDTH and abs(place[1] - other[1]) < _HEIGHT

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from experiments.sweep.records import read_records, write_records
 from experiments.sweep.results import check, collect, finished
 from experiments.sweep.rows import Rows, Run, read_rows
 from experiments.sweep.step_time import StepTime
-from experiments.sweep.table import tabulate, write_tables
+from experiments.sweep.table import Line, tabulate, write_tables
 from experiments.sweep.trade_offs import draw_trade_offs, front
 from experiments.sweep.verification import differences
 from tests.support.finished_run import finished_run
@@ -172,6 +174,33 @@ def test_the_front_has_the_rows_that_no_other_row_beats(tmp_path):
     (line,) = [line for line in axes.lines if line.get_label() == "Pareto front"]
     assert list(zip(*line.get_data(), strict=True)) == [(0.5, 9.0), (1.0, 8.0), (1.5, 7.0)]
     assert draw_trade_offs(tabulate(rows, {}), title="table2") is None
+
+
+def lines_with(errors: dict[int, float], workdir: Path) -> list[Line]:
+    """Lines with these errors by number, all with the same memory."""
+    rows, run = rows_of("contsup/table2"), Run("k=1", 0)
+    finished_run(rows, run, workdir, error=5.0, epochs=160, peak_of_end_to_end=1.0)
+    (line,) = tabulate(rows, collect(rows, [run], workdir))
+    return [replace(line, number=number, row=f"k={number}", error=error) for number, error in errors.items()]
+
+
+def test_the_numbers_of_equal_points_do_not_cover_each_other(tmp_path):
+    (axes,) = draw_trade_offs(lines_with(dict.fromkeys(range(1, 34), 5.0), tmp_path), title="").axes
+    assert [text.get_text() for text in axes.texts] == [str(number) for number in range(1, 34)]
+    places = [text.xyann for text in axes.texts]
+    assert all(abs(a[0] - b[0]) > 7 or abs(a[1] - b[1]) > 7 for a, b in combinations(places, 2))  # points
+
+
+@pytest.mark.parametrize(
+    ("errors", "scale"),
+    [({1: 1.0, 2: 90.0}, "log"), ({1: 10.0, 2: 90.0}, "linear"), ({1: 0.0, 2: 90.0}, "linear")],
+    ids=["wide", "narrow", "with zero"],
+)
+def test_errors_that_differ_much_are_on_a_logarithmic_axis(errors, scale, tmp_path):
+    (axes,) = draw_trade_offs(lines_with(errors, tmp_path), title="").axes
+    lowest, highest = axes.get_ylim()
+    assert axes.get_yscale() == scale
+    assert lowest < min(errors.values()) and max(errors.values()) <= highest
 
 
 DISTILLED = {"block_kd": 3.0, "kd": 5.0, "end_to_end": 7.0, "contsup": 4.0}
