@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.command_line import USAGE_STATUS, fail, numbers, parse, print_text
 from experiments.config_flag import config_flag, define_config
@@ -45,6 +45,7 @@ _PRINT = flags.DEFINE_bool("print_commands", False, "Print the command of each r
 
 
 def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # libraries tell which files they read
     try:
         flag = config_flag()
         assert flag is not None
