@@ -128,6 +128,7 @@ def test_the_last_stone_trains_what_the_students_logits_depend_on(pair):
     assert np.abs(read).max() > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_step_of_block_kd_has_gradients_for_every_connector(pair):
     student, teacher = PAIRS[pair]

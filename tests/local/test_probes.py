@@ -17,6 +17,7 @@ def test_linearly_separable_classes_have_high_accuracy():
     assert probe_accuracy(images[:200], shuffled[:200], images[200:], shuffled[200:], classes=3) < 0.6
 
 
+@pytest.mark.long
 def test_constant_features_do_not_change_the_accuracy():
     x = jnp.concatenate([jnp.eye(4), jnp.ones((4, 2))], axis=1)
     labels = jnp.arange(4, dtype=jnp.int32)

@@ -32,6 +32,7 @@ def test_the_time_of_a_group_is_the_sum_over_its_pieces():
         assert alone.seconds == pytest.approx(sum(expected) / 1e9)
 
 
+@pytest.mark.long
 def test_each_group_runs_its_own_pieces():
     on = replace(target(), mesh=device_mesh(1, 2), flops_per_second=1e9, bytes_per_second=1e9)
     groups = group_footprints(METHOD, IMAGE, BATCH, on, options=StepOptions(placement=(0, 1, 1)))

@@ -210,6 +210,7 @@ def test_initialisation_is_that_of_the_reference():
     assert 0 < jnp.abs(block["linear1"]["bias"]).max() < 1e-5
 
 
+@pytest.mark.long
 def test_the_gradient_equals_the_difference_quotient_and_reaches_every_weight():
     variables, images = varied(TINY, 2, dtype="float64"), np.random.default_rng(1).standard_normal(LIKE.shape)
     random = np.random.default_rng(3)

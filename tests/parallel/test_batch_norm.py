@@ -81,6 +81,7 @@ def test_a_batch_that_is_not_divided_is_normalised_as_a_whole():
         assert_equal(on_devices(method, device_mesh(4), "device", 5), in_parts(method, 1, 5))
 
 
+@pytest.mark.long
 def test_normalisation_per_device_needs_no_communication():
     """Only running statistics are sent to other devices, and no computation waits for them."""
     collectives = {}

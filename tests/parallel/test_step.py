@@ -113,6 +113,7 @@ def test_a_donated_state_is_refused():
     step(kept, images, labels, KEY)
 
 
+@pytest.mark.long
 def test_a_plan_compiles_nothing():
     seen: list[str] = []
     listen = lambda event, seconds, **_: seen.append(event) if "backend_compile" in event else None

@@ -119,6 +119,7 @@ def test_streamed_images(prepared, steps):  # noqa: F811
     check(data, epochs=1, options=StepOptions(JOINED, steps) if steps > 1 else StepOptions())
 
 
+@pytest.mark.long
 def test_the_settings_of_the_strong_view_are_those_of_the_augmentation():
     weaker = replace(DATA, augmentation=replace(AUGMENTATION, strong=RandAugment(n=1, m=2.0, cutout=False)))
     first, second = (expected(data, 2) for data in (DATA, weaker))

@@ -271,6 +271,7 @@ def test_rows_of_another_cache_are_not_used(tmp_path):
     assert theirs.missing().tolist() == [0, 1]
 
 
+@pytest.mark.long
 def test_the_file_name_depends_on_everything_that_rows_depend_on(tmp_path):
     data = make_data(VARIED)
     other_image = from_arrays(

@@ -82,6 +82,7 @@ def test_weights_by_hand():
     np.testing.assert_array_equal(region_weights(logits, labels), [[1, 1, 2], [1, 2, 1], [1, 1, 1]])
 
 
+@pytest.mark.long
 def test_a_loss_by_its_definition():
     weights = np.asarray(region_weights(jnp.asarray(TARGET), jnp.asarray(LABELS)))
     assert 0 < (weights == 2).mean() < 1

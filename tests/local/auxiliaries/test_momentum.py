@@ -181,6 +181,7 @@ def test_the_variant_for_vision_transformers_has_a_second_block_and_the_network_
     assert jax.eval_shape(cut_network.losses, variables, *tiny.batch(4, classes=5)).logits.shape == (4, 5)
 
 
+@pytest.mark.long
 def test_the_stem_of_man_plus_has_its_own_head_and_loss_in_the_authors_code():
     of = create("resnet32", classes=10)
     boundaries = man_plus_boundaries(of, 9)
