@@ -13,6 +13,9 @@ from experiments.sweep.rows import Rows, Run
 from kd_local.files import DamagedFileError, read_json
 from kd_local.training.logging import read_epochs
 
+Summaries = dict[Run, Mapping[str, Any] | None]
+"""The summary of each run; None for a run that is not done."""
+
 
 def check(folder: Path, config: ConfigDict, record: RunRecord | None = None) -> None:
     """Checks that a run is new, or that what its folder or its record has is of the same config, images and teachers.
@@ -54,7 +57,7 @@ def result(folder: Path, config: ConfigDict, record: RunRecord | None = None) ->
     return record.summary if same and _complete(record.summary, config) else None
 
 
-def collect(rows: Rows, runs: Iterable[Run], workdir: Path) -> dict[Run, Mapping[str, Any] | None]:
+def collect(rows: Rows, runs: Iterable[Run], workdir: Path) -> Summaries:
     """The summaries of these runs and of other runs of the rows in the folder; None for a run that is not done."""
     records = read_records(workdir)
     found = dict.fromkeys((*runs, *(run for run in records if run.row in rows.names)))

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 from statistics import mean
-from typing import Any
 
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -24,7 +23,7 @@ from experiments.from_config.images import describe_images
 from experiments.sweep.budget import STEPS, Budget, read_budget, with_budget, write_budget
 from experiments.sweep.error_plot import PICTURE, plot_errors
 from experiments.sweep.records import read_records, write_records
-from experiments.sweep.results import check, collect, result
+from experiments.sweep.results import Summaries, check, collect, result
 from experiments.sweep.row_process import Share, execute, shares
 from experiments.sweep.rows import Rows, Run
 from experiments.sweep.step_time import StepTime, known_times, write_request
@@ -33,9 +32,6 @@ from experiments.sweep.trade_offs import TRADE_OFFS, plot_trade_offs
 from experiments.sweep.verification import verify
 from experiments.tables import say
 from kd_local.data import steps_per_epoch
-
-Summaries = dict[Run, Mapping[str, Any] | None]
-"""The summary of each run; None for a run that is not done."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -82,12 +83,19 @@ def draw_trade_offs(lines: Sequence[Line], *, title: str) -> Figure | None:
     FigureCanvasAgg(figure)
     figure.suptitle(title, parse_math=False)
     drawn = list(zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True))
+    named: dict[str, Artist] = {}
     for axes, (label, known) in drawn:
         _draw(axes, label, known, {number: names[number] for number in known})
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
+        handles, texts = axes.get_legend_handles_labels()
+        named.update(zip(texts, handles, strict=True))
+    first, last = drawn[0][0], drawn[-1][0]
+    _scale_errors(first, [line.error for line in shown if line.error is not None])  # the panels share this axis
+    last.legend(
+        named.values(), named.keys(), loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False
+    )
     figure.draw_without_rendering()  # the numbers are placed in pixels
     for axes, (_, known) in drawn:
-        _number(axes, known, point=72 / figure.dpi)
+        _number(axes, known, points_per_pixel=72 / figure.dpi)
     return figure
 
 
@@ -109,19 +117,23 @@ def _draw(axes: Axes, label: str, known: dict[int, Measured], names: dict[int, s
     axes.axvline(1.0, color="0.8", linestyle=":", zorder=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    lowest, highest = (choose(error for _, error, _ in known.values()) for choose in (min, max))
-    if 0 < lowest * _WIDE < highest:  # rows that hardly learn would squeeze all others
-        axes.set_yscale("log", nonpositive="clip")
-        axes.set_ylim(lowest / 2, min(100, highest * 1.5))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel(label)
     axes.set_ylabel("test error %")
 
 
-def _number(axes: Axes, known: dict[int, Measured], *, point: float) -> None:
+def _scale_errors(axes: Axes, errors: Sequence[float]) -> None:
+    """Makes the axis of errors logarithmic if they differ much: rows that hardly learn would squeeze all others."""
+    lowest, highest = min(errors), max(errors)
+    if 0 < lowest * _WIDE < highest:
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(lowest / 2, min(100, highest * 1.5))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _number(axes: Axes, known: dict[int, Measured], *, points_per_pixel: float) -> None:
     """Writes each row's number beside its point, at the first place around it that is free.
 
-    A distance in points is `point` times that in pixels. It stays right if the picture has another resolution.
+    Its distance is in typographic points, which stays right if the picture has another resolution.
     """
     points = {number: axes.transData.transform((cost, error)) for number, (cost, error, _) in known.items()}
     taken = [tuple(point) for point in points.values()]
@@ -133,7 +145,7 @@ def _number(axes: Axes, known: dict[int, Measured], *, point: float) -> None:
         axes.annotate(
             str(number),
             known[number][:2],
-            xytext=((place[0] - x) * point, (place[1] - y) * point),
+            xytext=((place[0] - x) * points_per_pixel, (place[1] - y) * points_per_pixel),
             textcoords="offset points",
             ha="center",
             va="center",

@@ -203,6 +203,15 @@ def test_errors_that_differ_much_are_on_a_logarithmic_axis(errors, scale, tmp_pa
     assert lowest < min(errors.values()) and max(errors.values()) <= highest
 
 
+def test_a_row_that_one_panel_lacks_is_named_and_not_cut_off(tmp_path):
+    lines = lines_with({1: 1.0, 2: 90.0, 3: 2.0, 4: 3.0}, tmp_path)
+    timed = [line if line.number == 2 else replace(line, seconds_of_end_to_end=1.0) for line in lines]
+    memory, time = draw_trade_offs(timed, title="").axes
+    assert [text.get_text() for text in time.texts] == ["1", "3", "4"]
+    assert memory.get_yscale() == time.get_yscale() == "log" and time.get_ylim()[1] > 90
+    assert "2 k=2" in [text.get_text() for text in time.get_legend().get_texts()]
+
+
 DISTILLED = {"block_kd": 3.0, "kd": 5.0, "end_to_end": 7.0, "contsup": 4.0}
 MODULES = {"end_to_end": None, "block_kd": None, "kd": None}
 
